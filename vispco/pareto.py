@@ -1,0 +1,106 @@
+"""Pareto frontiers: who is on it, how much it dominates, and what it offers at a price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_non_dominated(points, maximize: bool | Sequence[bool] = False) -> Tensor:
+    """Which points no other point beats: `(N, M)` -> `(N,)` bool.
+
+    A point is dominated if another is at least as good in every objective and better in one. Duplicates do not
+    dominate each other, so all copies stay.
+
+    points: list, array or tensor; all objectives are minimised.
+    maximize: one bool, or one per objective; a frontier of (FLOPs, accuracy) is `maximize=(False, True)`.
+    Raises ValueError on NaN, another shape or a wrong number of bools.
+
+    >>> is_non_dominated([(1, .5), (2, .7), (2, .6), (3, .7)], maximize=(False, True)).tolist()
+    [True, True, False, False]
+    """
+    p = _minimised(points, maximize)  # (N, M)
+    no_worse = torch.ones(len(p), len(p), dtype=torch.bool, device=p.device)
+    better = torch.zeros_like(no_worse)
+    for column in p.T:  # one objective at a time: N^2 entries, not N^2 M
+        no_worse &= column[:, None] <= column  # [j, i]: j is no worse than i
+        better |= column[:, None] < column
+    return ~(no_worse & better).any(0)
+
+
+def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> float:
+    """Volume dominated by the points and bounded by a reference point that is worse than all of interest.
+
+    HV = volume of the union of the boxes [point, reference], in the product of the objectives' units. Exact in float64
+    for any number of objectives M: a sweep in 2-D, slices along the last objective above. Points that are not strictly
+    better than the reference in every objective add 0.
+
+    points: `(N, M)`; reference: `(M,)`; maximize: see `is_non_dominated`.
+    Raises ValueError on NaN, infinities or shapes that do not fit.
+
+    >>> hypervolume([(1, 2), (2, 1)], reference=(3, 3))
+    3.0
+    >>> hypervolume([(1., .5), (2., .75)], reference=(4., 0.), maximize=(False, True))
+    2.0
+    """
+    reference = torch.as_tensor(reference, dtype=torch.float64).reshape(1, -1)
+    r = _minimised(reference, maximize)[0]  # (M,)
+    p = _minimised(points, maximize, objectives=len(r)).to(r.device)
+    p = p[(p < r).all(-1)]
+    if not (r.isfinite().all() and p.isfinite().all()):
+        raise ValueError("hypervolume needs finite points and a finite reference: an infinite box has no volume")
+    return _volume(p, r)
+
+
+def interpolate(points, cost) -> Tensor:
+    """Best quality among the points that cost at most `cost`: a step function, -inf below the cheapest point.
+
+    points: `(N, 2)` of (cost, quality), on the frontier or not; cost: a number or tensor. Returns float64 of its shape.
+    Between two measured configurations nothing is promised, hence steps and no slopes.
+    Raises ValueError on NaN or another shape.
+
+    >>> interpolate([(1, .5), (2, .7), (3, .6)], [0.5, 1, 2.9, 3]).tolist()
+    [-inf, 0.5, 0.7, 0.7]
+    """
+    costs, quality = _minimised(points, False, objectives=2).T
+    cost = torch.as_tensor(cost, dtype=torch.float64, device=costs.device)
+    if cost.isnan().any():
+        raise ValueError("cost is NaN: expected numbers in the units of the points' first column")
+    reachable = torch.where(costs <= cost[..., None], quality, -torch.inf)  # (..., N)
+    return torch.cat([reachable, reachable.new_full((*cost.shape, 1), -torch.inf)], -1).amax(-1)
+
+
+def _volume(p: Tensor, r: Tensor) -> float:
+    """Hypervolume of minimised points `(N, M)`, all strictly below `r` `(M,)`."""
+    if len(p) == 0:
+        return 0.0
+    p = p[p[:, -1].argsort()]
+    thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,): from each point to the next along the last objective
+    if p.shape[1] == 1:
+        return float(thickness.sum())
+    if p.shape[1] == 2:
+        return float(thickness @ (r[0] - p[:, 0].cummin(0).values))
+    total = 0.0
+    for n in (thickness > 0).nonzero()[:, 0].tolist():
+        slab = p[: n + 1, :-1]  # everything that reaches this slice
+        total += float(thickness[n]) * _volume(slab[is_non_dominated(slab)], r[:-1])
+    return total
+
+
+def _minimised(points, maximize: bool | Sequence[bool], objectives: int | None = None) -> Tensor:
+    """Points as float64 `(N, M)`, negated where they are to be maximised."""
+    p = torch.as_tensor(points, dtype=torch.float64).detach()
+    if p.dim() == 1 and p.numel() == 0:  # an empty list has lost its number of columns
+        p = p.reshape(0, objectives or (1 if isinstance(maximize, bool) else len(maximize)))
+    if p.dim() != 2 or p.shape[1] == 0 or p.shape[1] != (objectives or p.shape[1]):
+        raise ValueError(f"expected points of shape (N, {objectives or 'M'}), one row per point, "
+                         f"got {tuple(p.shape)}")
+    if p.isnan().any():
+        raise ValueError(f"points contain NaN in row {int(p.isnan().any(-1).nonzero()[0, 0])}: NaN has no order; "
+                         "drop failed evaluations first")
+    flags = [maximize] * p.shape[1] if isinstance(maximize, bool) else list(maximize)
+    if len(flags) != p.shape[1]:
+        raise ValueError(f"maximize must be one bool or one per objective ({p.shape[1]}), got {len(flags)}")
+    return torch.where(torch.tensor(flags, device=p.device), -p, p)

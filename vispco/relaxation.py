@@ -1,0 +1,153 @@
+"""From scores to masks: the k highest tokens (hard), and a soft mask through which k has a gradient.
+
+VisPCO (arXiv 2604.15188), differentiable search. With k~ = r_i N_v tokens wanted and s_(1) >= s_(2) >= ... sorted:
+
+    w_j = exp(-(j - 1/2 - k~)^2 / (2 sigma^2)),   tau = sum_j w_j s_(j) / sum_j w_j,   m~_j = sigmoid((s_j - tau) / T)
+
+Token j occupies the interval from j - 1 to j, so its centre is j - 1/2. At a whole k~ the threshold therefore falls
+half-way between the k-th token, which stays, and the next, which goes (with j itself, the k-th would sit on it).
+
+Shapes: scores `(B, N)`, `alive` `(B, N)` bool (False: padding, or dropped earlier; such slots count for nothing),
+`keep` `(B,)`. Ties go to the lowest index, everywhere. Half precision is computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMALISATIONS = ("rank", "minmax", "log-minmax", "none")
+
+
+def descending_ranks(scores: Tensor, alive: Tensor) -> Tensor:
+    """Place of each alive token, `(B, N)` long: 0 for the highest score, and on; N where not alive.
+
+    >>> descending_ranks(torch.tensor([[2., 9., 2.]]), torch.tensor([[True, True, True]])).tolist()
+    [[1, 0, 2]]
+    """
+    _check_shapes(scores, alive)
+    order = scores.detach().masked_fill(~alive, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    places = alive.gather(-1, order).cumsum(-1) - 1  # counts the alive only: one may score -inf, like the dead
+    return torch.empty_like(order).scatter_(-1, order, places).masked_fill(~alive, scores.shape[-1])
+
+
+def normalise(scores: Tensor, alive: Tensor, how: str = "rank") -> Tensor:
+    """Scores of different methods and layers on one scale, so that one temperature fits all; 0 where not alive.
+
+    how:
+        "rank"        (n - rank - 1/2) / n: uniform in (0, 1) for any scores; carries no gradient to the scores
+        "minmax"      (s - min) / (max - min) per sample; 1/2 if all are equal
+        "log-minmax"  the same of log s, as in the authors' code; s <= 0 counts as the lowest positive score
+        "none"        as they are: temperatures are then in the method's own units
+    An infinite score counts as the nearest finite one, except for "rank", where it has its own place.
+    Raises ValueError for another `how`, or shapes that do not fit.
+
+    >>> normalise(torch.tensor([[3., 9., 5., 0.]]), torch.tensor([[True, True, True, False]]), "minmax").tolist()
+    [[0.0, 1.0, 0.3333333432674408, 0.0]]
+    >>> normalise(torch.tensor([[3., 9.]]), torch.tensor([[True, True]])).tolist()
+    [[0.25, 0.75]]
+    """
+    if how not in NORMALISATIONS:
+        raise ValueError(f"unknown normalisation {how!r}: expected one of {', '.join(NORMALISATIONS)}")
+    _check_shapes(scores, alive)
+    s = _full_precision(scores)
+    if s.numel() == 0:
+        return s
+    if how == "rank":
+        n = alive.sum(-1, keepdim=True).to(s)  # (B, 1)
+        return ((n - descending_ranks(scores, alive) - 0.5) / n.clamp(min=1)).masked_fill(~alive, 0)
+    if how == "log-minmax":
+        s = torch.where(s > 0, torch.where(s > 0, s, 1).log(), -torch.inf)  # twice: log(0) has no gradient
+    s = s.masked_fill(~alive, 0) / 2  # halves: max - min cannot overflow
+    finite = alive & s.isfinite()
+    low = s.masked_fill(~finite, torch.inf).amin(-1, keepdim=True)  # (B, 1)
+    high = s.masked_fill(~finite, -torch.inf).amax(-1, keepdim=True)
+    s = s.clamp(low, high).masked_fill(~finite.any(-1, keepdim=True), 0)
+    if how == "none":
+        return (2 * s).masked_fill(~alive, 0)
+    spread = high > low
+    s = torch.where(spread, (s - low) / torch.where(spread, high - low, 1), 0.5)
+    return s.masked_fill(~alive, 0)
+
+
+def soft_threshold(scores: Tensor, keep: Tensor, alive: Tensor, sigma: float | None = None) -> Tensor:
+    """The score between kept and dropped tokens, smooth in the number kept: tau `(B,)`.
+
+    tau = sum_j w_j s_(j) / sum_j w_j,   w_j = exp(-(j - 1/2 - k~)^2 / (2 sigma^2)),   j = 1..n alive tokens
+
+    keep: k~, the number of tokens wanted, any real number.
+    sigma: in tokens. The default is the paper's 10 per 576 alive tokens, but at least 1: a window that outgrows the
+        list would average all of it and hardly move with k~.
+
+    d tau / d k~ = cov_w(j, s_(j)) / sigma^2: strictly negative as long as scores within reach of the window differ. With
+    "rank" scores they always do; with others, a run of ties many sigmas wide has no gradient (all-equal scores never
+    have). A lone token has no neighbours to interpolate: its threshold is s + 1/2 - k~, the line that ranks follow.
+    No tokens at all: 0. Raises ValueError unless sigma > 0.
+
+    >>> soft_threshold(torch.tensor([[4., 1., 3., 2.]]), torch.tensor([2.]), torch.ones(1, 4, dtype=torch.bool))
+    tensor([2.5000])
+    """
+    _check_shapes(scores, alive, keep)
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma must be a positive number of tokens (or None for the default), got {sigma!r}")
+    s = _full_precision(scores).masked_fill(~alive, 0)
+    if s.shape[-1] == 0:
+        return s.sum(-1)
+    keep, n = keep.to(s.dtype), alive.sum(-1).to(s.dtype)  # (B,)
+    width = (n[:, None] * (10 / 576)).clamp(min=1) if sigma is None else max(float(sigma), 1e-12)
+    squares = (descending_ranks(scores, alive) + 0.5 - keep[:, None]) ** 2  # (B, N); rank = j - 1
+    squares = squares.masked_fill(~alive, torch.finfo(s.dtype).max)
+    nearest = squares.detach().amin(-1, keepdim=True)
+    w = torch.exp((nearest - squares) / (2 * width**2)).masked_fill(~alive, 0)  # the largest weight is 1
+    tau = (w * s).sum(-1) / w.sum(-1).clamp(min=1)
+    return torch.where(n == 1, tau + 0.5 - keep, tau)
+
+
+def soft_mask(scores: Tensor, keep: Tensor, alive: Tensor, sigma: float | None = None,
+              temperature: float = 0.1) -> Tensor:
+    """Degree in (0, 1) to which each token is kept, 0 where not alive: m~ `(B, N)`.
+
+    m~_j = sigmoid((s_j - tau(k~)) / T)
+
+    temperature: T, in the units of the scores (the paper's 0.1 supposes scores in [0, 1], see `normalise`).
+    Raises ValueError unless temperature > 0.
+
+    >>> scores, alive = torch.tensor([[.875, .125, .625, .375]]), torch.ones(1, 4, dtype=torch.bool)
+    >>> [round(m, 2) for m in soft_mask(scores, torch.tensor([2.]), alive)[0].tolist()]
+    [0.98, 0.02, 0.78, 0.22]
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    tau = soft_threshold(scores, keep, alive, sigma)
+    s = _full_precision(scores).masked_fill(~alive, 0)
+    return torch.sigmoid((s - tau[:, None]) / temperature).masked_fill(~alive, 0)
+
+
+def hard_mask(scores: Tensor, keep_tokens: Tensor, alive: Tensor, check: bool = True) -> Tensor:
+    """Exactly the `keep_tokens` highest alive scores of each sample (all of them, if there are fewer): `(B, N)` bool.
+
+    keep_tokens: whole numbers, `(B,)`.
+    check: look for NaN (on an accelerator this waits for the device).
+    Raises ValueError if an alive score is NaN; -inf is a score like any other.
+
+    >>> hard_mask(torch.tensor([[1., 7., 7., 7.]]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool)).tolist()
+    [[False, True, True, False]]
+    """
+    _check_shapes(scores, alive, keep_tokens)
+    if check and (scores.isnan() & alive).any():
+        raise ValueError("scores contain NaN: expected numbers (-inf for never), so that tokens can be ranked; "
+                         "look for a division by zero or an all-masked softmax in the scoring method")
+    return alive & (descending_ranks(scores, alive) < keep_tokens[:, None])
+
+
+def _full_precision(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _check_shapes(scores: Tensor, alive: Tensor, keep: Tensor | None = None) -> None:
+    if scores.dim() != 2 or alive.shape != scores.shape or alive.dtype != torch.bool:
+        raise ValueError("expected scores (B, N) and a bool mask alive of the same shape, got scores "
+                         f"{tuple(scores.shape)} and alive {tuple(alive.shape)} of {alive.dtype}")
+    if keep is not None and keep.shape != scores.shape[:1]:
+        raise ValueError(f"expected one number of tokens per sample, shape ({scores.shape[0]},), "
+                         f"got {tuple(keep.shape)}; use keep.expand(B)")
