@@ -1,0 +1,29 @@
+"""vispco: visual token pruning configuration optimisation.
+
+Find, by gradient, how many visual tokens each layer of a vision-language model needs for a range of compute
+budgets, and deploy the result:
+
+    frontier = vispco.search(model, batches, method="fastv", budgets=[0.2, 0.5, 0.8])
+    with vispco.apply(model, frontier.points[1].config):
+        model.generate(**inputs)
+"""
+
+from . import methods as methods
+from . import models as models
+from . import pareto as pareto
+from .config import PruningConfig as PruningConfig
+from .flops import count_flops as count_flops
+from .kernels import Kernel as Kernel
+from .methods import Method as Method
+from .models import Adapter as Adapter
+from .pruning import apply as apply
+from .registry import (
+    list_adapters as list_adapters,
+    list_kernels as list_kernels,
+    list_methods as list_methods,
+    register_adapter as register_adapter,
+    register_kernel as register_kernel,
+    register_method as register_method,
+)
+
+__version__ = "0.1.0"

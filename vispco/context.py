@@ -1,0 +1,122 @@
+"""Context: what a pruning method may look at when it ranks the visual tokens that enter a layer.
+
+Methods and model families meet only here. A method sees tensors; the adapter supplies the projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Index pair that picks the True places of `mask` (B, N), in order, padded to `width`; and which are real.
+
+    >>> index, real = positions(torch.tensor([[False, True, True], [True, False, False]]), 2)
+    >>> torch.tensor([[10, 11, 12], [20, 21, 22]])[index].where(real, -1).tolist()
+    [[11, 12], [20, -1]]
+    """
+    columns = mask.logical_not().to(torch.int8).argsort(dim=1, stable=True)[:, :width]  # (B, width)
+    rows = torch.arange(mask.shape[0], device=mask.device)[:, None]
+    return (rows, columns), mask[rows, columns]
+
+
+@dataclass
+class Context:
+    """The tokens at the input of decoder layer `layer`, and what is known of them.
+
+    Shapes: B samples, N tokens present now, n_visual visual slots (the most of any sample), D hidden,
+    H heads, G key-value heads, E head size. Samples may have different numbers of visual tokens:
+    `x[ctx.visual]` gives (B, n_visual, ...) with filler in the slots where `ctx.valid` is False. A method may
+    return anything for those slots, but the scores of valid slots must not depend on them.
+
+    layer: the layer whose input is pruned.
+    hidden: (B, N, D) its input.
+    visual, valid: index pair and (B, n_visual) bool, as above.
+    visual_mask, text_mask: (B, N) bool: visual tokens; prompt text (no padding, no answer tokens).
+    present: (B, N) bool: tokens that exist (neither padding nor dropped before).
+    order: (B, N) original position of each token.
+    slot: (B, n_visual) running number of each visual token among the sample's ORIGINAL visual tokens.
+    n_visual: (B,) number of original visual tokens.
+    keep: (B,) number of tokens that will be kept.
+    last: (B, 1) place of the last prompt token.
+    """
+
+    layer: int
+    hidden: Tensor
+    visual: tuple[Tensor, Tensor]
+    valid: Tensor
+    visual_mask: Tensor
+    text_mask: Tensor
+    present: Tensor
+    order: Tensor
+    slot: Tensor
+    n_visual: Tensor
+    keep: Tensor
+    last: Tensor
+    adapter: Any
+    inputs: Tensor
+    captured: dict[str, Any]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Input of layer 0 (B, N, D): projected image features and text embeddings of the tokens present."""
+        return take(self.inputs, self.order)
+
+
+    def keys(self, layer: int | None = None) -> Tensor:
+        """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""
+        return self._project("key", layer, None)
+
+    def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
+        """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default all N."""
+        return self._project("query", layer, at)
+
+    def attention(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
+        """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R); default the last prompt token.
+
+        The probabilities are those of the layer just run (default; nothing is recomputed but these rows), or
+        what `ctx.layer` would compute on the tokens as they are (`layer=ctx.layer`).
+        """
+        at = self.last if at is None else at
+        q, k = self.queries(layer, at), self.keys(layer)
+        groups = q.shape[1] // k.shape[1]
+        scores = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3) @ k.transpose(-1, -2)  # (B, G, groups R, N)
+        scores = scores.unflatten(2, (groups, -1)).flatten(1, 2).float() * self.adapter.scaling(self._layer(layer))
+        seen = (self.order[:, None] <= self.order.gather(1, at)[..., None]) & self.present[:, None]  # (B, R, N)
+        return scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+
+    def _layer(self, layer: int | None) -> int:
+        layer = self.layer - 1 if layer is None else layer
+        if layer not in (self.layer - 1, self.layer) or layer < 0:
+            raise ValueError(f"the tokens entering layer {self.layer} have queries and keys of layer "
+                             f"{self.layer - 1} (just run) and {self.layer} (next) only, not of layer {layer}; a "
+                             "method that reads the layer just run cannot prune before layer 1")
+        return layer
+
+    def _project(self, kind: str, layer: int | None, at: Tensor | None) -> Tensor:
+        layer = self._layer(layer)
+        if layer == self.layer:
+            states = self.adapter.project(layer, kind, self.hidden if at is None else take(self.hidden, at))
+        else:
+            states = self.captured[kind] if at is None else take(self.captured[kind], at)
+        rotary = self.captured["rotary"][layer]
+        return self.adapter.rotate(layer, kind, states, rotary if at is None else take_rotary(rotary, at))
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
+    x = x.expand(index.shape[0], *x.shape[1:])
+    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
+
+
+def take_rotary(rotary: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+    """Gather `index` (B, K) along dim -2 of cos and sin: (B or 1, N, E), or (3, B, N, E) in some families."""
+    def gather(x: Tensor) -> Tensor:
+        x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
+        return x.gather(-2, index[..., None].expand(*x.shape[:-3], *index.shape, x.shape[-1]))
+
+    return tuple(gather(x) for x in rotary)

@@ -1,0 +1,53 @@
+"""JSON files, read strictly and written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+def checked_keys(data: Any, what: str, *, required: set[str], optional: set[str] = frozenset()) -> dict:
+    """`data` as a dict with exactly these keys (and the right schema version), or ValueError."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")
+    data = dict(data)
+    version = data.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{what} has schema_version {version!r}, this vispco reads {SCHEMA_VERSION}")
+    if missing := required - data.keys():
+        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
+    if unknown := data.keys() - required - optional - {"num_layers"}:
+        raise ValueError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
+    return data
+
+
+def read_json(path: str | os.PathLike, build):
+    """`build(json)`, with every fault of the file reported as one ValueError that names the file."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            return build(json.load(file))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Write JSON next to `path` and rename it there: a reader never sees half a file."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str | bytes) -> None:
+    """Atomic write of text or bytes."""
+    folder = os.path.dirname(os.path.abspath(os.fspath(path)))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".vispco-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

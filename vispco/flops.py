@@ -1,0 +1,196 @@
+"""FLOPs of a language model's prefill as a function of the tokens that enter each layer.
+
+Exact convention (the default): 2 FLOPs per multiply-accumulate, grouped-query attention, every matrix of the
+feed-forward network, no discount for causal masks, nothing for norms, softmax, activations and embeddings.
+With n tokens entering a layer, d = hidden, h = heads, g = key-value heads, e = head size, m = FFN width:
+
+    F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
+
+The same formula serves three readers: it is differentiable in n (the search's constraint), exact for whole
+tokens (the report), and equal to `torch.utils.flop_counter.FlopCounterMode` (the test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .config import PruningConfig
+from .registry import METHODS, adapter_for
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a decoder that decide its FLOPs."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    ffn_matrices: int = 3
+
+
+def exact(s: Dimensions, n):
+    """2 per multiply-accumulate, GQA, every FFN matrix."""
+    attention = 2 * s.hidden * s.heads * s.head_dim + 2 * s.hidden * s.kv_heads * s.head_dim
+    return 2 * n * (attention + s.ffn_matrices * s.hidden * s.ffn) + 4 * n * n * (s.heads * s.head_dim)
+
+
+def fastv(s: Dimensions, n):
+    """FastV (arXiv 2403.06764): `4nd^2 + 2n^2d + 2ndm` multiply-accumulates, two FFN matrices."""
+    return 4 * n * s.hidden**2 + 2 * n * n * s.hidden + 2 * n * s.hidden * s.ffn
+
+
+def sparsevlm(s: Dimensions, n):
+    """SparseVLM (arXiv 2410.04417): FastV's with three FFN matrices."""
+    return fastv(s, n) + n * s.hidden * s.ffn
+
+
+def vispco(s: Dimensions, n):
+    """VisPCO (arXiv 2604.15188): `24 n d^2 + 4 n^2 d`, an FFN of two matrices of width 4d."""
+    return 24 * n * s.hidden**2 + 4 * n * n * s.hidden
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A way to count that some publication uses. `text`: whether text tokens count."""
+
+    layer: Callable
+    text: bool = True
+
+
+#: Every convention by name. All but `exact` leave out the lm_head, the vision tower and the scoring.
+CONVENTIONS = {"exact": Convention(exact), "fastv": Convention(fastv), "sparsevlm": Convention(sparsevlm),
+               "pdrop": Convention(sparsevlm, text=False), "vispco": Convention(vispco)}
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """FLOPs of one sample's prefill.
+
+    per_layer: of each decoder layer; scoring: of ranking the tokens (one row of attention for FastV);
+    lm_head: of `n_logits` positions; vision, projector: of the vision tower and the projector, listed apart.
+    tokens: visual tokens entering each layer.
+    """
+
+    per_layer: list[int]
+    scoring: int
+    lm_head: int
+    vision: int
+    projector: int
+    tokens: list[int]
+    n_text: int
+    convention: str
+    full: int = field(repr=False, default=0)
+    text_only: int = field(repr=False, default=0)
+
+    @property
+    def total(self) -> int:
+        """The language model: layers + scoring + lm_head."""
+        return sum(self.per_layer) + self.scoring + self.lm_head
+
+    @property
+    def total_with_vision(self) -> int:
+        """Everything that runs: `total` + vision tower + projector."""
+        return self.total + self.vision + self.projector
+
+    @property
+    def share(self) -> float:
+        """Of the full model's `total`."""
+        return self.total / self.full
+
+    @property
+    def prunable_share(self) -> float:
+        """Of the prunable cost: 0 without visual tokens, 1 with all of them. Budgets mean this by default."""
+        return (self.total - self.text_only) / (self.full - self.text_only) if self.full > self.text_only else 1.0
+
+    def table(self) -> str:
+        """A per-layer table."""
+        rows = [f"{'layer':>12} {'visual':>7} {'text':>6} {'GFLOPs':>12}"]
+        rows += [f"{i:>12} {n:>7} {self.n_text:>6} {f / 1e9:>12.4f}"
+                 for i, (n, f) in enumerate(zip(self.tokens, self.per_layer))]
+        parts = {"scoring": self.scoring, "lm_head": self.lm_head, "total": self.total, "vision tower": self.vision,
+                 "projector": self.projector, "with vision": self.total_with_vision}
+        rows += [f"{name:>12} {'':>7} {'':>6} {f / 1e9:>12.4f}" for name, f in parts.items()]
+        return "\n".join(rows + [f"{self.share:.1%} of the full model, {self.prunable_share:.1%} of its prunable cost "
+                                 f"(convention {self.convention!r})"])
+
+
+class CostModel:
+    """FLOPs of one language model under one convention, for shapes `(n_visual, n_text)`.
+
+    `cost(counts, shape)` is the total prefill FLOPs when `counts[..., i]` visual tokens enter layer i; whole
+    counts (a list) include the method's scoring at each step, exactly; a tensor may hold fractions and
+    require gradients.
+    """
+
+    def __init__(self, dimensions: Dimensions, method=None, convention: str = "exact", n_logits: int = 1):
+        if convention not in CONVENTIONS:
+            raise ValueError(f"unknown FLOPs convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
+        self.dimensions, self.method, self.n_logits = dimensions, method, n_logits
+        self.convention, self.name = CONVENTIONS[convention], convention
+
+    def layers(self, counts, n_text):
+        """FLOPs per layer; `counts` a tensor (..., L)."""
+        return self.convention.layer(self.dimensions, counts + (n_text if self.convention.text else 0))
+
+    def lm_head(self) -> int:
+        """FLOPs of the logits."""
+        return 2 * self.n_logits * self.dimensions.hidden * self.dimensions.vocab if self.name == "exact" else 0
+
+    def scoring(self, counts: Sequence[int], n_visual: int, n_text: int) -> int:
+        """FLOPs of the method's ranking, at each layer where the count falls."""
+        if self.method is None or self.name != "exact":
+            return 0
+        before = [n_visual, *counts[:-1]]
+        return sum(self.method.flops(self.dimensions, was, n_text) for was, now in zip(before, counts) if now < was)
+
+    def __call__(self, counts, n_visual, n_text):
+        if isinstance(counts, torch.Tensor):
+            return self.layers(counts, n_text).sum(-1) + self.lm_head()
+        return (sum(self.layers(n, n_text) for n in counts) + self.scoring(counts, n_visual, n_text)
+                + self.lm_head())
+
+
+def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: int = 576, n_text: int = 64,
+                convention: str = "exact", n_logits: int = 1) -> FlopsReport:
+    """Count the prefill FLOPs of one sample under a pruning configuration (None: the full model).
+
+    model_or_config: a Hugging Face VLM or its configuration. n_visual, n_text: tokens of the sample.
+    n_logits: positions at which logits are computed (1 in generation).
+    Raises ValueError for another number of layers than the model's, or an unknown convention.
+
+    >>> from transformers import LlavaConfig
+    >>> report = count_flops(LlavaConfig(text_config={"model_type": "llama"}),
+    ...                      PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32), convention="fastv")
+    >>> f"{report.share:.0%}"
+    '57%'
+    """
+    adapter = adapter_for(model_or_config)
+    hf_config = getattr(model_or_config, "config", model_or_config)
+    dimensions = adapter.dimensions(hf_config)
+    method = None
+    if config is None:
+        counts = [n_visual] * dimensions.layers
+    else:
+        if config.num_layers != dimensions.layers:
+            raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but the model has "
+                             f"{dimensions.layers} decoder layers")
+        counts = config.tokens(n_visual)
+        method = METHODS.get(config.method)(**config.method_options)
+    cost = CostModel(dimensions, method, convention, n_logits)
+    vision, projector = adapter.vision_flops(hf_config, n_visual) if convention == "exact" else (0, 0)
+    return FlopsReport([cost.layers(n, n_text) for n in counts], cost.scoring(counts, n_visual, n_text),
+                       cost.lm_head(), vision, projector, counts, n_text, convention,
+                       full=cost([n_visual] * dimensions.layers, n_visual, n_text),
+                       text_only=cost_without_visual(cost, n_text))
+
+
+def cost_without_visual(cost: CostModel, n_text: int) -> int:
+    """FLOPs of the text alone: what no pruning can save."""
+    return cost([0] * cost.dimensions.layers, 0, n_text)

@@ -1,0 +1,26 @@
+"""Strided: evenly spaced tokens, the other baseline that embarrasses careful methods."""
+
+from __future__ import annotations
+
+import torch
+
+from ..registry import register_method
+from .base import Method
+
+
+@register_method("strided")
+class Strided(Method):
+    """Evenly spaced tokens, nested: those kept at a lower ratio are among those kept at a higher one.
+
+        s_j = -van_der_Corput(j),   the binary digits of j mirrored about the point
+
+    so the top n/2, n/4, ... tokens are exactly every 2nd, 4th, ... token, and any other number is as even
+    as a nested order allows.
+    """
+
+    first_layer = 0
+
+    def score(self, ctx):
+        """(B, n_visual) in (-1, 0]."""
+        bits = torch.arange(24, device=ctx.slot.device)
+        return -((ctx.slot[..., None] >> bits & 1) * 0.5 ** (bits + 1)).sum(-1)

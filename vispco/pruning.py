@@ -1,0 +1,319 @@
+"""`vispco.apply`: hooks in, hooks out. One pruner, two modes.
+
+deploy: dropped tokens leave the hidden states, the rotary embeddings, the masks and the KV cache.
+search: tokens stay; masked keys are renormalised away, and gradients reach the keep ratios straight through.
+
+Only hooks are used: no model file is changed, no attention implementation is forced. Text tokens and the
+positions of all tokens stay as they were. The output has its original length: zeros where tokens were dropped.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import PruningConfig, whole_tokens
+from .context import Context, positions, take, take_rotary
+from .masks import Packed, decode_mask, pack, prefill_mask, soft_bias
+from .registry import METHODS, adapter_for
+from .relaxation import hard_mask
+from .ste import straight_through_mask
+
+_applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its Pruner
+
+
+def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
+    """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
+
+    model: any model with a registered adapter. mode: "deploy" (tokens physically dropped, KV cache shorter) or
+    "search" (tokens masked; the same logits at the kept positions).
+    Raises ValueError if the configuration does not fit the model, or the model is pruned already.
+
+    >>> import vispco
+    >>> from vispco.testbed import load, batches
+    >>> model, processor = load("testbed-llava")
+    >>> config = vispco.PruningConfig.from_fastv(k=2, drop=0.5, num_layers=model.config.text_config.num_hidden_layers)
+    >>> with vispco.apply(model, config):
+    ...     logits = model(**batches("test", n=8, batch_size=8)[0]).logits
+    """
+    if mode not in ("deploy", "search"):
+        raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
+    adapter = adapter_for(model)(model)
+    check_fits(config, adapter)
+    method = METHODS.get(config.method)(**config.method_options)
+    return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
+
+
+def check_fits(config: PruningConfig, adapter) -> None:
+    """Raise ValueError unless `config` can be applied to the adapter's model."""
+    layers, model_type = len(adapter.layers), adapter.config.model_type
+    if config.num_layers != layers:
+        raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but {type(adapter.model).__name__} "
+                         f"has {layers} decoder layers; search one for this model, or give one ratio per layer")
+    if config.model_type is not None and config.model_type != model_type:
+        raise ValueError(f"the configuration was made for model type {config.model_type!r}, this is {model_type!r}; "
+                         "search one for this model, or set model_type to None to apply it all the same")
+    first = METHODS.get(config.method).first_layer
+    if min(config.keep_ratios[:first], default=1.0) < 1:
+        raise ValueError(f"method {config.method!r} reads the attention of the layer before, so it cannot prune before "
+                         f"layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs no attention")
+
+
+@dataclass
+class Prefill:
+    """What is known of the prompt while one forward pass runs. B samples, S tokens, at most V visual ones each."""
+
+    visual: Tensor  # (B, S) bool
+    real: Tensor  # (B, S) bool: not padding
+    prompt: Tensor  # (B, S) bool: real and before the answer
+    n_visual: list[int]
+    n_real: list[int]
+    tail: list[int]  # 1 where the last token is padding
+    plain: bool  # whether the model's mask is nothing but causal and padding
+    left: list[int]  # visual tokens that remain, per sample
+    embeddings: Tensor | None = None  # (B, S, D)
+    rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
+    captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
+    packed: Packed | None = None  # deploy: the tokens that remain
+    policy: Tensor | None = None  # search: (B, S) straight-through mask so far
+    steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
+
+
+class Pruner:
+    """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
+
+    `ratios` (L,) may be replaced between forward passes; where it requires gradients (search), they flow.
+    """
+
+    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: dict | None = None):
+        self.adapter, self.method, self.ratios, self.mode = adapter, method, ratios, mode
+        self.estimator = estimator or {}
+        self.labels: Tensor | None = None
+        self.prefill: Prefill | None = None
+        self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
+        self._hooks: list = []
+
+    # ---- life -------------------------------------------------------------------------------------------
+    def install(self) -> Pruner:
+        """Register the hooks; layers that need none get none."""
+        model, adapter = self.adapter.model, self.adapter
+        if model in _applied:
+            raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
+                             ".remove() on its handle first")
+        _applied[model] = self
+        pruned = self._pruned_layers()
+        add = self._hooks.append
+        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
+        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
+        add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
+        add(adapter.decoder.register_forward_hook(self._on_output))
+        for i, layer in enumerate(adapter.layers):
+            if pruned and i >= pruned[0] - 1:
+                add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
+            if i + 1 in pruned:
+                for kind, module in adapter.projections(i).items():
+                    add(module.register_forward_hook(self._on_projection(kind)))
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks out; the model is as before. Calling it twice is harmless."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        if _applied.get(self.adapter.model) is self:
+            del _applied[self.adapter.model]
+
+    def __enter__(self) -> Pruner:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.remove()
+
+    def kept(self) -> dict[int, Tensor]:
+        """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
+        steps = self.prefill.steps if self.prefill else {}
+        return {i: (s.kept() if isinstance(s, Packed) else s.bool()) & self.prefill.real for i, s in steps.items()}
+
+    def _pruned_layers(self) -> list[int]:
+        if self.mode == "search" and self.ratios.requires_grad:
+            return list(range(self.method.first_layer, len(self.ratios)))
+        ratios = [1.0, *self.ratios.tolist()]
+        return [i for i in range(len(self.ratios)) if ratios[i + 1] < ratios[i]]
+
+    # ---- once per forward pass --------------------------------------------------------------------------
+    def _on_model(self, module, args, kwargs):
+        if kwargs.get("labels") is not None:
+            self.labels = kwargs["labels"]
+
+    def _on_backbone(self, module, args, kwargs):
+        labels, self.labels = self.labels, None
+        self._memo = {}
+        cache = kwargs.get("past_key_values")
+        if cache is not None and getattr(cache, "is_compileable", False):
+            raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
+                             "default cache (leave cache_implementation out)")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        visual = self.adapter.visual_mask(ids, kwargs.get("inputs_embeds"))
+        if cache is None or cache.get_seq_length() == 0:
+            self.prefill = self._start(visual, kwargs.get("attention_mask"), labels)
+            return
+        self.decoding = True
+        if bool(visual.any()):
+            raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
+                             "or chunked prefill) cannot be pruned: start again from the whole prompt")
+
+    def _start(self, visual: Tensor, mask: Tensor | None, labels: Tensor | None) -> Prefill:
+        plain = mask is None or mask.ndim == 2
+        real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
+        # Answers are not part of the prompt: no score may look at them.
+        prompt = real if labels is None else real & (labels != -100).to(real.device).cumsum(1).eq(0)
+        visual = visual & real
+        counts = torch.stack([visual.sum(1), real.sum(1), ~real[:, -1]]).tolist()  # the one synchronisation
+        self.decoding = False
+        return Prefill(visual, real, prompt, *counts, self.adapter.causal and plain, counts[0])
+
+    def _on_decoder(self, module, args, kwargs):
+        if not self.decoding:
+            self.prefill.embeddings = kwargs["inputs_embeds"]
+
+    def _on_output(self, module, args, output):
+        if not self.decoding:
+            state = self.prefill
+            state.captured, state.embeddings, state.rotary = {}, None, None
+            if state.packed is not None:
+                output["last_hidden_state"] = state.packed.restore(output["last_hidden_state"])
+        return output
+
+    # ---- once per layer ---------------------------------------------------------------------------------
+    def _on_projection(self, kind: str):
+        def hook(module, args, output):
+            if not self.decoding:
+                self.prefill.captured[kind] = output
+
+        return hook
+
+    def _on_layer(self, i: int):
+        def hook(module, args, kwargs):
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            if self.decoding:
+                changed = self._decode(i, hidden, kwargs)
+            elif self.mode == "search":
+                changed = self._search(i, hidden, kwargs)
+            else:
+                hidden, changed = self._deploy(i, hidden, kwargs)
+            return (hidden, *args[1:]), {**kwargs, **changed}
+
+        return hook
+
+    def _target(self, i: int) -> list[int] | None:
+        """Visual tokens of each sample that may enter layer i, or None if that drops none."""
+        state, ratio = self.prefill, float(self.ratios[i])
+        target = [min(left, whole_tokens(ratio, n)) for left, n in zip(state.left, state.n_visual)]
+        return target if target != state.left else None
+
+    def _scores(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> tuple[Context, Tensor]:
+        """What the method sees at the input of layer i, and its scores (B, V)."""
+        state, packed, rotary = self.prefill, self.prefill.packed, kwargs["position_embeddings"]
+        if packed is None:
+            order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+            present = state.real if state.policy is None else state.real & (state.policy > 0)
+            visual = state.visual
+        else:
+            order, rotary = packed.order, take_rotary(rotary, packed.order)
+            present = packed.valid & state.real.gather(1, order)
+            visual = packed.valid & state.visual.gather(1, order)
+        index, real = positions(visual, max(state.left if self.mode == "deploy" else state.n_visual))
+        prompt = present & state.prompt.gather(1, order)
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        context = Context(
+            layer=i, hidden=hidden, visual=index, valid=real & present[index], visual_mask=visual & present,
+            text_mask=prompt & ~visual, present=present, order=order, adapter=self.adapter,
+            slot=(state.visual.cumsum(1) - 1).gather(1, order)[index], n_visual=state.visual.sum(1),
+            keep=torch.tensor(target, device=hidden.device), last=(prompt * places).argmax(1, keepdim=True),
+            inputs=state.embeddings, captured={**state.captured, "rotary": {i - 1: state.rotary, i: rotary}})
+        scores = self.method.score(context)
+        if scores.shape != context.valid.shape:
+            raise ValueError(f"{type(self.method).__name__}.score returned shape {tuple(scores.shape)}, expected one "
+                             f"score per visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
+        return context, scores
+
+    def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        state, cache = self.prefill, kwargs.get("past_key_values")
+        target = self._target(i)
+        if target is not None:
+            hidden = self._drop(i, hidden, kwargs, target)
+        if state.packed is None:
+            state.rotary = kwargs["position_embeddings"]
+            return hidden, {}
+        if cache is not None:
+            if i == 0:
+                cache.layers[:1] = [self.adapter.shortened_cache_layer(state.packed.length - hidden.shape[1])]
+            cache.vispco_packed = {**getattr(cache, "vispco_packed", {}), i: state.packed}
+        changed = self._packed_inputs(kwargs)
+        state.rotary = changed["position_embeddings"]
+        return hidden, changed
+
+    def _drop(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> Tensor:
+        """Rank, choose and gather: the hidden states of the tokens that remain."""
+        state = self.prefill
+        context, scores = self._scores(i, hidden, kwargs, target)
+        chosen = hard_mask(scores, context.keep, context.valid)  # (B, V)
+        keep = context.present & ~context.visual_mask  # text stays, padding goes
+        keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
+        if any(state.tail):  # but generation reads the last column, padding or not
+            keep[:, -1] = True
+        lengths = [n - v + t + tail for n, v, t, tail in zip(state.n_real, state.n_visual, target, state.tail)]
+        index, dense = pack(keep, max(lengths)), len(set(lengths)) == 1
+        state.packed = Packed(take(context.order, index), take(keep, index), state.visual.shape[1], dense,
+                              plain=dense and state.plain and not any(state.tail))
+        state.steps[i], state.left = state.packed, target
+        self._memo = {}
+        return take(hidden, index)
+
+    def _packed_inputs(self, kwargs: dict) -> dict:
+        """Rotary embeddings, mask and position ids of the packed tokens; each layer is given the originals."""
+        packed = self.prefill.packed
+        rotary, mask, ids = kwargs["position_embeddings"], kwargs.get("attention_mask"), kwargs.get("position_ids")
+        key = (id(rotary[0]), id(mask))
+        if key not in self._memo:
+            self._memo[key] = {"position_embeddings": take_rotary(rotary, packed.order),
+                               "attention_mask": prefill_mask(mask, packed),
+                               "position_ids": None if ids is None else take(ids, packed.order)}
+        return self._memo[key]
+
+    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        packed = getattr(cache, "vispco_packed", {}).get(i)
+        if packed is None:
+            return {}
+        key = (id(packed), id(mask))
+        if key not in self._memo:
+            queries = hidden.shape[1]
+            new = cache.layers[i].keys.shape[-2] - packed.order.shape[1] + queries  # from the keys: survives crop()
+            self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, new)}
+        return self._memo[key]
+
+    def _search(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
+        state, flows = self.prefill, self.ratios.requires_grad and torch.is_grad_enabled()
+        target = self._target(i)
+        if (target is not None or flows) and i >= self.method.first_layer and any(state.n_visual):
+            target = target or state.left
+            with torch.no_grad():
+                context, scores = self._scores(i, hidden, kwargs, target)
+            keep = self.ratios[i].to(hidden.device) * context.n_visual
+            mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
+            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
+            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
+            state.policy = policy if state.policy is None else state.policy * policy
+            state.steps[i], state.left = state.policy.detach(), target
+            self._memo = {}
+        state.rotary = kwargs["position_embeddings"]
+        if state.policy is None:
+            return {}
+        mask = kwargs.get("attention_mask")
+        if id(mask) not in self._memo:
+            self._memo[id(mask)] = {"attention_mask": soft_bias(mask, state.policy, hidden.dtype)}
+        return self._memo[id(mask)]

@@ -1,0 +1,94 @@
+"""Registries of pruning methods, model adapters and kernel functions.
+
+Registering a class enrols it everywhere: the command line lists it, `vispco.search` accepts its name and
+the contract test suite runs it. An installed package can register without being imported by the user,
+through the entry-point groups `vispco.methods`, `vispco.adapters` and `vispco.kernels`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatch
+from importlib.metadata import entry_points
+from typing import Any
+
+
+class Registry:
+    """A mapping from names to classes, with entry points and helpful errors.
+
+    >>> colours = Registry("colour")
+    >>> @colours.register("red")
+    ... class Red: "The colour of poppies."
+    >>> colours.get("red") is Red, colours.names()
+    (True, ['red'])
+    """
+
+    def __init__(self, kind: str, group: str | None = None):
+        self.kind = kind
+        self._classes: dict[str, type] = {}
+        self._group = group  # entry-point group; None once it has been loaded
+
+    def register(self, name: str, cls: type | None = None, *, overwrite: bool = False) -> Callable:
+        """Register `cls` under `name`; without `cls`, return a decorator that does.
+
+        Raises ValueError if the name is taken (unless `overwrite=True`) or empty.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a {self.kind}'s name must be a non-empty string, got {name!r}; "
+                             f"write @register_{self.kind}('name')")
+
+        def add(cls: type) -> type:
+            if name in self._classes and not overwrite and self._classes[name] is not cls:
+                raise ValueError(f"{self.kind} {name!r} is already registered ({self._classes[name].__qualname__}); "
+                                 "choose another name or pass overwrite=True")
+            self._classes[name] = cls
+            return cls
+
+        return add if cls is None else add(cls)
+
+    def get(self, name: str) -> type:
+        """The class registered under `name`. Raises ValueError with the nearest name if there is none."""
+        self._load_entry_points()
+        if name not in self._classes:
+            near = difflib.get_close_matches(str(name), self._classes, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {self.kind} {name!r}: {hint}registered are {', '.join(self.names())}; "
+                             f"add your own with vispco.register_{self.kind}()")
+        return self._classes[name]
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Sorted names that match a shell-style pattern."""
+        self._load_entry_points()
+        return sorted(name for name in self._classes if fnmatch(name, pattern))
+
+    def remove(self, name: str) -> None:
+        """Forget `name` (for tests and interactive work)."""
+        self._classes.pop(name, None)
+
+    def _load_entry_points(self) -> None:
+        group, self._group = self._group, None
+        for point in entry_points(group=group) if group else ():
+            if point.name not in self._classes:
+                self.register(point.name, point.load(), overwrite=True)
+
+
+METHODS = Registry("method", "vispco.methods")
+ADAPTERS = Registry("adapter", "vispco.adapters")
+KERNELS = Registry("kernel", "vispco.kernels")
+
+register_method, list_methods = METHODS.register, METHODS.names
+register_adapter, list_adapters = ADAPTERS.register, ADAPTERS.names
+register_kernel, list_kernels = KERNELS.register, KERNELS.names
+
+
+def adapter_for(model: Any) -> type:
+    """The adapter whose `handles` accepts a model (by its class) or a configuration (by its `model_type`).
+
+    Raises ValueError that names the class and the adapters there are.
+    """
+    for name in ADAPTERS.names():
+        if ADAPTERS.get(name).handles(model):
+            return ADAPTERS.get(name)
+    raise ValueError(f"no adapter for {type(model).__name__}: registered are {', '.join(ADAPTERS.names())}; "
+                     "write one (a small class) and register it with vispco.register_adapter()")
