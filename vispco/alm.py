@@ -1,37 +1,37 @@
 """Augmented Lagrangian: minimise f(x) subject to constraints, by a sequence of unconstrained problems.
 
-After Nocedal & Wright, Numerical Optimization, ch. 17 (Framework 17.3, Algorithm 17.4), in the notation of VisPCO
-(arXiv 2604.15188): the slack c(x) = B - F(x) is what is left of the budget, w the multipliers, lambda the penalties.
+After Nocedal & Wright, Numerical Optimization, ch. 17 (Framework 17.3, Algorithm 17.4), in the notation of
+VisPCO (arXiv 2604.15188): the slack c(x) = B - F(x) is what is left of the budget, w the multipliers, lambda
+the penalties.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-KINDS = ("inequality", "equality")
-
 
 class AugmentedLagrangian:
-    """Multipliers and penalties of m constraints on the slack c(x) `(m,)`: `c >= 0` ("inequality") or `c = 0`.
+    """Multipliers w and penalties lambda of m constraints, `c >= 0` ("inequality") or `c = 0` ("equality").
 
-    inequality   phi = f + sum (z^2 - w^2) / (2 lambda),  z = max(0, w - lambda c);     w <- z
-    equality     phi = f - sum (w c - lambda c^2 / 2);                                  w <- w - lambda c
-    both         lambda <- min(alpha lambda, max_penalty) where |violation| >= beta |previous violation|
+    c(x) `(m,)` is the slack; f(x) the objective.
 
-    The new multipliers make grad phi the gradient of the plain Lagrangian f - w c, so they take the lambda that phi was
-    minimised with, and lambda grows after. lambda is one per constraint and never grows where the violation is below
-    epsilon. For an inequality the violation is |min(c, w / lambda)| rather than the paper's |B - F|: it vanishes
-    exactly if c >= 0, w >= 0 and w c = 0, so that a cheap optimum with budget to spare is accepted as well.
+    inequality   phi = f + sum (z^2 - w^2) / (2 lambda),   z = max(0, w - lambda c);   then w <- z
+    equality     phi = f - sum (w c - lambda c^2 / 2);                                 then w <- w - lambda c
+    both         lambda <- min(alpha lambda, max_penalty) where violation >= beta * previous violation
+
+    The new w makes grad phi the gradient of the plain Lagrangian f - w c, so it takes the lambda that phi was
+    minimised with, and lambda grows after. lambda is one per constraint and never grows where the violation
+    is within epsilon. The violation of an inequality is |min(c, w / lambda)| where the paper has |B - F|: it
+    vanishes exactly if c >= 0, w >= 0 and w c = 0, so that an optimum with budget to spare is accepted too.
 
     kind, multiplier, penalty: one for all constraints, or one per constraint.
-    epsilon: largest violation that counts as satisfied, in the units of the slack (divide by the budget, or sigma).
-    Raises ValueError for penalty <= 0, alpha < 1, beta outside (0, 1], epsilon < 0, max_penalty < penalty, a negative
-    multiplier of an inequality.
+    epsilon: largest violation that counts as satisfied, in the units of the slack.
+    Raises ValueError for penalty <= 0, alpha < 1, beta outside (0, 1], epsilon < 0, max_penalty < penalty,
+    or a negative multiplier of an inequality.
 
     >>> alm = AugmentedLagrangian(penalty=2.)
     >>> alm.loss(torch.tensor(1.), torch.tensor(-.5))  # z = 1, phi = 1 + 1 / 4
@@ -46,107 +46,103 @@ class AugmentedLagrangian:
         if num_constraints < 1:
             raise ValueError(f"num_constraints must be at least 1, got {num_constraints!r}")
         self._m = num_constraints
-        self.kind = self._each("kind", (kind,) * self._m if isinstance(kind, str) else tuple(kind))
-        if unknown := set(self.kind) - set(KINDS):
-            raise ValueError(f"kind must be 'inequality' or 'equality', got {unknown.pop()!r}")
-        self._multiplier = self._numbers("multiplier", multiplier)
-        self._penalty = self._numbers("penalty", penalty)
-        self._violation = [math.inf] * self._m  # no previous one: the first update leaves the penalty alone
-        if not all(p > 0 for p in self._penalty):
-            raise ValueError(f"penalty must be positive, got {penalty!r}: phi divides by it")
-        if any(w < 0 for w, kind in zip(self._multiplier, self.kind) if kind == "inequality"):
-            raise ValueError(f"the multiplier of an inequality must not be negative, got {multiplier!r}")
-        for name, value, fits, expected in (("alpha", alpha, 1 <= alpha < math.inf, ">= 1"),
-                                            ("beta", beta, 0 < beta <= 1, "in (0, 1]"),
-                                            ("epsilon", epsilon, 0 <= epsilon < math.inf, ">= 0"),
-                                            ("max_penalty", max_penalty, max_penalty >= max(self._penalty),
-                                             "at least the penalty")):
-            if not fits:
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        self.kind = (kind,) * self._m if isinstance(kind, str) else tuple(kind)
+        if len(self.kind) != self._m or not set(self.kind) <= {"inequality", "equality"}:
+            raise ValueError("kind must be 'inequality' or 'equality', for all constraints or one each "
+                             f"({self._m}), got {kind!r}")
+        self._inequality = torch.tensor([k == "inequality" for k in self.kind])  # (m,)
+        self._w, self._lambda = self._vector("multiplier", multiplier), self._vector("penalty", penalty)
+        self._violation = torch.full_like(self._w, torch.inf)  # so the first update leaves the penalty alone
+        self._check("penalty", penalty, (self._lambda > 0).all(), "positive (phi divides by it)")
+        self._check("multiplier", multiplier, (self._w >= 0)[self._inequality].all(), ">= 0 for inequalities")
+        self._check("alpha", alpha, 1 <= alpha < torch.inf, "at least 1")
+        self._check("beta", beta, 0 < beta <= 1, "in (0, 1]")
+        self._check("epsilon", epsilon, 0 <= epsilon < torch.inf, "at least 0")
+        self._check("max_penalty", max_penalty, (max_penalty >= self._lambda).all(), "at least the penalty")
         self.alpha, self.beta, self.epsilon, self.max_penalty = alpha, beta, epsilon, max_penalty
 
     @property
     def multiplier(self) -> tuple[float, ...]:
-        """w: by how much the objective would fall per unit of slack granted; one per constraint."""
-        return tuple(self._multiplier)
+        """w, one per constraint: at the optimum, how fast the objective falls with the budget."""
+        return tuple(self._w.tolist())
 
     @property
     def penalty(self) -> tuple[float, ...]:
         """lambda, one per constraint."""
-        return tuple(self._penalty)
+        return tuple(self._lambda.tolist())
 
     @property
     def violation(self) -> tuple[float, ...]:
-        """Violations at the last update; infinite before the first."""
-        return tuple(self._violation)
+        """Violations at the last update, one per constraint; infinite before the first."""
+        return tuple(self._violation.tolist())
 
     def loss(self, objective: Tensor, slack: Tensor) -> Tensor:
-        """phi, to be minimised: a scalar tensor from the objective f (scalar) and the slack c `(m,)` (or scalar)."""
-        c = torch.as_tensor(slack).reshape(-1)
-        self._each("slack", c)
-        w, lam = c.new_tensor(self._multiplier), c.new_tensor(self._penalty)
+        """phi, a scalar tensor to be minimised, from the objective (scalar) and the slack `(m,)` or scalar.
+
+        Raises ValueError for another number of slacks.
+        """
+        c = slack.reshape(-1)
+        self._check("slack", c, len(c) == self._m, f"one number per constraint ({self._m})")
+        w, lam = self._w.to(c), self._lambda.to(c)
         z = (w - lam * c).clamp(min=0)
-        inequality = (z**2 - w**2) / (2 * lam)
-        equality = lam / 2 * c**2 - w * c
-        return objective + torch.where(torch.tensor(self._is_inequality, device=c.device), inequality, equality).sum()
+        terms = torch.where(self._inequality.to(c.device), (z**2 - w**2) / (2 * lam), lam * c**2 / 2 - w * c)
+        return objective + terms.sum()
 
     def update(self, slack: Tensor | float | Sequence[float]) -> None:
-        """Multiplier step, then penalty step, at the minimiser of the current phi.
+        """Multiplier step, then penalty step, at the minimiser of phi, where the slack is `slack`.
 
         Raises FloatingPointError, and changes nothing, if the slack is not finite.
         """
-        c, violation = self._numbers("slack", slack, FloatingPointError), self._violations(slack)
-        for j in range(self._m):
-            w = self._multiplier[j] - self._penalty[j] * c[j]
-            self._multiplier[j] = max(0.0, w) if self._is_inequality[j] else w
-            if violation[j] > self.epsilon and violation[j] >= self.beta * self._violation[j]:
-                self._penalty[j] = max(self._penalty[j], min(self.alpha * self._penalty[j], self.max_penalty))
+        c, violation = self._vector("slack", slack), self._violations(slack)
+        stuck = (violation > self.epsilon) & (violation >= self.beta * self._violation)
+        w = self._w - self._lambda * c
+        self._w = torch.where(self._inequality, w.clamp(min=0), w)
+        grown = (self.alpha * self._lambda).clamp(max=self.max_penalty)
+        self._lambda = torch.where(stuck, grown, self._lambda)
         self._violation = violation
 
     def satisfied(self, slack: Tensor | float | Sequence[float]) -> bool:
-        """Is every violation at most epsilon, given the current multipliers?
+        """Is every violation within epsilon, given the current multipliers?
 
         >>> alm = AugmentedLagrangian(2, kind=("inequality", "equality"), epsilon=.01)
         >>> alm.satisfied([5., .001]), alm.satisfied([5., .1]), alm.satisfied([-.1, 0.])
         (True, False, False)
         """
-        return max(self._violations(slack)) <= self.epsilon
+        return bool((self._violations(slack) <= self.epsilon).all())
 
     def state_dict(self) -> dict[str, list]:
         """What changes from step to step, ready for JSON (a violation is null before the first update)."""
-        return {"kind": list(self.kind), "multiplier": list(self._multiplier), "penalty": list(self._penalty),
-                "violation": [None if math.isinf(v) else v for v in self._violation]}
+        return {"kind": list(self.kind), "multiplier": self._w.tolist(), "penalty": self._lambda.tolist(),
+                "violation": [v if v < torch.inf else None for v in self._violation.tolist()]}
 
     def load_state_dict(self, state: dict[str, list]) -> None:
-        """Continue where `state_dict` was taken, to the bit. Raises ValueError if the constraints are others."""
-        if missing := {"kind", "multiplier", "penalty", "violation"} - state.keys():
-            raise ValueError(f"the state lacks {', '.join(sorted(missing))}")
-        if tuple(state["kind"]) != self.kind:
-            raise ValueError(f"the state is of constraints {tuple(state['kind'])}, this problem has {self.kind}")
-        violation = [math.inf if v is None else v for v in self._each("violation", state["violation"])]
-        self._multiplier = self._numbers("multiplier", state["multiplier"])
-        self._penalty, self._violation = self._numbers("penalty", state["penalty"]), violation
+        """Continue where `state_dict` was taken, to the bit. Raises ValueError for other constraints."""
+        names = {"kind", "multiplier", "penalty", "violation"}
+        self._check("state", sorted(state), set(state) == names, f"a dict of {', '.join(sorted(names))}")
+        self._check("state's kind", state["kind"], tuple(state["kind"]) == self.kind, f"{self.kind}")
+        violation = self._vector("violation", [-1.0 if v is None else v for v in state["violation"]])
+        self._w = self._vector("multiplier", state["multiplier"])
+        self._lambda = self._vector("penalty", state["penalty"])
+        self._violation = violation.where(violation >= 0, torch.inf)
 
-    @property
-    def _is_inequality(self) -> list[bool]:
-        return [kind == "inequality" for kind in self.kind]
+    def _violations(self, slack: Tensor | float | Sequence[float]) -> Tensor:
+        c = self._vector("slack", slack)
+        return torch.where(self._inequality, c.minimum(self._w / self._lambda), c).abs()  # (m,)
 
-    def _violations(self, slack) -> list[float]:
-        c = self._numbers("slack", slack, FloatingPointError)
-        return [abs(min(c[j], self._multiplier[j] / self._penalty[j]) if self._is_inequality[j] else c[j])
-                for j in range(self._m)]
+    def _vector(self, name: str, values: Tensor | float | Sequence[float]) -> Tensor:
+        """One float64 number per constraint, on the CPU."""
+        v = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().reshape(-1)
+        v = v.expand(self._m) if len(v) == 1 and name != "slack" else v
+        self._check(name, v.tolist(), len(v) == self._m, f"one number per constraint ({self._m})")
+        if not v.isfinite().all():
+            error = FloatingPointError if name == "slack" else ValueError
+            raise error(f"{name} must be finite, got {v.tolist()}")
+        return v.clone()
 
-    def _numbers(self, name: str, values, error: type[Exception] = ValueError) -> list[float]:
-        values = torch.as_tensor(values, dtype=torch.float64).detach().reshape(-1).tolist()
-        values = values * self._m if len(values) == 1 and name != "slack" else values
-        if not all(map(math.isfinite, self._each(name, values))):
-            raise error(f"{name} must be finite, got {values}")
-        return values
-
-    def _each(self, name: str, values):
-        if len(values) != self._m:
-            raise ValueError(f"expected one {name} per constraint ({self._m}), got {len(values)}")
-        return values
+    @staticmethod
+    def _check(name: str, value, fits, expected: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -176,11 +172,12 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
     Outer step: minimise phi by `inner` iterations; stop if the constraints are satisfied (to alm.epsilon) and
     max |grad phi| <= tolerance, which together are the KKT conditions; else update w and lambda.
 
-    objective_fn, slack_fn: no arguments, return a scalar tensor and a tensor `(m,)` that depend on `parameters`.
-    optimizer: any torch optimiser over the parameters; by default L-BFGS with a line search, begun anew for each
-        phi, whose curvature changes with w and lambda.
-    Raises FloatingPointError, naming the outer step, if the objective or a slack is not finite; the parameters are then
-    as they were before that step. Raises ValueError without parameters.
+    objective_fn, slack_fn: no arguments, return a scalar tensor and a tensor `(m,)` that depend on
+        `parameters`.
+    optimizer: any torch optimiser over the parameters; by default L-BFGS with a line search, begun anew for
+        each phi, whose curvature changes with w and lambda.
+    Raises FloatingPointError, naming the outer step, if the objective or a slack is not finite; the
+    parameters are then as they were before that step. Raises ValueError without parameters.
 
     >>> x = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # nearest to (3, 2) with x + y <= 3
     >>> target = torch.tensor([3., 2.])
@@ -221,11 +218,12 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
             objective, slack = (value.detach() for value in evaluate())
         except FloatingPointError:
             with torch.no_grad():
-                for parameter, value in zip(parameters, good):
+                for parameter, value in zip(parameters, good, strict=True):
                     parameter.copy_(value)
             raise
         gradient = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
-        result.history.append(Step(float(objective), tuple(slack.tolist()), alm.multiplier, alm.penalty, gradient))
+        result.history.append(
+            Step(float(objective), tuple(slack.tolist()), alm.multiplier, alm.penalty, gradient))
         result.converged = gradient <= tolerance and alm.satisfied(slack)
         alm.update(slack)
         if result.converged:

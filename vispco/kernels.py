@@ -1,8 +1,8 @@
 """Kernel functions r_i = R(i; theta): per-layer keep ratios from a few learnable numbers.
 
 VisPCO (arXiv 2604.15188) describes a whole schedule of `L` keep ratios by a short curve over the layer
-index `i`, so that a gradient has few directions to look in. Every kernel here yields, for ANY theta, ratios in
-[0, 1] that never increase and that are exactly 1 before the first layer that can be pruned.
+index `i`, so that a gradient has few directions to look in. Every kernel here yields, for ANY theta, ratios
+in [0, 1] that never increase and that are exactly 1 before the first layer that can be pruned.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class Kernel(nn.Module):
     first_layer: first layer whose INPUT may be pruned. Methods that rank tokens by the attention of the layer
         before need 1: there is nothing to look at before layer 0.
 
-    A subclass writes the paper's formula as `ratios(i, ...)`, the start as `initial()` and, so that the formula can
-    use the paper's letters, `named(theta)`: the constrained quantities behind theta, passed on to `ratios` by name.
+    A subclass writes the paper's formula as `ratios(i, ...)`, the start as `initial()` and, so that the
+    formula can use the paper's letters, `named(theta)`: the constrained quantities behind theta, passed on to
+    `ratios` by name.
 
     Raises ValueError if `num_layers` < 1 or `first_layer` is not in 0..num_layers - 1.
 
@@ -40,8 +41,8 @@ class Kernel(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 0 <= first_layer < num_layers:
-            raise ValueError(f"first_layer must be in 0..{num_layers - 1}, got {first_layer!r}: with {num_layers} "
-                             "layer(s) there would be nothing to prune; pass a smaller first_layer")
+            raise ValueError(f"first_layer must be in 0..{num_layers - 1}, got {first_layer!r}: "
+                             "no layer would be left to prune; pass a smaller first_layer")
         self.num_layers, self.first_layer = num_layers, first_layer
         self.theta = nn.Parameter(self.initial())
 
@@ -50,12 +51,12 @@ class Kernel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define initial(): the first theta, shape (P,)")
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
-        """The formula's own quantities from theta `(..., P)`: each `(..., 1)` or `(..., M)`, within its bounds."""
+        """The formula's own quantities from theta `(..., P)`, within bounds: each `(..., 1)` or longer."""
         return {"theta": theta}
 
     def ratios(self, i: Tensor, **named: Tensor) -> Tensor:
         """The formula as published, before clipping: layer indices `(L,)` -> ratios `(..., L)`."""
-        raise NotImplementedError(f"{type(self).__name__} must define ratios(i, ...): the curve, shape (..., L)")
+        raise NotImplementedError(f"{type(self).__name__} must define ratios(i, ...): the curve, (..., L)")
 
     def schedule(self, theta: Tensor) -> Tensor:
         """Keep ratios `(..., L)` of any theta `(..., P)`: in [0, 1], non-increasing, 1 before `first_layer`.
@@ -66,7 +67,7 @@ class Kernel(nn.Module):
         torch.Size([5, 7, 3])
         """
         if theta.shape[-1:] != self.theta.shape:
-            raise ValueError(f"theta must end in {self.num_parameters} parameters, got shape {tuple(theta.shape)}")
+            raise ValueError(f"theta must have shape (..., {self.num_parameters}), got {tuple(theta.shape)}")
         i = torch.arange(self.num_layers, dtype=theta.dtype, device=theta.device)
         ratios = self.ratios(i, **self.named(theta)).clamp(0, 1)  # (..., L)
         ratios = torch.where(i < self.first_layer, 1, ratios)
@@ -97,7 +98,8 @@ class PSigmoid(Kernel):
 
     r_i = 1 + (r - 1) sigmoid(gamma (i - k)),   k = L sigmoid(theta_0) in layers,   r = sigmoid(theta_1)
 
-    The paper calls it "multi-layer p-sigmoid" with gentle gamma (unpublished; 1 here), "single-layer" with a large one.
+    The paper calls it "multi-layer p-sigmoid" with gentle gamma (unpublished; 1 here), "single-layer" with a
+    large one.
     Raises ValueError unless gamma > 0.
 
     >>> PSigmoid(num_layers=4)(torch.tensor([0., -100.])).tolist()[2]  # i = k: half of the drop is done
@@ -156,8 +158,8 @@ class Linear(Kernel):
 
     r_i = r - k i,   r = sigmoid(theta_1),   k = r sigmoid(theta_0) / max(1, first_layer) per layer
 
-    The slope is tied to r so that the first prunable layer is never clipped to 0: there the gradient would vanish
-    in every layer at once and a search could not come back.
+    The slope is tied to r so that the first prunable layer is never clipped to 0: there the gradient would
+    vanish in every layer at once and a search could not come back.
 
     >>> Linear(num_layers=4)(torch.zeros(2)).tolist()  # r = 1/2, k = 1/4
     [1.0, 0.25, 0.0, 0.0]
@@ -180,10 +182,10 @@ class MultiStep(Kernel):
 
     r_i = 1 - (1 - r) sum_{j=1..M} v_j sigmoid(gamma (i - k_j))
 
-    The paper's form has fixed places k_j = (2j - 1) L / (2M) and equal drops v_j = 1/M: `learn_positions=False,
-    learn_weights=False`. By default that is only the start and both are learned, k_j = L sigmoid(.), v = softmax(.),
-    so that single-layer pruning is a special case (all k_j equal). theta is [places (M), weights (M), r (1)], without
-    what is not learned (the weight of a lone step is always 1).
+    The paper's form has fixed places k_j = (2j - 1) L / (2M) and equal drops v_j = 1/M, that is
+    `learn_positions=False, learn_weights=False`. By default these are only the start and both are learned,
+    k_j = L sigmoid(.), v = softmax(.), so that single-layer pruning is a special case (all k_j equal).
+    theta is [places (M), weights (M), r (1)], without what is not learned (a lone step weighs 1 in any case).
     Raises ValueError if steps < 1 or gamma <= 0.
 
     >>> [round(k, 4) for k in MultiStep(num_layers=12, steps=3).describe()["k"]]
@@ -208,7 +210,8 @@ class MultiStep(Kernel):
         return torch.cat([places, torch.zeros(self.steps if self.learn_weights else 0), torch.zeros(1)])
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
-        places, weights, r = theta.split([self.steps * self.learn_positions, self.steps * self.learn_weights, 1], -1)
+        sizes = [self.steps * self.learn_positions, self.steps * self.learn_weights, 1]
+        places, weights, r = theta.split(sizes, -1)
         k = places.sigmoid() if self.learn_positions else self._places().to(theta)
         v = weights.softmax(-1) if self.learn_weights else theta.new_full((self.steps,), 1 / self.steps)
         return {"k": self.num_layers * k, "v": v, "r": r.sigmoid()}
@@ -224,7 +227,8 @@ class Monotone(Kernel):
 
     r_i = 1 - sum_{first_layer <= j <= i} p_j,   p = softmax(theta), L - first_layer + 1 entries
 
-    p_j is the fraction of tokens dropped before layer j; the last entry is the fraction that is never dropped.
+    p_j is the fraction of tokens dropped before layer j; the last entry is the fraction that is never
+    dropped.
 
     >>> Monotone(num_layers=4)().tolist()
     [1.0, 0.75, 0.5, 0.25]

@@ -11,8 +11,8 @@ from torch import Tensor
 def is_non_dominated(points, maximize: bool | Sequence[bool] = False) -> Tensor:
     """Which points no other point beats: `(N, M)` -> `(N,)` bool.
 
-    A point is dominated if another is at least as good in every objective and better in one. Duplicates do not
-    dominate each other, so all copies stay.
+    A point is dominated if another is at least as good in every objective and better in one. Duplicates do
+    not dominate each other, so all copies stay.
 
     points: list, array or tensor; all objectives are minimised.
     maximize: one bool, or one per objective; a frontier of (FLOPs, accuracy) is `maximize=(False, True)`.
@@ -33,9 +33,9 @@ def is_non_dominated(points, maximize: bool | Sequence[bool] = False) -> Tensor:
 def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> float:
     """Volume dominated by the points and bounded by a reference point that is worse than all of interest.
 
-    HV = volume of the union of the boxes [point, reference], in the product of the objectives' units. Exact in float64
-    for any number of objectives M: a sweep in 2-D, slices along the last objective above. Points that are not strictly
-    better than the reference in every objective add 0.
+    HV = volume of the union of the boxes [point, reference], in the product of the objectives' units. Exact
+    in float64 for any number of objectives M: a sweep in 2-D, slices along the last objective above. Points
+    that are not strictly better than the reference in every objective add 0.
 
     points: `(N, M)`; reference: `(M,)`; maximize: see `is_non_dominated`.
     Raises ValueError on NaN, infinities or shapes that do not fit.
@@ -50,14 +50,15 @@ def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> f
     p = _minimised(points, maximize, objectives=len(r)).to(r.device)
     p = p[(p < r).all(-1)]
     if not (r.isfinite().all() and p.isfinite().all()):
-        raise ValueError("hypervolume needs finite points and a finite reference: an infinite box has no volume")
+        raise ValueError("hypervolume needs finite points and a finite reference: boxes have no volume else")
     return _volume(p, r)
 
 
 def interpolate(points, cost) -> Tensor:
     """Best quality among the points that cost at most `cost`: a step function, -inf below the cheapest point.
 
-    points: `(N, 2)` of (cost, quality), on the frontier or not; cost: a number or tensor. Returns float64 of its shape.
+    points: `(N, 2)` of (cost, quality), on the frontier or not.
+    cost: a number or tensor; returns float64 of its shape.
     Between two measured configurations nothing is promised, hence steps and no slopes.
     Raises ValueError on NaN or another shape.
 
@@ -77,7 +78,7 @@ def _volume(p: Tensor, r: Tensor) -> float:
     if len(p) == 0:
         return 0.0
     p = p[p[:, -1].argsort()]
-    thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,): from each point to the next along the last objective
+    thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,): from each to the next
     if p.shape[1] == 1:
         return float(thickness.sum())
     if p.shape[1] == 2:
@@ -98,8 +99,8 @@ def _minimised(points, maximize: bool | Sequence[bool], objectives: int | None =
         raise ValueError(f"expected points of shape (N, {objectives or 'M'}), one row per point, "
                          f"got {tuple(p.shape)}")
     if p.isnan().any():
-        raise ValueError(f"points contain NaN in row {int(p.isnan().any(-1).nonzero()[0, 0])}: NaN has no order; "
-                         "drop failed evaluations first")
+        raise ValueError(f"points contain NaN in row {int(p.isnan().any(-1).nonzero()[0, 0])}: drop failed "
+                         "evaluations first, NaN has no order")
     flags = [maximize] * p.shape[1] if isinstance(maximize, bool) else list(maximize)
     if len(flags) != p.shape[1]:
         raise ValueError(f"maximize must be one bool or one per objective ({p.shape[1]}), got {len(flags)}")

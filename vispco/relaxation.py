@@ -1,14 +1,16 @@
 """From scores to masks: the k highest tokens (hard), and a soft mask through which k has a gradient.
 
-VisPCO (arXiv 2604.15188), differentiable search. With k~ = r_i N_v tokens wanted and s_(1) >= s_(2) >= ... sorted:
+VisPCO (arXiv 2604.15188), differentiable search. With k~ = r_i N_v tokens wanted, and s_(1) >= s_(2) >= ...:
 
-    w_j = exp(-(j - 1/2 - k~)^2 / (2 sigma^2)),   tau = sum_j w_j s_(j) / sum_j w_j,   m~_j = sigmoid((s_j - tau) / T)
+    w_j = exp(-(j - 1/2 - k~)^2 / (2 sigma^2)),   tau = sum_j w_j s_(j) / sum_j w_j
+    m~_j = sigmoid((s_j - tau) / T)
 
-Token j occupies the interval from j - 1 to j, so its centre is j - 1/2. At a whole k~ the threshold therefore falls
-half-way between the k-th token, which stays, and the next, which goes (with j itself, the k-th would sit on it).
+Token j occupies the interval from j - 1 to j, so its centre is j - 1/2. At a whole k~ the threshold therefore
+falls half-way between the k-th token, which stays, and the next, which goes (with j itself, the k-th would
+sit on it).
 
-Shapes: scores `(B, N)`, `alive` `(B, N)` bool (False: padding, or dropped earlier; such slots count for nothing),
-`keep` `(B,)`. Ties go to the lowest index, everywhere. Half precision is computed in float32.
+Shapes: scores `(B, N)`, `alive` `(B, N)` bool (False: padding, or dropped earlier; such slots count for
+nothing), `keep` `(B,)`. Ties go to the lowest index, everywhere. Half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -27,22 +29,23 @@ def descending_ranks(scores: Tensor, alive: Tensor) -> Tensor:
     """
     _check_shapes(scores, alive)
     order = scores.detach().masked_fill(~alive, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    places = alive.gather(-1, order).cumsum(-1) - 1  # counts the alive only: one may score -inf, like the dead
+    places = alive.gather(-1, order).cumsum(-1) - 1  # of the alive only: they too may score -inf
     return torch.empty_like(order).scatter_(-1, order, places).masked_fill(~alive, scores.shape[-1])
 
 
 def normalise(scores: Tensor, alive: Tensor, how: str = "rank") -> Tensor:
-    """Scores of different methods and layers on one scale, so that one temperature fits all; 0 where not alive.
+    """Scores of any method and layer on one scale, so that one temperature fits all; 0 where not alive.
 
     how:
-        "rank"        (n - rank - 1/2) / n: uniform in (0, 1) for any scores; carries no gradient to the scores
+        "rank"        (n - rank - 1/2) / n: uniform in (0, 1) for any scores; no gradient to the scores
         "minmax"      (s - min) / (max - min) per sample; 1/2 if all are equal
         "log-minmax"  the same of log s, as in the authors' code; s <= 0 counts as the lowest positive score
         "none"        as they are: temperatures are then in the method's own units
     An infinite score counts as the nearest finite one, except for "rank", where it has its own place.
     Raises ValueError for another `how`, or shapes that do not fit.
 
-    >>> normalise(torch.tensor([[3., 9., 5., 0.]]), torch.tensor([[True, True, True, False]]), "minmax").tolist()
+    >>> alive = torch.tensor([[True, True, True, False]])
+    >>> normalise(torch.tensor([[3., 9., 5., 0.]]), alive, "minmax").tolist()
     [[0.0, 1.0, 0.3333333432674408, 0.0]]
     >>> normalise(torch.tensor([[3., 9.]]), torch.tensor([[True, True]])).tolist()
     [[0.25, 0.75]]
@@ -76,20 +79,22 @@ def soft_threshold(scores: Tensor, keep: Tensor, alive: Tensor, sigma: float | N
     tau = sum_j w_j s_(j) / sum_j w_j,   w_j = exp(-(j - 1/2 - k~)^2 / (2 sigma^2)),   j = 1..n alive tokens
 
     keep: k~, the number of tokens wanted, any real number.
-    sigma: in tokens. The default is the paper's 10 per 576 alive tokens, but at least 1: a window that outgrows the
-        list would average all of it and hardly move with k~.
+    sigma: in tokens. The default is the paper's 10 per 576 alive tokens, but at least 1: a window that
+        outgrows the list would average all of it and hardly move with k~.
 
-    d tau / d k~ = cov_w(j, s_(j)) / sigma^2: strictly negative as long as scores within reach of the window differ. With
-    "rank" scores they always do; with others, a run of ties many sigmas wide has no gradient (all-equal scores never
-    have). A lone token has no neighbours to interpolate: its threshold is s + 1/2 - k~, the line that ranks follow.
+    d tau / d k~ = cov_w(j, s_(j)) / sigma^2: negative as long as scores within reach of the window differ.
+    Those of "rank" always do; others have no gradient inside a run of ties many sigmas wide (nor anywhere if
+    all are equal). A lone token has no neighbours to interpolate: tau = s + 1/2 - k~, as on a line of ranks.
     No tokens at all: 0. Raises ValueError unless sigma > 0.
 
-    >>> soft_threshold(torch.tensor([[4., 1., 3., 2.]]), torch.tensor([2.]), torch.ones(1, 4, dtype=torch.bool))
+    >>> alive = torch.ones(1, 4, dtype=torch.bool)
+    >>> soft_threshold(torch.tensor([[4., 1., 3., 2.]]), torch.tensor([2.]), alive)
     tensor([2.5000])
     """
     _check_shapes(scores, alive, keep)
     if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma must be a positive number of tokens (or None for the default), got {sigma!r}")
+        raise ValueError("sigma must be a positive number of tokens, or None for the default, "
+                         f"got {sigma!r}")
     s = _full_precision(scores).masked_fill(~alive, 0)
     if s.shape[-1] == 0:
         return s.sum(-1)
@@ -124,18 +129,19 @@ def soft_mask(scores: Tensor, keep: Tensor, alive: Tensor, sigma: float | None =
 
 
 def hard_mask(scores: Tensor, keep_tokens: Tensor, alive: Tensor, check: bool = True) -> Tensor:
-    """Exactly the `keep_tokens` highest alive scores of each sample (all of them, if there are fewer): `(B, N)` bool.
+    """Exactly the `keep_tokens` highest alive scores of each sample (all, if there are fewer): `(B, N)` bool.
 
     keep_tokens: whole numbers, `(B,)`.
     check: look for NaN (on an accelerator this waits for the device).
     Raises ValueError if an alive score is NaN; -inf is a score like any other.
 
-    >>> hard_mask(torch.tensor([[1., 7., 7., 7.]]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool)).tolist()
+    >>> alive = torch.ones(1, 4, dtype=torch.bool)
+    >>> hard_mask(torch.tensor([[1., 7., 7., 7.]]), torch.tensor([2]), alive).tolist()
     [[False, True, True, False]]
     """
     _check_shapes(scores, alive, keep_tokens)
     if check and (scores.isnan() & alive).any():
-        raise ValueError("scores contain NaN: expected numbers (-inf for never), so that tokens can be ranked; "
+        raise ValueError("scores contain NaN: expected numbers (-inf for never) that rank the tokens; "
                          "look for a division by zero or an all-masked softmax in the scoring method")
     return alive & (descending_ranks(scores, alive) < keep_tokens[:, None])
 

@@ -8,9 +8,11 @@ from .relaxation import hard_mask, normalise, soft_mask
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard` with the gradient of `soft`: m^ = m~ + stop_gradient(m - m~) (VisPCO, arXiv 2604.15188).
+    """The value of `hard` with the gradient of `soft`, tensors of one shape.
 
-    Summed in this order the value is `hard` to the bit; m~ + (m - m~) would round.
+    m^ = m~ + stop_gradient(m - m~)   (VisPCO, arXiv 2604.15188)
+
+    Summed as m + (m~ - stop_gradient(m~)) the value is m to the bit; as printed it would round.
 
     >>> import torch
     >>> soft = torch.tensor([0.3, 0.9], requires_grad=True)
@@ -25,9 +27,9 @@ def straight_through_mask(scores: Tensor, keep: Tensor, keep_tokens: Tensor, ali
                           check: bool = True) -> Tensor:
     """The mask of a search step: 1 for the highest-scoring tokens, 0 for others, differentiable in `keep`.
 
-    scores, alive: `(B, N)`; keep: continuous number of tokens k~, `(B,)`, carries the gradient; keep_tokens: the whole
-    number that is kept, `(B,)`. Returns `(B, N)`, float32 (float64 if the scores are). See `relaxation` for the
-    other arguments and the errors.
+    scores, alive: `(B, N)`; keep: continuous number of tokens k~, `(B,)`, carries the gradient; keep_tokens:
+    the whole number that is kept, `(B,)`. Returns `(B, N)`, float32 (float64 if the scores are). See
+    `relaxation` for the other arguments and the errors.
 
     >>> import torch
     >>> keep = torch.tensor([1.6], requires_grad=True)
