@@ -12,7 +12,9 @@ from . import methods as methods
 from . import models as models
 from . import pareto as pareto
 from .config import PruningConfig as PruningConfig
+from .evaluate import Record as Record, evaluate as evaluate
 from .flops import count_flops as count_flops
+from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
 from .kernels import Kernel as Kernel
 from .methods import Method as Method
 from .models import Adapter as Adapter
@@ -25,5 +27,5 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
-
-__version__ = "0.1.0"
+from .search import search as search
+from .version import __version__ as __version__

@@ -12,10 +12,11 @@ tokens (the report), and equal to `torch.utils.flop_counter.FlopCounterMode` (th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from .config import PruningConfig
 from .registry import METHODS, adapter_for
@@ -122,39 +123,48 @@ class FlopsReport:
 
 
 class CostModel:
-    """FLOPs of one language model under one convention, for shapes `(n_visual, n_text)`.
+    """Prefill FLOPs of one language model under one convention and method, for samples of any shape.
 
-    `cost(counts, shape)` is the total prefill FLOPs when `counts[..., i]` visual tokens enter layer i; whole
-    counts (a list) include the method's scoring at each step, exactly; a tensor may hold fractions and
-    require gradients.
+    `cost(counts, n_visual, n_text)`: counts (..., L) visual tokens entering each layer, n_visual and n_text
+    (...) of the samples. Whole counts (integer tensors) include the method's scoring at each layer where the
+    count falls, and are exact; fractional counts leave it out, and are differentiable.
+
+    Raises ValueError for an unknown convention.
     """
 
     def __init__(self, dimensions: Dimensions, method=None, convention: str = "exact", n_logits: int = 1):
         if convention not in CONVENTIONS:
             raise ValueError(f"unknown FLOPs convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
-        self.dimensions, self.method, self.n_logits = dimensions, method, n_logits
-        self.convention, self.name = CONVENTIONS[convention], convention
+        self.dimensions, self.method = dimensions, method
+        self.convention, self.exact = CONVENTIONS[convention], convention == "exact"
+        self.lm_head = 2 * n_logits * dimensions.hidden * dimensions.vocab if self.exact else 0
 
-    def layers(self, counts, n_text):
-        """FLOPs per layer; `counts` a tensor (..., L)."""
-        return self.convention.layer(self.dimensions, counts + (n_text if self.convention.text else 0))
+    def layers(self, counts: Tensor, n_text) -> Tensor:
+        """FLOPs of each layer, (..., L)."""
+        text = torch.as_tensor(n_text, device=counts.device)[..., None] if self.convention.text else 0
+        return self.convention.layer(self.dimensions, counts + text)
 
-    def lm_head(self) -> int:
-        """FLOPs of the logits."""
-        return 2 * self.n_logits * self.dimensions.hidden * self.dimensions.vocab if self.name == "exact" else 0
-
-    def scoring(self, counts: Sequence[int], n_visual: int, n_text: int) -> int:
-        """FLOPs of the method's ranking, at each layer where the count falls."""
-        if self.method is None or self.name != "exact":
+    def scoring(self, counts: Tensor, n_visual, n_text) -> Tensor | int:
+        """FLOPs of ranking, for whole counts (..., L)."""
+        if self.method is None or not self.exact:
             return 0
-        before = [n_visual, *counts[:-1]]
-        return sum(self.method.flops(self.dimensions, was, n_text) for was, now in zip(before, counts) if now < was)
+        n_visual, n_text = (torch.as_tensor(n, device=counts.device)[..., None] for n in (n_visual, n_text))
+        before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
+        ranked = torch.zeros_like(counts) + self.method.flops(self.dimensions, before, n_text)
+        return ranked.where(counts < before, 0).sum(-1)
 
-    def __call__(self, counts, n_visual, n_text):
-        if isinstance(counts, torch.Tensor):
-            return self.layers(counts, n_text).sum(-1) + self.lm_head()
-        return (sum(self.layers(n, n_text) for n in counts) + self.scoring(counts, n_visual, n_text)
-                + self.lm_head())
+    def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
+        scoring = 0 if counts.is_floating_point() else self.scoring(counts, n_visual, n_text)
+        return self.layers(counts, n_text).sum(-1) + scoring + self.lm_head
+
+    def full(self, n_visual, n_text) -> Tensor:
+        """FLOPs (...) without pruning."""
+        n_visual = torch.as_tensor(n_visual)
+        return self(n_visual[..., None].expand(*n_visual.shape, self.dimensions.layers), n_visual, n_text)
+
+    def text_only(self, n_text) -> Tensor:
+        """FLOPs (...) of the text alone: what no pruning can save."""
+        return self.full(torch.zeros_like(torch.as_tensor(n_text)), n_text)
 
 
 def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: int = 576, n_text: int = 64,
@@ -163,7 +173,8 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
 
     model_or_config: a Hugging Face VLM or its configuration. n_visual, n_text: tokens of the sample.
     n_logits: positions at which logits are computed (1 in generation).
-    Raises ValueError for another number of layers than the model's, or an unknown convention.
+    Raises ValueError for another number of layers than the model's, a negative number of tokens, or an unknown
+    convention.
 
     >>> from transformers import LlavaConfig
     >>> report = count_flops(LlavaConfig(text_config={"model_type": "llama"}),
@@ -171,6 +182,9 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
     >>> f"{report.share:.0%}"
     '57%'
     """
+    for name, value in {"n_visual": n_visual, "n_text": n_text, "n_logits": n_logits}.items():
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be a whole number of tokens, got {value!r}")
     adapter = adapter_for(model_or_config)
     hf_config = getattr(model_or_config, "config", model_or_config)
     dimensions = adapter.dimensions(hf_config)
@@ -184,13 +198,8 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
         counts = config.tokens(n_visual)
         method = METHODS.get(config.method)(**config.method_options)
     cost = CostModel(dimensions, method, convention, n_logits)
-    vision, projector = adapter.vision_flops(hf_config, n_visual) if convention == "exact" else (0, 0)
-    return FlopsReport([cost.layers(n, n_text) for n in counts], cost.scoring(counts, n_visual, n_text),
-                       cost.lm_head(), vision, projector, counts, n_text, convention,
-                       full=cost([n_visual] * dimensions.layers, n_visual, n_text),
-                       text_only=cost_without_visual(cost, n_text))
-
-
-def cost_without_visual(cost: CostModel, n_text: int) -> int:
-    """FLOPs of the text alone: what no pruning can save."""
-    return cost([0] * cost.dimensions.layers, 0, n_text)
+    vision, projector = adapter.vision_flops(hf_config, n_visual) if cost.exact else (0, 0)
+    whole = torch.tensor(counts)
+    return FlopsReport(cost.layers(whole, n_text).tolist(), int(cost.scoring(whole, n_visual, n_text)), cost.lm_head,
+                       vision, projector, counts, n_text, convention,
+                       full=int(cost.full(n_visual, n_text)), text_only=int(cost.text_only(n_text)))

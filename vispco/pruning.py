@@ -210,7 +210,7 @@ class Pruner:
 
     def _target(self, i: int) -> list[int] | None:
         """Visual tokens of each sample that may enter layer i, or None if that drops none."""
-        state, ratio = self.prefill, float(self.ratios[i])
+        state, ratio = self.prefill, self.ratios.detach()[i].item()
         target = [min(left, whole_tokens(ratio, n)) for left, n in zip(state.left, state.n_visual)]
         return target if target != state.left else None
 

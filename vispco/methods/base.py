@@ -35,5 +35,8 @@ class Method(ABC):
         """Scores (B, n_visual) of the slots `ctx.visual`; the highest are kept, ties to the lowest index."""
 
     def flops(self, dimensions: Dimensions, n_visual: int, n_text: int) -> int:
-        """FLOPs (matrix products only) of one `score` call for one sample, with the tokens present now."""
+        """FLOPs (matrix products only) of one `score` call for one sample, with the tokens present now.
+
+        Plain arithmetic, please: the numbers of tokens may be tensors.
+        """
         return 0

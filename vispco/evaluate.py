@@ -1,0 +1,104 @@
+"""`vispco.evaluate`: accuracy, KL and FLOPs of one configuration on labelled batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .config import PruningConfig
+from .flops import CostModel
+from .pruning import apply, check_fits
+from .registry import METHODS, adapter_for
+from .teacher import Lesson, answer_logits, kl_divergence, prepare, teach
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `evaluate` measured.
+
+    accuracy: share of samples whose whole answer is right: the arg max at every answer token, given the tokens
+        before it, which is what greedy decoding gives (an empty answer scores 0).
+    kl: mean KL(pruned || full) over answer tokens, nats. flops: mean prefill FLOPs of a sample, language model.
+    share: of the full model's; prunable_share: of its prunable cost (0 text only, 1 full).
+    n: samples with an answer; correct: one bool each, in order.
+    """
+
+    accuracy: float
+    kl: float
+    flops: float
+    share: float
+    prunable_share: float
+    n: int
+    correct: Tensor = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict:
+        """JSON-ready, without the single answers."""
+        return {k: v for k, v in asdict(self).items() if k != "correct"}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config: PruningConfig | None = None,
+             *, mode: str = "deploy") -> Record:
+    """Run `model` under `config` (None: in full) over `batches` and compare with the answers and the full model.
+
+    batches: dicts of model inputs with `labels` (-100 outside the answer). To evaluate many configurations, pass
+    `lessons = teach(model, prepare(model, batches))` (from `vispco.teacher`): the full model then runs only once.
+    Raises ValueError for batches without answers or visual tokens, and as `apply` does.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> record = evaluate(model, testbed.batches("test", n=64, batch_size=32))
+    >>> record.kl, record.prunable_share, record.n
+    (0.0, 1.0, 64)
+    """
+    adapter = adapter_for(model)(model)
+    if config is not None:
+        check_fits(config, adapter)
+    lessons = batches if _are_lessons(batches) else prepare(model, batches)
+    training = model.training
+    model.eval()
+    try:
+        teach(model, lessons)
+        right, divergence = [], []
+        pruner = apply(model, config, mode=mode) if config is not None else None
+        try:
+            for lesson in lessons:
+                if pruner:
+                    logits = answer_logits(model, lesson, pruner)
+                    divergence.append(kl_divergence(logits, lesson.log_probs).cpu())
+                else:
+                    logits = lesson.log_probs
+                    divergence.append(torch.zeros(len(logits)))
+                wrong = logits.argmax(-1).cpu() != lesson.targets
+                answered = lesson.answers.any(1)
+                misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong.long())
+                right.append((misses == 0)[answered])
+        finally:
+            if pruner:
+                pruner.remove()
+    finally:
+        model.train(training)
+    correct = torch.cat(right)
+    flops, full, text = costs(adapter, lessons, config)
+    prunable = float((flops - text).sum() / (full - text).sum())
+    return Record(float(correct.float().mean()), float(torch.cat(divergence).mean().clamp(min=0)),
+                  float(flops.mean()), float(flops.sum() / full.sum()), prunable, len(correct), correct)
+
+
+def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Prefill FLOPs of every sample: (under `config`, in full, without visual tokens), float64."""
+    method = METHODS.get(config.method)(**config.method_options) if config else None
+    cost = CostModel(adapter.dimensions(adapter.config), method)
+    n_visual, n_text = (torch.cat([getattr(x, name) for x in lessons]) for name in ("n_visual", "n_text"))
+    full, text = cost.full(n_visual, n_text).double(), cost.text_only(n_text).double()
+    if config is None:
+        return full, full, text
+    counts = torch.tensor([config.tokens(n) for n in n_visual.tolist()])
+    return cost(counts, n_visual, n_text).double(), full, text
+
+
+def _are_lessons(batches) -> bool:
+    return isinstance(batches, list) and bool(batches) and all(isinstance(b, Lesson) for b in batches)

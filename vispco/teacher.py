@@ -1,0 +1,112 @@
+"""The full model as teacher: what it answers on a batch, computed once, and how far a pruned one is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .registry import adapter_for
+
+
+@dataclass
+class Lesson:
+    """One batch, with its answers located. B samples, A answer tokens in all, C columns that predict one.
+
+    inputs: the model's inputs, without labels. labels: (B, S), -100 outside the answer.
+    columns: (C,) positions whose logits predict an answer token of some sample. answers: (B, C) bool: of which.
+    targets, rows: (A,) the answer tokens, and the sample each belongs to.
+    n_visual, n_text: (B,) tokens of each prompt (the answer is not part of it).
+    log_probs: (A, vocabulary) of the full model, once `teach` has run.
+    """
+
+    inputs: dict
+    labels: Tensor
+    columns: Tensor
+    answers: Tensor
+    targets: Tensor
+    rows: Tensor
+    n_visual: Tensor
+    n_text: Tensor
+    log_probs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+def prepare(model: nn.Module, batches: Sequence[Mapping]) -> list[Lesson]:
+    """Check the batches and find their answers.
+
+    Raises ValueError, naming the batch, if it is no mapping, lacks `input_ids` or `labels`, has no visual tokens
+    or no answer, or an answer right after a visual token (whose logits are gone once it is dropped).
+    """
+    if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
+        raise ValueError("batches must be a sequence of dicts of model inputs, got "
+                         f"{type(batches).__name__}; for one batch, pass [batch]")
+    adapter = adapter_for(model)(model)
+    lessons = [_lesson(adapter, batch, f"batches[{i}]") for i, batch in enumerate(batches)]
+    if not lessons:
+        raise ValueError("batches is empty: give at least one batch of questions with answers")
+    return lessons
+
+
+def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
+    if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
+        raise ValueError(f"{name} must be a dict with input_ids and labels (-100 outside the answer), got "
+                         f"{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}")
+    ids, labels = batch["input_ids"], batch["labels"]
+    if labels.shape != ids.shape:
+        raise ValueError(f"{name}: labels have shape {tuple(labels.shape)}, input_ids {tuple(ids.shape)}; "
+                         "they must be the same")
+    mask = batch.get("attention_mask")
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    visual = adapter.visual_mask(ids, None) & real
+    if not visual.any():
+        raise ValueError(f"{name} has no visual tokens (image token ids {adapter.image_token_ids()}): there is nothing "
+                         "to prune; check that the processor was given the images")
+    answer = labels[:, 1:] != -100  # (B, S - 1): this position predicts an answer token
+    if not answer.any():
+        raise ValueError(f"{name}: all labels are -100, so there is no answer to compare; label the answer's tokens")
+    if (answer & visual[:, :-1]).any():
+        raise ValueError(f"{name}: an answer starts right after a visual token, whose logits are gone once it is "
+                         "dropped; put text (a question, a separator) between image and answer")
+    prompt = real & (labels != -100).cumsum(1).eq(0)
+    columns = answer.any(0).nonzero()[:, 0]
+    answers = answer[:, columns]
+    return Lesson({k: v for k, v in batch.items() if k != "labels"}, labels, columns, answers,
+                  labels[:, 1:][:, columns][answers], answers.nonzero()[:, 0], visual.sum(1),
+                  (prompt & ~visual).sum(1))
+
+
+def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
+    """Logits (A, vocabulary), float32, at the positions that predict answer tokens."""
+    device = model.device
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in lesson.inputs.items()}
+    if pruner is not None:
+        pruner.labels = lesson.labels  # so that no score looks at the answer
+    output = model(**inputs, logits_to_keep=lesson.columns.to(device), use_cache=False)
+    return output.logits[lesson.answers.to(device)].float()
+
+
+@torch.no_grad()
+def teach(model: nn.Module, lessons: list[Lesson]) -> list[Lesson]:
+    """Run the full model once over the lessons (those that it has not seen)."""
+    for lesson in lessons:
+        if lesson.log_probs is None:
+            lesson.log_probs = answer_logits(model, lesson).log_softmax(-1)
+            if not lesson.log_probs.isfinite().all():
+                raise FloatingPointError("the full model's logits are not finite; load it in float32 or bfloat16")
+    return lessons
+
+
+def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
+    """KL(pruned || full) (A,), in nats: `sum_v p (log p - log q)` (VisPCO, arXiv 2604.15188, the objective).
+
+    >>> logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+    >>> kl_divergence(logits, logits.log_softmax(-1)).abs().max() < 1e-6
+    tensor(True)
+    """
+    log_p = logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_probs)).sum(-1)
