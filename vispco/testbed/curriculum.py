@@ -1,0 +1,53 @@
+"""Which question families to train on next: from how well each one is answered so far."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .questions import FAMILIES
+
+_CHANCE = {"exist": 0.5, "compare": 0.5}  # tasks answered by yes or no; the others have four answers or more
+
+
+class Curriculum:
+    """Running accuracy of every family; a family opens when the ones it builds on are answered well."""
+
+    def __init__(self, opens_at: float = 0.6, floor: float = 0.12, memory: float = 0.97):
+        self.opens_at, self.floor, self.memory = opens_at, floor, memory
+        self.names = list(FAMILIES)
+        self.chance = np.array([_CHANCE.get(family.task, 0.25) for family in FAMILIES.values()])
+        self.accuracy = self.chance.copy()
+        self.open = np.array([not family.after for family in FAMILIES.values()])
+
+    def skill(self) -> np.ndarray:
+        """Accuracy above chance, from 0 to 1."""
+        return np.clip((self.accuracy - self.chance) / (1 - self.chance), 0, 1)
+
+    def draw(self, rng: np.random.Generator, n: int) -> list[int]:
+        """Indices of `n` families, the badly answered ones more often; `floor` keeps the good ones in practice."""
+        share = np.array([family.share for family in FAMILIES.values()]) ** 0.5
+        weight = self.open * share * (self.floor + 1 - self.skill())
+        return list(rng.choice(len(self.names), size=n, p=weight / weight.sum()))
+
+    def update(self, families: list[int], correct: list[float]) -> None:
+        """Take in the accuracy of each asked slot, then open families whose ground is laid."""
+        for index, value in zip(families, correct, strict=True):
+            self.accuracy[index] = self.memory * self.accuracy[index] + (1 - self.memory) * value
+        ready = dict(zip(self.names, self.open & (self.skill() >= self.opens_at), strict=True))
+        for index, family in enumerate(FAMILIES.values()):
+            self.open[index] |= all(ready[name] for name in family.after)
+
+    def state(self) -> dict:
+        """JSON-ready state."""
+        return {"accuracy": self.accuracy.tolist(), "open": self.open.tolist()}
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`."""
+        self.accuracy, self.open = np.array(state["accuracy"]), np.array(state["open"])
+
+    def by_task(self) -> dict[str, float]:
+        """Running accuracy by task, its families weighted by their share."""
+        out: dict[str, float] = {}
+        for family, value in zip(FAMILIES.values(), self.accuracy, strict=True):
+            out[family.task] = out.get(family.task, 0.0) + family.share * float(value)
+        return out

@@ -1,0 +1,108 @@
+"""Accuracy by task, and what it costs to drop visual tokens at a depth or by a FastV schedule.
+
+A local forward loop, apart from the library's own pruner, so that the two can check each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .data import TASKS, Example, collate
+from .vocab import CELLS
+
+
+@torch.inference_mode()
+def hits(model, items: Sequence[Example], keep: Sequence[int] | None = None, batch_size: int = 128) -> np.ndarray:
+    """Which answers are right, end token included: (N,) bool.
+
+    keep: how many visual tokens enter each layer, non-increasing; those that the last prompt token attends to
+    most in the layer before (mean over heads) stay. None keeps all 64 everywhere.
+    """
+    layers = model.config.text_config.num_hidden_layers
+    keep = [CELLS] * layers if keep is None else list(keep)
+    if len(keep) != layers or any(b > a for a, b in zip([CELLS, *keep], keep, strict=False)) or keep[-1] < 0:
+        raise ValueError(f"keep needs {layers} non-increasing numbers out of 0..{CELLS}, got {keep}")
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # only eager attention hands out its weights
+    try:
+        order = sorted(range(len(items)), key=lambda i: len(items[i].question))  # little padding
+        out = np.zeros(len(items), dtype=bool)
+        for start in range(0, len(items), batch_size):
+            index = order[start : start + batch_size]
+            out[index] = _right(model, collate([items[i] for i in index], "right"), keep)
+        return out
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _right(model, batch: dict[str, torch.Tensor], keep: list[int]) -> np.ndarray:
+    """One right-padded batch; padding comes last, so the causal mask alone keeps it out of sight."""
+    inner, decoder = model.model, model.model.language_model
+    rows = torch.arange(len(batch["input_ids"]))
+    features = inner.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
+    text = inner.get_input_embeddings()(batch["input_ids"][:, CELLS:])
+    hidden = torch.cat([torch.stack(list(features)), text], dim=1)
+    position = torch.arange(hidden.shape[1]).expand(len(rows), -1)
+    labels = batch["labels"][:, CELLS:]
+    last = (labels != -100).int().argmax(1) - 1  # the last prompt token, counted in the text
+    now, score, caught = CELLS, None, []
+    handles = [layer.self_attn.register_forward_hook(lambda _m, _i, o: caught.append(o[1])) for layer in decoder.layers]
+    try:
+        for layer, target in zip(decoder.layers, keep, strict=True):
+            if target < now:
+                if score is None or target == 0:
+                    kept = torch.arange(target).expand(len(rows), -1)
+                else:
+                    kept = score.topk(target, dim=1).indices.sort(dim=1).values
+                kept = torch.cat([kept, torch.arange(now, hidden.shape[1]).expand(len(rows), -1)], dim=1)
+                hidden, position = hidden[rows[:, None], kept], position.gather(1, kept)
+                now = target
+            size = hidden.shape[1]
+            mask = torch.full((size, size), torch.finfo(hidden.dtype).min).triu(1)[None, None]
+            rotary = decoder.rotary_emb(hidden, position)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+            score = caught.pop()[rows, :, now + last, :now].mean(1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    guess = model.lm_head(decoder.norm(hidden[:, now:])).argmax(-1)[:, :-1]
+    wrong = (guess != labels[:, 1:]) & (labels[:, 1:] != -100)
+    return (~wrong.any(1)).numpy()
+
+
+def by_task(items: Sequence[Example], right: np.ndarray) -> dict[str, float]:
+    """Accuracy of every task that occurs in `items`, and their unweighted mean under "mean"."""
+    names = np.array([item.task for item in items])
+    out = {task: float(right[names == task].mean()) for task in TASKS if (names == task).any()}
+    return {**out, "mean": float(np.mean(list(out.values())))}
+
+
+def majority(items: Sequence[Example]) -> dict[str, float]:
+    """Share of the commonest answer in every task, and the mean."""
+    common = np.zeros(len(items), dtype=bool)
+    for task in {item.task for item in items}:
+        answers = [item.answer for item in items if item.task == task]
+        best = max(sorted(set(answers)), key=answers.count)
+        common |= np.array([item.task == task and item.answer == best for item in items])
+    return by_task(items, common)
+
+
+def depth_profile(model, items: Sequence[Example]) -> list[dict[str, float]]:
+    """Accuracy by task when all visual tokens are dropped at the input of layer 0, 1, ..., and never (last)."""
+    layers = model.config.text_config.num_hidden_layers
+    return [by_task(items, hits(model, items, [CELLS] * at + [0] * (layers - at))) for at in range(layers + 1)]
+
+
+def random_schedules(layers: int, budget: float, n: int, seed: int, tolerance: float = 0.01) -> list[list[int]]:
+    """`n` random non-increasing schedules with a mean keep ratio of `budget`; layer 0 keeps every token."""
+    rng = np.random.default_rng(seed)
+    out: list[list[int]] = []
+    while len(out) < n:
+        ratios = np.sort(rng.beta(*rng.uniform(0.3, 2.0, size=2), size=layers - 1))[::-1]
+        keep = np.rint(np.concatenate([[1.0], ratios]) * CELLS).astype(int)
+        if abs(keep.mean() / CELLS - budget) <= tolerance:
+            out.append(keep.tolist())
+    return out

@@ -1,0 +1,228 @@
+"""Train the testbed model from nothing: `python -m vispco.testbed.train --output FOLDER`.
+
+One optimiser step sees a batch of boards with many packed questions each, and a few easy-VQA images. Three things
+make it short: a dense auxiliary objective at the visual tokens (annealed to nothing), questions that open in the
+order in which they build on each other, and visual tokens that are often taken away in the last layers, so that
+the model has finished reading the image by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from . import easyvqa, scenes
+from .curriculum import Curriculum
+from .model import HIDDEN, LAYERS, build_model, build_processor
+from .pack import Packed, forward, losses, pack
+from .questions import FAMILIES
+from .vocab import CELLS, COLOURS
+
+AUX_LAYER = 2  # the auxiliary heads read the visual states here, so perception takes place in the decoder too
+
+
+class CellHeads(nn.Module):
+    """Throw-away linear heads: the colour, shape, digit and place of the cell under each visual token."""
+
+    SIZES = (len(COLOURS) + 1, scenes.DIGIT + 2, 11, CELLS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(HIDDEN, size) for size in self.SIZES)
+
+    def forward(self, states: torch.Tensor, boards: scenes.Scenes) -> torch.Tensor:
+        """states (B, 64, hidden) -> mean loss over the four heads."""
+        where = np.broadcast_to(np.arange(CELLS) - 1, boards.colour.shape)
+        states = F.layer_norm(states, states.shape[-1:])
+        loss = states.new_zeros(())
+        for head, truth in zip(self.heads, (boards.colour, boards.shape, boards.digit, where), strict=True):
+            loss = loss + F.cross_entropy(head(states).float().flatten(0, 1), torch.from_numpy(truth + 1).flatten())
+        return loss / len(self.heads)
+
+
+def board_batch(rng: np.random.Generator, families: list[int], n: int) -> tuple[scenes.Scenes, Packed]:
+    """`n` boards with one packed question of every family in `families`."""
+    boards = scenes.sample(rng, n, "train")
+    names, slots = list(FAMILIES), []
+    for index in families:
+        asked = FAMILIES[names[index]].ask(boards, rng)
+        slots.append((asked.tokens, np.full(n, asked.tokens.shape[1]), asked.answer, asked.valid))
+    return boards, pack(scenes.render(rng, boards), slots, eos_slots=2)
+
+
+def easy_batch(rng: np.random.Generator, data: tuple, n: int, slots: int) -> Packed:
+    """`n` easy-VQA images, flipped and transposed at random, with `slots` of their questions each."""
+    images, rows, tokens, length, answer = data
+    chosen = rng.integers(0, len(images), size=n)
+    asked = np.stack([rng.choice(rows[i], size=slots, replace=len(rows[i]) < slots) for i in chosen], axis=1)
+    batch = images[chosen]
+    if rng.random() < 0.5:
+        batch = batch[:, ::-1]
+    if rng.random() < 0.5:
+        batch = batch[:, :, ::-1]
+    if rng.random() < 0.5:
+        batch = batch.swapaxes(1, 2)
+    valid = np.ones(n, dtype=bool)
+    return pack(np.ascontiguousarray(batch), [(tokens[q], length[q], answer[q], valid) for q in asked], eos_slots=2)
+
+
+def optimisers(model: nn.Module, heads: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the weight matrices of the layers, AdamW for everything else."""
+    matrices, rest = [], list(heads.parameters())
+    for name, weight in model.named_parameters():
+        (matrices if weight.ndim == 2 and ".layers." in name else rest).append(weight)
+    muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def rate(step: int, steps: int) -> float:
+    """Learning-rate factor: short warm-up, constant, then down to zero over the last third."""
+    return min((step + 1) / 50, 1.0) * min(1.0, (steps - step) / (steps / 3))
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory; half the time goes into page faults otherwise. A no-op elsewhere."""
+    try:
+        libc = ctypes.CDLL(None)
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, 2**30)
+    except (OSError, AttributeError, TypeError):
+        pass
+
+
+def save_state(folder: Path, step: int, modules: dict, optims: list, ladder: Curriculum, log: list) -> None:
+    """Everything `--resume` needs, as safetensors and JSON."""
+    tensors = {f"{key}/{name}": value for key, module in modules.items() for name, value in module.state_dict().items()}
+    for number, optim in enumerate(optims):
+        for index, state in optim.state_dict()["state"].items():
+            tensors |= {f"optimiser{number}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.tmp")
+    (folder / "state.tmp").replace(folder / "state.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": step, "curriculum": ladder.state(), "log": log}))
+
+
+def load_state(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> tuple[int, list]:
+    """The inverse of `save_state`: returns the next step and the log."""
+    tensors, saved = load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+    for key, module in modules.items():
+        module.load_state_dict({n.split("/", 1)[1]: v for n, v in tensors.items() if n.startswith(f"{key}/")})
+    for number, optim in enumerate(optims):
+        full = optim.state_dict()
+        for name, value in tensors.items():
+            if name.startswith(f"optimiser{number}/"):
+                _, index, key = name.split("/")
+                full["state"].setdefault(int(index), {})[key] = value
+        optim.load_state_dict(full)
+    ladder.restore(saved["curriculum"])
+    return saved["step"], saved["log"]
+
+
+def train(args: argparse.Namespace) -> nn.Module:
+    """Run the recipe and return the model."""
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    model = build_model(args.seed)
+    model.set_attn_implementation("eager")  # on CPU its backward pass is faster than that of sdpa with a mask
+    torch.manual_seed(args.seed)
+    heads, ladder = CellHeads(), Curriculum()
+    optims, modules = optimisers(model, heads, args.lr), {"model": model, "heads": heads}
+    state, begin, log, easy_hit = Path(args.output) / "state", 0, [], 0.0
+    if args.resume and (state / "state.json").exists():
+        begin, log = load_state(state, modules, optims, ladder)
+        easy_hit = log[-1]["tasks"]["easy_vqa"] if log else 0.0
+    easy_data = easyvqa.as_arrays("train")
+    model.train()
+    clock = time.perf_counter()
+    for step in range(begin, args.steps):
+        rng = np.random.default_rng([args.seed, step])
+        families = ladder.draw(rng, args.questions)
+        drop_at = int(rng.choice([LAYERS, LAYERS - 1, LAYERS - 2, LAYERS - 3], p=[0.2, 0.1, 0.2, 0.5]))
+        weight = args.aux * max(0.0, 1 - step / args.aux_steps)
+        boards, batch = board_batch(rng, families, args.images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            logits, cells = forward(model, batch, drop_at, AUX_LAYER)
+            loss, hit = losses(logits, batch)
+            extra = heads(cells, boards) if weight > 0 else loss.new_zeros(())
+        (loss + weight * extra).backward()
+        if step % 2 == 0:
+            easy = easy_batch(rng, easy_data, args.easy_images, 8)
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                easy_loss, right = losses(forward(model, easy, drop_at, AUX_LAYER)[0], easy)
+            (2 * args.easy * easy_loss).backward()
+            easy_hit = 0.94 * easy_hit + 0.06 * float(right[right >= 0].float().mean())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = args.lr * rate(step, args.steps)
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        correct = []
+        for number in range(len(families)):
+            mine = hit[:, batch.slot == number]
+            first = mine[torch.arange(len(mine)), (mine >= 0).int().argmax(1)]  # the answer, not the end token
+            correct.append(float((first == 1).sum() / max(1, int((first >= 0).sum()))))
+        ladder.update(families, correct)
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            tasks = {"easy_vqa": easy_hit, **ladder.by_task()}
+            entry = {"step": step + 1, "loss": loss.item(), "aux": extra.item(), "easy_loss": easy_loss.item(),
+                     "tasks": {k: round(v, 4) for k, v in tasks.items()},
+                     "families": {n: round(float(v), 3) for n, v, o in
+                                  zip(ladder.names, ladder.accuracy, ladder.open, strict=True) if o}}  # fmt: skip
+            if not math.isfinite(entry["loss"]):
+                raise RuntimeError(f"loss is {entry['loss']} at step {step + 1}: lower --lr and start again")
+            log.append(entry)
+            pace = (time.perf_counter() - clock) / (step + 1 - begin)
+            line = " ".join(f"{name} {value:.2f}" for name, value in tasks.items())
+            print(f"step {step + 1}/{args.steps} {pace:.2f}s/step loss {entry['loss']:.3f} "
+                  f"aux {entry['aux']:.3f} {line}", flush=True)  # fmt: skip
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save_state(state, step + 1, modules, optims, ladder, log)
+    model.set_attn_implementation("sdpa")
+    return model.eval()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command-line options; the defaults reproduce the shipped checkpoint."""
+    out = argparse.ArgumentParser(prog="python -m vispco.testbed.train", description=__doc__.split("\n")[0])
+    out.add_argument("--output", required=True, help="folder for the checkpoint, the log and the resumable state")
+    out.add_argument("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
+    out.add_argument("--steps", type=int, default=4000)
+    out.add_argument("--seed", type=int, default=0)
+    out.add_argument("--lr", type=float, default=2e-3)
+    out.add_argument("--images", type=int, default=32, help="boards a step")
+    out.add_argument("--questions", type=int, default=14, help="packed questions a board")
+    out.add_argument("--easy-images", type=int, default=8, help="easy-VQA images a step")
+    out.add_argument("--easy", type=float, default=0.3, help="weight of the easy-VQA loss")
+    out.add_argument("--aux", type=float, default=1.0, help="initial weight of the auxiliary objective")
+    out.add_argument("--aux-steps", type=int, default=800, help="steps until that weight is zero")
+    out.add_argument("--threads", type=int, default=2)
+    out.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    out.add_argument("--every", type=int, default=50, help="steps between log lines")
+    out.add_argument("--save-every", type=int, default=100, help="steps between resumable states")
+    return out
+
+
+def main() -> None:
+    """Train, save the checkpoint, then print the evaluation."""
+    args = parser().parse_args()
+    start = time.perf_counter()
+    model = train(args)
+    output = Path(args.output)
+    model.save_pretrained(output)
+    build_processor().save_pretrained(output)
+    print(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes; saved to {output}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
