@@ -1,0 +1,111 @@
+"""Independent ways to compute what vispco computes: by hand, one sample at a time, nothing shared with its code."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vispco import Method
+from vispco.pruning import Pruner
+from vispco.registry import adapter_for
+
+
+@dataclass
+class Trace:
+    """A forward pass made by hand. hidden[i]: input of layer i; attention[i]: its weights (eager models only)."""
+
+    logits: torch.Tensor
+    hidden: list
+    attention: list
+    places: list
+
+
+def hook_counts(model):
+    """Number of hooks on every module."""
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
+
+
+def merged_embeddings(model, inputs):
+    """What the decoder receives: embeddings with the image features in place, and position ids."""
+    seen = {}
+    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs, use_cache=False)
+    hook.remove()
+    ids = seen.get("position_ids")
+    return seen["inputs_embeds"], torch.arange(seen["inputs_embeds"].shape[1])[None] if ids is None else ids
+
+
+@torch.no_grad()
+def by_hand(model, inputs, kept=None, upto=None):
+    """Run the decoder of an unhooked model layer by layer on ONE unpadded sample, dropping tokens physically.
+
+    kept: {layer: (S,) bool} tokens that enter the layer. upto: stop after the attention of that layer.
+    """
+    decoder = model.get_decoder()
+    hidden, ids = merged_embeddings(model, inputs)
+    assert hidden.shape[0] == 1
+    place = torch.arange(hidden.shape[1])
+    trace = Trace(None, [], [], [])
+    for i, layer in enumerate(decoder.layers):
+        if kept and i in kept:
+            stay = kept[i][place]
+            hidden, place = hidden[:, stay], place[stay]
+        rotary = decoder.rotary_emb(hidden, position_ids=ids[..., place])
+        n = len(place)
+        mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[None, None]
+        trace.hidden.append(hidden)
+        trace.places.append(place)
+        weights = layer.self_attn(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask)[1]
+        trace.attention.append(weights)
+        if i == upto:
+            return trace
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None])
+    trace.logits = model.lm_head(decoder.norm(hidden))
+    return trace
+
+
+class Replay(Method):
+    """Keeps the tokens it is told to: `kept` is what `Pruner.kept()` returned for the same prompt."""
+
+    first_layer = 0
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def score(self, ctx):
+        """1 for tokens to keep."""
+        kept = self.kept[ctx.layer]
+        kept = nn.functional.pad(kept, (0, int(ctx.order.max()) + 1 - kept.shape[1]))
+        return kept.gather(1, ctx.order)[ctx.visual].float()
+
+
+class Constant(Method):
+    """All scores equal: every choice is a tie."""
+
+    first_layer = 0
+
+    def score(self, ctx):
+        """Zeros."""
+        return torch.zeros(ctx.valid.shape)
+
+
+def pruned_with(model, method, ratios, mode="deploy", estimator=None):
+    """A handle for a method OBJECT, which needs no registration; `ratios` may require gradients."""
+    ratios = ratios if isinstance(ratios, torch.Tensor) else torch.tensor(ratios, dtype=torch.float64)
+    return Pruner(adapter_for(model)(model), method, ratios, mode, estimator).install()
+
+
+def error(a, b):
+    """Largest difference, relative to the largest magnitude of `b`."""
+    return ((a - b).abs().max() / b.abs().max()).item() if b.numel() else 0.0
+
+
+def rows_alone(inputs, image_of, b):
+    """Sample b of a padded batch, without padding and alone. image_of[b]: number of its images."""
+    real = inputs["attention_mask"][b].bool()
+    alone = {k: inputs[k][b:b + 1, real] for k in ("input_ids", "attention_mask")}
+    first = sum(image_of[:b])
+    if image_of[b]:
+        alone["pixel_values"] = inputs["pixel_values"][first:first + image_of[b]]
+    return alone, real
