@@ -194,7 +194,7 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
     def evaluate() -> tuple[Tensor, Tensor]:
         objective, slack = objective_fn(), slack_fn().reshape(-1)
         if not (objective.isfinite() and slack.isfinite().all()):
-            raise FloatingPointError(f"outer step {len(result.history)}: objective {float(objective)}, slack "
+            raise FloatingPointError(f"outer step {len(result.history)}: objective {objective.item()}, slack "
                                      f"{slack.tolist()}; use a smaller learning rate or penalty")
         return objective, slack
 

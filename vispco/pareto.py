@@ -46,11 +46,13 @@ def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> f
     2.0
     """
     reference = torch.as_tensor(reference, dtype=torch.float64).reshape(1, -1)
+    if not reference.isfinite().all():
+        raise ValueError(f"the reference must be finite, got {reference[0].tolist()}")
     r = _minimised(reference, maximize)[0]  # (M,)
     p = _minimised(points, maximize, objectives=len(r)).to(r.device)
     p = p[(p < r).all(-1)]
-    if not (r.isfinite().all() and p.isfinite().all()):
-        raise ValueError("hypervolume needs finite points and a finite reference: boxes have no volume else")
+    if not p.isfinite().all():
+        raise ValueError("points must be finite: an infinitely good one has no finite volume")
     return _volume(p, r)
 
 

@@ -1,0 +1,234 @@
+"""Kernel functions: bounds and monotonicity for any theta, gradients, and the published formulas by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vispco.config import PruningConfig
+from vispco.kernels import Exponential, Kernel, Linear, Monotone, MultiStep, PSigmoid, SingleLayer
+from vispco.registry import KERNELS, list_kernels
+
+torch.set_num_threads(1)
+NAMES = list_kernels()
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@st.composite
+def kernels(draw):
+    """A registered kernel of any size, and an arbitrary theta for it."""
+    num_layers = draw(st.integers(1, 40))
+    first_layer = draw(st.integers(0, min(3, num_layers - 1)))
+    kernel = KERNELS.get(draw(st.sampled_from(NAMES)))(num_layers, first_layer)
+    theta = draw(st.lists(st.floats(-20, 20, width=32), min_size=kernel.num_parameters,
+                          max_size=kernel.num_parameters))
+    return kernel, torch.tensor(theta)
+
+
+def test_the_papers_five_and_a_free_one_are_registered():
+    assert {"single_layer", "p_sigmoid", "exponential", "linear", "multi_step", "monotone"} <= set(NAMES)
+
+
+@given(kernels())
+@settings(max_examples=300)
+def test_any_theta_is_a_valid_schedule_with_finite_gradients(drawn):
+    kernel, theta = drawn
+    theta.requires_grad_()
+    ratios = kernel(theta)
+    assert ratios.shape == (kernel.num_layers,)
+    assert ratios.min() >= 0 and ratios.max() <= 1
+    assert (ratios.diff() <= 0).all()
+    assert (ratios[:kernel.first_layer] == 1).all()
+    ratios.sum().backward()
+    assert theta.grad.isfinite().all()
+    assert PruningConfig("fastv", ratios.tolist()).num_layers == kernel.num_layers  # strict about rounding
+
+
+@pytest.mark.parametrize("extreme", [-1e4, 1e4, -math.inf, math.inf])
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"monotone", "multi_step"}))
+def test_saturated_theta_stays_a_schedule(name, extreme):
+    kernel = KERNELS.get(name)(12)
+    ratios = kernel(torch.full((kernel.num_parameters,), extreme))
+    assert ratios.isfinite().all() and (ratios.diff() <= 0).all() and ratios[0] == 1
+
+
+@given(st.sampled_from(NAMES), st.integers(1, 40), st.integers(0, 2))
+def test_the_initial_theta_prunes_something_and_every_parameter_has_a_gradient(name, num_layers, first_layer):
+    kernel = KERNELS.get(name)(num_layers, min(first_layer, num_layers - 1))
+    ratios = kernel()
+    ratios.sum().backward()
+    gradient = kernel.theta.grad
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+    assert 0 < ratios[-1] < 1
+    if num_layers >= 4:  # the sum is one direction: a weighted one reaches every parameter
+        kernel.theta.grad = None
+        (kernel() * torch.linspace(1, 3, num_layers) ** 2).sum().backward()
+        assert (kernel.theta.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck_where_smooth(name):
+    kernel = KERNELS.get(name)(7, first_layer=2).double()
+    theta = kernel.theta.detach() + torch.linspace(-.1, .13, kernel.num_parameters, dtype=torch.float64)
+    assert torch.autograd.gradcheck(kernel.schedule, theta.requires_grad_())
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 2**31 - 1), st.sampled_from([(), (1,), (4,), (2, 3), (0,)]))
+def test_batched_theta_equals_a_loop(name, seed, shape):
+    kernel = KERNELS.get(name)(9)
+    theta = 3 * torch.randn(*shape, kernel.num_parameters, generator=torch.Generator().manual_seed(seed))
+    batched = kernel.schedule(theta)
+    assert batched.shape == (*shape, 9)
+    for one, row in zip(batched.reshape(-1, 9), theta.reshape(-1, kernel.num_parameters), strict=True):
+        torch.testing.assert_close(one, kernel.schedule(row), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_is_the_schedule_of_its_own_theta(name):
+    kernel = KERNELS.get(name)(8)
+    assert torch.equal(kernel(), kernel.schedule(kernel.theta))
+    assert [p.shape for p in kernel.parameters()] == [(kernel.num_parameters,)]
+    assert kernel.double()().dtype == torch.float64  # computed in theta's precision
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_describe_is_plain_numbers(name):
+    for value in KERNELS.get(name)(8).describe().values():
+        assert all(isinstance(v, float) for v in (value if isinstance(value, list) else [value]))
+
+
+# ---- the formulas, by hand ------------------------------------------------------------------------------
+THETA = torch.tensor([math.log(3), -math.log(4)], dtype=torch.float64)  # sigmoid: 3/4 and 1/5
+
+
+def by_hand(kernel, formula):
+    i = range(kernel.num_layers)
+    expected = [1.0 if j < kernel.first_layer else min(1, max(0, formula(j))) for j in i]
+    got = kernel(THETA if kernel.num_parameters == 2 else THETA[1:])
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_p_sigmoid_formula():
+    by_hand(PSigmoid(8), lambda i: 1 + (.2 - 1) * sigmoid(i - 6))
+    by_hand(PSigmoid(8, gamma=2.5), lambda i: 1 + (.2 - 1) * sigmoid(2.5 * (i - 6)))
+    by_hand(PSigmoid(8, first_layer=0), lambda i: 1 + (.2 - 1) * sigmoid(i - 6))
+    assert PSigmoid(8)(THETA)[6].item() == pytest.approx(.6)  # half-way at i = k
+
+
+def test_single_layer_formula():
+    by_hand(SingleLayer(8), lambda i: 1 + (.2 - 1) * sigmoid(10 * (i - 6)))
+    between = torch.tensor([math.log(5.5 / 2.5), -math.log(4)])  # k = 5.5: a clean step
+    assert [round(r, 1) for r in SingleLayer(8)(between).tolist()] == [1, 1, 1, 1, 1, 1, .2, .2]
+
+
+def test_exponential_formula():
+    by_hand(Exponential(8), lambda i: .2 * math.exp(-.75 * i))
+    by_hand(Exponential(8, first_layer=0), lambda i: .2 * math.exp(-.75 * i))
+
+
+def test_linear_formula():
+    by_hand(Linear(8), lambda i: .2 - .2 * .75 * i)
+    by_hand(Linear(8, first_layer=3), lambda i: .2 - .2 * .75 / 3 * i)
+    by_hand(Linear(8, first_layer=0), lambda i: .2 - .2 * .75 * i)
+
+
+@given(st.integers(1, 40), st.integers(0, 5), st.floats(-20, 20, width=32), st.floats(-20, 20, width=32))
+def test_linear_never_loses_its_gradient(num_layers, first_layer, a, b):
+    kernel = Linear(num_layers, min(first_layer, num_layers - 1))
+    theta = torch.tensor([a, b], dtype=torch.float64, requires_grad=True)
+    kernel(theta).sum().backward()
+    assert theta.grad[1] > 0
+
+
+def test_multi_step_is_the_papers_form_without_learning():
+    kernel = MultiStep(12, steps=4, gamma=3, learn_positions=False, learn_weights=False)
+    by_hand(kernel, lambda i: 1 - sum(.8 / 4 * sigmoid(3 * (i - (2 * j - 1) * 12 / 8)) for j in range(1, 5)))
+
+
+def test_multi_step_starts_as_the_papers_form():
+    fixed, free = MultiStep(12, learn_positions=False, learn_weights=False), MultiStep(12)
+    torch.testing.assert_close(free(), fixed())
+    assert free.describe()["v"] == pytest.approx([1 / 3] * 3)
+    assert free.describe()["k"] == pytest.approx([2, 6, 10])
+
+
+def test_multi_step_learned_formula():
+    theta = torch.tensor([math.log(3), 0., math.log(2), 0., -math.log(4)], dtype=torch.float64)
+    got = MultiStep(8, steps=2)(theta)  # k = 6 and 4, v = 2/3 and 1/3, r = 1/5
+    expected = [1 - .8 * (2 / 3 * sigmoid(10 * (i - 6)) + 1 / 3 * sigmoid(10 * (i - 4))) for i in range(8)]
+    torch.testing.assert_close(got, torch.tensor([1., *expected[1:]], dtype=torch.float64))
+
+
+@given(st.integers(1, 5), st.floats(-5, 5), st.floats(-5, 5), st.integers(2, 30))
+def test_multi_step_contains_single_layer(steps, a, b, num_layers):
+    multi, single = MultiStep(num_layers, steps=steps), SingleLayer(num_layers)
+    weights = torch.linspace(-2, 2, steps if multi.learn_weights else 0)  # any: they sum to 1
+    theta = torch.cat([torch.full((steps,), a), weights, torch.tensor([b])])
+    torch.testing.assert_close(multi(theta), single(torch.tensor([a, b])), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("positions", "weights", "steps", "size"), [
+    (True, True, 3, 7), (True, False, 3, 4), (False, True, 3, 4), (False, False, 3, 1), (True, True, 1, 2),
+    (False, True, 1, 1)])
+def test_multi_step_has_no_idle_parameters(positions, weights, steps, size):
+    kernel = MultiStep(12, steps=steps, learn_positions=positions, learn_weights=weights)
+    assert kernel.num_parameters == size
+    (kernel() * torch.linspace(1, 3, 12) ** 2).sum().backward()
+    assert (kernel.theta.grad != 0).all()
+
+
+def test_monotone_formula():
+    p = torch.tensor([.1, .2, .3, .4], dtype=torch.float64)
+    got = Monotone(4)(p.log())
+    torch.testing.assert_close(got, torch.tensor([1., .9, .7, .4], dtype=torch.float64))
+    torch.testing.assert_close(Monotone(3, first_layer=0)(p.log()), torch.tensor([.9, .7, .4]).double())
+
+
+@given(st.integers(1, 12), st.integers(0, 2**31 - 1))
+def test_monotone_reaches_every_schedule(num_layers, seed):
+    drops = torch.rand(num_layers + 1, generator=torch.Generator().manual_seed(seed)).double() + .01
+    drops /= drops.sum()
+    kernel = Monotone(num_layers, first_layer=0)
+    torch.testing.assert_close(kernel(drops.log()), 1 - drops.cumsum(0)[:-1])
+
+
+# ---- errors and extension -------------------------------------------------------------------------------
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: SingleLayer(0), "num_layers must be at least 1, got 0"),
+    (lambda: SingleLayer(4, first_layer=4), r"first_layer must be in 0\.\.3, got 4"),
+    (lambda: SingleLayer(4, first_layer=-1), r"first_layer must be in 0\.\.3, got -1"),
+    (lambda: PSigmoid(4, gamma=0), "gamma must be a positive number, got 0"),
+    (lambda: SingleLayer(4, gamma=-1), "gamma must be a positive"),
+    (lambda: PSigmoid(4, gamma=math.nan), "gamma must be a positive"),
+    (lambda: MultiStep(4, steps=0), "steps must be at least 1, got 0"),
+    (lambda: MultiStep(4, gamma=math.inf), "gamma must be a positive"),
+    (lambda: SingleLayer(4)(torch.zeros(3)), r"theta must have shape \(\.\.\., 2\), got \(3,\)"),
+    (lambda: SingleLayer(4)(torch.tensor(0.)), r"theta must have shape"),
+])
+def test_errors_say_what_was_expected(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_kernel_needs_two_short_methods_and_says_which():
+    with pytest.raises(NotImplementedError, match=r"Empty must define initial\(\)"):
+        type("Empty", (Kernel,), {})(4)
+    half = type("Half", (Kernel,), {"initial": lambda self: torch.zeros(1)})(4)
+    with pytest.raises(NotImplementedError, match=r"Half must define ratios"):
+        half()
+
+
+def test_a_rough_formula_is_clipped_and_never_rises():
+    class Wild(Kernel):
+        def initial(self):
+            return torch.tensor([2., .5, .8, -1.])
+
+        def ratios(self, i, theta):
+            return theta
+
+    assert Wild(4, first_layer=0)().tolist() == [1, .5, .5, 0]

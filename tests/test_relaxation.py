@@ -1,0 +1,308 @@
+"""Soft threshold and masks, against the paper's formulas written out in plain Python."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vispco import relaxation
+from vispco.relaxation import descending_ranks, hard_mask, normalise, soft_mask, soft_threshold
+
+torch.set_num_threads(1)
+INF = math.inf
+NORMALISATIONS = relaxation.NORMALISATIONS
+ANY_FLOAT = st.floats(-INF, INF, width=32)
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def every(*shape):
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+@st.composite
+def scored(draw, elements=ANY_FLOAT, max_n=25):
+    """Scores (with ties, huge ones and infinities) and who is alive, for a small batch."""
+    batch, n = draw(st.integers(1, 3)), draw(st.integers(1, max_n))
+    few = st.sampled_from([0., 1., 2., -1.])  # many ties
+    values = draw(st.sampled_from([elements, few, st.just(3.)]))
+    scores = draw(st.lists(st.lists(values, min_size=n, max_size=n), min_size=batch, max_size=batch))
+    bools = st.sampled_from([st.booleans(), st.just(True), st.just(False)]).flatmap(
+        lambda b: st.lists(b, min_size=n, max_size=n))
+    return torch.tensor(scores), torch.tensor(draw(st.lists(bools, min_size=batch, max_size=batch)))
+
+
+def oracle_order(scores, alive):
+    """Indices of the alive tokens of one sample, best first, lowest index first among equals."""
+    return sorted((j for j, a in enumerate(alive) if a), key=lambda j: (-scores[j], j))
+
+
+def oracle_threshold(scores, keep, sigma):
+    """The published formula over a sorted list, token j centred at j - 1/2."""
+    w = [math.exp(-(j - .5 - keep) ** 2 / (2 * sigma**2)) for j in range(1, len(scores) + 1)]
+    return sum(a * b for a, b in zip(w, sorted(scores, reverse=True), strict=True)) / sum(w)
+
+
+# ---- ranks and the hard mask ----------------------------------------------------------------------------
+@given(scored(), st.integers(0, 30))
+@settings(max_examples=200)
+def test_hard_mask_keeps_exactly_the_best(drawn, k):
+    scores, alive = drawn
+    keep = torch.tensor([k, 0, len(scores[0])][:len(scores)])
+    mask = hard_mask(scores, keep, alive)
+    assert mask.dtype == torch.bool
+    for s, a, m, k in zip(scores.tolist(), alive.tolist(), mask, keep.tolist(), strict=True):
+        assert m.nonzero()[:, 0].tolist() == sorted(oracle_order(s, a)[:k])
+
+
+@given(scored())
+def test_ranks_count_alive_tokens_from_the_best(drawn):
+    scores, alive = drawn
+    for s, a, ranks in zip(scores.tolist(), alive.tolist(), descending_ranks(scores, alive), strict=True):
+        order = oracle_order(s, a)
+        assert ranks[order].tolist() == list(range(len(order)))
+        assert (ranks[~torch.tensor(a)] == len(s)).all()
+
+
+def test_minus_infinity_is_a_score_and_beats_the_dead():
+    scores = torch.tensor([[-INF, 1., -INF, -INF]])
+    alive = torch.tensor([[False, True, True, True]])
+    assert hard_mask(scores, torch.tensor([2]), alive).tolist() == [[False, True, True, False]]
+    assert hard_mask(scores, torch.tensor([9]), alive).tolist() == alive.tolist()
+
+
+def test_nan_scores_are_refused_unless_dead():
+    scores = torch.tensor([[1., math.nan, 2.]])
+    with pytest.raises(ValueError, match="scores contain NaN: expected numbers"):
+        hard_mask(scores, torch.tensor([1]), every(1, 3))
+    dead = torch.tensor([[True, False, True]])
+    assert hard_mask(scores, torch.tensor([1]), dead).tolist() == [[False, False, True]]
+    assert hard_mask(scores, torch.tensor([1]), every(1, 3), check=False).shape == (1, 3)
+
+
+# ---- normalisations -------------------------------------------------------------------------------------
+def test_normalisations_by_hand():
+    scores, alive = torch.tensor([[8., 1., 99., 2., 1.]]), torch.tensor([[True, True, False, True, True]])
+
+    def close(how, *expected):
+        torch.testing.assert_close(normalise(scores, alive, how), torch.tensor([expected]))
+
+    close("rank", 7 / 8, 3 / 8, 0., 5 / 8, 1 / 8)
+    close("minmax", 1., 0., 0., 1 / 7, 0.)
+    close("log-minmax", 1., 0., 0., 1 / 3, 0.)
+    close("none", 8., 1., 0., 2., 1.)
+
+
+@given(scored(), st.sampled_from(NORMALISATIONS))
+@settings(max_examples=300)
+def test_normalised_scores_are_finite_bounded_and_in_order(drawn, how):
+    scores, alive = drawn
+    s = normalise(scores, alive, how)
+    assert s.dtype == torch.float32 and s.isfinite().all() and (s[~alive] == 0).all()
+    if how != "none":
+        assert s.min() >= 0 and s.max() <= 1
+    for raw, a, row in zip(scores.tolist(), alive.tolist(), s, strict=True):
+        order = oracle_order(raw, a)
+        in_order = row[order]
+        assert (in_order.diff() <= 0).all()
+        if how == "rank" and order:
+            n = len(order)
+            torch.testing.assert_close(in_order, (n - torch.arange(n) - .5) / n)
+        elif how == "minmax" and len({raw[j] for j in order if math.isfinite(raw[j])}) > 1:
+            assert in_order[0] == 1 and in_order[-1] == 0
+
+
+@pytest.mark.parametrize("how", ["minmax", "log-minmax"])
+@pytest.mark.parametrize("value", [0., 5., -3., INF, -INF, torch.finfo(torch.float32).max])
+def test_all_equal_scores_are_one_half(how, value):
+    assert normalise(torch.full((2, 4), value), every(2, 4), how).tolist() == [[.5] * 4] * 2
+
+
+def test_infinite_scores_count_as_the_nearest_finite_one():
+    scores = torch.tensor([[-INF, 3., 5., INF, 4.]])
+    assert normalise(scores, every(1, 5), "minmax").tolist() == [[0, 0, 1, 1, .5]]
+    assert normalise(scores, every(1, 5), "none").tolist() == [[3, 3, 5, 5, 4]]
+    assert normalise(scores, every(1, 5), "rank").tolist()[0] == pytest.approx([.1, .3, .7, .9, .5])
+
+
+def test_log_minmax_puts_zeros_with_the_lowest_positive_score():
+    s = normalise(torch.tensor([[0., .01, .1, 1., -7.]]), every(1, 5), "log-minmax")
+    torch.testing.assert_close(s, torch.tensor([[0., 0., .5, 1., 0.]]))
+
+
+@given(scored(elements=st.floats(-100, 100, width=32)), st.sampled_from(["minmax", "log-minmax", "none"]))
+def test_gradients_to_the_scores_are_finite(drawn, how):
+    scores, alive = drawn
+    scores.requires_grad_()
+    keep = torch.full((len(scores),), 1.3)
+    soft_mask(normalise(scores, alive, how), keep, alive).sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+# ---- soft threshold -------------------------------------------------------------------------------------
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0, 1), st.floats(.3, 30), SEEDS)
+@settings(max_examples=200)
+def test_threshold_is_the_papers_formula_over_alive_tokens(values, ratio, sigma, seed):
+    shuffle = torch.randperm(len(values) + 3, generator=torch.Generator().manual_seed(seed))
+    scores = torch.tensor([[*values, 7., -7., 0.]], dtype=torch.float64)[:, shuffle]
+    alive = (torch.arange(len(values) + 3) < len(values))[None, shuffle]
+    keep = ratio * len(values)
+    tau = soft_threshold(scores, torch.tensor([keep], dtype=torch.float64), alive, sigma)
+    assert tau.item() == pytest.approx(oracle_threshold(values, keep, sigma), abs=1e-9)
+
+
+@given(st.integers(2, 40), SEEDS)
+def test_threshold_falls_between_the_kth_and_the_next_token(n, seed):
+    scores = torch.rand(1, n, generator=torch.Generator().manual_seed(seed))
+    ordered = scores[0].sort(descending=True).values
+    for k in range(1, n):
+        tau = soft_threshold(scores, torch.tensor([float(k)]), every(1, n), sigma=.1)
+        assert tau.item() == pytest.approx((ordered[k - 1] + ordered[k]).item() / 2, abs=1e-6)
+
+
+def test_threshold_by_hand():
+    scores, alive = torch.tensor([[1., 4., 2.]]), every(1, 3)  # sorted 4, 2, 1 at 1/2, 3/2, 5/2
+    w = math.exp(-1 / 2)
+    tau = soft_threshold(scores, torch.tensor([1.5]), alive, sigma=1.)
+    assert tau.item() == pytest.approx((4 * w + 2 + 1 * w) / (1 + 2 * w))
+    tau = soft_threshold(scores, torch.tensor([1.5]), alive, sigma=2.)
+    w = math.exp(-1 / 8)
+    assert tau.item() == pytest.approx((4 * w + 2 + 1 * w) / (1 + 2 * w))
+
+
+@pytest.mark.parametrize("n", [2, 57, 64, 576, 1152])
+def test_default_window_is_ten_tokens_in_576_and_never_below_one(n):
+    scores, keep = torch.rand(1, n, dtype=torch.float64), torch.tensor([.3 * n], dtype=torch.float64)
+    sigma = max(1, 10 * n / 576)
+    padded = torch.cat([scores, torch.rand(1, 100)], -1)  # of the alive tokens, whatever the padding
+    alive = (torch.arange(n + 100) < n)[None]
+    expected = soft_threshold(scores, keep, every(1, n), sigma)
+    torch.testing.assert_close(soft_threshold(padded, keep, alive), expected)
+
+
+@pytest.mark.parametrize("n", [64, 576, 16384])
+def test_rank_threshold_is_the_linear_one_away_from_the_ends(n):
+    """Averaging a line over a symmetric window gives the line: tau = (n - k) / n."""
+    scores = normalise(torch.rand(1, n), every(1, n))
+    for ratio in (.2, .5, .8):
+        tau = soft_threshold(scores, torch.tensor([ratio * n]), every(1, n))
+        assert tau.item() == pytest.approx(1 - ratio, abs=2e-3)
+
+
+@given(scored(max_n=40), st.floats(0, 1), st.sampled_from([None, 1e-30, 1e-3, .5, 1., 10., 1e4]),
+       st.sampled_from(NORMALISATIONS), st.sampled_from([.01, .1, 1.]))
+@settings(max_examples=300)
+def test_soft_mask_and_its_gradient_are_always_finite(drawn, ratio, sigma, how, temperature):
+    scores, alive = drawn
+    s = normalise(scores, alive, how).clamp(-1e6, 1e6)
+    keep = (ratio * alive.sum(-1)).requires_grad_()
+    mask = soft_mask(s, keep, alive, sigma, temperature)
+    assert mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1 and (mask[~alive] == 0).all()
+    mask.sum().backward()
+    assert keep.grad.isfinite().all()
+    for raw, a, row in zip(scores.tolist(), alive.tolist(), mask, strict=True):
+        assert (row[oracle_order(raw, a)].diff() <= 0).all()  # better tokens are kept at least as much
+
+
+@given(scored(max_n=60), st.floats(.001, .999), st.sampled_from([None, 1., 10.]))
+@settings(max_examples=300)
+def test_rank_scores_always_have_a_gradient(drawn, ratio, sigma):
+    """One token, ties, all equal, infinite: more tokens wanted always means a higher mask."""
+    scores, alive = drawn
+    n = alive.sum(-1)
+    keep = (ratio * n).requires_grad_()
+    soft_mask(normalise(scores, alive), keep, alive, sigma).sum().backward()
+    assert (keep.grad[n > 0] > 0).all() and (keep.grad[n == 0] == 0).all()
+
+
+@pytest.mark.parametrize("n", [64, 576, 4096])
+@pytest.mark.parametrize("ratio", [.2, .5, .8])
+def test_rank_gradient_counts_tokens(n, ratio):
+    """Summed over tokens, the soft mask grows by one token for each token wanted."""
+    keep = torch.tensor([ratio * n], requires_grad=True)
+    soft_mask(normalise(torch.rand(1, n), every(1, n)), keep, every(1, n), temperature=.03).sum().backward()
+    assert keep.grad.item() == pytest.approx(1, abs=.02)
+
+
+@given(st.integers(2, 30), SEEDS, st.floats(.01, .99), st.sampled_from(["minmax", "log-minmax", "none"]))
+def test_other_normalisations_have_a_gradient_between_distinct_scores(n, seed, ratio, how):
+    scores = (torch.randperm(n, generator=torch.Generator().manual_seed(seed))[None] + 1) / n
+    keep = torch.tensor([ratio * n], requires_grad=True)
+    soft_mask(normalise(scores, every(1, n), how), keep, every(1, n)).sum().backward()
+    assert keep.grad.item() > 0
+
+
+@pytest.mark.parametrize("n", [2, 9])
+def test_equal_scores_carry_no_order_and_no_gradient_unless_ranked(n):
+    keep = torch.tensor([.4 * n], requires_grad=True)
+    mask = soft_mask(normalise(torch.full((1, n), .7), every(1, n), "minmax"), keep, every(1, n))
+    assert mask[0].tolist() == pytest.approx([.5] * n)
+    gradient, = torch.autograd.grad(mask.sum(), keep)
+    assert abs(gradient.item()) < 1e-5
+
+
+def test_a_lone_token_is_kept_as_far_as_it_is_wanted():
+    for how in ("rank", "minmax"):
+        s = normalise(torch.tensor([[-3., 9.]]), torch.tensor([[True, False]]), how)
+        for keep, degree in ((0., 1 / (1 + math.exp(5))), (.5, .5), (1., 1 / (1 + math.exp(-5)))):
+            mask = soft_mask(s, torch.tensor([keep]), torch.tensor([[True, False]]))
+            assert mask.tolist()[0] == pytest.approx([degree, 0])
+
+
+def test_no_tokens_at_all():
+    dead = torch.zeros(2, 3, dtype=torch.bool)
+    keep = torch.tensor([0., 1.], requires_grad=True)
+    for how in NORMALISATIONS:
+        s = normalise(torch.rand(2, 3), dead, how)
+        assert s.tolist() == [[0] * 3] * 2
+        assert soft_threshold(s, keep, dead).tolist() == [0, 0]
+        assert soft_mask(s, keep, dead).tolist() == [[0] * 3] * 2
+        nothing = torch.zeros(2, 0)
+        assert normalise(nothing, nothing.bool(), how).shape == (2, 0)
+    assert soft_mask(nothing, keep, nothing.bool()).shape == (2, 0)
+    assert hard_mask(nothing, torch.tensor([0, 1]), nothing.bool()).shape == (2, 0)
+    assert hard_mask(torch.rand(2, 3), torch.tensor([0, 1]), dead).sum() == 0
+
+
+@given(st.integers(2, 12), SEEDS, st.sampled_from([None, 2.]))
+def test_gradcheck_in_keep_and_scores(n, seed, sigma):
+    g = torch.Generator().manual_seed(seed)
+    scores = ((torch.randperm(n, generator=g)[None] + 1.) / n).double().requires_grad_()
+    keep = (torch.rand(1, generator=g, dtype=torch.float64) * n).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, k: soft_mask(s, k, every(1, n), sigma), (scores, keep))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    scores = torch.rand(2, 300).to(dtype)
+    keep, alive = torch.tensor([30.5, 299.]), every(2, 300)
+    for how in NORMALISATIONS:
+        s = normalise(scores, alive, how)
+        assert s.dtype == torch.float32
+        assert torch.equal(s, normalise(scores.float(), alive, how))
+    assert torch.equal(soft_mask(scores, keep, alive), soft_mask(scores.float(), keep, alive))
+    assert torch.equal(hard_mask(scores, keep.long(), alive), hard_mask(scores.float(), keep.long(), alive))
+
+
+def test_samples_do_not_mix():
+    scores, alive, keep = torch.rand(5, 20), torch.rand(5, 20) < .7, torch.rand(5) * 14
+    together = soft_mask(normalise(scores, alive), keep, alive)
+    for b in range(5):
+        s, a = scores[b:b + 1], alive[b:b + 1]
+        torch.testing.assert_close(soft_mask(normalise(s, a), keep[b:b + 1], a), together[b:b + 1])
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda s, a, k: normalise(s, a, "ranks"), "unknown normalisation 'ranks': expected one of rank"),
+    (lambda s, a, k: normalise(s[0], a[0]), r"expected scores \(B, N\) and a bool mask.* got scores \(3,\)"),
+    (lambda s, a, k: hard_mask(s, k.long(), a.float()), "bool mask alive of the same shape.* torch.float32"),
+    (lambda s, a, k: soft_mask(s, k, a[:, :2]), r"same shape, got scores \(2, 3\) and alive \(2, 2\)"),
+    (lambda s, a, k: soft_mask(s, k[:1], a), r"one number of tokens per sample, shape \(2,\), got \(1,\)"),
+    (lambda s, a, k: hard_mask(s, k[0].long(), a), r"number of tokens per sample, shape \(2,\), got \(\)"),
+    (lambda s, a, k: soft_threshold(s, k, a, sigma=0), "sigma must be a positive number of tokens.* got 0"),
+    (lambda s, a, k: soft_mask(s, k, a, temperature=0), "temperature must be positive, got 0"),
+])
+def test_errors_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.rand(2, 3), every(2, 3), torch.ones(2))
