@@ -62,3 +62,9 @@ def batch(images=(1, 1), text=(9, 9), before=(2, 2), answer=2, padding="left", s
 def without_labels(inputs):
     """The model's inputs alone."""
     return {k: v for k, v in inputs.items() if k != "labels"}
+
+
+def our_hooks(model):
+    """Hooks that vispco registered on any module (transformers leaves some of its own)."""
+    return [hook for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)
+            for hook in hooks.values() if getattr(hook, "__module__", "").startswith("vispco")]

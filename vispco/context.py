@@ -86,8 +86,17 @@ class Context:
         groups = q.shape[1] // k.shape[1]
         scores = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3) @ k.transpose(-1, -2)  # (B, G, groups R, N)
         scores = scores.unflatten(2, (groups, -1)).flatten(1, 2).float() * self.adapter.scaling(self._layer(layer))
-        seen = (self.order[:, None] <= self.order.gather(1, at)[..., None]) & self.present[:, None]  # (B, R, N)
+        seen = self._seen(self._layer(layer), at) & self.present[:, None]  # (B, R, N)
         return scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+
+    def _seen(self, layer: int, at: Tensor) -> Tensor:
+        """(B, R, N) bool: which tokens the model's mask of `layer` lets the rows `at` see."""
+        rows, mask = self.order.gather(1, at), self.captured["mask"][layer]
+        if mask is None:
+            return self.order[:, None] <= rows[..., None]
+        mask = take(mask[:, 0], rows).transpose(1, 2)  # (B, S, R): original positions
+        seen = take(mask, self.order).transpose(1, 2)
+        return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
     def _layer(self, layer: int | None) -> int:
         layer = self.layer - 1 if layer is None else layer

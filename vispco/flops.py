@@ -12,7 +12,7 @@ tokens (the report), and equal to `torch.utils.flop_counter.FlopCounterMode` (th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -168,11 +168,13 @@ class CostModel:
 
 
 def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: int = 576, n_text: int = 64,
-                convention: str = "exact", n_logits: int = 1) -> FlopsReport:
+                convention: str = "exact", n_logits: int = 1, images: Sequence | None = None) -> FlopsReport:
     """Count the prefill FLOPs of one sample under a pruning configuration (None: the full model).
 
     model_or_config: a Hugging Face VLM or its configuration. n_visual, n_text: tokens of the sample.
     n_logits: positions at which logits are computed (1 in generation).
+    images: sizes of the sample's images, for families whose vision tower depends on more than `n_visual` (the
+        adapter's `vision_flops` says which: rows of `image_grid_thw`, or of `image_sizes`).
     Raises ValueError for another number of layers than the model's, a negative number of tokens, or an unknown
     convention.
 
@@ -198,7 +200,7 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
         counts = config.tokens(n_visual)
         method = METHODS.get(config.method)(**config.method_options)
     cost = CostModel(dimensions, method, convention, n_logits)
-    vision, projector = adapter.vision_flops(hf_config, n_visual) if cost.exact else (0, 0)
+    vision, projector = adapter.vision_flops(hf_config, n_visual, images) if cost.exact else (0, 0)
     whole = torch.tensor(counts)
     return FlopsReport(cost.layers(whole, n_text).tolist(), int(cost.scoring(whole, n_visual, n_text)), cost.lm_head,
                        vision, projector, counts, n_text, convention,

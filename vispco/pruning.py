@@ -76,7 +76,9 @@ class Prefill:
     plain: bool  # whether the model's mask is nothing but causal and padding
     left: list[int]  # visual tokens that remain, per sample
     embeddings: Tensor | None = None  # (B, S, D)
+    late: Any = None  # what the decoder would add between its layers, as the adapter took it out
     rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
+    mask: Tensor | None = None  # the model's own, of the layer just run
     captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
     packed: Packed | None = None  # deploy: the tokens that remain
     policy: Tensor | None = None  # search: (B, S) straight-through mask so far
@@ -99,7 +101,7 @@ class Pruner:
 
     # ---- life -------------------------------------------------------------------------------------------
     def install(self) -> Pruner:
-        """Register the hooks; layers that need none get none."""
+        """Register the hooks; if nothing is to be pruned, the layers get none."""
         model, adapter = self.adapter.model, self.adapter
         if model in _applied:
             raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
@@ -111,8 +113,10 @@ class Pruner:
         add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
+        if pruned:
+            add(adapter.decoder.register_forward_pre_hook(self._take_late, with_kwargs=True))
         for i, layer in enumerate(adapter.layers):
-            if pruned and i >= pruned[0] - 1:
+            if pruned:
                 add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
             if i + 1 in pruned:
                 for kind, module in adapter.projections(i).items():
@@ -179,10 +183,15 @@ class Pruner:
         if not self.decoding:
             self.prefill.embeddings = kwargs["inputs_embeds"]
 
+    def _take_late(self, module, args, kwargs):
+        if not self.decoding:
+            kwargs, self.prefill.late = self.adapter.take_late(kwargs)
+        return args, kwargs
+
     def _on_output(self, module, args, output):
         if not self.decoding:
             state = self.prefill
-            state.captured, state.embeddings, state.rotary = {}, None, None
+            state.captured, state.embeddings, state.late, state.rotary, state.mask = {}, None, None, None, None
             if state.packed is not None:
                 output["last_hidden_state"] = state.packed.restore(output["last_hidden_state"])
         return output
@@ -200,13 +209,23 @@ class Pruner:
             hidden = args[0] if args else kwargs.pop("hidden_states")
             if self.decoding:
                 changed = self._decode(i, hidden, kwargs)
-            elif self.mode == "search":
-                changed = self._search(i, hidden, kwargs)
             else:
-                hidden, changed = self._deploy(i, hidden, kwargs)
+                hidden = self._add_late(i, hidden)
+                if self.mode == "search":
+                    changed = self._search(i, hidden, kwargs)
+                else:
+                    hidden, changed = self._deploy(i, hidden, kwargs)
+                self.prefill.mask = kwargs.get("attention_mask")
             return (hidden, *args[1:]), {**kwargs, **changed}
 
         return hook
+
+    def _add_late(self, i: int, hidden: Tensor) -> Tensor:
+        late = None if self.prefill.late is None else self.adapter.late(self.prefill.late, i, hidden)
+        if late is None:
+            return hidden
+        packed = self.prefill.packed
+        return hidden + (late if packed is None else take(late, packed.order))
 
     def _target(self, i: int) -> list[int] | None:
         """Visual tokens of each sample that may enter layer i, or None if that drops none."""
@@ -233,7 +252,8 @@ class Pruner:
             text_mask=prompt & ~visual, present=present, order=order, adapter=self.adapter,
             slot=(state.visual.cumsum(1) - 1).gather(1, order)[index], n_visual=state.visual.sum(1),
             keep=torch.tensor(target, device=hidden.device), last=(prompt * places).argmax(1, keepdim=True),
-            inputs=state.embeddings, captured={**state.captured, "rotary": {i - 1: state.rotary, i: rotary}})
+            inputs=state.embeddings, captured={**state.captured, "rotary": {i - 1: state.rotary, i: rotary},
+                                               "mask": {i - 1: state.mask, i: kwargs.get("attention_mask")}})
         scores = self.method.score(context)
         if scores.shape != context.valid.shape:
             raise ValueError(f"{type(self.method).__name__}.score returned shape {tuple(scores.shape)}, expected one "
@@ -243,6 +263,8 @@ class Pruner:
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
         target = self._target(i)
+        if i == 0 and cache is not None and any(state.n_visual):
+            self.adapter.lengthen(cache)
         if target is not None:
             hidden = self._drop(i, hidden, kwargs, target)
         if state.packed is None:

@@ -1,0 +1,168 @@
+"""The search end to end on a tiny model: budgets, gradients, determinism, and every refusal."""
+
+import json
+
+import pytest
+import torch
+
+import vispco
+from tiny import batch, make, our_hooks, tiny_llava
+from vispco.frontier import Frontier, FrontierPoint
+from vispco.pruning import Pruner
+from vispco.registry import adapter_for
+from vispco.search import whole
+from vispco.teacher import answer_logits, kl_divergence, prepare, teach
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
+
+
+@pytest.mark.parametrize("kernel", vispco.list_kernels())
+def test_never_above_the_budget(llava, batches, kernel):
+    frontier = vispco.search(llava, batches, kernel=kernel, budgets=[0.4, "80%"], steps=4)
+    assert [p.budget for p in frontier.points] == [0.4, "80%"]
+    for point, limit in zip(frontier.points, (0.4, 0.8)):
+        assert limit - 0.05 < point.share <= limit
+        record = vispco.evaluate(llava, batches, point.config)
+        assert record.kl == pytest.approx(point.loss) and record.flops == point.flops == point.config.flops
+        assert record.prunable_share <= limit
+
+
+@pytest.mark.parametrize("method", vispco.list_methods())
+def test_every_method_can_be_searched(llava, batches, method):
+    frontier = vispco.search(llava, batches, method=method, budgets=[0.5], steps=3)
+    assert 0.4 < frontier.points[0].share <= 0.5 and frontier.points[0].config.method == method
+
+
+def test_search_improves_on_its_start():
+    """On a model whose image matters early or late, the KL falls below that of the untrained schedule."""
+    model = tiny_llava(layers=6, scale=0.5)
+    batches = [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8, seed=s) for s in range(2)]
+    before = vispco.search(model, batches, budgets=[0.5], steps=1, learning_rate=1e-9).points[0]
+    after = vispco.search(model, batches, budgets=[0.5], steps=40).points[0]
+    assert after.loss < 0.9 * before.loss
+
+
+def test_same_seed_same_frontier_and_the_model_is_untouched(batches):
+    model = make("llava")
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    model.train()
+    one, two = (vispco.search(model, batches, budgets=[0.5], steps=5, seed=3) for _ in range(2))
+    assert one.points == two.points and model.training
+    model.eval()
+    assert flags == [p.requires_grad for p in model.parameters()] and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not our_hooks(model)
+
+
+def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
+    seen = []
+    frontier = vispco.search(llava, batches, budgets=[0.4, 0.6], steps=6, inner=3, callback=seen.append)
+    assert [(s["budget"], s["step"]) for s in seen] == [(b, i) for b in (0.6, 0.4) for i in range(6)]
+    assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
+    json.dumps(seen)
+    # the full model once; per budget: 6 steps of 2 samples, backward counted twice; the final evaluation
+    assert frontier.meta["forward_passes"] == 4 + 2 * (6 * 2 * 3 + 4)
+
+
+def test_budget_one_needs_no_search(llava, batches):
+    point = vispco.search(llava, batches, budgets=[1.0], steps=3, callback=lambda _: pytest.fail("ran")).points[0]
+    assert point.config.keep_ratios == (1.0,) * 6 and point.loss == pytest.approx(0, abs=1e-6)
+
+
+def test_whole_rounds_forward_and_passes_gradients():
+    r = torch.tensor([1.0, 0.52, 0.31], requires_grad=True)
+    out = whole(r, 16)
+    assert torch.equal(out.detach() * 16, (r.detach() * 16).round())
+    out.sum().backward()
+    assert torch.equal(r.grad, torch.ones(3))
+
+
+def test_gradient_points_the_way_of_finite_differences(llava):
+    """More tokens, less divergence: the straight-through gradient and the hard loss agree."""
+    lessons = teach(llava, prepare(llava, [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8)]))
+    adapter, method = adapter_for(llava)(llava), vispco.registry.METHODS.get("fastv")()
+
+    def loss(ratios):
+        with Pruner(adapter, method, ratios, "search").install() as pruner:
+            return kl_divergence(answer_logits(llava, lessons[0], pruner), lessons[0].log_probs).mean()
+
+    base = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], requires_grad=True)
+    gradient, = torch.autograd.grad(loss(base), base)
+    step = torch.tensor([0, 1, 1, 1, 1, 1]) / 8
+    with torch.no_grad():
+        more, fewer = loss(base + step), loss(base - step)
+    assert torch.isfinite(gradient).all() and (gradient[1:] != 0).all() and gradient[0] == 0
+    assert float(gradient.sum()) < 0 and more < fewer
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(method="fastvv"), "did you mean 'fastv'"), (dict(kernel="multistep"), "did you mean 'multi_step'"),
+    (dict(budgets=0.5), "must be a sequence"), (dict(budgets=[]), "must be a sequence"), (dict(budgets=[2.0]), "over 1"),
+    (dict(budgets=[-1]), "got -1"), (dict(budgets=[0]), "reachable range"), (dict(budgets=[0.01]), "reachable range"),
+    (dict(steps=0), "at least 1"), (dict(estimator={"sigma": -1}), "sigma"), (dict(constraint={"penalty": 0}), "penalty")])
+def test_refusals(llava, batches, change, message):
+    with pytest.raises(ValueError, match=message):
+        vispco.search(llava, batches, **{"budgets": [0.5], "steps": 1, **change})
+    assert not our_hooks(llava)
+
+
+def test_bad_batches(llava):
+    good = batch()
+    text = batch(images=(0, 0))
+    cases = [([], "empty"), (good, "pass \\[batch\\]"), ([text], "no visual tokens"), ([{"labels": 1}], "input_ids"),
+             ([{**good, "labels": torch.full_like(good["labels"], -100)}], "all labels are -100"),
+             ([{**good, "labels": good["labels"][:, 1:]}], "must be the same"),
+             ([batch(text=(2, 2), before=(0, 0))], "right after a visual token")]
+    for batches, message in cases:
+        with pytest.raises(ValueError, match=message):
+            vispco.evaluate(llava, batches)
+        with pytest.raises(ValueError, match=message):
+            vispco.search(llava, batches, budgets=[0.5], steps=1)
+
+
+def test_a_model_without_an_adapter():
+    with pytest.raises(ValueError, match="no adapter for Linear.*llava.*register_adapter"):
+        vispco.search(torch.nn.Linear(2, 2), [], budgets=[0.5])
+
+
+def test_not_finite_stops_with_the_step(batches):
+    model = tiny_llava()
+    model.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        vispco.search(model, batches, budgets=[0.5], steps=1)
+
+
+def test_frontier_round_trip(tmp_path, llava, batches):
+    frontier = vispco.search(llava, batches, budgets=["30%", 0.7], steps=2)
+    frontier.save(tmp_path / "frontier.json")
+    assert Frontier.load(tmp_path / "frontier.json") == frontier
+    assert frontier.at(0.7).budget == 0.7 and frontier.at(0.5).budget == "30%"
+    with pytest.raises(ValueError, match="no point within 0.1"):
+        frontier.at(0.1)
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda d: d.update(schema_version=99), "schema_version 99"), (lambda d: d.pop("points"), "lacks points"),
+    (lambda d: d.update(extra=1), "unknown keys: extra"), (lambda d: d["points"][0].pop("loss"), "exactly"),
+    (lambda d: d["points"][0].update(loss="low"), "must be a number"), (lambda d: d.update(points={}), "list of points"),
+    (lambda d: d["points"][0]["config"].update(keep_ratios=[0.1, 0.5]), "must not increase")])
+def test_hand_edited_frontier(tmp_path, edit, message):
+    path = tmp_path / "f.json"
+    Frontier([FrontierPoint(vispco.PruningConfig("fastv", [1, 0.5]), 0.5, 1.0, 0.5, 0.1)]).save(path)
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message) as error:
+        Frontier.load(path)
+    assert "f.json" in str(error.value)
+
+
+def test_truncated_frontier(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_text('{"schema_version": 1, "points": [')
+    with pytest.raises(ValueError, match="f.json"):
+        Frontier.load(path)

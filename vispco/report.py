@@ -1,0 +1,141 @@
+"""Plain-text reports: tables, units, intervals, progress. Shared by the command line and the demo."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned with two spaces between them: numbers to the right, words to the left.
+
+    >>> print(table(["layer", "what"], [[1, "first"], [10, "last"]]))
+    layer  what
+        1  first
+       10  last
+    """
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    columns = list(zip(*cells))
+    numeric = [all(_leads_with_number(c) for c in column[1:]) and len(column) > 1 for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric)).rstrip()
+             for row in cells]
+    return "\n".join(lines)
+
+
+def _leads_with_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in "-–+" and cell[1:2].isdigit() or cell in ("–", "")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`0.5` -> `50.0 %`."""
+    return f"{share:.{digits}%}".replace("%", " %")
+
+
+def flops(number: float) -> str:
+    """Four digits and a unit.
+
+    >>> flops(1.8e12), flops(245.6e6)
+    ('1.800 TFLOPs', '245.6 MFLOPs')
+    """
+    power = min(max(int(math.log10(number)) // 3, 0), 5) if number >= 1 else 0
+    value = number / 1000**power
+    if value >= 999.95 and power < 5:
+        power, value = power + 1, value / 1000
+    return f"{value:.{max(0, 4 - len(str(int(value))))}f} {['', 'K', 'M', 'G', 'T', 'P'][power]}FLOPs"
+
+
+def tokens(counts: Sequence[int], longest: int = 12) -> str:
+    """Visual tokens entering each layer, on one line; runs are joined for deep models.
+
+    >>> tokens([64, 64, 8]), tokens([576] * 16 + [0] * 16)
+    ('64 64 8', '16x576 16x0')
+    """
+    if len(counts) <= longest:
+        return " ".join(map(str, counts))
+    runs = [(len(list(run)), value) for value, run in groupby(counts)]
+    return " ".join(f"{n}x{value}" if n > 1 else str(value) for n, value in runs)
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a proportion (95 % at z = 1.96); unlike p +- z s.e. it stays within [0, 1].
+
+    >>> [round(x, 3) for x in wilson(90, 100)]
+    [0.826, 0.945]
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    p, q = successes / n, z * z / n
+    middle = (p + q / 2) / (1 + q)
+    half = math.sqrt(p * (1 - p) * q + q * q / 4) / (1 + q)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def standard_error(accuracy: float, n: int) -> float:
+    """Binomial standard error of an accuracy over `n` questions."""
+    return math.sqrt(accuracy * (1 - accuracy) / n)
+
+
+def layers_entered(kept: dict[int, torch.Tensor], visual: torch.Tensor, num_layers: int) -> list[int]:
+    """How many layers each visual token of one sample enters.
+
+    kept: {layer: (S,) bool}, what `Pruner.kept()` says of the sample. visual: (S,) bool.
+    """
+    depth = torch.full_like(visual, num_layers, dtype=torch.long)
+    for layer in sorted(kept, reverse=True):
+        depth[~kept[layer]] = layer
+    return depth[visual].tolist()
+
+
+def token_grid(depths: Sequence[int]) -> str:
+    """Tokens in raster order as a small picture: `·` leaves first, `█` stays longest, shades in between.
+
+    >>> print(token_grid([8, 1, 1, 4]))
+    █ ·
+    · ▒
+    """
+    side = math.isqrt(len(depths))
+    width = side if side * side == len(depths) else 32
+    marks = [_shade(d, min(depths), max(depths)) for d in depths]
+    return "\n".join(" ".join(marks[i:i + width]) for i in range(0, len(marks), width))
+
+
+def _shade(depth: int, least: int, most: int) -> str:
+    if depth == most:
+        return "█"
+    return "·" if depth == least else "░▒▓"[3 * (depth - least) // (most - least)]
+
+
+class Progress:
+    """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
+
+    An instance is a callback for `vispco.search`: it shows the KL, the slack (negative: over the budget), the
+    multiplier and the penalty beside the time left.
+    """
+
+    def __init__(self, total: int, label: str, quiet: bool = False):
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=total, desc=label, file=sys.stderr, leave=False, dynamic_ncols=True,
+                         disable=True if quiet else None)
+
+    def __call__(self, record: dict) -> None:
+        self._bar.set_postfix_str(
+            f"budget {record['budget']}, KL {record['loss']:.4f}, slack {record['slack']:+.4f}, "
+            f"multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}", refresh=False)
+        self._bar.update()
+
+    def update(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self._bar.update(n)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
