@@ -7,7 +7,8 @@ its classes and overrides what differs.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,17 @@ class Adapter:
 
     architectures: ClassVar[tuple[str, ...]] = ()
     model_types: ClassVar[tuple[str, ...]] = ()
-    #: Every layer's mask is plain causal (no sliding window, no bidirectional images).
-    causal: ClassVar[bool] = True
+    #: Every layer's mask is plain causal (no bidirectional images; sliding windows are found in the configuration).
+    causal: bool = True
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.config = model.config
         self.decoder = model.get_decoder()
         self.layers = self.decoder.layers
+        text = model.config.get_text_config(decoder=True)
+        windows = ["sliding_attention"] if getattr(text, "sliding_window", None) else []
+        self.causal = self.causal and {*(getattr(text, "layer_types", None) or windows)} <= {"full_attention"}
 
     # ---- which models -----------------------------------------------------------------------------------
     @classmethod
@@ -60,6 +64,17 @@ class Adapter:
         table = self.model.get_input_embeddings()(ids.to(inputs_embeds.device))  # (I, D)
         return (inputs_embeds[:, :, None] == table).all(-1).any(-1)
 
+    def take_late(self, kwargs: dict) -> tuple[dict, Any]:
+        """Split the decoder's arguments: those it may have, and visual features it would add between layers.
+
+        It would add them at their original places, where pruned hidden states have other tokens.
+        """
+        return kwargs, None
+
+    def late(self, features: Any, layer: int, hidden: Tensor) -> Tensor | None:
+        """What to add to the input of `layer`, at the original places (B, S, D), from what `take_late` took."""
+        return None
+
     # ---- attention --------------------------------------------------------------------------------------
     def attention_module(self, layer: int) -> nn.Module:
         """The self-attention of a decoder layer."""
@@ -75,8 +90,11 @@ class Adapter:
         return self.projections(layer)[kind](self.layers[layer].input_layernorm(hidden))
 
     def rotate(self, layer: int, kind: str, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Split (B, N, heads * E) into heads and apply the rotary embedding: (B, heads, N, E)."""
-        x = states.unflatten(-1, (-1, self.attention_module(layer).head_dim)).transpose(1, 2)
+        """Split (B, N, heads * E) into heads, norm them if the family does, and turn them: (B, heads, N, E)."""
+        attention = self.attention_module(layer)
+        x = states.unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, {"query": "q_norm", "key": "k_norm"}[kind], None)
+        x = (x if norm is None else norm(x)).transpose(1, 2)
         cos, sin = (part.unsqueeze(1) for part in rotary)
         turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1]:]
         first, second = turned.chunk(2, dim=-1)
@@ -87,6 +105,13 @@ class Adapter:
         return self.attention_module(layer).scaling
 
     # ---- cache ------------------------------------------------------------------------------------------
+    def lengthen(self, cache) -> None:
+        """Make an empty cache keep all tokens: sliding windows would count kept tokens, not positions.
+
+        The model's masks still hide what is out of the window.
+        """
+        cache.layers[:] = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+
     def shortened_cache_layer(self, dropped: int) -> DynamicLayer:
         """An empty cache layer for layer 0 that counts `dropped` tokens more than it holds."""
         layer = ShortenedLayer()
@@ -103,8 +128,11 @@ class Adapter:
                           text.num_key_value_heads, head_dim, text.intermediate_size, text.vocab_size)
 
     @classmethod
-    def vision_flops(cls, config, n_visual: int) -> tuple[int, int]:
-        """FLOPs of the vision tower and of the projector for images that give `n_visual` tokens."""
+    def vision_flops(cls, config, n_visual: int, images: Sequence | None = None) -> tuple[int, int]:
+        """FLOPs of the vision tower and of the projector for images that give `n_visual` tokens.
+
+        images: their sizes, where `n_visual` does not tell (see the family); None: what the family assumes.
+        """
         raise NotImplementedError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
+from .towers import patches, two_matrices, vit
 
 
 @register_adapter("llava")
@@ -14,17 +15,22 @@ class Llava(Adapter):
     model_types = ("llava",)
 
     @classmethod
-    def vision_flops(cls, config, n_visual: int) -> tuple[int, int]:
-        """The whole CLIP tower (Hugging Face runs every layer) and the projector's two matrices."""
+    def vision_flops(cls, config, n_visual: int, images=None) -> tuple[int, int]:
+        """The whole tower and the projector's two matrices, for as many images as `n_visual` tokens need."""
+        tokens = cls.tokens_per_tile(config)
+        return cls.tile_flops(config, -(-n_visual // tokens))
+
+    @classmethod
+    def tokens_per_tile(cls, config) -> int:
+        """Tokens that the projector makes of one image of the tower's size."""
+        v = config.vision_config
+        whole = config.vision_feature_select_strategy == "full" and v.model_type != "siglip_vision_model"
+        return patches(v) + whole  # "default" leaves the CLS token out
+
+    @classmethod
+    def tile_flops(cls, config, tiles: int) -> tuple[int, int]:
+        """Tower and projector on `tiles` images of the tower's size."""
         v, text = config.vision_config, config.get_text_config(decoder=True)
-        patches = (v.image_size // v.patch_size) ** 2
-        strategy = getattr(config, "vision_feature_select_strategy", "default")
-        images = -(-n_visual // (patches if strategy == "default" else patches + 1))
-        d, n = v.hidden_size, patches + 1  # with the CLS token
-        layer = 8 * n * d * d + 4 * n * n * d + 4 * n * d * v.intermediate_size
-        tower = 2 * patches * v.num_channels * v.patch_size**2 * d + v.num_hidden_layers * layer
-        feature_layers = config.vision_feature_layer
-        width = d * (len(feature_layers) if isinstance(feature_layers, (list, tuple)) else 1)
-        tokens = patches if strategy == "default" else n
-        projector = 2 * tokens * (width * text.hidden_size + text.hidden_size**2)
-        return images * tower, images * projector
+        layers = config.vision_feature_layer
+        width = v.hidden_size * (len(layers) if isinstance(layers, (list, tuple)) else 1)
+        return tiles * vit(v), tiles * two_matrices(cls.tokens_per_tile(config), width, text.hidden_size)

@@ -1,0 +1,40 @@
+"""FLOPs of the parts that vision towers are made of, in the convention of `vispco.flops`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2, spans: Iterable[int] | None = None) -> int:
+    """One transformer layer. spans: lengths of the pieces within which tokens attend; None: all to all."""
+    attention = sum(n * n for n in ([tokens] if spans is None else spans))
+    return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
+
+
+def patches(v) -> int:
+    """Patches of a square image of the tower's own size."""
+    return (side(v.image_size) // side(v.patch_size)) ** 2
+
+
+def side(size) -> int:
+    """A size given as one number or as a pair of equal ones."""
+    return size if isinstance(size, int) else size[0]
+
+
+def vit(v) -> int:
+    """CLIP, SigLIP or InternViT on ONE image: patch embedding, every layer, and SigLIP's pooling head if it has one.
+
+    Hugging Face runs every layer, whichever of them the projector reads.
+    """
+    d, n = v.hidden_size, patches(v)
+    siglip = v.model_type == "siglip_vision_model"
+    tokens = n if siglip or v.model_type.startswith(("idefics3", "smolvlm")) else n + 1  # with the CLS token
+    embedding = 2 * n * v.num_channels * side(v.patch_size) ** 2 * d
+    layers = v.num_hidden_layers * encoder_layer(tokens, d, v.intermediate_size)
+    head = 4 * d * d + 4 * n * d * d + 4 * n * d + 4 * d * v.intermediate_size
+    return embedding + layers + (head if siglip and v.vision_use_head else 0)
+
+
+def two_matrices(tokens: int, width: int, hidden: int, out: int | None = None) -> int:
+    """A projector of two matrices, width -> hidden -> out (default: hidden)."""
+    return 2 * tokens * (width * hidden + hidden * (out or hidden))
