@@ -1,0 +1,327 @@
+"""Generation with a pruned KV cache against recomputation of everything without one."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+import vispco
+from oracles import Replay, error, pruned_with
+from tiny import BOS, IMAGE, PAD, PER_IMAGE, VOCAB, batch, tiny_llava, without_labels
+from vispco import PruningConfig
+from vispco.registry import METHODS
+
+CLOSE = 1e-4  # float32, relative to the largest logit; pruning itself moves logits by more than 0.1
+SCHEDULES = {
+    "layer 0": [0.5] * 6,
+    "layer 0 and 3": [0.5] * 3 + [0.2] * 3,
+    "layer 1": [1.0] + [0.4] * 5,
+    "several": [1.0, 0.8, 0.8, 0.5, 0.3, 0.1],
+    "last layer": [1.0] * 5 + [0.25],
+    "drop all at 0": [0.0] * 6,
+    "drop all at 3": [1.0, 0.5, 0.5, 0.0, 0.0, 0.0],
+}
+BATCHES = {
+    "one": {"images": (1,), "text": (9,), "before": (2,)},
+    "equal": {"images": (1, 1, 1), "text": (9, 9, 9), "before": (0, 3, 8)},
+    "left": {"images": (2, 1, 0, 3), "text": (7, 9, 12, 3), "before": (1, 2, 5, 0)},
+    "right": {"images": (2, 1, 0, 3), "text": (7, 9, 12, 3), "before": (1, 2, 5, 0), "padding": "right"},
+}
+IDS = {"suppress_tokens": [IMAGE, 2]}
+
+
+@functools.cache
+def tiny(attention):
+    """The tiny LLaVA under one attention implementation."""
+    return tiny_llava(attention=attention)
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request):
+    """The tiny LLaVA under both attention implementations."""
+    return tiny(request.param)
+
+
+def methods_for(ratios):
+    """The registered methods that can prune so early."""
+    return [m for m in vispco.list_methods() if min(ratios[:METHODS.get(m).first_layer], default=1) == 1]
+
+
+def generate(model, inputs, new=6, **options):
+    """Greedy generation unless told otherwise; returns ids of the prompt and new tokens, and raw logits."""
+    options = {"do_sample": False, "max_new_tokens": new, **IDS, **options}
+    out = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    return out.sequences, torch.stack(out.logits, 1), out.past_key_values
+
+
+def positions_of(model, run):
+    """The result of `run()`, and the position ids that Hugging Face gave to all the tokens on the way."""
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kw: seen.append(kw["position_ids"]),
+                                                         with_kwargs=True)
+    result = run()
+    hook.remove()
+    return result, torch.cat(seen, -1)
+
+
+def recomputed(model, inputs, sequences, kept, ratios, position_ids):
+    """Logits of each new token, each from one pass over everything before it: no cache, the same tokens kept."""
+    start, steps = inputs["input_ids"].shape[1], []
+    with pruned_with(model, Replay(kept), ratios), torch.no_grad():
+        for end in range(start, sequences.shape[1]):
+            mask = torch.nn.functional.pad(inputs["attention_mask"], (0, end - start), value=1)
+            again = {**inputs, "input_ids": sequences[:, :end], "attention_mask": mask,
+                     "position_ids": position_ids[:, :end]}
+            steps.append(model(**again, use_cache=False).logits[:, -1])
+    return torch.stack(steps, 1)
+
+
+CASES = [(attention, s, m) for attention in ("sdpa", "eager") for s, ratios in SCHEDULES.items()
+         for m in methods_for(ratios) if attention == "sdpa" or m in ("fastv", "random")]
+
+
+@pytest.mark.parametrize("shape", BATCHES)
+@pytest.mark.parametrize("model, schedule, method", CASES, indirect=["model"])
+def test_cached_generation_equals_recomputation(model, schedule, method, shape):
+    ratios, shape = SCHEDULES[schedule], BATCHES[shape]
+    inputs, config = without_labels(batch(**shape)), PruningConfig(method, ratios)
+    with vispco.apply(model, config) as handle:
+        (sequences, logits, cache), positions = positions_of(model, lambda: generate(model, inputs, new=4))
+        kept = handle.kept()
+    assert error(logits, recomputed(model, inputs, sequences, kept, ratios, positions)) <= CLOSE
+    with torch.no_grad():  # pruning is felt, in the first token already
+        full = model(**inputs).logits[:, -1]
+    seen = torch.tensor(shape["images"]) > 0
+    assert error(logits[seen, 0], full[seen]) > (0.1 if schedule != "last layer" else 1e-3)
+
+    # The cache holds the tokens kept, padded to the longest sample, and the new tokens but the last.
+    text = torch.tensor(shape["text"]) + 1
+    tail = (inputs["attention_mask"][:, -1] == 0).long()
+    for i, layer in enumerate(cache.layers):
+        visual = torch.tensor([config.tokens(n * PER_IMAGE)[i] for n in shape["images"]])
+        pruned = any(step <= i for step in kept)
+        longest = (text + visual + tail).max() if pruned else inputs["input_ids"].shape[1]
+        assert layer.keys.shape[-2] == layer.values.shape[-2] == longest + 3
+
+
+STRATEGIES = {"greedy": {}, "beams": {"num_beams": 3}, "sampling": {"do_sample": True, "num_return_sequences": 3},
+              "beam sampling": {"do_sample": True, "num_beams": 2, "temperature": 0.7},
+              "two of four beams": {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5}}
+
+
+@pytest.mark.parametrize("method, schedule, shape", [("random", "layer 0", "left"), ("strided", "several", "one"),
+                                                     ("random", "several", "left"), ("strided", "layer 0", "equal")])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, strategy):
+    """Methods that look at nothing but the place choose the same tokens at each step: `use_cache=False` is exact."""
+    inputs, options = without_labels(batch(**BATCHES[shape])), STRATEGIES[strategy]
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        with vispco.apply(llava, PruningConfig(method, SCHEDULES[schedule])):
+            found.append(generate(llava, inputs, new=5, use_cache=use_cache, **options))
+    torch.manual_seed(3)
+    full = generate(llava, inputs, new=5, **options)
+    assert torch.equal(found[0][0], found[1][0])
+    assert error(found[0][1], found[1][1]) <= CLOSE and error(found[0][1][:, 0], full[1][:, 0]) > 0.1
+
+
+@pytest.mark.parametrize("method", vispco.list_methods())
+def test_beams_keep_what_greedy_keeps(llava, method):
+    """All beams of a sample share its prompt, so they share its tokens; their scores equal recomputation."""
+    inputs, ratios = without_labels(batch(**BATCHES["left"])), SCHEDULES["several"]
+    with vispco.apply(llava, PruningConfig(method, ratios)) as handle:
+        generate(llava, inputs, new=1)
+        greedy = handle.kept()
+        out, positions = positions_of(llava, lambda: llava.generate(
+            **inputs, num_beams=3, num_return_sequences=3, max_new_tokens=4, do_sample=False, **IDS,
+            length_penalty=0.0, return_dict_in_generate=True, output_scores=True))
+        beams = handle.kept()
+    assert greedy and all(torch.equal(mask.repeat_interleave(3, 0), beams[i]) for i, mask in greedy.items())
+    wide = {k: v.repeat_interleave(3, 0) for k, v in inputs.items() if k != "pixel_values"}
+    wide["pixel_values"] = torch.cat([i for i in inputs["pixel_values"].split(BATCHES["left"]["images"])
+                                      for _ in range(3)])
+    logits = recomputed(llava, wide, out.sequences, beams, ratios, positions)
+    new = out.sequences[:, inputs["input_ids"].shape[1]:]
+    score = logits.log_softmax(-1).gather(-1, new[..., None]).sum((1, 2))
+    assert torch.allclose(score, out.sequences_scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("method, schedule", [("random", "layer 1"), ("strided", "layer 0"),
+                                              ("random", "several"), ("strided", "drop all at 3")])
+def test_prompt_lookup_equals_greedy(model, method, schedule):
+    """Speculative decoding: several tokens at a step, and a cache that is cropped where the guess was wrong.
+
+    The first guess is part of the first pass, so only methods that look at nothing but places choose as in greedy.
+    """
+    inputs = without_labels(batch(images=(1,), text=(24,), before=(1,)))
+    inputs["input_ids"][0, -11:] = inputs["input_ids"][0, -22:-11]  # something to look up
+    widths = []
+    with vispco.apply(model, PruningConfig(method, SCHEDULES[schedule])):
+        greedy, _, _ = generate(model, inputs, new=20)
+        hook = model.get_decoder().layers[0].register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[1]))
+        found = model.generate(**inputs, prompt_lookup_num_tokens=3, max_new_tokens=20, do_sample=False, **IDS)
+        hook.remove()
+    assert torch.equal(found, greedy)
+    assert max(widths[1:]) > 1 and sum(widths[1:]) > 19  # guessed, and not always right
+
+
+@pytest.mark.parametrize("schedule", ["layer 0", "several"])
+def test_assisted_generation_equals_greedy(model, schedule):
+    """A text-only draft model; the pruned model verifies."""
+    torch.manual_seed(1)
+    draft = LlamaForCausalLM(LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCAB,
+        pad_token_id=PAD, bos_token_id=BOS, eos_token_id=2, initializer_range=0.3)).eval()
+    inputs = without_labels(batch(**BATCHES["one"]))
+    with vispco.apply(model, PruningConfig("random", SCHEDULES[schedule])):
+        greedy, _, _ = generate(model, inputs, new=10)
+        found = model.generate(**inputs, assistant_model=draft, max_new_tokens=10, do_sample=False, **IDS)
+    assert torch.equal(found, greedy)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_manual_decoding_equals_one_pass(model, schedule, padded, chunk):
+    """Without position ids, one or several tokens a step; `random` sees nothing but places, so one pass is exact."""
+    shape = BATCHES["left" if padded else "equal"]
+    inputs, size = without_labels(batch(**shape)), len(shape["text"])
+    new = torch.randint(6, VOCAB, (size, 7), generator=torch.Generator().manual_seed(0))
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    whole = {**inputs, "input_ids": torch.cat([ids, new], 1),
+             "attention_mask": torch.cat([mask, torch.ones_like(new)], 1)}
+    with vispco.apply(model, PruningConfig("random", SCHEDULES[schedule])), torch.no_grad():
+        expected = model(**whole, use_cache=False).logits[:, -7:]
+        cache, parts = model(**inputs, use_cache=True).past_key_values, []
+        for at in range(0, 7, chunk):
+            part = new[:, at:at + chunk]
+            seen = whole["attention_mask"][:, :ids.shape[1] + at + part.shape[1]]
+            parts.append(model(input_ids=part, attention_mask=seen, past_key_values=cache).logits)
+        assert cache.get_seq_length() == whole["input_ids"].shape[1] or schedule != "layer 0"
+    with torch.no_grad():
+        full = model(**whole, use_cache=False).logits[:, -7:]
+    got = torch.cat(parts, 1)
+    assert error(got, expected) <= CLOSE and error(full, expected) > (0.1 if schedule != "last layer" else 1e-2)
+
+
+def test_decoding_without_an_attention_mask(model):
+    """An unpadded prompt needs none."""
+    inputs = without_labels(batch(**BATCHES["equal"]))
+    bare = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    with vispco.apply(model, PruningConfig("fastv", SCHEDULES["several"])), torch.no_grad():
+        expected, got = model(**inputs), model(**bare)
+        step = torch.full((3, 1), 7)
+        longer = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        next_expected = model(input_ids=step, attention_mask=longer, past_key_values=expected.past_key_values)
+        next_got = model(input_ids=step, past_key_values=got.past_key_values)
+    assert error(got.logits, expected.logits) <= CLOSE and error(next_got.logits, next_expected.logits) <= CLOSE
+
+
+@pytest.mark.parametrize("method", vispco.list_methods())
+def test_several_generations_in_a_row(llava, method):
+    """Each is as if it were the first, whatever shape the one before had."""
+    config = PruningConfig(method, SCHEDULES["several"])
+    prompts = [without_labels(batch(**BATCHES[name], seed=3)) for name in ("left", "one", "equal", "one")]
+    with vispco.apply(llava, config):
+        row = [generate(llava, p)[1] for p in prompts]
+    for prompt, logits in zip(prompts, row):
+        with vispco.apply(llava, config):
+            assert torch.equal(generate(llava, prompt)[1], logits)
+
+
+def test_two_caches_side_by_side(llava):
+    """What was dropped belongs to the cache, not to the model: two conversations may be decoded in turns."""
+    prompts = [without_labels(batch(**BATCHES[name], seed=5)) for name in ("one", "left")]
+    steps = [torch.full((len(p["input_ids"]), 1), 9) for p in prompts]
+    masks = [torch.nn.functional.pad(p["attention_mask"], (0, 1), value=1) for p in prompts]
+
+    def step(k, cache):
+        return llava(input_ids=steps[k], attention_mask=masks[k], past_key_values=cache).logits
+
+    with vispco.apply(llava, PruningConfig("random", SCHEDULES["layer 0 and 3"])), torch.no_grad():
+        alone = [step(k, llava(**p).past_key_values) for k, p in enumerate(prompts)]
+        caches = [llava(**p).past_key_values for p in prompts]
+        turns = [step(k, cache) for k, cache in enumerate(caches)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, turns))
+
+
+def test_a_conversation_goes_on_with_text(llava):
+    """A second turn on the same cache equals one pass over the whole conversation."""
+    inputs = without_labels(batch(**BATCHES["one"]))
+    more = torch.tensor([[11, 12, 13]])
+    with vispco.apply(llava, PruningConfig("random", SCHEDULES["layer 0 and 3"])):
+        sequences, _, cache = generate(llava, inputs, new=4)
+        ids = torch.cat([sequences, more], 1)
+        second = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **IDS,
+                                max_new_tokens=4, do_sample=False)
+        again = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **IDS, max_new_tokens=4,
+                               pixel_values=inputs["pixel_values"], do_sample=False)
+    assert torch.equal(second, again)
+
+
+@pytest.mark.parametrize("method", vispco.list_methods())
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_text_only_prompts_generate_as_unhooked(model, method, padding):
+    inputs = without_labels(batch(images=(0, 0), text=(9, 5), padding=padding))
+    plain, logits, _ = generate(model, inputs)
+    with vispco.apply(model, PruningConfig(method, SCHEDULES["several"])):
+        pruned, pruned_logits, _ = generate(model, inputs)
+    assert torch.equal(plain, pruned) and torch.equal(logits, pruned_logits)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_prompt_that_ends_in_an_image(model, padding):
+    """The next token is read off the last column: it must be there, and be what masking the others gives."""
+    inputs = without_labels(batch(images=(1, 1), text=(9, 5), before=(9, 2), padding=padding))
+    config = PruningConfig("strided", SCHEDULES["several"])  # the last token is not among those it keeps
+    last = []
+    for mode in ("deploy", "search"):
+        with vispco.apply(model, config, mode=mode) as handle, torch.no_grad():
+            last.append(model(**inputs).logits[:, -1])
+            texts = [int((mask & inputs["input_ids"].ne(IMAGE)).sum()) for mask in handle.kept().values()]
+            assert set(texts) == {16}  # whatever happens to the image, no text is lost
+    assert error(*last) <= CLOSE
+
+
+@pytest.mark.parametrize("method", ["random", "fastv"])
+def test_search_mode_generates_as_deploy_or_refuses(llava, method):
+    """Masked tokens are in the cache; decoding must not see them."""
+    inputs, config = without_labels(batch(**BATCHES["left"])), PruningConfig(method, SCHEDULES["several"])
+    with vispco.apply(llava, config):
+        expected = generate(llava, inputs)[1]
+    with vispco.apply(llava, config, mode="search"):
+        try:
+            got = generate(llava, inputs)[1]
+        except ValueError as refused:
+            assert "deploy" in str(refused)
+        else:
+            assert error(got, expected) <= CLOSE
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------
+def test_static_cache_is_refused(llava):
+    inputs = without_labels(batch())
+    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])):
+        with pytest.raises(ValueError, match="static KV cache.*leave cache_implementation out"):
+            llava.generate(**inputs, cache_implementation="static", max_new_tokens=2)
+        assert generate(llava, inputs)[0].shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_a_second_image_on_a_running_conversation_is_refused(llava):
+    inputs = without_labels(batch(**BATCHES["one"]))
+    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])), torch.no_grad():
+        cache = llava(**inputs).past_key_values
+        with pytest.raises(ValueError, match="second image.*start again from the whole prompt"):
+            llava(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+
+
+def test_a_cache_of_ones_own_is_used(llava):
+    """An empty DynamicCache passed in gives the same as none."""
+    inputs = without_labels(batch(**BATCHES["left"]))
+    with vispco.apply(llava, PruningConfig("random", SCHEDULES["layer 0"])):
+        expected = generate(llava, inputs)[0]
+        cache = DynamicCache(config=copy.deepcopy(llava.config.text_config))
+        assert torch.equal(generate(llava, inputs, past_key_values=cache)[0], expected)
