@@ -28,8 +28,8 @@ def descending_ranks(scores: Tensor, alive: Tensor) -> Tensor:
     [[1, 0, 2]]
     """
     _check_shapes(scores, alive)
-    order = scores.detach().masked_fill(~alive, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    places = alive.gather(-1, order).cumsum(-1) - 1  # of the alive only: they too may score -inf
+    order = scores.detach().argsort(dim=-1, descending=True, stable=True)
+    places = alive.gather(-1, order).cumsum(-1) - 1  # counts the alive only
     return torch.empty_like(order).scatter_(-1, order, places).masked_fill(~alive, scores.shape[-1])
 
 

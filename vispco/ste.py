@@ -12,7 +12,7 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
     m^ = m~ + stop_gradient(m - m~)   (VisPCO, arXiv 2604.15188)
 
-    Summed as m + (m~ - stop_gradient(m~)) the value is m to the bit; as printed it would round.
+    Summed as m + (m~ - stop_gradient(m~)), the value is m to the bit, whatever m; as printed it may round.
 
     >>> import torch
     >>> soft = torch.tensor([0.3, 0.9], requires_grad=True)
