@@ -147,7 +147,7 @@ def train(args: argparse.Namespace) -> nn.Module:
     for step in range(begin, args.steps):
         rng = np.random.default_rng([args.seed, step])
         families = ladder.draw(rng, args.questions)
-        drop_at = int(rng.choice([LAYERS, LAYERS - 1, LAYERS - 2, LAYERS - 3], p=[0.2, 0.1, 0.2, 0.5]))
+        drop_at = int(rng.choice([LAYERS, LAYERS - 1, LAYERS - 2], p=[0.5, 0.1, 0.4]))
         weight = args.aux * max(0.0, 1 - step / args.aux_steps)
         boards, batch = board_batch(rng, families, args.images)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
