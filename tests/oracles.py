@@ -25,15 +25,17 @@ def hook_counts(model):
     return [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
 
 
-def merged_embeddings(model, inputs):
-    """What the decoder receives: embeddings with the image features in place, and position ids."""
-    seen = {}
-    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)
+def decoder_inputs(model, inputs):
+    """What the decoder of an unhooked model receives, and what it gives to each of its layers."""
+    decoder, seen, layers = model.get_decoder(), {}, []
+    hooks = [decoder.register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)]
+    hooks += [layer.register_forward_pre_hook(lambda m, a, kw: layers.append(kw), with_kwargs=True)
+              for layer in decoder.layers]
     with torch.no_grad():
         model(**inputs, use_cache=False)
-    hook.remove()
-    ids = seen.get("position_ids")
-    return seen["inputs_embeds"], torch.arange(seen["inputs_embeds"].shape[1])[None] if ids is None else ids
+    for hook in hooks:
+        hook.remove()
+    return seen, layers
 
 
 @torch.no_grad()
@@ -43,7 +45,8 @@ def by_hand(model, inputs, kept=None, upto=None):
     kept: {layer: (S,) bool} tokens that enter the layer. upto: stop after the attention of that layer.
     """
     decoder = model.get_decoder()
-    hidden, ids = merged_embeddings(model, inputs)
+    seen, given = decoder_inputs(model, inputs)
+    hidden, late = seen["inputs_embeds"], seen.get("deepstack_visual_embeds") or []
     assert hidden.shape[0] == 1
     place = torch.arange(hidden.shape[1])
     trace = Trace(None, [], [], [])
@@ -51,9 +54,11 @@ def by_hand(model, inputs, kept=None, upto=None):
         if kept and i in kept:
             stay = kept[i][place]
             hidden, place = hidden[:, stay], place[stay]
-        rotary = decoder.rotary_emb(hidden, position_ids=ids[..., place])
-        n = len(place)
-        mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[None, None]
+        rotary, mask, n = [x[:, place] for x in given[i]["position_embeddings"]], given[i]["attention_mask"], len(place)
+        if mask is not None:  # the model's own, where it is more than causal
+            mask = mask[..., place, :][..., place]
+        else:
+            mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[None, None]
         trace.hidden.append(hidden)
         trace.places.append(place)
         weights = layer.self_attn(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask)[1]
@@ -61,6 +66,10 @@ def by_hand(model, inputs, kept=None, upto=None):
         if i == upto:
             return trace
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None])
+        if i < len(late):  # features that the family adds after this layer
+            full = torch.zeros(seen["visual_pos_masks"].shape + hidden.shape[2:], dtype=hidden.dtype)
+            full[seen["visual_pos_masks"]] = late[i]
+            hidden = hidden + full[:, place]
     trace.logits = model.lm_head(decoder.norm(hidden))
     return trace
 

@@ -5,6 +5,8 @@ import functools
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from tiny_families import BUILDERS
+
 IMAGE, PAD, BOS, VOCAB = 5, 0, 1, 60
 PER_IMAGE = 16
 
@@ -25,7 +27,7 @@ def tiny_llava(layers=6, kv_heads=2, attention="sdpa", scale=0.3, **text):
 
 
 #: One builder per registered adapter: the contract suite fails if a registered family is missing here.
-FAMILIES = {"llava": tiny_llava}
+FAMILIES = {"llava": tiny_llava, **BUILDERS}
 
 
 @functools.cache

@@ -1,0 +1,31 @@
+"""Idefics3 and SmolVLM (`Idefics3ForConditionalGeneration`, `SmolVLMForConditionalGeneration`)."""
+
+from __future__ import annotations
+
+from ..registry import register_adapter
+from .base import Adapter
+from .towers import patches, vit
+
+
+@register_adapter("idefics3")
+class Idefics3(Adapter):
+    """Idefics3: tiles of a fixed size, `scale_factor` x `scale_factor` patches a token, one matrix as projector."""
+
+    architectures = ("Idefics3ForConditionalGeneration",)
+    model_types = ("idefics3",)
+
+    @classmethod
+    def vision_flops(cls, config, n_visual, images=None):
+        """Tower and projector on as many tiles as `n_visual` tokens need."""
+        v, text, merge = config.vision_config, config.get_text_config(decoder=True), config.scale_factor**2
+        tokens = patches(v) // merge
+        tiles = -(-n_visual // tokens)
+        return tiles * vit(v), tiles * 2 * tokens * merge * v.hidden_size * text.hidden_size
+
+
+@register_adapter("smolvlm")
+class SmolVLM(Idefics3):
+    """SmolVLM: built like Idefics3; video frames are images to it."""
+
+    architectures = ("SmolVLMForConditionalGeneration",)
+    model_types = ("smolvlm",)

@@ -1,0 +1,24 @@
+"""InternVL (`InternVLForConditionalGeneration`): tiles of a fixed size, four patches a token."""
+
+from __future__ import annotations
+
+from ..registry import register_adapter
+from .base import Adapter
+from .towers import patches, two_matrices, vit
+
+
+@register_adapter("internvl")
+class InternVL(Adapter):
+    """InternVL: each tile, thumbnail and video frame gives `image_seq_length` visual tokens."""
+
+    architectures = ("InternVLForConditionalGeneration",)
+    model_types = ("internvl",)
+
+    @classmethod
+    def vision_flops(cls, config, n_visual, images=None):
+        """Tower and projector on as many tiles as `n_visual` tokens need."""
+        v, text = config.vision_config, config.get_text_config(decoder=True)
+        merge = int(1 / config.downsample_ratio) ** 2
+        tokens = patches(v) // merge
+        tiles = -(-n_visual // tokens)
+        return tiles * vit(v), tiles * two_matrices(tokens, merge * v.hidden_size, text.hidden_size)

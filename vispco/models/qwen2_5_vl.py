@@ -1,0 +1,42 @@
+"""Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`): Qwen2-VL with windowed attention in the vision tower."""
+
+from __future__ import annotations
+
+from ..registry import register_adapter
+from .qwen2_vl import Qwen2VL
+from .towers import encoder_layer, side
+
+
+@register_adapter("qwen2_5_vl")
+class Qwen25VL(Qwen2VL):
+    """Qwen2.5-VL: most vision layers attend within windows, which the edges of the image cut."""
+
+    architectures = ("Qwen2_5_VLForConditionalGeneration",)
+    model_types = ("qwen2_5_vl",)
+
+    @classmethod
+    def block(cls, v, layer, patches, grids):
+        """Gated feed-forward network; whole frames in a few layers, windows in the others."""
+        spans = cls.frames(grids) if layer in v.fullatt_block_indexes else cls.windows(v, grids)
+        return encoder_layer(patches, v.hidden_size, v.intermediate_size, matrices=3, spans=spans)
+
+    @staticmethod
+    def windows(v, grids) -> list[int]:
+        """Patches of each window: squares of whole tokens, smaller at the right and bottom edges."""
+        merge = v.spatial_merge_size
+        size = v.window_size // merge // side(v.patch_size) * merge  # in patches
+
+        def pieces(length):
+            return [min(size, length - start) for start in range(0, length, size)]
+
+        return [a * b for t, h, w in grids for _ in range(t) for a in pieces(h) for b in pieces(w)]
+
+    @staticmethod
+    def width(v):
+        """Hidden size of the tower."""
+        return v.hidden_size
+
+    @staticmethod
+    def out(v):
+        """Width of the merger's output."""
+        return v.out_hidden_size

@@ -1,0 +1,75 @@
+"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, images and video, three-part rotary embeddings."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+
+from ..registry import register_adapter
+from .base import Adapter
+from .towers import encoder_layer, side, two_matrices
+
+
+@register_adapter("qwen2_vl")
+class Qwen2VL(Adapter):
+    """Qwen2-VL: an image or video of t x h x w patches gives t h w / merge^2 visual tokens."""
+
+    architectures = ("Qwen2VLForConditionalGeneration",)
+    model_types = ("qwen2_vl",)
+
+    def rotate(self, layer, kind, states, rotary):
+        """transformers before 5.20 hands the decoder (3, B, N, E): time, height and width, joined by sections."""
+        if rotary[0].ndim == 4:
+            sections = self.decoder.config.rope_parameters["mrope_section"] * 2
+            rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(x.split(sections, -1))], -1) for x in rotary)
+        return super().rotate(layer, kind, states, rotary)
+
+    # ---- costs ------------------------------------------------------------------------------------------
+    @classmethod
+    def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
+        """The rows of `image_grid_thw` or `video_grid_thw`; by default one image, as square as `n_visual` allows."""
+        merge = config.vision_config.spatial_merge_size
+        if images is None:
+            height = max((h for h in range(1, isqrt(n_visual) + 1) if n_visual % h == 0), default=0)
+            images = [(1, height * merge, n_visual // height * merge)] if height else []
+        grids = [tuple(int(x) for x in row) for row in images]
+        tokens = sum(t * h * w for t, h, w in grids) // merge**2
+        if tokens != n_visual:
+            raise ValueError(f"images of {grids} patches (time, height, width) give {tokens} visual tokens, not "
+                             f"n_visual={n_visual}: a token is {merge} x {merge} patches")
+        return grids
+
+    @classmethod
+    def vision_flops(cls, config, n_visual, images=None):
+        """The tower attends within a frame, so its cost depends on the grids. images: rows of `image_grid_thw`."""
+        v, grids = config.vision_config, cls.grids(config, n_visual, images)
+        n, d, unit = sum(t * h * w for t, h, w in grids), cls.width(v), v.spatial_merge_size**2
+        embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * d
+        blocks = sum(cls.block(v, i, n, grids) for i in range(v.depth))
+        return embedding + blocks, cls.mergers(v) * two_matrices(n // unit, unit * d, unit * d, cls.out(v))
+
+    @staticmethod
+    def frames(grids) -> list[int]:
+        """Patches of each frame."""
+        return [h * w for t, h, w in grids for _ in range(t)]
+
+    @classmethod
+    def block(cls, v, layer: int, patches: int, grids) -> int:
+        """FLOPs of one block of the tower."""
+        return encoder_layer(patches, v.embed_dim, v.embed_dim * v.mlp_ratio, spans=cls.frames(grids))
+
+    @staticmethod
+    def width(v) -> int:
+        """Hidden size of the tower."""
+        return v.embed_dim
+
+    @staticmethod
+    def out(v) -> int:
+        """Width of the merger's output."""
+        return v.hidden_size
+
+    @staticmethod
+    def mergers(v) -> int:
+        """Number of mergers (projectors)."""
+        return 1
