@@ -95,6 +95,7 @@ class Pruner:
         self.adapter, self.method, self.ratios, self.mode = adapter, method, ratios, mode
         self.estimator = estimator or {}
         self.labels: Tensor | None = None
+        self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
         self.prefill: Prefill | None = None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._hooks: list = []
@@ -318,6 +319,16 @@ class Pruner:
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, new)}
         return self._memo[key]
 
+    def _bounded(self, gradient: Tensor) -> Tensor:
+        """Clip the loss's gradient by each token's mask (B, V) to +-`bound` of its sample.
+
+        At m = 0 the slope of softmax with policy is the token's weight over the weight of all that is kept. That is
+        unbounded (a dropped token may have been attended to e^20 times as much), but keeping the token cannot
+        take away more divergence than its sample has.
+        """
+        bound = None if self.bound is None else self.bound[:, None].to(gradient)
+        return gradient if bound is None else gradient.clamp(-bound, bound)
+
     def _search(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
         state, flows = self.prefill, self.ratios.requires_grad and torch.is_grad_enabled()
         target = self._target(i)
@@ -327,6 +338,8 @@ class Pruner:
                 context, scores = self._scores(i, hidden, kwargs, target)
             keep = self.ratios[i].to(hidden.device) * context.n_visual
             mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
+            if mask.requires_grad:
+                mask.register_hook(self._bounded)
             mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
             policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
             state.policy = policy if state.policy is None else state.policy * policy

@@ -117,7 +117,10 @@ def _search_one(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Bu
             lesson = lessons[queue.pop()]
             ratios = curve()
             pruner.ratios = whole(ratios, limit.tokens)
-            kl = kl_divergence(answer_logits(adapter.model, lesson, pruner), lesson.log_probs).mean()
+            divergence = kl_divergence(answer_logits(adapter.model, lesson, pruner), lesson.log_probs)  # (A,)
+            kl = divergence.mean()
+            rows = lesson.rows.to(kl.device)
+            pruner.bound = torch.zeros(len(lesson), device=kl.device).index_add(0, rows, divergence.detach() / len(rows))
             slack = limit.slack(ratios)
             loss = alm.loss(kl, slack.to(kl))
             if not loss.isfinite():
