@@ -10,7 +10,10 @@ from vispco.ste import straight_through, straight_through_mask
 torch.set_num_threads(1)
 
 
-@given(st.lists(st.tuples(st.sampled_from([0., 1., .1, 1e-9]), st.floats(0, 1, width=32)), min_size=1, max_size=50),
+HARD, SOFT = st.sampled_from([0., 1., .1, 1e-9]), st.floats(0, 1, width=32)
+
+
+@given(st.lists(st.tuples(HARD, SOFT), min_size=1, max_size=50),
        st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 def test_value_is_hard_to_the_bit_and_gradient_is_soft(pairs, dtype):
     hard, soft = torch.tensor(pairs, dtype=dtype).T.contiguous()
