@@ -135,12 +135,14 @@ def test_eager_equals_sdpa(name):
     assert error(eager[alive], sdpa[alive]) <= CLOSE and error(eager[alive], soft[alive]) <= CLOSE
 
 
-@families
+@pytest.mark.parametrize("name, text", [(n, {}) for n in BUILDERS] + [
+    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attn_logit_softcapping": 2.0})])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("layer", [1, 3])
-def test_fastv_scores_are_the_eager_attention(name, padding, layer):
-    model, (inputs, _) = build(name, "eager"), mixed(name, "images", padding)
-    seen = []
+def test_fastv_scores_are_the_eager_attention(name, text, padding, layer):
+    """With windows, norms, and capped logits; of the last token that is not padding."""
+    model = BUILDERS[name](attention="eager", **text) if text else build(name, "eager")
+    (inputs, _), seen = mixed(name, "images", padding), []
 
     class Probe(FastV):
         def score(self, ctx):
@@ -230,9 +232,11 @@ def test_as_many_late_features_as_layers_are_refused():
         run(model, inputs, PruningConfig("strided", [1, 1, 0.5]))
 
 
-@pytest.mark.parametrize("name, text", [("gemma3", {"window": 20}), ("gemma3", {"window": 100}),
-                                        ("llava_next", {"text": "mistral", "sliding_window": 9})])
-def test_sliding_windows_count_original_positions(name, text):
+@pytest.mark.parametrize("name, text, felt", [
+    ("gemma3", {"window": 20}, True), ("gemma3", {"window": 100}, False),
+    ("llava_next", {"text": "mistral", "sliding_window": 9}, True),
+    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False)])  # felt by new tokens only
+def test_sliding_windows_count_original_positions(name, text, felt):
     """Windows shorter and longer than the prompt; the default cache, whose windows would count kept tokens."""
     model = BUILDERS[name](**text)
     inputs, _ = prompts(model, IMAGES)
@@ -242,8 +246,18 @@ def test_sliding_windows_count_original_positions(name, text):
     assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
     (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
     assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= CLOSE
-    full = run(BUILDERS[name](**{**text, **({"window": 999} if "window" in text else {"sliding_window": None})}), inputs)
-    assert (error(full, run(model, inputs)) > 0.01) == (text != {"window": 100})
+    full = run(BUILDERS[name](**{**text, "window" if "window" in text else "sliding_window": 999}), inputs)
+    assert (error(full, run(model, inputs)) > 0.01) == felt
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_masks_that_see_ahead_are_gathered(name):
+    """Without token types these models are causal; pruned, the types still matter."""
+    model, (inputs, _) = build(name), mixed(name)
+    config = PruningConfig("strided", SCHEDULES["layer 0"])
+    (typed, kept), (causal, _) = (run(model, {**inputs, "token_type_ids": types}, config) for types in (
+        inputs["token_type_ids"], torch.full_like(inputs["token_type_ids"], 0 if name == "gemma3" else 1)))
+    assert error(typed[there(inputs, kept)], causal[there(inputs, kept)]) > 0.01
 
 
 def test_rotary_embeddings_in_three_parts():

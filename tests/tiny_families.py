@@ -186,7 +186,7 @@ def tiny_smolvlm(layers=6, attention="sdpa", **text):
 
 # ---- Gemma ----------------------------------------------------------------------------------------------------
 def typed_inputs(config, inputs):
-    """Gemma 3, PaliGemma: which tokens belong to an image."""
+    """Gemma 3: which tokens belong to an image."""
     ids = inputs.get("input_ids")
     if ids is None or inputs.get("token_type_ids") is not None or inputs.get("past_key_values") and (
             inputs["past_key_values"].get_seq_length()):
@@ -208,9 +208,28 @@ def tiny_gemma3(layers=6, attention="sdpa", window=8, **text):
     return model
 
 
+def prefix_inputs(config, inputs):
+    """PaliGemma: 0 for the prompt, which sees all of itself."""
+    ids = inputs.get("input_ids")
+    if ids is None or inputs.get("token_type_ids") is not None or inputs.get("past_key_values") and (
+            inputs["past_key_values"].get_seq_length()):
+        return inputs
+    return {**inputs, "token_type_ids": torch.zeros_like(ids)}
+
+
+def tiny_paligemma(layers=6, attention="sdpa", text="gemma", **options):
+    """One token a patch; the text model may be Gemma 2, with sliding windows and capped attention logits."""
+    config = tf.PaliGemmaConfig(
+        vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False, projection_dim=32, **VIT),
+        text_config={"model_type": text, **TEXT, "head_dim": 16, "num_hidden_layers": layers, **options},
+        image_token_index=IMAGE, projection_dim=32, hidden_size=32)
+    return finish(tf.PaliGemmaForConditionalGeneration, config, prefix_inputs, attention)
+
+
 BUILDERS = {"qwen2_vl": tiny_qwen2_vl, "qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl": tiny_qwen3_vl,
             "llava_next": tiny_llava_next, "llava_onevision": tiny_llava_onevision, "internvl": tiny_internvl,
-            "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm, "gemma3": tiny_gemma3}
+            "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm, "gemma3": tiny_gemma3,
+            "paligemma": tiny_paligemma}
 
 
 # ---- prompts with images of different sizes, several images, video ----------------------------------------------
@@ -244,8 +263,8 @@ def tile_media(model, kind, shapes, g):
 
 
 def square_media(model, kind, shapes, g):
-    """The others: tiles of 16 x 16 with 16 tokens; shape k has k + 1 of them, with text between them for Gemma 3."""
-    tiles = [[1] if model.config.model_type == "gemma3" else [1] * (s + 1) for s in chain(*shapes)]
+    """The others: tiles of 16 x 16 with 16 tokens; shape k has k + 1 of them, but for the Gemmas."""
+    tiles = [[1] if model.config.model_type in ("gemma3", "paligemma") else [1] * (s + 1) for s in chain(*shapes)]
     pixels = torch.randn(sum(map(sum, tiles)), 3, 16, 16, generator=g)
     return {"pixel_values": pixels}, [[16 * len(t)] for t in tiles]
 

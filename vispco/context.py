@@ -86,6 +86,7 @@ class Context:
         groups = q.shape[1] // k.shape[1]
         scores = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3) @ k.transpose(-1, -2)  # (B, G, groups R, N)
         scores = scores.unflatten(2, (groups, -1)).flatten(1, 2).float() * self.adapter.scaling(self._layer(layer))
+        scores = self.adapter.cap(self._layer(layer), scores)
         seen = self._seen(self._layer(layer), at) & self.present[:, None]  # (B, R, N)
         return scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
 

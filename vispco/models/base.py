@@ -104,6 +104,10 @@ class Adapter:
         """The factor on q k^T."""
         return self.attention_module(layer).scaling
 
+    def cap(self, layer: int, logits: Tensor) -> Tensor:
+        """What the layer does to q k^T, scaled, before the mask and the softmax (soft caps)."""
+        return logits
+
     # ---- cache ------------------------------------------------------------------------------------------
     def lengthen(self, cache) -> None:
         """Make an empty cache keep all tokens: sliding windows would count kept tokens, not positions.
