@@ -1,4 +1,4 @@
-"""`vispco demo`: search, evaluation and every competitor on the embedded testbed, in minutes on a CPU."""
+"""`vispco demo`: a search and all its competitors on the embedded testbed, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -16,113 +16,105 @@ from . import testbed
 from .baselines import published_fastv, random_schedules, single_layer_grid
 from .budget import Budget
 from .config import PruningConfig
+from .console import (
+    Progress,
+    flops,
+    layers_entered,
+    output_folder,
+    percent,
+    standard_error,
+    table,
+    token_grid,
+    tokens,
+    wilson,
+)
 from .evaluate import Record, evaluate
-from .files import write_text
 from .flops import CostModel, count_flops
 from .frontier import Frontier, FrontierPoint
-from .plot import plot_frontier
+from .plot import plot_frontier, require_matplotlib
 from .pruning import apply
 from .registry import METHODS, adapter_for
-from .report import Progress, flops, layers_entered, percent, standard_error, table, token_grid, tokens, wilson
 from .search import search
 from .teacher import Lesson, prepare, teach
 
 #: Sizes of a smoke test.
-FAST: dict[str, Any] = {"budgets": (0.3, 0.7), "n_calibration": 32, "n_test": 32, "steps": 4, "grid_ratios": 3,
-                        "n_random": 3}
+FAST: dict[str, Any] = {"budgets": (0.3, 0.7), "n_calibration": 32, "n_test": 32, "steps": 4,
+                        "grid_ratios": 3, "n_random": 3}
 FLOOR = "no visual tokens after layer 0"
 
 
 def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = False, *,
         model_name: str = "testbed-llava", budgets: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
-        n_calibration: int = 256, n_test: int = 512, steps: int = 60, grid_ratios: int = 20, n_random: int = 20,
-        batch_size: int = 64) -> Frontier:
-    """Search the testbed's frontier, measure it on held-out questions beside its competitors, and write it all down.
+        n_calibration: int = 128, n_test: int = 256, steps: int = 60, grid_ratios: int = 10,
+        n_random: int = 10, batch_size: int = 16) -> Frontier:
+    """Search the testbed's frontier, measure it on held-out questions beside its competitors, write it down.
 
-    Competitors, on the same questions: FastV's published configurations, `n_random` random schedules per budget,
-    and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid's entry at a budget is
-    chosen as a user would have to choose it, by calibration KL; the best on the test itself is shown as hindsight.
+    Competitors, on the same questions: FastV's published configurations, `n_random` random schedules per
+    budget, and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid's entry at a
+    budget is chosen as a user would have to choose it, by calibration KL; the best on the test is hindsight.
 
-    Writes frontier.json (metrics in the points, competitors in meta), pruning_config-<budget>.json, frontier.svg and
-    frontier.png to `output`; prints the report on stdout, and progress on stderr unless `quiet`.
-    Returns the frontier.
+    batch_size: questions per gradient step.
+    Writes frontier.json (metrics in the points, competitors in meta), pruning_config-<budget>.json,
+    frontier.svg and frontier.png to `output`; prints the report on stdout, and progress on stderr unless
+    `quiet`. Returns the frontier.
     """
-    say, folder, started = _speaker(quiet, stages=5), Path(output), time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "frontier.svg", "")  # a folder that cannot be written shows now, not after the search
-    model, processor = testbed.load(model_name)
-
-    say(f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
-    calibration = testbed.batches("calibration", n_calibration, batch_size, seed)
-    with Progress(len(budgets) * steps, "search", quiet) as bar:
-        frontier = search(model, calibration, "fastv", budgets=budgets, steps=steps, seed=seed, callback=bar)
-
-    say(f"the full model on {n_calibration} calibration and {n_test} test questions")
-    arena = Arena(model, calibration, testbed.batches("test", n_test, batch_size, seed), quiet)
-    measured = _measure_frontier(arena, frontier)
-
-    say("the exhaustive single-layer grid, on both")
-    ratios = [i / grid_ratios for i in range(grid_ratios)]
-    grid = single_layer_grid("fastv", arena.layers, ratios, arena.first_layer, arena.tokens)
-    rivals = [_grid_rival(arena, *found) for found in zip(grid, arena.on_test(grid, "grid, test"),
-                                                          arena.on_calibration(grid, "grid, calibration"))]
-    say(f"FastV's published configurations, and {n_random} random schedules per budget")
-    published = published_fastv(arena.layers)
-    rivals += [arena.rival("published", label, config, record) for (label, config), record in
-               zip(published.items(), arena.on_test(list(published.values()), "published"))]
-    comparison = []
-    for point, record in zip(measured.points, arena.records):
-        limit = arena.limit(point.budget)
-        drawn = random_schedules("fastv", limit, n_random, seed)
-        some = [arena.rival("random", f"random {i}", config, found, budget=point.budget) for i, (config, found) in
-                enumerate(zip(drawn, arena.on_test(drawn, f"random, {point.budget:g}")))]
-        affordable = [r for r, config in zip(rivals, grid) if limit.holds(config.tokens(limit.tokens))]
-        comparison.append(_compare(point, record, some, affordable))
-        rivals += some
-    rivals += [{**row["grid"], "kind": "selected", "budget": row["budget"]} for row in comparison if row["grid"]]
-
-    say("writing the results")
-    costs = {"search": frontier.meta["forward_passes"], "grid": len(grid) * n_calibration}
-    measured.meta.update(competitors=rivals, comparison=comparison, cost_in_forward_passes=costs, n_test=n_test,
-                         grid_size=len(grid), full=None, seconds_in_all=round(time.perf_counter() - started, 1))
-    measured.meta.pop("full")
-    _write(measured, folder)
-    print(report(measured))
-    print("\n" + show_one(model, processor, measured.points[len(measured) // 3].config,
-                          testbed.examples("test", n_test, seed)[0]))
-    print(f"\nwritten to {folder}{os.sep}: frontier.json, frontier.svg, frontier.png, "
-          f"{len(measured)} pruning_config-<budget>.json")
-    return measured
+    require_matplotlib()
+    started, say = time.perf_counter(), _speaker(quiet, stages=5)
+    with output_folder(output) as folder:
+        model, processor = testbed.load(model_name)
+        say(f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
+        calibration = testbed.batches("calibration", n_calibration, batch_size, seed)
+        with Progress(len(budgets) * steps, "search", quiet) as bar:
+            found = search(model, calibration, "fastv", budgets=budgets, steps=steps, seed=seed, callback=bar)
+        say(f"held-out accuracy on {n_test} test questions")
+        arena = Arena(model, calibration, testbed.batches("test", n_test, batch_size, seed), quiet)
+        frontier = _measure(arena, found)
+        ratios = [i / grid_ratios for i in range(grid_ratios)]
+        grid = single_layer_grid("fastv", arena.layers, ratios, arena.first_layer, arena.tokens)
+        say(f"the exhaustive grid: {len(grid)} single-layer configurations, on both")
+        entries = _run_grid(arena, grid)
+        say(f"published configurations, and {n_random} random schedules per budget")
+        chance = {p.budget: _run_random(arena, p.budget, n_random, seed) for p in frontier.points}
+        comparison = [_compare(p, entries, chance[p.budget]) for p in frontier.points]
+        chosen = [{**row["grid"], "kind": "selected", "budget": row["budget"]}
+                  for row in comparison if row["grid"]]
+        say("writing the results")
+        frontier.meta |= {
+            "competitors": entries + chosen + _run_published(arena) + sum(chance.values(), []),
+            "comparison": comparison, "n_test": n_test, "grid_size": len(grid),
+            "cost_in_forward_passes": {"search": found.meta["forward_passes"],
+                                       "grid": len(grid) * n_calibration},
+            "seconds_in_all": round(time.perf_counter() - started, 1)}
+        _write(frontier, folder)
+    print(report(frontier))
+    middle, example = frontier.points[len(frontier) // 3].config, testbed.examples("test", n_test, seed)[0]
+    print(f"\nOne test question, within {percent(middle.budget, 0)} of the prunable compute:\n")
+    print(side_by_side(model, processor, middle, testbed.collate([example], with_answers=False),
+                       example.question + "?", example.answer))
+    print(f"\n{folder}{os.sep} holds frontier.json, frontier.svg, frontier.png and {len(frontier)} "
+          "configurations, pruning_config-<budget>.json")
+    return frontier
 
 
 class Arena:
-    """One model and two sets of questions, each answered once by the full model: everybody meets here."""
+    """One model and two sets of questions, answered once by the full model: everybody meets here."""
 
     def __init__(self, model, calibration: Sequence[dict], test: Sequence[dict], quiet: bool):
         self.model, self.quiet = model, quiet
-        self.adapter = adapter_for(model)(model)
-        self.calibration, self.test = (teach(model, prepare(model, batches)) for batches in (calibration, test))
-        method = METHODS.get("fastv")()
-        self.layers, self.first_layer = len(self.adapter.layers), method.first_layer
-        self.cost = CostModel(self.adapter.dimensions(self.adapter.config), method)
-        self.shape = tuple(torch.cat([getattr(x, n) for x in self.calibration]) for n in ("n_visual", "n_text"))
+        adapter, method = adapter_for(model)(model), METHODS.get("fastv")()
+        self.calibration, self.test = (teach(model, prepare(model, b)) for b in (calibration, test))
+        self.layers, self.first_layer = len(adapter.layers), method.first_layer
+        self.cost = CostModel(adapter.dimensions(adapter.config), method)
+        self.shapes = [torch.cat([getattr(x, n) for x in self.calibration]) for n in ("n_visual", "n_text")]
         self.everything = self.limit(1.0)
         self.tokens = self.everything.tokens
-        self.records: list[Record] = []
 
     def limit(self, budget: float) -> Budget:
-        """The budget that the search was given."""
-        return Budget(budget, self.cost, *self.shape, self.first_layer)
+        """The budget, exactly as the search was held to it."""
+        return Budget(budget, self.cost, *self.shapes, self.first_layer)
 
-    def on_test(self, configs: Sequence[PruningConfig], label: str) -> list[Record]:
-        """A record per configuration, on held-out questions."""
-        return self._run(self.test, configs, label)
-
-    def on_calibration(self, configs: Sequence[PruningConfig], label: str) -> list[Record]:
-        """A record per configuration, on the questions that the search saw."""
-        return self._run(self.calibration, configs, label)
-
-    def _run(self, lessons: list[Lesson], configs: Sequence[PruningConfig], label: str) -> list[Record]:
+    def run(self, lessons: list[Lesson], configs: Sequence[PruningConfig], label: str) -> list[Record]:
+        """A record per configuration, on `self.calibration` or `self.test`."""
         records = []
         with Progress(len(configs), label, self.quiet) as bar:
             for config in configs:
@@ -130,47 +122,68 @@ class Arena:
                 bar.update()
         return records
 
-    def rival(self, kind: str, label: str, config: PruningConfig, record: Record, **more) -> dict:
-        """An entry of `meta["competitors"]`; the share is counted as the budgets count it."""
-        return {"kind": kind, "label": label, "share": self.everything.share(config.tokens(self.tokens)),
-                "flops": record.flops, "accuracy": record.accuracy, "kl": record.kl, **more}
+    def entry(self, kind: str, label: str, config: PruningConfig, record: Record, **more) -> dict:
+        """An item of `meta["competitors"]`; its share is counted as the budgets count theirs."""
+        share = self.everything.share(config.tokens(self.tokens))
+        return {"kind": kind, "label": label, "share": share, "flops": record.flops,
+                "accuracy": record.accuracy, "kl": record.kl, **more}
 
 
 def metrics(record: Record) -> dict:
     """What a frontier's point keeps of a held-out record."""
-    right = int(record.correct.sum())
     return {"accuracy": record.accuracy, "standard_error": standard_error(record.accuracy, record.n),
-            "interval": list(wilson(right, record.n)), "kl": record.kl, "flops": record.flops,
-            "share": record.prunable_share, "n": record.n}
+            "interval": list(wilson(int(record.correct.sum()), record.n)), "kl": record.kl,
+            "flops": record.flops, "share": record.prunable_share, "n": record.n}
 
 
-def _measure_frontier(arena: Arena, frontier: Frontier) -> Frontier:
+def _measure(arena: Arena, frontier: Frontier) -> Frontier:
     """The same points with held-out metrics, and the full model's and the floor's accuracy in meta."""
-    full = evaluate(arena.model, arena.test)
-    floor = arena.on_test([PruningConfig("fastv", [1.0] + [0.0] * (arena.layers - 1))], "floor")[0]
-    arena.records = arena.on_test([p.config for p in frontier.points], "frontier")
-    points = [FrontierPoint(**{**vars(p), "metrics": metrics(r)}) for p, r in zip(frontier.points, arena.records)]
+    nothing = PruningConfig("fastv", [1.0] * arena.first_layer + [0.0] * (arena.layers - arena.first_layer))
+    full, floor = evaluate(arena.model, arena.test), evaluate(arena.model, arena.test, nothing)
+    records = arena.run(arena.test, [p.config for p in frontier.points], "found")
+    points = [FrontierPoint(**{**vars(p), "metrics": metrics(r)}) for p, r in zip(frontier.points, records)]
     return Frontier(points, {**frontier.meta, "full_accuracy": full.accuracy, "floor": FLOOR,
                              "floor_accuracy": floor.accuracy, "floor_kl": floor.kl})
 
 
-def _grid_rival(arena: Arena, config: PruningConfig, test: Record, calibration: Record) -> dict:
-    (layer, ratio), = config.steps.items()
-    return arena.rival("grid", f"layer {layer}, keep {ratio:.3g}", config, test, calibration_kl=calibration.kl)
+def _run_grid(arena: Arena, grid: list[PruningConfig]) -> list[dict]:
+    entries = []
+    for config, calibration, test in zip(grid, arena.run(arena.calibration, grid, "grid, calibration"),
+                                         arena.run(arena.test, grid, "grid, test")):
+        (layer, ratio), = config.steps.items()
+        entries.append(arena.entry("grid", f"layer {layer}, keep {ratio:.3g}", config, test,
+                                   calibration_kl=calibration.kl, layer=layer, keep_ratio=ratio))
+    return entries
 
 
-def _compare(point: FrontierPoint, record: Record, some: list[dict], affordable: list[dict]) -> dict:
-    """One budget: the learned configuration against the random ones and the grid."""
-    row: dict[str, Any] = {"budget": point.budget, "accuracy": record.accuracy, "kl": record.kl, "random": {},
-                           "grid": min(affordable, key=lambda r: r["calibration_kl"], default=None), "hindsight": {}}
+def _run_published(arena: Arena) -> list[dict]:
+    configs = published_fastv(arena.layers)
+    records = arena.run(arena.test, list(configs.values()), "published")
+    return [arena.entry("published", label, configs[label], r) for label, r in zip(configs, records)]
+
+
+def _run_random(arena: Arena, budget: float, count: int, seed: int) -> list[dict]:
+    configs = random_schedules("fastv", arena.limit(budget), count, seed)
+    records = arena.run(arena.test, configs, f"random, {budget:g}")
+    return [arena.entry("random", f"random {i}", c, r, budget=budget)
+            for i, (c, r) in enumerate(zip(configs, records))]
+
+
+def _compare(point: FrontierPoint, grid: list[dict], chance: list[dict]) -> dict:
+    """One budget: the configuration found, the grid's within it, and the random ones."""
+    affordable = [g for g in grid if g["share"] <= point.budget + 1e-9]
+    row: dict[str, Any] = {
+        "budget": point.budget, "accuracy": point.metrics["accuracy"], "kl": point.metrics["kl"],
+        "grid": min(affordable, key=lambda g: g["calibration_kl"], default=None),
+        "hindsight": {}, "random": {}}
     for name, best, sign in (("accuracy", max, 1), ("kl", min, -1)):
-        values = [r[name] for r in some]
+        values = [entry[name] for entry in chance]
         if values:
-            row["random"][name] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values),
-                                   "best": best(values), "percentile": beaten(sign * getattr(record, name),
-                                                                              [sign * v for v in values])}
+            row["random"][name] = {
+                "mean": statistics.fmean(values), "std": statistics.pstdev(values), "best": best(values),
+                "beaten": beaten(sign * row[name], [sign * v for v in values])}
         if affordable:
-            row["hindsight"][name] = best(r[name] for r in affordable)
+            row["hindsight"][name] = best(g[name] for g in affordable)
     return row
 
 
@@ -180,36 +193,42 @@ def beaten(value: float, others: Sequence[float]) -> float:
     >>> beaten(3, [1, 2, 3, 4])
     62.5
     """
-    return 100 * (sum(o < value for o in others) + sum(o == value for o in others) / 2) / len(others)
+    return 100 * sum((o < value) + (o == value) / 2 for o in others) / len(others)
 
 
-# ---- words -----------------------------------------------------------------------------------------------------
+# ---- words ----------------------------------------------------------------------------------------------
 def report(frontier: Frontier) -> str:
     """The demo's tables as text: what was found, how it compares, what it cost."""
-    meta, first = frontier.meta, frontier.points[0].metrics
-    rows = [[p.budget, flops(p.flops), percent(p.share), tokens(p.config.tokens(meta["n_visual"])), f"{p.loss:.4f}",
-             f"{p.metrics['kl']:.4f}", plus_minus(p.metrics["accuracy"], p.metrics["standard_error"])]
-            for p in frontier.points]
-    rows += [["full", flops(meta["full_flops"]), percent(1), tokens([meta["n_visual"]] * meta["num_layers"]), "0.0000",
-              "0.0000", plus_minus(meta["full_accuracy"], standard_error(meta["full_accuracy"], first["n"]))]]
-    found = table(["budget", "FLOPs", "share", "visual tokens entering each layer", "KL", "held-out KL",
-                   "held-out accuracy"], rows)
-    published = table(["FastV's published", "share", "held-out KL", "held-out accuracy"],
-                      [[r["label"], percent(r["share"]), f"{r['kl']:.4f}", percent(r["accuracy"])]
-                       for r in meta["competitors"] if r["kind"] == "published"])
-    costs = meta["cost_in_forward_passes"]
+    meta, costs = frontier.meta, frontier.meta["cost_in_forward_passes"]
+    published = [[f"FastV's published {r['label']}", percent(r["share"]), f"{r['kl']:.4f}",
+                  percent(r["accuracy"])] for r in meta["competitors"] if r["kind"] == "published"]
+    floor = [FLOOR, "", f"{meta['floor_kl']:.4f}", percent(meta["floor_accuracy"])]
     return "\n\n".join([
-        f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a budget):", found,
-        f"{FLOOR}: {percent(meta['floor_accuracy'])}", published,
-        "Held-out accuracy at each budget (grid: chosen by calibration KL; hindsight: best on the test itself):",
-        _rivalry(meta["comparison"], "accuracy"), "Held-out KL at each budget:", _rivalry(meta["comparison"], "kl"),
-        f"Cost in forward passes of one question (a backward pass counts 2): search {costs['search']:,} for "
-        f"{len(frontier)} budgets; grid {costs['grid']:,} for {meta['grid_size']} configurations "
-        f"({costs['grid'] / costs['search']:.2g} times the search). {meta['seconds_in_all']:.0f} s in all."])
+        f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a budget):",
+        _found(frontier),
+        table(["for comparison", "share", "held-out KL", "held-out accuracy"], [floor, *published]),
+        "Held-out accuracy at each budget, % (grid: chosen by calibration KL; hindsight: best on the test):",
+        _rivalry(meta["comparison"], "accuracy"),
+        "Held-out KL at each budget, nats:", _rivalry(meta["comparison"], "kl"),
+        f"Cost in forward passes of one question (a backward pass counts 2): search {costs['search']:,} "
+        f"for {len(frontier)} budgets;\ngrid {costs['grid']:,} for {meta['grid_size']} configurations, "
+        f"{costs['grid'] / costs['search']:.2g} times the search. {meta['seconds_in_all']:.0f} s in all."])
+
+
+def _found(frontier: Frontier) -> str:
+    meta = frontier.meta
+    rows = [[p.budget, flops(p.flops), percent(p.share), tokens(p.config.tokens(meta["n_visual"])),
+             f"{p.loss:.4f}", f"{p.metrics['kl']:.4f}",
+             plus_minus(p.metrics["accuracy"], p.metrics["standard_error"])] for p in frontier.points]
+    full = plus_minus(meta["full_accuracy"], standard_error(meta["full_accuracy"], meta["n_test"]))
+    rows += [["full", flops(meta["full_flops"]), percent(1), tokens([meta["n_visual"]] * meta["num_layers"]),
+              "0.0000", "0.0000", full]]
+    return table(["budget", "FLOPs", "share", "visual tokens entering each layer", "KL", "held-out KL",
+                  "held-out accuracy"], rows)
 
 
 def plus_minus(accuracy: float, error: float) -> str:
-    """`93.2 ± 1.1 %`."""
+    """An accuracy and its standard error, as `93.2 ± 1.1 %`."""
     return f"{100 * accuracy:.1f} ± {100 * error:.1f} %"
 
 
@@ -219,53 +238,48 @@ def _rivalry(comparison: list[dict], name: str) -> str:
 
     rows = []
     for row in comparison:
-        chance = row["random"].get(name, {})
-        rows.append([row["budget"], show(row[name]), show(row["grid"] and row["grid"][name]),
-                     show(row["hindsight"].get(name)), f"{show(chance.get('mean'))} ± {show(chance.get('std'))}",
-                     show(chance.get("best")), f"{chance['percentile']:.0f} %" if chance else "–"])
-    return table(["budget", "found", "grid", "hindsight", "random (mean ± s.d.)", "best random",
+        chance, grid = row["random"].get(name, {}), row["grid"] or {}
+        rows.append([row["budget"], show(row[name]), show(grid.get(name)), show(row["hindsight"].get(name)),
+                     f"{show(chance.get('mean'))} ± {show(chance.get('std'))}", show(chance.get("best")),
+                     f"{chance['beaten']:.0f} %" if chance else "–"])
+    return table(["budget", "found", "grid", "hindsight", "random: mean ± s.d.", "best random",
                   "random ones beaten"], rows)
 
 
+# ---- one question ---------------------------------------------------------------------------------------
 def answer(model, processor, inputs: dict, config: PruningConfig | None = None) -> dict:
-    """One question, answered greedily in full or under `config`: the answer, tokens, FLOPs, share.
+    """One unpadded prompt, answered greedily in full or under `config`.
 
-    inputs: one unpadded prompt. `depth`: how many layers each visual token entered.
+    Returns answer, tokens (entering each layer), flops and share (of this prompt's prefill), depth (how many
+    layers each visual token entered).
     """
     adapter = adapter_for(model)(model)
-    visual = adapter.visual_mask(inputs["input_ids"], None)[0]
-    n_visual, layers = int(visual.sum()), len(adapter.layers)
-    depth = [layers] * n_visual
-    options = {"max_new_tokens": 16, "do_sample": False}
+    visual, layers = adapter.visual_mask(inputs["input_ids"], None)[0], len(adapter.layers)
+    n_visual, n_all = int(visual.sum()), len(visual)
+    depth, options = [layers] * n_visual, {"max_new_tokens": 16, "do_sample": False}
     with torch.no_grad():
         if config is None:
             output = model.generate(**inputs, **options)
         else:
             with apply(model, config) as pruner:
                 output = model.generate(**inputs, **options)
-                depth = layers_entered({i: kept[0] for i, kept in pruner.kept().items()}, visual, layers)
-    text = processor.decode(output[0, visual.shape[0]:], skip_special_tokens=True).strip()
-    count = count_flops(model, config, n_visual, visual.shape[0] - n_visual)
-    return {"answer": text, "tokens": count.tokens, "flops": count.total, "share": count.prunable_share,
-            "depth": depth}
+                kept = {layer: mask[0] for layer, mask in pruner.kept().items()}
+            depth = layers_entered(kept, visual, layers)
+    count = count_flops(model, config, n_visual, n_all - n_visual)
+    return {"answer": processor.decode(output[0, n_all:], skip_special_tokens=True).strip(),
+            "tokens": count.tokens, "flops": count.total, "share": count.prunable_share, "depth": depth}
 
 
-def side_by_side(model, processor, config: PruningConfig, inputs: dict, question: str, expected: str | None) -> str:
+def side_by_side(model, processor, config: PruningConfig, inputs: dict, question: str,
+                 expected: str | None = None) -> str:
     """One question answered by the full and by the pruned model, as text."""
     full, pruned = answer(model, processor, inputs), answer(model, processor, inputs, config)
     rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), tokens(a["tokens"])]
             for name, a in (("full", full), ("pruned", pruned))]
     head = f"question: {question}" + (f"\nexpected: {expected}" if expected else "")
     body = table(["model", "answer", "FLOPs", "share", "visual tokens entering each layer"], rows)
-    return (f"{head}\n\n{body}\n\nwhere the visual tokens are, and how long they stay (█ longest, · shortest):\n"
-            f"{token_grid(pruned['depth'])}")
-
-
-def show_one(model, processor, config: PruningConfig, example) -> str:
-    """`side_by_side` for an example of the testbed."""
-    inputs = testbed.collate([example], with_answers=False)
-    title = f"One test question at budget {config.budget} ({config.describe()}):\n\n" if config.budget else ""
-    return title + side_by_side(model, processor, config, inputs, example.question + "?", example.answer)
+    legend = "where the visual tokens are, and how long they stay (█ longest, · shortest):"
+    return f"{head}\n\n{body}\n\n{legend}\n{token_grid(pruned['depth'])}"
 
 
 def _write(frontier: Frontier, folder: Path) -> None:
@@ -278,12 +292,10 @@ def _write(frontier: Frontier, folder: Path) -> None:
 
 def _speaker(quiet: bool, stages: int) -> Callable[[str], None]:
     """Numbered stage messages on stderr."""
-    done = 0
+    numbers = iter(range(1, stages + 1))
 
     def say(message: str) -> None:
-        nonlocal done
-        done += 1
         if not quiet:
-            print(f"[{done}/{stages}] {message}", file=sys.stderr, flush=True)
+            print(f"[{next(numbers)}/{stages}] {message}", file=sys.stderr, flush=True)
 
     return say

@@ -1,11 +1,15 @@
-"""Plain-text reports: tables, units, intervals, progress. Shared by the command line and the demo."""
+"""What the command line and the demo share: tables, units, intervals, progress, output folders."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +25,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     columns = list(zip(*cells))
-    numeric = [all(_leads_with_number(c) for c in column[1:]) and len(column) > 1 for column in columns]
+    right = [len(column) > 1 and all(map(_numeric, column[1:])) for column in columns]
     widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric)).rstrip()
-             for row in cells]
-    return "\n".join(lines)
+    padded = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)] for row in cells]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
-def _leads_with_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] in "-–+" and cell[1:2].isdigit() or cell in ("–", "")
+def _numeric(cell: str) -> bool:
+    return cell in ("", "–", "full") or (cell[1:] if cell[0] in "-+" else cell)[:1].isdigit()
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -114,8 +117,8 @@ def _shade(depth: int, least: int, most: int) -> str:
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`: it shows the KL, the slack (negative: over the budget), the
-    multiplier and the penalty beside the time left.
+    An instance is a callback for `vispco.search`: beside the time left it shows the KL, the slack (negative:
+    over the budget), the multiplier and the penalty.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
@@ -139,3 +142,33 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self._bar.close()
+
+
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Make `path` (with its parents) and try to write there, before the work starts rather than after it.
+
+    If the block fails, the folders made here are taken away again, unless something was put into them.
+    Raises OSError that names the path.
+    """
+    folder = Path(path)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileExistsError:
+        raise ValueError(f"{folder} is a file: --output needs a folder") from None
+    except BaseException:
+        _remove_empty(made)
+        raise
+    try:
+        yield folder
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,443 @@
+"""The command line: every command, every fault of the user, in-process and as a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vispco import Frontier, PruningConfig, __version__, demo, testbed
+from vispco.cli import main
+from vispco.console import (
+    flops,
+    layers_entered,
+    output_folder,
+    table,
+    token_grid,
+    tokens,
+    wilson,
+)
+from vispco.testbed.model import build_config, build_processor
+
+COMMANDS = ("search", "evaluate", "plot", "apply", "list", "demo")
+SMALL = ["--limit", "8", "--batch-size", "8"]
+TINY_DEMO = {"budgets": (0.3, 0.7), "n_calibration": 8, "n_test": 8, "steps": 2, "grid_ratios": 2,
+             "n_random": 2}
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """A random model of four narrow layers with the testbed's words and images, and its processor."""
+    from transformers import LlavaForConditionalGeneration
+
+    config = build_config()
+    sizes = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    for key, value in sizes.items():
+        setattr(config.text_config, key, value)
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config).eval(), build_processor()
+
+
+@pytest.fixture(autouse=True)
+def small_testbed(stand_in, monkeypatch, request):
+    """`testbed.load` gives the stand-in (unknown names fail as ever); tests run in a folder of their own."""
+    real = testbed.load
+    monkeypatch.setattr(testbed, "load",
+                        lambda name="testbed": stand_in if name.startswith("testbed") else real(name))
+    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+
+
+def config_file(name="config.json", ratios=(1, 1, 0.5, 0.25), **more):
+    PruningConfig("fastv", ratios, **more).save(name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def frontier_text(stand_in):
+    """What `vispco search` writes for the stand-in: searched once."""
+    from vispco import search
+
+    frontier = search(stand_in[0], testbed.batches("calibration", 8, 8), budgets=[0.3, 0.7], steps=2)
+    points = [p.to_dict() for p in frontier.points]
+    return json.dumps({"schema_version": 1, "meta": frontier.meta, "points": points})
+
+
+@pytest.fixture
+def frontier_file(frontier_text):
+    Path("frontier.json").write_text(frontier_text)
+    return "frontier.json"
+
+
+def files():
+    return sorted(str(p) for p in Path(".").rglob("*"))
+
+
+# ---- what works -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS)])
+def test_help(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: vispco") and not err
+    assert len(words) == 1 or f"example:\n  vispco {words[0]}" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vispco {__version__}\n"
+
+
+def test_search_writes_what_it_found(capsys):
+    assert main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(p.name for p in Path("deep/run").iterdir()) == [
+        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl"]
+    frontier = Frontier.load("deep/run/frontier.json")
+    assert [p.budget for p in frontier.points] == [0.3, 0.7] and frontier.meta["data"] == "testbed"
+    assert all(p.share <= p.budget for p in frontier.points)
+    assert PruningConfig.load("deep/run/config-0.3.json") == frontier.points[0].config
+    lines = [json.loads(line) for line in Path("deep/run/log.jsonl").read_text().splitlines()]
+    assert [(x["budget"], x["step"]) for x in lines] == [(b, s) for b in (0.7, 0.3) for s in range(3)]
+    assert {"loss", "slack", "multiplier", "penalty"} <= set(lines[0])
+    assert out.splitlines()[0].split()[:3] == ["budget", "FLOPs", "share"]
+    assert "deep/run/config-0.7.json" in out
+    assert not err  # no terminal, no progress bar
+
+
+def test_search_json_and_overwrite(capsys):
+    command = ["search", "--budgets", "0.5", "--steps", "1", "--kernel=linear", "-o", "run", *SMALL, "--json"]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["meta"]["kernel"] == "linear" and result["configurations"][0]["tokens"][0] == 64
+    assert Path(result["configurations"][0]["file"]).exists() and Path(result["log"]).exists()
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_budget_that_needs_no_search(capsys):
+    assert main(["search", "--budgets", "1", "-o", "run", *SMALL]) == 0
+    assert "100.0 %" in capsys.readouterr().out and not Path("run/log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("0.2,0.5", [0.2, 0.5]), ("50%", [0.5]), ("0.1:0.9:9", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+    ("20%:40%:3,0.3", [0.2, 0.3, 0.4]), ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
+    ("2e6", [2e6]), (" 1 , 0", [1, 0]),
+])
+def test_budgets(text, expected):
+    from vispco.cli import _budgets
+
+    assert _budgets(text) == expected
+
+
+def test_evaluate_configs(capsys):
+    ones = config_file("ones.json", (1, 1, 1, 1))
+    assert main(["evaluate", "--config", ones, config_file(), "--json", "--limit", "16"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    full, (same, pruned) = result["full"], result["configurations"]
+    assert result["n"] == 16 and same["accuracy"] == full["accuracy"] and abs(same["kl"]) < 1e-6
+    assert pruned["share"] < 1 == full["share"] and pruned["flops"] < full["flops"] and pruned["kl"] > 0
+    low, high = full["interval"]
+    assert low <= full["accuracy"] <= high and set(full["tasks"]) == set(testbed.TASKS)
+    assert main(["evaluate", "--config", config_file(), "--per-task", *SMALL, "--tasks", "count,digit"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith(("count  digit", "digit  count"))
+    assert "8 questions of split 'test'" in out
+
+
+def test_evaluate_a_frontier_then_plot_it(frontier_file, capsys):
+    assert main(["evaluate", "--frontier", frontier_file, "-o", "measured.json", *SMALL]) == 0
+    measured = Frontier.load("measured.json")
+    assert all({"accuracy", "kl", "interval", "n"} <= set(p.metrics) for p in measured.points)
+    assert "full_accuracy" in measured.meta
+    pytest.importorskip("matplotlib")
+    assert main(["plot", "measured.json", frontier_file, "-o", "a.svg", "-o", "a.png"]) == 0
+    assert capsys.readouterr().out.endswith("a.svg\na.png\n")
+    assert "measured.json" in Path("a.svg").read_text()
+
+
+def test_apply(capsys):
+    assert main(["apply", "--config", config_file(), "--index", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "64 64 32 16" in out and "64 64 64 64" in out and "█" in out
+    assert f"question: {testbed.examples('test', 4)[3].question}?" in out
+
+
+def test_apply_to_a_picture(capsys):
+    from PIL import Image
+
+    item = testbed.examples("test", 1)[0]
+    Image.fromarray(item.image).save("picture.png")
+    command = ["apply", "--config", config_file(), "--json"]
+    assert main([*command, "--image", "picture.png", "--question", item.question]) == 0
+    given = json.loads(capsys.readouterr().out)
+    assert main(command) == 0
+    example = json.loads(capsys.readouterr().out)
+    assert given["pruned"] == example["pruned"] and given["full"] == example["full"]
+    assert given["pruned"]["tokens"] == [64, 64, 32, 16] and example["expected"] == item.answer
+    assert sorted(given["pruned"]["depth"]) == [2] * 32 + [3] * 16 + [4] * 16
+
+
+@pytest.mark.parametrize("what", ["methods", "kernels", "adapters", "models", "tasks"])
+def test_list(what, capsys):
+    assert main(["list", what]) == 0
+    text = capsys.readouterr().out
+    assert main(["list", what, "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)
+    assert all(name in text and line and line in text for name, line in names.items())
+    expected = {"methods": "fastv", "kernels": "monotone", "adapters": "llava", "models": "testbed-llava",
+                "tasks": "count"}
+    assert expected[what] in names
+
+
+def test_list_everything(capsys):
+    assert main(["list", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["methods", "kernels", "adapters", "models", "tasks"]
+
+
+def test_demo(capsys):
+    pytest.importorskip("matplotlib")
+    frontier = demo.run("out", quiet=True, **TINY_DEMO)
+    out, err = capsys.readouterr()
+    assert not err
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "frontier.json", "frontier.png", "frontier.svg", "pruning_config-0.3.json", "pruning_config-0.7.json"]
+    loaded = Frontier.load("out/frontier.json")
+    kinds = [c["kind"] for c in loaded.meta["competitors"]]
+    assert {k: kinds.count(k) for k in set(kinds)} == {"grid": 6, "random": 4, "published": 3, "selected": 2}
+    for row, point in zip(loaded.meta["comparison"], loaded.points):
+        within = [c for c in loaded.meta["competitors"] if c["kind"] == "grid" and c["share"] <= point.budget]
+        assert row["grid"] == min(within, key=lambda c: c["calibration_kl"])
+        assert row["hindsight"]["kl"] == min(c["kl"] for c in within)
+        drawn = [c for c in loaded.meta["competitors"] if c["kind"] == "random"]
+        drawn = [c for c in drawn if c["budget"] == point.budget]
+        assert row["random"]["kl"]["mean"] == pytest.approx(sum(c["kl"] for c in drawn) / 2)
+        assert all(c["share"] <= point.budget for c in drawn)
+    assert loaded.meta["cost_in_forward_passes"] == {"search": 8 + 2 * (2 * 3 * 8 + 8), "grid": 6 * 8}
+    assert demo.report(frontier) in out and demo.FLOOR in out and "question:" in out
+
+
+def test_demo_command_passes_its_options_on(monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(demo, "run", lambda *a, **k: seen.update(a=a, k=k))
+    assert main(["demo", "--fast", "--seed", "3", "-q", "-o", "x"]) == 0
+    assert seen == {"a": ("x", 3, True), "k": demo.FAST}
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------
+def fails(words, capsys, *expected, code=2):
+    """The command ends with `code`, one line on stderr that says so, nothing on stdout, no new files."""
+    before = files()
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and err.startswith("vispco: "), (out, err)
+    assert "Traceback" not in err
+    for part in expected:
+        assert part in err, err
+    assert files() == before
+    return err
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    ([], "required: COMMAND"),
+    (["serach"], "invalid choice: 'serach'"),
+    (["search", "--bogus"], "unrecognized arguments: --bogus"),
+    (["search", "--meth", "fastv"], "unrecognized arguments"),
+    (["search", "--method", "fastvv"], "did you mean 'fastv'?"),
+    (["search", "--kernel", "monoton"], "did you mean 'monotone'?"),
+    (["search", "--budgets", "2"], "over 1"),
+    (["search", "--budgets", "-0.5"], "--budgets"),
+    (["search", "--budgets", ""], "is not understood"),
+    (["search", "--budgets", "half"], "'half' is not understood"),
+    (["search", "--budgets", "0.1:0.9"], "start:stop:count"),
+    (["search", "--budgets", "0.1:0.9:1"], "start:stop:count"),
+    (["search", "--budgets", "0.1:3TFLOPs:4"], "mixes"),
+    (["search", "--budgets", "0.001", *SMALL], "the reachable range is"),
+    (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
+    (["search", "--steps", "0"], "from 1"),
+    (["search", "--steps", "many"], "'many'"),
+    (["search", "--learning-rate", "-1"], "positive number"),
+    (["search", "--learning-rate", "nan"], "positive number"),
+    (["search", "--limit", "0"], "from 1"),
+    (["search", "--batch-size", "0"], "from 1"),
+    (["search", "--seed", "-1"], "from 0"),
+    (["search", "--data", "coco"], "pass batches with labels to vispco.search()"),
+    (["search", "--tasks", "ocr"], "'easy_vqa'"),
+    (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
+    (["search", "--model", "."], "vocabulary"),
+    (["search", "--output", "taken"], "taken is a file"),
+    (["search", "--output", "taken/run"], "taken/run"),
+    (["search", "--output", "/proc/run"], "/proc/run"),
+    (["evaluate"], "one of the arguments --config --frontier is required"),
+    (["evaluate", "--config", "a", "--frontier", "b"], "not allowed with"),
+    (["evaluate", "--config", "missing.json"], "missing.json: No such file"),
+    (["evaluate", "--frontier", "missing.json"], "missing.json: No such file"),
+    (["evaluate", "--config", "."], "directory"),
+    (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
+    (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
+    (["evaluate", "--config", "good.json", "--output", "x.json"], "together with --frontier"),
+    (["evaluate", "--config", "five.json", *SMALL], "5 keep_ratios"),
+    (["evaluate", "--config", "other.json", *SMALL], "'qwen2_vl'"),
+    (["evaluate", "--config", "truncated.json"], "truncated.json: "),
+    (["evaluate", "--config", "binary.json"], "binary.json: "),
+    (["evaluate", "--config", "list.json"], "must be a JSON object"),
+    (["evaluate", "--config", "rising.json"], "must not increase"),
+    (["evaluate", "--config", "unknown_key.json"], "unknown keys: ratios"),
+    (["evaluate", "--config", "old.json"], "schema_version 0"),
+    (["evaluate", "--frontier", "good.json"], "a frontier lacks"),
+    (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
+    (["plot", "frontier.json"], "--output"),
+    (["plot", "frontier.json", "-o", "a.svg", "-o", "a.pdf"], "a.pdf: the name of a picture must end in"),
+    (["plot", "frontier.json", "-o", "no/a.svg"], "No such file"),
+    (["plot", "frontier.json", "-o", "a.svg", "--y", "accuracy"], "no point has an accuracy"),
+    (["plot", "missing.json", "-o", "a.svg"], "missing.json: No such file"),
+    (["apply"], "--config"),
+    (["apply", "--config", "good.json", "--index", "-1"], "from 0 to 9999"),
+    (["apply", "--config", "good.json", "--image", "x.png"], "belong together"),
+    (["apply", "--config", "good.json", "--image", "x.png", "--question", "what?"], "x.png: No such file"),
+    (["apply", "--config", "good.json", "--image", "good.json", "--question", "what?"], "cannot identify"),
+    (["apply", "--config", "good.json", "--image", "p.png", "--question", "who is he?"], "not know every"),
+    (["apply", "--config", "five.json"], "5 keep_ratios"),
+    (["list", "colours"], "invalid choice: 'colours'"),
+    (["demo", "--output", "taken"], "taken is a file"),
+])
+def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
+    from PIL import Image
+
+    good = Path(config_file("good.json")).read_text()
+    config_file("five.json", (1,) * 5)
+    config_file("other.json", model_type="qwen2_vl")
+    for name, text in {"truncated": good[:-40], "list": "[1]", "rising": good.replace("0.25", "0.75"),
+                       "unknown_key": good.replace('"budget"', '"ratios"'),
+                       "old": good.replace('"schema_version": 1', '"schema_version": 0')}.items():
+        Path(f"{name}.json").write_text(text)
+    Path("binary.json").write_bytes(b"\xff\xfe\x00")
+    Path("taken").write_text("")
+    Image.new("RGB", (64, 64)).save("p.png")
+    fails(words, capsys, expected)
+
+
+def test_an_earlier_frontier_is_not_lost(frontier_file, capsys):
+    fails(["search", "--output", "."], capsys, "--overwrite")
+
+
+@pytest.mark.parametrize("words", [["plot", "frontier.json", "-o", "a.svg"], ["demo"]])
+def test_without_matplotlib(words, frontier_file, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fails(words, capsys, 'pip install "vispco[plot]"')
+
+
+def test_without_the_testbed_extra(monkeypatch, capsys):
+    from vispco.testbed import easyvqa
+
+    easyvqa.load.cache_clear()
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    fails(["search", "--tasks", "easy_vqa"], capsys, 'pip install "vispco[testbed]"')
+
+
+def test_a_loss_that_is_not_finite(monkeypatch, capsys):
+    import vispco.cli
+
+    def diverge(*args, **options):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(vispco.cli, "search", diverge)
+    fails(["search", *SMALL], capsys, "the loss is nan")
+
+
+def test_interrupted(monkeypatch, capsys):
+    import vispco.cli
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vispco.cli, "search", interrupt)
+    fails(["search", *SMALL], capsys, "interrupted", code=130)
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    import vispco.cli
+
+    monkeypatch.setattr(vispco.cli, "search", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["search", *SMALL])
+
+
+# ---- a real process -------------------------------------------------------------------------------------
+def process(words, **options):
+    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "vispco", *words], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_processes():
+    """At the same time, because importing takes longest: good, bad, a reader that leaves."""
+    good, bad = process(["list", "methods"]), process(["search", "--method", "fastvv"])
+    gone = process(["list", "kernels"])
+    gone.stdout.close()
+    out, err = good.communicate(timeout=300)
+    assert good.returncode == 0 and "fastv" in out and not err
+    out, err = bad.communicate(timeout=300)
+    assert bad.returncode == 2 and not out
+    assert err.count("\n") == 1 and err.startswith("vispco: error: unknown method")
+    assert gone.wait(timeout=300) == 141 and not gone.stderr.read()
+
+
+@pytest.mark.slow
+def test_demo_on_the_shipped_model():
+    """`vispco demo --fast` as a user starts it, and Ctrl-C in the middle of a search."""
+    quick = process(["demo", "--fast"])
+    out, err = quick.communicate(timeout=600)
+    assert quick.returncode == 0 and "Found by gradient" in out and "[5/5] writing the results" in err
+    long = process(["search", "--steps", "10000", "-o", "run"])
+    while not Path("run/log.jsonl").exists() and long.poll() is None:
+        time.sleep(0.2)
+    long.send_signal(signal.SIGINT)
+    out, err = long.communicate(timeout=300)
+    assert (long.returncode, out, err) == (130, "", "vispco: interrupted\n")
+    assert files()[-1] == "run/log.jsonl"
+
+
+# ---- small parts ----------------------------------------------------------------------------------------
+def test_table_and_units():
+    assert table(["a", "name"], [[1.5, "x"], [-10, "yy"]]) == "  a  name\n1.5  x\n-10  yy"
+    assert table(["only", "header"], []) == "only  header"
+    assert flops(0) == "0.000 FLOPs" and flops(999.99e6) == "1.000 GFLOPs" and flops(2e18) == "2000 PFLOPs"
+    assert tokens([4, 4, 2]) == "4 4 2" and tokens([9] * 20 + [1]) == "20x9 1"
+
+
+def test_wilson_is_within_0_and_1_and_covers():
+    for right, n in ((0, 1), (1, 1), (0, 50), (50, 50), (7, 9)):
+        low, high = wilson(right, n)
+        assert 0 <= low <= right / n <= high <= 1 and low < high
+    low, high = wilson(5000, 10000)
+    assert high - low == pytest.approx(2 * 1.96 * 0.005, rel=1e-2)
+    with pytest.raises(ValueError, match="successes"):
+        wilson(2, 1)
+
+
+def test_beaten_counts_ties_half():
+    assert demo.beaten(1, [0, 0, 0]) == 100 and demo.beaten(0, [0, 0]) == 50 and demo.beaten(-1, [0]) == 0
+
+
+def test_layers_entered_and_the_grid():
+    visual = torch.tensor([False, True, True, True, True, False])
+    kept = {1: torch.tensor([1, 1, 1, 1, 0, 1]).bool(), 3: torch.tensor([1, 1, 0, 0, 0, 1]).bool()}
+    assert layers_entered(kept, visual, 4) == [4, 3, 3, 1]
+    assert layers_entered({}, visual, 4) == [4] * 4
+    assert token_grid([4, 3, 3, 1]) == "█ ▓\n▓ ·" and token_grid([2] * 4) == "█ █\n█ █"
+
+
+def test_output_folder_cleans_up_after_itself():
+    with pytest.raises(KeyError), output_folder("a/b/c"):
+        raise KeyError
+    assert not files()
+    with pytest.raises(KeyError), output_folder("a/b") as folder:
+        (folder / "log").write_text("kept")
+        raise KeyError
+    assert files() == ["a", "a/b", "a/b/log"]
