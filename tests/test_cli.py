@@ -22,6 +22,7 @@ from vispco.console import (
     tokens,
     wilson,
 )
+from vispco.options import budgets
 from vispco.testbed.model import build_config, build_processor
 
 COMMANDS = ("search", "evaluate", "plot", "apply", "list", "demo")
@@ -130,9 +131,7 @@ def test_a_budget_that_needs_no_search(capsys):
     ("2e6", [2e6]), (" 1 , 0", [1, 0]),
 ])
 def test_budgets(text, expected):
-    from vispco.cli import _budgets
-
-    assert _budgets(text) == expected
+    assert budgets(text) == expected
 
 
 def test_evaluate_configs(capsys):
@@ -256,6 +255,7 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--budgets", "half"], "'half' is not understood"),
     (["search", "--budgets", "0.1:0.9"], "start:stop:count"),
     (["search", "--budgets", "0.1:0.9:1"], "start:stop:count"),
+    (["search", "--budgets", "0.1:0.9:1000000000"], "count of 2 to 1000"),
     (["search", "--budgets", "0.1:3TFLOPs:4"], "mixes"),
     (["search", "--budgets", "0.001", *SMALL], "the reachable range is"),
     (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
@@ -289,6 +289,7 @@ def fails(words, capsys, *expected, code=2):
     (["evaluate", "--config", "rising.json"], "must not increase"),
     (["evaluate", "--config", "unknown_key.json"], "unknown keys: ratios"),
     (["evaluate", "--config", "old.json"], "schema_version 0"),
+    (["evaluate", "--config", "option.json"], "option.json: method_options {'sharp': 1}"),
     (["evaluate", "--frontier", "good.json"], "a frontier lacks"),
     (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
     (["plot", "frontier.json"], "--output"),
@@ -314,6 +315,7 @@ def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
     config_file("other.json", model_type="qwen2_vl")
     for name, text in {"truncated": good[:-40], "list": "[1]", "rising": good.replace("0.25", "0.75"),
                        "unknown_key": good.replace('"budget"', '"ratios"'),
+                       "option": good.replace('"method_options": {}', '"method_options": {"sharp": 1}'),
                        "old": good.replace('"schema_version": 1', '"schema_version": 0')}.items():
         Path(f"{name}.json").write_text(text)
     Path("binary.json").write_bytes(b"\xff\xfe\x00")

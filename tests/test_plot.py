@@ -123,6 +123,8 @@ def with_meta(**meta):
     (Frontier([]), {}, "empty"),
     ([], {}, "empty"),
     (Frontier([point(0.5)]), {"y": "accuracy"}, "no point has an accuracy"),
+    (Frontier([FrontierPoint(point(0.5).config, 0.5, 1, 1, 1, None)]), {}, "metrics must be an object"),
+    (Frontier([point([0.5])]), {}, "budget a number or text"),
     (with_meta(competitors={}), {}, "list of objects"),
     (with_meta(competitors=[{"kind": "rival"}]), {}, "kind must be one of"),
     (with_meta(competitors=[{"kind": "grid", "share": "x", "accuracy": 1}]), {}, "share must be a finite"),

@@ -17,24 +17,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .budget import parse_budget
 from .config import PruningConfig
 from .console import Progress, flops, output_folder, percent, standard_error, table, tokens, wilson
 from .evaluate import Record, evaluate
 from .frontier import Frontier, FrontierPoint
+from .options import LISTS, build_parser
 from .registry import ADAPTERS, KERNELS, METHODS, adapter_for
 from .search import search
 from .teacher import prepare, teach
-from .version import __version__
-
-_DEFAULTS = {name: p.default for name, p in inspect.signature(search).parameters.items()}
-_LISTS = ("methods", "kernels", "adapters", "models", "tasks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
-        options = _parser().parse_args(argv)
+        options = build_parser(_COMMANDS).parse_args(argv)
         with _quiet_transformers():
             options.run(options)
         sys.stdout.flush()
@@ -89,13 +85,13 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    frontier = Frontier.load(options.frontier) if options.frontier else None
+    frontier = _checked(Frontier.load(options.frontier), options.frontier) if options.frontier else None
     if options.output:
         if frontier is None:
             raise ValueError("--output writes a frontier with its metrics: give it together with --frontier")
         _check_file(options.output)
     named = [(str(p.budget), p.config) for p in frontier.points] if frontier else \
-        [(path, PruningConfig.load(path)) for path in options.config]
+        [(path, _checked(PruningConfig.load(path), path)) for path in options.config]
     examples = _examples(options, options.split)
     model, _ = _model(options.model)
     with Progress(len(named) + 1, "evaluate", options.quiet) as bar:
@@ -137,7 +133,7 @@ def _apply(options: argparse.Namespace) -> None:
 
     if (options.image is None) != (options.question is None):
         raise ValueError("--image and --question belong together: give both, or --index for a test question")
-    config = PruningConfig.load(options.config)
+    config = _checked(PruningConfig.load(options.config), options.config)
     if options.image is None:
         from . import testbed
 
@@ -154,7 +150,7 @@ def _apply(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    lists = {what: _LISTERS[what]() for what in ([options.what] if options.what else _LISTS)}
+    lists = {what: _LISTERS[what]() for what in ([options.what] if options.what else LISTS)}
     if options.json:
         return _print_json(lists[options.what] if options.what else lists)
     blocks = [table([what, ""], lines.items()) for what, lines in lists.items()]
@@ -165,6 +161,10 @@ def _demo(options: argparse.Namespace) -> None:
     from . import demo
 
     demo.run(options.output, options.seed, options.quiet, **(demo.FAST if options.fast else {}))
+
+
+_COMMANDS = {"search": _search, "evaluate": _evaluate, "plot": _plot, "apply": _apply, "list": _list,
+             "demo": _demo}
 
 
 # ---- models and data: the one place that knows what there is --------------------------------------------
@@ -217,6 +217,16 @@ def _check_words(model: str) -> None:
                 return
         raise ValueError(f"{model} does not speak the testbed's vocabulary, and the command line has no "
                          "other data so far: pass batches of your own to vispco.search() in Python")
+
+
+def _checked(loaded: Frontier | PruningConfig, path: str):
+    """The same, once its methods have taken their options: a fault shows before a model is loaded."""
+    for config in [p.config for p in loaded.points] if isinstance(loaded, Frontier) else [loaded]:
+        try:
+            METHODS.get(config.method)(**config.method_options)
+        except TypeError as error:
+            raise ValueError(f"{path}: method_options {config.method_options!r}: {error}") from error
+    return loaded
 
 
 def _image(path: str):
@@ -337,174 +347,6 @@ def _quiet_transformers():
         if bars:
             logging.enable_progress_bar()
 
-
-# ---- options --------------------------------------------------------------------------------------------
-class _Parser(argparse.ArgumentParser):
-    """One-line errors, and help texts that keep their line breaks."""
-
-    def __init__(self, **options):
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False,
-                            **options})
-
-    def error(self, message: str):
-        raise ValueError(f"{message} (see `{self.prog} --help`)")
-
-
-def _budgets(text: str) -> list[float | str]:
-    """`0.2,50%`, `0.1:0.9:9`, `1.8TFLOPs` -> shares as numbers, absolute budgets as they are; each once."""
-    found: dict[tuple, float | str] = {}
-    for item in text.split(","):
-        try:
-            for budget in _range(item) if ":" in item else [item.strip()]:
-                budget = _bare(budget)
-                value, absolute = parse_budget(budget)
-                value = value if absolute else round(value, 10)
-                found[value, absolute] = budget if absolute else value
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return list(found.values())
-
-
-def _bare(text: str | float) -> float | str:
-    """A number where the text is one: `parse_budget` takes both, files read better with numbers."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _range(text: str) -> list[float]:
-    parts = text.split(":")
-    if len(parts) != 3 or not parts[2].strip().isdigit() or int(parts[2]) < 2:
-        raise ValueError(f"range {text!r} is not understood: expected start:stop:count, such as 0.1:0.9:9")
-    (start, absolute), (stop, other) = (parse_budget(_bare(p.strip())) for p in parts[:2])
-    if absolute != other:
-        raise ValueError(f"range {text!r} mixes a share with absolute FLOPs")
-    step = (stop - start) / (int(parts[2]) - 1)
-    return [round(start + i * step, 10) for i in range(int(parts[2]))]
-
-
-def _whole(least: int, most: int = 2**31) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if least <= int(text) <= most:
-                return int(text)
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
-
-    return number
-
-
-def _positive(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vispco", description=_INTRODUCTION,
-                     epilog="`vispco COMMAND --help` tells the options of each, with an example.")
-    parser.add_argument("--version", action="version", version=f"vispco {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable, summary: str, example: str, *, json_too: bool = True) -> _Parser:
-        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
-                                  epilog=f"example:\n  {example}")
-        sub.set_defaults(run=run)
-        if json_too:
-            sub.add_argument("--json", action="store_true", help="print JSON on stdout, and nothing else")
-        return sub
-
-    _search_options(command("search", _search, "find one configuration per budget by gradient",
-                            "vispco search --model testbed --budgets 0.2,0.5,0.8 --output run"))
-    _evaluate_options(command("evaluate", _evaluate, "measure configurations on labelled questions",
-                              "vispco evaluate --model testbed --frontier run/frontier.json --per-task"))
-    _plot_options(command("plot", _plot, "draw frontiers and their schedules", json_too=False,
-                          example="vispco plot run/frontier.json -o frontier.svg -o frontier.png"))
-    _apply_options(command("apply", _apply, "answer one question in full and pruned, side by side",
-                           "vispco apply --model testbed --config run/config-0.5.json --index 3"))
-    sub = command("list", _list, "list what there is to choose from", "vispco list kernels")
-    sub.add_argument("what", nargs="?", choices=_LISTS, help="one of %(choices)s; everything without it",
-                     metavar="WHAT")
-    _demo_options(command("demo", _demo, "run everything on the embedded testbed, in minutes on a CPU",
-                          "vispco demo --output vispco-demo", json_too=False))
-    return parser
-
-
-def _search_options(sub: _Parser) -> None:
-    add = sub.add_argument
-    add("--method", default=_DEFAULTS["method"], help="who ranks the tokens (default: %(default)s)")
-    add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules (default: %(default)s)")
-    add("--budgets", type=_budgets, default=[0.2, 0.3, 0.5, 0.7, 0.9], metavar="LIST",
-        help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count (0.1:0.9:9), or "
-             "absolute (1.8TFLOPs); default: 0.2,0.3,0.5,0.7,0.9")
-    add("--steps", type=_whole(1), default=_DEFAULTS["steps"], metavar="N",
-        help="gradient steps per budget (default: %(default)s)")
-    add("--learning-rate", type=_positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
-        help="of Adam, on the kernel's parameters (default: %(default)s)")
-    add("--output", "-o", default="vispco-run", metavar="FOLDER",
-        help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
-    _model_and_data(sub, limit=256, what="calibration questions")
-
-
-def _evaluate_options(sub: _Parser) -> None:
-    what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", nargs="+", metavar="FILE", help="pruning configurations")
-    what.add_argument("--frontier", metavar="FILE", help="a frontier: all of its configurations")
-    sub.add_argument("--per-task", action="store_true", help="a column of accuracy for every task")
-    sub.add_argument("--output", "-o", metavar="FILE",
-                     help="write the frontier with what was measured, ready to plot")
-    sub.add_argument("--split", default="test", help="train, calibration or test (default: %(default)s)")
-    _model_and_data(sub, limit=512, what="questions")
-
-
-def _plot_options(sub: _Parser) -> None:
-    sub.add_argument("frontiers", nargs="+", metavar="FRONTIER", help="frontier.json files, drawn together")
-    sub.add_argument("--output", "-o", action="append", required=True, metavar="FILE",
-                     help="picture to write, .svg or .png; may be given several times")
-    sub.add_argument("--x", choices=("share", "flops"), default="share", help="(default: %(default)s)")
-    sub.add_argument("--y", choices=("accuracy", "kl"), help="(default: accuracy if measured, else kl)")
-
-
-def _apply_options(sub: _Parser) -> None:
-    sub.add_argument("--model", default="testbed", help="testbed or a local folder (default: %(default)s)")
-    sub.add_argument("--config", required=True, metavar="FILE", help="a pruning configuration")
-    sub.add_argument("--index", type=_whole(0, 9999), default=0,
-                     help="which question of the testbed (default: the first, 0)")
-    sub.add_argument("--split", default="test", help="of which split (default: %(default)s)")
-    sub.add_argument("--seed", type=_whole(0), default=0, help="of the questions (default: %(default)s)")
-    sub.add_argument("--image", metavar="PATH", help="a picture of your own, with --question")
-    sub.add_argument("--question", metavar="TEXT", help="what to ask about it")
-
-
-def _demo_options(sub: _Parser) -> None:
-    sub.add_argument("--output", "-o", default="vispco-demo", metavar="FOLDER", help="(default: %(default)s)")
-    sub.add_argument("--seed", type=_whole(0), default=0, help="(default: %(default)s)")
-    sub.add_argument("--fast", action="store_true", help="a smoke test with tiny sizes")
-    sub.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
-
-
-def _model_and_data(sub: _Parser, limit: int, what: str) -> None:
-    add = sub.add_argument
-    add("--model", default="testbed",
-        help="testbed, or a local folder of a model with its vocabulary (default: %(default)s)")
-    add("--data", default="testbed", help="nothing but testbed so far (default: %(default)s)")
-    add("--tasks", type=_names, metavar="LIST",
-        help="such as count,digit; `vispco list tasks` has them (default: all)")
-    add("--limit", type=_whole(1), default=limit, metavar="N", help=f"{what} (default: %(default)s)")
-    add("--batch-size", type=_whole(1), default=32, metavar="N", help="(default: %(default)s)")
-    add("--seed", type=_whole(0), default=0, help="draws the questions, and orders the search (default: 0)")
-    add("--quiet", "-q", action="store_true", help="no progress bar")
-
-
-_INTRODUCTION = """\
-Find by gradient which fraction of the visual tokens each layer of a
-vision-language model needs, for any compute budget; measure it, draw it, try it."""
 
 if __name__ == "__main__":
     sys.exit(main())

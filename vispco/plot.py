@@ -98,6 +98,10 @@ def _named(frontiers: Frontiers) -> dict[str, Frontier]:
         frontiers = names
     if not frontiers or not all(len(f) for f in frontiers.values()):
         raise ValueError("there is no point to plot: the frontier is empty")
+    for point in (p for f in frontiers.values() for p in f.points):
+        if not isinstance(point.metrics, Mapping) or not isinstance(point.budget, (str, Real)):
+            raise ValueError("a point's metrics must be an object and its budget a number or text, got "
+                             f"{point.metrics!r} and {point.budget!r}")
     return dict(frontiers)
 
 
