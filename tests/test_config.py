@@ -18,24 +18,50 @@ ratio = st.floats(0, 1) | st.sampled_from([0.0, 0.1, 0.29, 0.5, 1 / 3, 2 / 3, 0.
 ratios = st.lists(ratio, min_size=1, max_size=40).map(lambda r: sorted(r, reverse=True))
 
 
-# ---- validation ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.1, 1.0000001, 2, -1, True, False, "0.5", None, [0.5],
-                                 0.5j, np.nan, np.True_, torch.tensor(float("nan")), torch.tensor(1.5)])
+# ---- validation --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "bad",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.1,
+        1.0000001,
+        2,
+        -1,
+        True,
+        False,
+        "0.5",
+        None,
+        [0.5],
+        0.5j,
+        np.nan,
+        np.True_,
+        torch.tensor(float("nan")),
+        torch.tensor(1.5),
+    ],
+)
 def test_a_ratio_is_a_number_from_0_to_1(bad):
     with pytest.raises(ValueError, match=r"keep_ratios\[1\] must be a number in \[0, 1\], got "):
         PruningConfig("random", [1.0, bad, 0.0])
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([0.5, 0.5]), 10**400], ids=["two numbers", "too large for a float"])
+@pytest.mark.parametrize(
+    "bad", [torch.tensor([0.5, 0.5]), 10**400], ids=["two numbers", "too large for a float"]
+)
 def test_a_ratio_that_is_no_float(bad):
     with pytest.raises(ValueError, match=r"keep_ratios\[1\] must be a number in \[0, 1\], got "):
         PruningConfig("random", [1.0, bad, 0.0])
 
 
-@pytest.mark.parametrize("bad", ["1, 0.5", b"10", 0.5, None, 3, torch.tensor(0.5), {1: 0.5, 0: 0.2}, {1.0, 0.5}])
+@pytest.mark.parametrize(
+    "bad", ["1, 0.5", b"10", 0.5, None, 3, torch.tensor(0.5), {1: 0.5, 0: 0.2}, {1.0, 0.5}]
+)
 def test_ratios_are_a_sequence(bad):
     """Of numbers in order: the keys of a mapping and the members of a set are neither."""
-    with pytest.raises(ValueError, match="keep_ratios must be a sequence of numbers, one per decoder layer, got "):
+    with pytest.raises(
+        ValueError, match="keep_ratios must be a sequence of numbers, one per decoder layer, got "
+    ):
         PruningConfig("random", bad)
 
 
@@ -46,8 +72,10 @@ def test_ratios_are_not_empty(empty):
 
 
 def test_ratios_do_not_increase():
-    with pytest.raises(ValueError, match="must not increase .* layer 2 has 0.6 after 0.5; they are fractions of the "
-                                         "ORIGINAL tokens"):
+    with pytest.raises(
+        ValueError,
+        match="must not increase .* layer 2 has 0.6 after 0.5; they are fractions of the ORIGINAL tokens",
+    ):
         PruningConfig("random", [1, 0.5, 0.6, 0.7])
 
 
@@ -62,8 +90,14 @@ def test_increasing_is_refused_and_anything_else_is_not(r):
 
 def test_any_sequence_of_numbers():
     expected = PruningConfig("random", [1.0, 0.5, 0.25])
-    for same in ((1, 0.5, 0.25), np.array([1, 0.5, 0.25]), np.array([1, 0.5, 0.25], dtype=np.float32),
-                 torch.tensor([1, 0.5, 0.25], requires_grad=True), iter([1, 0.5, 0.25]), (x for x in (1, 0.5, 0.25))):
+    for same in (
+        (1, 0.5, 0.25),
+        np.array([1, 0.5, 0.25]),
+        np.array([1, 0.5, 0.25], dtype=np.float32),
+        torch.tensor([1, 0.5, 0.25], requires_grad=True),
+        iter([1, 0.5, 0.25]),
+        (x for x in (1, 0.5, 0.25)),
+    ):
         config = PruningConfig("random", same)
         assert config == expected and all(type(r) is float for r in config.keep_ratios)
 
@@ -79,8 +113,19 @@ def test_options_are_a_mapping(options):
         PruningConfig("random", [1.0], options)
 
 
-@pytest.mark.parametrize("field, bad", [("model_type", 3), ("model_type", b"llava"), ("budget", [0.5]), ("budget", True),
-                                        ("flops", "1e12"), ("flops", False), ("n_visual", 5.0), ("n_visual", "576")])
+@pytest.mark.parametrize(
+    "field, bad",
+    [
+        ("model_type", 3),
+        ("model_type", b"llava"),
+        ("budget", [0.5]),
+        ("budget", True),
+        ("flops", "1e12"),
+        ("flops", False),
+        ("n_visual", 5.0),
+        ("n_visual", "576"),
+    ],
+)
 def test_provenance_types(field, bad):
     with pytest.raises(ValueError, match=f"{field} must be .*, got "):
         PruningConfig("random", [1.0], **{field: bad})
@@ -105,7 +150,7 @@ def test_it_does_not_change_with_what_it_was_made_of():
     assert config.keep_ratios == (1.0, 0.5) and config.method_options == {"seed": 1}
 
 
-# ---- whole tokens -------------------------------------------------------------------------------------------
+# ---- whole tokens ------------------------------------------------------------------------------------------
 @given(r=ratio, n=st.integers(0, 5000))
 @example(r=0.29, n=100)
 def test_whole_tokens(r, n):
@@ -160,14 +205,23 @@ def test_describe():
     assert PruningConfig("strided", [1, 1]).describe() == "strided: keeps everything"
 
 
-# ---- files --------------------------------------------------------------------------------------------------
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-json_values = st.recursive(scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
-                           max_leaves=6)
+# ---- files -------------------------------------------------------------------------------------------------
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+json_values = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=6
+)
 configs = st.builds(
-    PruningConfig, st.sampled_from(vispco.list_methods()), ratios, st.dictionaries(st.text(), json_values, max_size=3),
-    st.none() | st.text(), st.none() | st.floats(0, 1) | st.text() | st.integers(0, 10**15),
-    st.none() | st.floats(0, 1e30) | st.integers(0, 10**20), st.none() | st.integers(0, 10**6))
+    PruningConfig,
+    st.sampled_from(vispco.list_methods()),
+    ratios,
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.none() | st.text(),
+    st.none() | st.floats(0, 1) | st.text() | st.integers(0, 10**15),
+    st.none() | st.floats(0, 1e30) | st.integers(0, 10**20),
+    st.none() | st.integers(0, 10**6),
+)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +345,7 @@ def test_unwritable_places(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-# ---- published notations ------------------------------------------------------------------------------------
+# ---- published notations -----------------------------------------------------------------------------------
 def test_from_fastv():
     config = PruningConfig.from_fastv(num_layers=32)
     assert config == PruningConfig("fastv", [1.0] * 2 + [0.5] * 30) and config.tokens(576)[1:3] == [576, 288]
@@ -309,53 +363,68 @@ def test_from_pdrop():
 
 @pytest.mark.parametrize("tokens", [(300, 200, 110), (303, 110, 36), (66, 30, 17)])
 def test_from_sparsevlm(tokens):
-    """AFTER layers 2, 6 and 15: layers 3, 7 and 16 are the first to see fewer; and exactly the published numbers."""
+    """AFTER layers 2, 6 and 15: layers 3, 7 and 16 are the first to see fewer; exactly as published."""
     config = PruningConfig.from_sparsevlm(tokens, num_layers=32)
     assert config.method == "sparsevlm"
     assert config.tokens(576) == [576] * 3 + [tokens[0]] * 4 + [tokens[1]] * 9 + [tokens[2]] * 16
 
 
-@pytest.mark.parametrize("build, match", [
-    (lambda: PruningConfig.from_fastv(4, num_layers=4), r"layers must increase within 0..3, got \[4\]"),
-    (lambda: PruningConfig.from_fastv(-1, num_layers=4), r"layers must increase within 0..3, got \[-1\]"),
-    (lambda: PruningConfig.from_fastv(2, 1.5, num_layers=4), "must be a number in"),
-    (lambda: PruningConfig.from_fastv(2, -0.5, num_layers=4), "must be a number in"),
-    (lambda: PruningConfig.from_pdrop([3, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
-    (lambda: PruningConfig.from_pdrop([2, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
-    (lambda: PruningConfig.from_pdrop([2], [0.5, 0.2], num_layers=8), "need one ratio per layer, got 1 layers and 2"),
-    (lambda: PruningConfig.from_pdrop([2, 3], [0.2, 0.5], num_layers=8), "must not increase"),
-    (lambda: PruningConfig.from_pdrop(num_layers=12), "layers must increase within 0..11"),
-    (lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32), "must be a number in"),
-    (lambda: PruningConfig.from_sparsevlm((300, 200), num_layers=32), "need one ratio per layer"),
-    (lambda: PruningConfig.from_sparsevlm(num_layers=16), "layers must increase within 0..15"),
-])
+@pytest.mark.parametrize(
+    "build, match",
+    [
+        (lambda: PruningConfig.from_fastv(4, num_layers=4), r"layers must increase within 0..3, got \[4\]"),
+        (lambda: PruningConfig.from_fastv(-1, num_layers=4), r"layers must increase within 0..3, got \[-1\]"),
+        (lambda: PruningConfig.from_fastv(2, 1.5, num_layers=4), "must be a number in"),
+        (lambda: PruningConfig.from_fastv(2, -0.5, num_layers=4), "must be a number in"),
+        (lambda: PruningConfig.from_pdrop([3, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
+        (lambda: PruningConfig.from_pdrop([2, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
+        (
+            lambda: PruningConfig.from_pdrop([2], [0.5, 0.2], num_layers=8),
+            "need one ratio per layer, got 1 layers and 2",
+        ),
+        (lambda: PruningConfig.from_pdrop([2, 3], [0.2, 0.5], num_layers=8), "must not increase"),
+        (lambda: PruningConfig.from_pdrop(num_layers=12), "layers must increase within 0..11"),
+        (lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32), "must be a number in"),
+        (lambda: PruningConfig.from_sparsevlm((300, 200), num_layers=32), "need one ratio per layer"),
+        (lambda: PruningConfig.from_sparsevlm(num_layers=16), "layers must increase within 0..15"),
+    ],
+)
 def test_published_notations_refuse_nonsense(build, match):
     with pytest.raises(ValueError, match=match):
         build()
 
 
-# ---- apply --------------------------------------------------------------------------------------------------
+# ---- apply -------------------------------------------------------------------------------------------------
 def test_apply_refuses_another_number_of_layers(llava):
-    with pytest.raises(ValueError, match="has 4 keep_ratios, but LlavaForConditionalGeneration has 6 decoder layers"):
+    with pytest.raises(
+        ValueError, match="has 4 keep_ratios, but LlavaForConditionalGeneration has 6 decoder layers"
+    ):
         vispco.apply(llava, PruningConfig("random", [1, 1, 1, 0.5]))
 
 
 def test_apply_refuses_another_model_type(llava):
     config = PruningConfig("random", [0.5] * 6, model_type="qwen2_vl")
-    with pytest.raises(ValueError, match="made for model type 'qwen2_vl', this is 'llava'.*set model_type to None"):
+    with pytest.raises(
+        ValueError, match="made for model type 'qwen2_vl', this is 'llava'.*set model_type to None"
+    ):
         vispco.apply(llava, config)
     vispco.apply(llava, dataclasses.replace(config, model_type="llava")).remove()
 
 
 @pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
 def test_apply_refuses_a_method_that_cannot_prune_so_early(llava, method):
-    with pytest.raises(ValueError, match=rf"method '{method}' reads the attention of the layer before, so it cannot prune "
-                                         r"before layer 1: set keep_ratios\[:1\] to 1.0"):
+    with pytest.raises(
+        ValueError,
+        match=rf"method '{method}' reads the attention of the layer before, so it cannot prune "
+        r"before layer 1: set keep_ratios\[:1\] to 1.0",
+    ):
         vispco.apply(llava, PruningConfig(method, [0.9] * 6))
     vispco.apply(llava, PruningConfig(method, [1.0] + [0.9] * 5)).remove()
 
 
-@pytest.mark.parametrize("options, match", [({"seed": "x"}, "seed must be an integer"), ({"sead": 1}, "sead")])
+@pytest.mark.parametrize(
+    "options, match", [({"seed": "x"}, "seed must be an integer"), ({"sead": 1}, "sead")]
+)
 def test_apply_refuses_options_the_method_does_not_have(llava, options, match):
     with pytest.raises(ValueError, match=match):
         vispco.apply(llava, PruningConfig("random", [0.5] * 6, options))

@@ -1,6 +1,6 @@
 """One contract for everything registered: every method x every model family x both modes.
 
-Registering a method or an adapter enrols it here. A method that a user might register goes through it as well.
+Registering a method or an adapter enrols it here. A method as a user would register it goes through it too.
 """
 
 import copy
@@ -105,10 +105,12 @@ def schedule(name, model, levels):
     return PruningConfig(name, ([1.0] * start + levels + levels[-1:] * layers)[:layers])
 
 
-# ---- enrolment ----------------------------------------------------------------------------------------------
+# ---- enrolment ---------------------------------------------------------------------------------------------
 def test_every_registered_adapter_has_a_tiny_model():
     missing = set(vispco.list_adapters()) - set(FAMILIES)
-    assert not missing, f"registered adapters without a tiny model in tests/tiny.py FAMILIES: {sorted(missing)}"
+    assert not missing, (
+        f"registered adapters without a tiny model in tests/tiny.py FAMILIES: {sorted(missing)}"
+    )
 
 
 def test_an_adapter_without_tiny_model_fails_clearly(request):
@@ -118,7 +120,7 @@ def test_an_adapter_without_tiny_model_fails_clearly(request):
         definition.func(type("Request", (), {"param": "martian"}))
 
 
-# ---- nothing changes but what should ------------------------------------------------------------------------
+# ---- nothing changes but what should -----------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_keep_all_is_bit_identical(family, name, mode, padding):
@@ -161,7 +163,10 @@ def test_an_exception_in_a_forward_leaves_no_trace(family, name, mode, monkeypat
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_deterministic_whatever_ran_before(family, name, mode):
-    inputs, other = without_labels(batch(**MIXED)), without_labels(batch(images=(2,), text=(4,), before=(1,), seed=9))
+    inputs, other = (
+        without_labels(batch(**MIXED)),
+        without_labels(batch(images=(2,), text=(4,), before=(1,), seed=9)),
+    )
     with vispco.apply(family, config_for(name, family), mode=mode) as handle:
         first, kept = logits(family, inputs), handle.kept()
         logits(family, other)
@@ -169,7 +174,7 @@ def test_deterministic_whatever_ran_before(family, name, mode):
         assert all(torch.equal(kept[i], again) for i, again in handle.kept().items())
 
 
-# ---- soft == deploy == by hand ------------------------------------------------------------------------------
+# ---- soft == deploy == by hand -----------------------------------------------------------------------------
 @settings(max_examples=12)
 @given(case=cases())
 def test_search_equals_deploy_float32(family, name, case):
@@ -195,7 +200,9 @@ def test_search_equals_deploy_float64(double, name, case):
 def test_search_equals_deploy_where_it_matters(double, name):
     """The two properties above are not vacuous: here pruning moves the logits by more than a tenth."""
     inputs = in_dtype(without_labels(batch(**MIXED)), torch.float64)
-    (hard, kept), (soft, _) = (pruned_logits(double, config_for(name, double), inputs, m) for m in ("deploy", "search"))
+    (hard, kept), (soft, _) = (
+        pruned_logits(double, config_for(name, double), inputs, m) for m in ("deploy", "search")
+    )
     there = alive(inputs, kept)
     full = logits(double, inputs)
     assert error(hard[there], soft[there]) <= FLOAT64 < 0.1 < error(hard[there], full[there])
@@ -224,7 +231,7 @@ def test_dropped_tokens_have_zero_hidden_states(family, name):
     assert (states[gone] == 0).all() and (states[there] != 0).any(-1).all()
 
 
-# ---- counts -------------------------------------------------------------------------------------------------
+# ---- counts ------------------------------------------------------------------------------------------------
 @settings(max_examples=15)
 @given(case=cases())
 @pytest.mark.parametrize("mode", ["deploy", "search"])
@@ -233,7 +240,9 @@ def test_exact_numbers_nested_sets_and_all_text(family, name, mode, case):
     config = schedule(name, family, levels)
     _, kept = pruned_logits(family, config, inputs, mode)
     real = inputs["attention_mask"].bool()
-    visual = torch.isin(inputs["input_ids"], torch.tensor(adapter_for(family)(family).image_token_ids())) & real
+    visual = (
+        torch.isin(inputs["input_ids"], torch.tensor(adapter_for(family)(family).image_token_ids())) & real
+    )
     there = real
     for layer in range(config.num_layers):
         now = kept.get(layer, there)
@@ -258,7 +267,7 @@ def test_bfloat16_is_finite_and_counts_exactly(family, name, mode):
         assert (mask.sum(1) - text).tolist() == [config.tokens(n * PER_IMAGE)[i] for n in MIXED["images"]]
 
 
-# ---- batches ------------------------------------------------------------------------------------------------
+# ---- batches -----------------------------------------------------------------------------------------------
 @settings(max_examples=8)
 @given(case=cases())
 @pytest.mark.parametrize("mode", ["deploy", "search"])
@@ -273,12 +282,14 @@ def test_a_sample_alone_is_as_in_a_batch(double, name, mode, case):
         for i, mask in kept.items():
             there = kept_alone[i][0] if i in kept_alone else there
             assert torch.equal(mask[b, real], there)
-        assert error(together[b, real][there], got[0, there]) <= 1e-5  # rotary angles are float32: shifts are seen
+        assert (
+            error(together[b, real][there], got[0, there]) <= 1e-5
+        )  # rotary angles are float32: shifts are seen
 
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_scores_do_not_depend_on_fillers(family, name, mode):
-    """Fillers pointed at other tokens, and with other running numbers, leave the scores of real slots alone."""
+    """Fillers pointed at other tokens, with other running numbers, leave the scores of real slots alone."""
     base, compared = METHODS.get(name), []
 
     class Probe(base):
@@ -298,7 +309,7 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
     assert min(compared) > 0
 
 
-# ---- gradients ----------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("images", [(1, 1), (1, 0), (2, 1)])
 def test_gradients_reach_the_ratios(family, name, images):
     first = METHODS.get(name).first_layer
@@ -322,15 +333,19 @@ def test_no_gradient_without_images(family, name):
     assert torch.equal(output.logits, before) and (ratios.grad is None or (ratios.grad == 0).all())
 
 
-# ---- costs --------------------------------------------------------------------------------------------------
+# ---- costs -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("ratios", [(1.0,), (0.75, 0.5, 0.2), (0.5, 0.0)])
 def test_flops_of_what_ran_equal_the_count(family, name, size, images, ratios):
-    """To the FLOP, vision tower and projector included. MATH: the counter does not know the CPU's fused kernel."""
+    """To the FLOP, vision tower and projector too. MATH: the counter does not know the CPU's fused kernel."""
     inputs = without_labels(batch(images=(images,) * size, text=(9,) * size, before=(2,) * size))
     config = config_for(name, family, ratios)
-    with vispco.apply(family, config), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        vispco.apply(family, config),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         logits(family, inputs, logits_to_keep=1)
     report = vispco.count_flops(family, config, n_visual=PER_IMAGE * images, n_text=10)
     assert counter.get_total_flops() == size * report.total_with_vision

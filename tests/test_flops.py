@@ -21,9 +21,18 @@ VISUAL, TEXT = 576, 64
 def llava_7b():
     """LLaVA-1.5-7B's true sizes."""
     return LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
-                                       num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768),
-        text_config=LlamaConfig(vocab_size=32064), vision_feature_layer=-2)
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=LlamaConfig(vocab_size=32064),
+        vision_feature_layer=-2,
+    )
 
 
 BIG = llava_7b()
@@ -39,7 +48,7 @@ def measured_prefill(model, tokens, logits=1):
     return counter.get_total_flops()
 
 
-# ---- against PyTorch's counter ------------------------------------------------------------------------------
+# ---- against PyTorch's counter -----------------------------------------------------------------------------
 def test_llava_7b_at_true_size():
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava_7b()).eval()
@@ -63,9 +72,17 @@ def test_all_logits():
 
 
 @settings(max_examples=6)
-@given(layers=st.integers(1, 2), heads=st.integers(1, 4), groups=st.integers(1, 3), head_dim=st.integers(1, 9),
-       hidden=st.integers(1, 5), ffn=st.integers(1, 50), vocab=st.integers(8, 40), tokens=st.integers(1, 30),
-       tied=st.booleans())
+@given(
+    layers=st.integers(1, 2),
+    heads=st.integers(1, 4),
+    groups=st.integers(1, 3),
+    head_dim=st.integers(1, 9),
+    hidden=st.integers(1, 5),
+    ffn=st.integers(1, 50),
+    vocab=st.integers(8, 40),
+    tokens=st.integers(1, 30),
+    tied=st.booleans(),
+)
 def test_any_llama(layers, heads, groups, head_dim, hidden, ffn, vocab, tokens, tied):
     """Grouped-query attention, a head size of its own, an FFN of any width."""
     config = LlamaConfig(hidden_size=hidden * heads * groups, intermediate_size=ffn, num_hidden_layers=layers,
@@ -73,18 +90,33 @@ def test_any_llama(layers, heads, groups, head_dim, hidden, ffn, vocab, tokens, 
                          vocab_size=vocab, tie_word_embeddings=tied)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()
-    report = count_flops(LlavaConfig(vision_config=CLIPVisionConfig(), text_config=config), n_visual=0, n_text=tokens)
+    report = count_flops(
+        LlavaConfig(vision_config=CLIPVisionConfig(), text_config=config), n_visual=0, n_text=tokens
+    )
     assert report.total == measured_prefill(model, tokens)
 
 
-@pytest.mark.parametrize("strategy, layers, images", [("default", -2, 1), ("full", -1, 2), ("default", [-2, -1], 3)])
+@pytest.mark.parametrize(
+    "strategy, layers, images", [("default", -2, 1), ("full", -1, 2), ("default", [-2, -1], 3)]
+)
 def test_vision_tower_and_projector(strategy, layers, images):
     """With and without the CLS token, one or several feature layers, several images."""
-    config = LlavaConfig(vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=3,
-                                                        num_attention_heads=2, image_size=20, patch_size=4),
-                         text_config=LlamaConfig(hidden_size=32, intermediate_size=8, num_hidden_layers=1,
-                                                 num_attention_heads=2, vocab_size=20),
-                         vision_feature_layer=layers, vision_feature_select_strategy=strategy, image_token_id=5)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=20,
+            patch_size=4,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=32, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+        ),
+        vision_feature_layer=layers,
+        vision_feature_select_strategy=strategy,
+        image_token_id=5,
+    )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -103,7 +135,7 @@ def test_a_pruned_layer_costs_what_fewer_tokens_cost():
     assert pruned.total == sum(pruned.per_layer) + pruned.scoring + pruned.lm_head and pruned.scoring > 0
 
 
-# ---- one formula for integers and tensors -------------------------------------------------------------------
+# ---- one formula for integers and tensors ------------------------------------------------------------------
 counts = st.lists(st.integers(0, 700), min_size=4, max_size=4)
 names = st.sampled_from(sorted(CONVENTIONS))
 
@@ -136,14 +168,20 @@ def test_gradient_is_the_derivative(counts, text, name):
         assert math.isclose(x.grad[i], slope, rel_tol=1e-9)
     n = torch.tensor(counts, dtype=torch.float64) + text
     if name == "exact":
-        assert torch.allclose(x.grad, 2 * (2 * 96 * 128 + 2 * 96 * 32 + 3 * 96 * 200) + 8 * n * 128, rtol=1e-12)
+        assert torch.allclose(
+            x.grad, 2 * (2 * 96 * 128 + 2 * 96 * 32 + 3 * 96 * 200) + 8 * n * 128, rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("method", vispco.list_methods())
 def test_batches_of_counts(method):
     """A leading dimension of counts, visual and text tokens gives one total each, scoring included."""
     cost = CostModel(GQA, METHODS.get(method)())
-    many, visual, text = torch.tensor([[9, 5, 2, 0], [9, 9, 9, 9], [7, 7, 1, 1]]), torch.tensor([9, 9, 8]), [3, 4, 0]
+    many, visual, text = (
+        torch.tensor([[9, 5, 2, 0], [9, 9, 9, 9], [7, 7, 1, 1]]),
+        torch.tensor([9, 9, 8]),
+        [3, 4, 0],
+    )
     totals = cost(many, visual, torch.tensor(text))
     assert totals.tolist() == [cost(c, int(v), t).item() for c, v, t in zip(many, visual, text)]
     assert cost.full(visual, torch.tensor(text)).tolist() == [cost(torch.full((4,), v), v, t).item()
@@ -152,7 +190,7 @@ def test_batches_of_counts(method):
                                                            for t in text]
 
 
-# ---- conventions in the literature --------------------------------------------------------------------------
+# ---- conventions in the literature -------------------------------------------------------------------------
 def test_pyramiddrop_published():
     """3.82 T in full, 1.78 T at layers 8, 16, 24 with lambda 1/2, over the visual tokens alone."""
     report = count_flops(BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 0, convention="pdrop")
@@ -163,7 +201,9 @@ def test_pyramiddrop_published():
 
 def test_fastv_published():
     """K = 2, 50 % dropped, 64 text tokens: 57 %."""
-    report = count_flops(BIG, PruningConfig.from_fastv(2, 0.5, num_layers=32), VISUAL, TEXT, convention="fastv")
+    report = count_flops(
+        BIG, PruningConfig.from_fastv(2, 0.5, num_layers=32), VISUAL, TEXT, convention="fastv"
+    )
     assert f"{report.share:.0%}" == "57%"
 
 
@@ -193,11 +233,13 @@ def test_every_convention_is_covered_here():
 def test_the_papers_formula_ignores_grouped_queries():
     """24nd^2 is no function of the FFN or of the key-value heads: that is why `exact` is the default."""
     other = dataclasses.replace(SEVEN, kv_heads=4, ffn=99)
-    assert CostModel(SEVEN, convention="vispco").full(5, 5) == CostModel(other, convention="vispco").full(5, 5)
+    assert CostModel(SEVEN, convention="vispco").full(5, 5) == CostModel(other, convention="vispco").full(
+        5, 5
+    )
     assert CostModel(SEVEN).full(5, 5) > CostModel(other).full(5, 5)
 
 
-# ---- the report ---------------------------------------------------------------------------------------------
+# ---- the report --------------------------------------------------------------------------------------------
 SMALL = LlavaConfig(vision_config=CLIPVisionConfig(), text_config=LlamaConfig(
     hidden_size=32, intermediate_size=80, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2))
 ratios = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(lambda r: sorted(r, reverse=True))
@@ -251,15 +293,23 @@ def test_table_shows_every_layer_and_the_totals():
     report = count_flops(BIG, config)
     lines = report.table().splitlines()
     assert [line.split() for line in lines[1:33]] == [
-        [str(i), str(n), "64", f"{f / 1e9:.4f}"] for i, (n, f) in enumerate(zip(report.tokens, report.per_layer))]
+        [str(i), str(n), "64", f"{f / 1e9:.4f}"]
+        for i, (n, f) in enumerate(zip(report.tokens, report.per_layer))
+    ]
     total = next(line for line in lines if line.strip().startswith("total"))
     assert float(total.split()[-1]) == round(report.total / 1e9, 4)
-    assert "% of the full model" in lines[-1] and "'exact'" in lines[-1] and len({len(x) for x in lines[:-1]}) == 1
+    assert (
+        "% of the full model" in lines[-1]
+        and "'exact'" in lines[-1]
+        and len({len(x) for x in lines[:-1]}) == 1
+    )
 
 
-# ---- errors -------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 def test_unknown_convention_lists_those_there_are():
-    with pytest.raises(ValueError, match="unknown FLOPs convention 'macs'.*exact, fastv, sparsevlm, pdrop, vispco"):
+    with pytest.raises(
+        ValueError, match="unknown FLOPs convention 'macs'.*exact, fastv, sparsevlm, pdrop, vispco"
+    ):
         count_flops(BIG, convention="macs")
 
 

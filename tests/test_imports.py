@@ -16,7 +16,19 @@ ROOT = Path(vispco.__file__).parent
 FLOORS = [
     {"registry", "files", "version"},
     {"config"},
-    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "context", "masks", "budget", "teacher", "frontier"},
+    {
+        "kernels",
+        "relaxation",
+        "ste",
+        "flops",
+        "alm",
+        "pareto",
+        "context",
+        "masks",
+        "budget",
+        "teacher",
+        "frontier",
+    },
     {"methods", "models"},
     {"pruning"},
     {"evaluate", "search", "baselines", "predictor", "amortised"},
@@ -27,13 +39,23 @@ FLOORS = [
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 MAY_USE_TRANSFORMERS = {"models", "testbed", "cli", "data", "demo"}
-MAY_USE_MORE = {"plot", "testbed", "cli", "demo", "console", "data"}  # optional packages, see also the lazy ones below
+MAY_USE_MORE = {
+    "plot",
+    "testbed",
+    "cli",
+    "demo",
+    "console",
+    "data",
+}  # optional packages, see also the lazy ones below
 
 
 def files():
     """{dotted name: syntax tree} of every module."""
     paths = {p: p.relative_to(ROOT).with_suffix("").parts for p in ROOT.rglob("*.py")}
-    return {".".join(parts): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path, parts in paths.items()}
+    return {
+        ".".join(parts): ast.parse(path.read_text(encoding="utf-8"), str(path))
+        for path, parts in paths.items()
+    }
 
 
 MODULES = files()
@@ -88,12 +110,16 @@ def test_arrows_point_down(name):
     targets = {room(t) for t in inside(name)} - {room(name)}
     up = {t for t in targets if t != "__init__" and FLOOR[t] > FLOOR[room(name)]}
     assert not up, f"{name} imports {sorted(up)} from a higher floor"
-    assert "__init__" not in targets or FLOOR[room(name)] >= FLOOR["plot"], f"{name} imports the whole package"
+    assert "__init__" not in targets or FLOOR[room(name)] >= FLOOR["plot"], (
+        f"{name} imports the whole package"
+    )
 
 
 def test_no_circles():
     """Between modules, lazy imports included."""
-    graph = {name: set(inside(name)) & set(MODULES) - {name} for name in MODULES if not name.endswith("__init__")}
+    graph = {
+        name: set(inside(name)) & set(MODULES) - {name} for name in MODULES if not name.endswith("__init__")
+    }
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
@@ -135,14 +161,20 @@ def test_nothing_is_unpickled():
         assert not {t.split(".")[0] for t in imports(name)} & {"pickle", "shelve", "marshal"}, name
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                assert (node.value.id, node.attr) not in {("torch", "load"), ("np", "load"), ("joblib", "load")}, name
+                assert (node.value.id, node.attr) not in {
+                    ("torch", "load"),
+                    ("np", "load"),
+                    ("joblib", "load"),
+                }, name
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec"}, name
 
 
 def test_no_asserts_for_users():
     """`python -O` removes them: users are told by ValueError."""
-    asserting = [name for name, tree in MODULES.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))]
+    asserting = [
+        name for name, tree in MODULES.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))
+    ]
     assert not asserting
 
 
@@ -150,9 +182,13 @@ def test_importing_vispco_is_light():
     code = ("import sys, vispco; print(sorted({m.split('.')[0] for m in sys.modules} & "
             "{'matplotlib', 'sklearn', 'easy_vqa', 'PIL', 'pandas', 'scipy', 'optuna', 'torchvision'}), "
             "'vispco.testbed' in sys.modules, 'vispco.cli' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, timeout=120
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("]")[0] + "]" in ("[]", "['PIL']"), done.stdout  # PIL: transformers may bring it along
+    assert done.stdout.split("]")[0] + "]" in ("[]", "['PIL']"), (
+        done.stdout
+    )  # PIL: transformers may bring it along
     assert done.stdout.endswith("False False\n")
 
 

@@ -1,4 +1,4 @@
-"""Each built-in method against a naive implementation: full eager attention weights, Python loops, one sample."""
+"""Each built-in method against a naive implementation: eager attention weights, Python loops, one sample."""
 
 import functools
 import math
@@ -27,12 +27,15 @@ def models(layers=6, kv_heads=2):
     return tiny_llava(layers, kv_heads), tiny_llava(layers, kv_heads, attention="eager")
 
 
-# ---- naive methods: (scores by original position) of the tokens present at the input of a layer --------------
+# ---- naive methods: (scores by original position) of the tokens present at the input of a layer ------------
 def naive_fastv(trace, before, inputs, embeddings, visual, text):
     """Row of the last token in layer K - 1, mean over heads."""
     weights, place = before.attention[-1][0], before.places[-1].tolist()  # (H, N, N)
     last = place.index(max(text))
-    return {p: sum(weights[h, last, place.index(p)].item() for h in range(len(weights))) / len(weights) for p in visual}
+    return {
+        p: sum(weights[h, last, place.index(p)].item() for h in range(len(weights))) / len(weights)
+        for p in visual
+    }
 
 
 def naive_pdrop(trace, before, inputs, embeddings, visual, text):
@@ -41,7 +44,8 @@ def naive_pdrop(trace, before, inputs, embeddings, visual, text):
 
 
 def naive_sparsevlm(trace, before, inputs, embeddings, visual, text):
-    """Attention averaged over heads and raters: text tokens that at least average text attends to the image."""
+    """Attention averaged over heads and raters: text after the image, related to it at least as the mean is."""
+    text = [t for t in text if t > min(visual)]  # what comes before the image cannot rate it
     share = dict.fromkeys(text, 0.0)
     for v in visual:
         relation = [math.fsum((embeddings[v] * embeddings[t]).tolist()) for t in text]
@@ -51,7 +55,9 @@ def naive_sparsevlm(trace, before, inputs, embeddings, visual, text):
             share[t] += math.exp(x - top) / total / len(visual)
     raters = [t for t in text if share[t] >= sum(share.values()) / len(text) - 1e-9]
     weights, place = before.attention[-1][0].mean(0), before.places[-1].tolist()
-    return {p: sum(weights[place.index(t), place.index(p)].item() for t in raters) / len(raters) for p in visual}
+    return {
+        p: sum(weights[place.index(t), place.index(p)].item() for t in raters) / len(raters) for p in visual
+    }
 
 
 def naive_random(trace, before, inputs, embeddings, visual, text, seed=0):
@@ -124,7 +130,10 @@ def test_keeps_what_the_naive_method_keeps(name, schedule, mode):
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_one_key_head_and_one_per_query_head(name, kv_heads):
     sdpa, eager = models(3, kv_heads)
-    config, inputs = PruningConfig(name, [1, 0.6, 0.2]), without_labels(batch(images=(2,), text=(5,), before=(1,)))
+    config, inputs = (
+        PruningConfig(name, [1, 0.6, 0.2]),
+        without_labels(batch(images=(2,), text=(5,), before=(1,))),
+    )
     with vispco.apply(sdpa, config) as handle, torch.no_grad():
         sdpa(**inputs)
         got = handle.kept()
@@ -187,7 +196,7 @@ def test_answers_are_not_looked_at():
             assert torch.equal(mask, two[i]) and torch.equal(mask[:, :-4], alone[i])
 
 
-# ---- ties ---------------------------------------------------------------------------------------------------
+# ---- ties --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_ties_go_to_the_lowest_index(mode):
     model, inputs = models()[0], without_labels(batch(**SHAPE))
@@ -218,7 +227,7 @@ def test_coarse_scores_are_ranked_stably(seed):
         assert [j for j in range(32) if mask[0, places[j]]] == left
 
 
-# ---- sparsevlm ----------------------------------------------------------------------------------------------
+# ---- sparsevlm ---------------------------------------------------------------------------------------------
 def test_sparsevlm_has_raters_whatever_the_text():
     """All words equal, or a single one: every text token is a rater then, rounding or not."""
     model = models()[0]
@@ -238,7 +247,7 @@ def test_sparsevlm_rates_when_much_text_precedes_the_image():
         assert (scores > 0).any(), f"seed {seed}: every score is 0, so the first tokens are kept"
 
 
-# ---- random and strided -------------------------------------------------------------------------------------
+# ---- random and strided ------------------------------------------------------------------------------------
 def slots(n):
     """A context of one sample with n visual tokens, for methods that look at nothing else."""
     slot = torch.arange(n)[None]
@@ -258,7 +267,7 @@ def test_strided_is_every_second_fourth_and_so_on(power, level):
 
 @given(n=st.integers(1, 700), k=st.integers(1, 700))
 def test_strided_is_even(n, k):
-    """No gap between kept tokens is more than twice another, up to one token (any order of halving does this)."""
+    """No gap between kept tokens is more than twice another."""
     k = min(k, n)
     chosen = top(Strided(), n, k)
     gaps = [b - a for a, b in zip(chosen, chosen[1:])]
@@ -271,7 +280,7 @@ def test_strided_order_is_one_to_one():
 
 
 def test_random_is_uniform():
-    """Over seeds, every token has the mean rank, and every pair is kept together as often as chance has it."""
+    """Over seeds, every token has the mean rank, every pair is kept together as often as chance has it."""
     n, seeds = 64, 400
     ranks = torch.stack([hashed(torch.arange(n), s).argsort().argsort() for s in range(seeds)]).double()
     sigma = math.sqrt((n * n - 1) / 12 / seeds)
@@ -292,7 +301,9 @@ def test_random_hash_for_any_seed(seed, n):
     ids = {"input_ids": torch.full((1, n), IMAGE)}
     expected = naive_random(None, None, ids, None, range(n), None, seed)
     got = Random(seed).score(slots(n))[0].double()
-    assert torch.allclose(got, torch.tensor([expected[i] / 2**32 for i in range(n)], dtype=torch.float64), atol=1e-7)
+    assert torch.allclose(
+        got, torch.tensor([expected[i] / 2**32 for i in range(n)], dtype=torch.float64), atol=1e-7
+    )
 
 
 def test_random_seeds_differ_and_repeat():
@@ -301,7 +312,10 @@ def test_random_seeds_differ_and_repeat():
     model, inputs = models()[0], without_labels(batch(**SHAPE))
     kept = []
     for seed in (0, 1, 1):
-        with vispco.apply(model, PruningConfig("random", SCHEDULES[0], {"seed": seed})) as handle, torch.no_grad():
+        with (
+            vispco.apply(model, PruningConfig("random", SCHEDULES[0], {"seed": seed})) as handle,
+            torch.no_grad(),
+        ):
             model(**inputs)
             kept.append(handle.kept()[1])
     assert torch.equal(kept[1], kept[2]) and not torch.equal(kept[0], kept[1])

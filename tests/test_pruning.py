@@ -31,7 +31,7 @@ def logits(model, inputs, **kwargs):
         return model(**inputs, **kwargs).logits
 
 
-# ---- small parts against brute force ------------------------------------------------------------------------
+# ---- small parts against brute force -----------------------------------------------------------------------
 masks = st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n),
                                                      min_size=1, max_size=4))
 
@@ -74,7 +74,7 @@ def test_rotary_embeddings_of_any_layout(shape):
 
 @given(seed=st.integers(0, 50), size=st.integers(1, 6), kind=st.sampled_from(["none", "bool", "additive"]))
 def test_soft_bias_is_softmax_with_policy(seed, size, kind):
-    """m_n exp(a_n) / sum m exp(a), each token seeing itself: values, and the gradient of dropped tokens too."""
+    """m_n exp(a_n) / sum m exp(a), each token seeing itself: values, and gradients of dropped tokens."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(1, 1, size, size, generator=g, dtype=torch.float64) * 4
     causal = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
@@ -99,7 +99,7 @@ def test_soft_bias_is_softmax_with_policy(seed, size, kind):
     assert torch.allclose(results[1][1], results[0][1], rtol=1e-4, atol=1e-7)  # log(m) is taken in float32
 
 
-# ---- search: the gradient by the chain rule -----------------------------------------------------------------
+# ---- search: the gradient by the chain rule ----------------------------------------------------------------
 def forward_with_policies(model, inputs, policies):
     """Logits of a Llama decoder written out, in which keys have weights: {layer: (S,) policy}, cumulative."""
     decoder, (seen, given) = model.get_decoder(), decoder_inputs(model, without_labels(inputs))
@@ -130,9 +130,11 @@ def answer_loss(result, inputs):
     return torch.nn.functional.cross_entropy(result[0, :-1], inputs["labels"][0, 1:], ignore_index=-100)
 
 
-@pytest.mark.parametrize("ratios", [[1.0, 0.8, 0.6, 0.6, 0.4, 0.2], [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], [0.7] * 6])
+@pytest.mark.parametrize(
+    "ratios", [[1.0, 0.8, 0.6, 0.6, 0.4, 0.2], [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], [0.7] * 6]
+)
 def test_search_gradients_by_the_chain_rule(llava, ratios):
-    """dL/dr_i = sum_j dL/dm_ij * d soft_ij/dk * n, with dL/dm from attention written out with weighted keys."""
+    """dL/dr_i = sum_j dL/dm_ij * d soft_ij/dk * n, dL/dm from attention written out with weighted keys."""
     model = copy.deepcopy(llava).double()
     inputs = batch(images=(1,), text=(9,), before=(2,))
     inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -148,7 +150,9 @@ def test_search_gradients_by_the_chain_rule(llava, ratios):
         ranked, k = normalise(scores, alive), torch.tensor([ratios[i] * PER_IMAGE], dtype=torch.float64)
         slopes.append(torch.autograd.functional.jacobian(lambda k: soft_mask(ranked, k, alive)[0], k)[:, 0])
         alive = kept[i][:, visual]
-        policies[i] = torch.ones(len(visual), dtype=torch.float64).masked_fill(~kept[i][0], 0).requires_grad_()
+        policies[i] = (
+            torch.ones(len(visual), dtype=torch.float64).masked_fill(~kept[i][0], 0).requires_grad_()
+        )
     expected_loss = answer_loss(forward_with_policies(model, inputs, policies), inputs)
     by_policy = torch.autograd.grad(expected_loss, list(policies.values()))
     expected = torch.stack([(g[visual] * slope).sum() * PER_IMAGE for g, slope in zip(by_policy, slopes)])
@@ -171,7 +175,10 @@ def test_gradient_checkpointing_changes_nothing(llava):
 
 def test_ratios_may_be_replaced_between_passes(llava):
     """As a search does: one handle, a new schedule each time."""
-    inputs, schedules = without_labels(batch(**SHAPE)), [RATIOS, [1, 1, 1, 0.5, 0.5, 0.5], [1, 0, 0, 0, 0, 0], [1] * 6]
+    inputs, schedules = (
+        without_labels(batch(**SHAPE)),
+        [RATIOS, [1, 1, 1, 0.5, 0.5, 0.5], [1, 0, 0, 0, 0, 0], [1] * 6],
+    )
     expected = []
     for ratios in schedules:
         with vispco.apply(llava, PruningConfig("fastv", ratios), mode="search") as handle:
@@ -196,7 +203,7 @@ def test_deploy_ratios_may_be_replaced_too(llava, mode):
         assert error(logits(llava, inputs), expected) <= CLOSE
 
 
-# ---- life ---------------------------------------------------------------------------------------------------
+# ---- life --------------------------------------------------------------------------------------------------
 def test_nested_apply_is_refused(llava):
     config = PruningConfig("random", [0.5] * 6)
     with vispco.apply(llava, config):
@@ -258,7 +265,7 @@ def test_a_pruned_model_can_be_collected():
     assert ghost() is None
 
 
-# ---- inputs and outputs -------------------------------------------------------------------------------------
+# ---- inputs and outputs ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("method", vispco.list_methods())
@@ -363,20 +370,29 @@ def test_a_cache_holds_what_was_kept(llava):
     trace, (_, given) = by_hand(llava, inputs, kept), decoder_inputs(llava, inputs)
     for i, layer in enumerate(llava.get_decoder().layers):
         k = layer.self_attn.k_proj(layer.input_layernorm(trace.hidden[i])).detach()
-        k = k.view(1, -1, layer.self_attn.config.num_key_value_heads, layer.self_attn.head_dim).transpose(1, 2)
+        k = k.view(1, -1, layer.self_attn.config.num_key_value_heads, layer.self_attn.head_dim).transpose(
+            1, 2
+        )
         cos, sin = (part[:, None, trace.places[i]] for part in given[i]["position_embeddings"])
         half = k.shape[-1] // 2
         k = k * cos + torch.cat([-k[..., half:], k[..., :half]], -1) * sin
         assert error(cache.layers[i].keys, k) <= CLOSE
 
 
-# ---- faulty methods -----------------------------------------------------------------------------------------
+# ---- faulty methods ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
-@pytest.mark.parametrize("wrong, match", [
-    (lambda ctx: ctx.hidden.norm(dim=-1), r"Faulty.score returned shape \(4, 40\), expected one score per visual slot, "
-                                          r"\(4, 32\): index with \[ctx.visual\]"),
-    (lambda ctx: ctx.hidden.norm(dim=-1)[ctx.visual][0], "returned shape"),
-    (lambda ctx: torch.full(ctx.valid.shape, float("nan")), "scores contain NaN")])
+@pytest.mark.parametrize(
+    "wrong, match",
+    [
+        (
+            lambda ctx: ctx.hidden.norm(dim=-1),
+            r"Faulty.score returned shape \(4, 40\), expected one score per visual slot, "
+            r"\(4, 32\): index with \[ctx.visual\]",
+        ),
+        (lambda ctx: ctx.hidden.norm(dim=-1)[ctx.visual][0], "returned shape"),
+        (lambda ctx: torch.full(ctx.valid.shape, float("nan")), "scores contain NaN"),
+    ],
+)
 def test_faulty_scores_are_explained(llava, mode, wrong, match):
     class Faulty(Constant):
         def score(self, ctx):
@@ -407,12 +423,15 @@ def test_nothing_runs_before_layer_0(llava):
         def score(self, ctx):
             return ctx.attention().mean(1)[:, 0][ctx.visual]
 
-    with pytest.raises(ValueError, match="cannot prune before layer 1"), pruned_with(llava, Reader(), [0.5] * 6):
+    with (
+        pytest.raises(ValueError, match="cannot prune before layer 1"),
+        pruned_with(llava, Reader(), [0.5] * 6),
+    ):
         logits(llava, without_labels(batch(**SHAPE)))
 
 
 def test_replayed_sets_give_the_same_logits(llava):
-    """The oracle of the generation tests: `Replay` keeps what another method kept, and nothing else changes."""
+    """The oracle of the generation tests: `Replay` keeps what another method kept; nothing else changes."""
     inputs = without_labels(batch(**SHAPE))
     with vispco.apply(llava, PruningConfig("sparsevlm", RATIOS)) as handle:
         expected, kept = logits(llava, inputs), handle.kept()

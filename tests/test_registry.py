@@ -41,7 +41,9 @@ def test_a_name_is_taken_once(colours):
 
 @pytest.mark.parametrize("name", ["", None, 3, Red])
 def test_a_name_is_a_non_empty_string(colours, name):
-    with pytest.raises(ValueError, match=r"a colour's name must be a non-empty string, got .*@register_colour\('name'\)"):
+    with pytest.raises(
+        ValueError, match=r"a colour's name must be a non-empty string, got .*@register_colour\('name'\)"
+    ):
         colours.register(name, Red)
 
 
@@ -54,8 +56,11 @@ def test_forgetting_the_parentheses_is_explained(colours):
 
 def test_unknown_name_comes_with_the_nearest_and_the_list(colours):
     colours.register("crimson", Red), colours.register("teal", Blue)
-    with pytest.raises(ValueError, match=r"unknown colour 'crimsom': did you mean 'crimson'\? registered are crimson, "
-                                         r"teal; add your own with vispco.register_colour\(\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown colour 'crimsom': did you mean 'crimson'\? registered are crimson, "
+        r"teal; add your own with vispco.register_colour\(\)",
+    ):
         colours.get("crimsom")
     with pytest.raises(ValueError, match="unknown colour 'xyz': registered are crimson, teal") as caught:
         colours.get("xyz")
@@ -74,7 +79,9 @@ def test_wildcards(colours):
     for name in ("sky", "sea", "sand", "Sun"):
         colours.register(name, Red)
     assert colours.names("s*") == ["sand", "sea", "sky"] and colours.names("s?a") == ["sea"]
-    assert colours.names("[S]*") == ["Sun"] and colours.names("*d*") == ["sand"] and colours.names("none") == []
+    assert (
+        colours.names("[S]*") == ["Sun"] and colours.names("*d*") == ["sand"] and colours.names("none") == []
+    )
 
 
 def test_remove(colours):
@@ -83,7 +90,7 @@ def test_remove(colours):
     assert colours.names() == []
 
 
-# ---- entry points -------------------------------------------------------------------------------------------
+# ---- entry points ------------------------------------------------------------------------------------------
 class Point:
     """An entry point of an installed package; counts how often it is loaded."""
 
@@ -137,7 +144,10 @@ def test_a_module_that_registers_itself_when_loaded(installed):
 
 def test_a_broken_package_is_named_and_does_not_hide_the_others(installed):
     """Whatever the error is, the message says which entry point it came from; the rest stay usable."""
-    installed["vispco.colours"] = [Point("broken", ImportError("no module named 'gone'")), Point("blue", Blue)]
+    installed["vispco.colours"] = [
+        Point("broken", ImportError("no module named 'gone'")),
+        Point("blue", Blue),
+    ]
     colours = Registry("colour", "vispco.colours")
     colours.register("red", Red)
     try:
@@ -154,7 +164,7 @@ def test_the_real_groups():
         assert {point.name for point in entry_points(group=f"vispco.{kind}")} <= set(names) and names
 
 
-# ---- vispco's own -------------------------------------------------------------------------------------------
+# ---- vispco's own ------------------------------------------------------------------------------------------
 def test_built_in_names():
     assert {"fastv", "pdrop", "sparsevlm", "random", "strided"} <= set(vispco.list_methods())
     assert "llava" in vispco.list_adapters("ll*")
