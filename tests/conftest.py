@@ -18,13 +18,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Methods and families meet in one context only, so by default LLaVA runs all methods, other families PDrop.
+    """Methods and families meet in one context only, so by default LLaVA runs all methods, others PDrop.
 
     PDrop asks most of a family: projections, norms, rotary embedding and mask, at layer 0 already.
     """
     def wanted(item):
         params = getattr(getattr(item, "callspec", None), "params", {})
-        return not {"family", "name"} <= params.keys() or params["family"] == "llava" or params["name"] == "pdrop"
+        both = {"family", "name"} <= params.keys()
+        return not both or params["family"] == "llava" or params["name"] == "pdrop"
 
     if not config.getoption("every"):
         config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])

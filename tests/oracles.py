@@ -54,7 +54,8 @@ def by_hand(model, inputs, kept=None, upto=None):
         if kept and i in kept:
             stay = kept[i][place]
             hidden, place = hidden[:, stay], place[stay]
-        rotary, mask, n = [x[:, place] for x in given[i]["position_embeddings"]], given[i]["attention_mask"], len(place)
+        rotary, mask = [x[:, place] for x in given[i]["position_embeddings"]], given[i]["attention_mask"]
+        n = len(place)
         if mask is not None:  # the model's own, where it is more than causal
             mask = mask[..., place, :][..., place]
         else:

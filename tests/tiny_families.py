@@ -12,7 +12,8 @@ import transformers as tf
 
 IMAGE, VIDEO, PAD, BOS, EOS, VOCAB = 5, 4, 0, 1, 2, 60
 TEXT = {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "initializer_range": 0.3}
+        "vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
+        "initializer_range": 0.3}
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 3, "vision_end_token_id": 3,
        "tie_word_embeddings": False}
 
@@ -24,9 +25,11 @@ def finish(model_class, config, processor=None, attention="sdpa"):
     model = model_class(config).eval()
     model.generation_config.pad_token_id = PAD
     if processor is not None:
-        model.model.register_forward_pre_hook(
-            lambda module, args, kwargs: (args[1:], processed(model, {"input_ids": args[0], **kwargs}, processor))
-            if args else (args, processed(model, kwargs, processor)), with_kwargs=True)
+        def wear(module, args, kwargs):
+            kwargs = {"input_ids": args[0], **kwargs} if args else kwargs
+            return args[1:], processor(config, kwargs)
+
+        model.model.register_forward_pre_hook(wear, with_kwargs=True)
     PROCESSORS[type(model)] = processor
     return model
 
@@ -34,13 +37,13 @@ def finish(model_class, config, processor=None, attention="sdpa"):
 PROCESSORS = {}
 
 
-def processed(model, inputs, processor=None):
+def processed(model, inputs):
     """The family's own inputs from plain ones; inputs that are its own already are left alone."""
-    processor = processor or PROCESSORS[type(model)]
+    processor = PROCESSORS[type(model)]
     return inputs if processor is None else processor(model.config, inputs)
 
 
-# ---- Qwen -----------------------------------------------------------------------------------------------------
+# ---- Qwen --------------------------------------------------------------------------------------------------
 def grid_inputs(config, inputs):
     """Patches, grids and token types: what Qwen's processors add to the ids.
 
@@ -77,8 +80,8 @@ def tiny_qwen2_vl(layers=6, attention="sdpa", **text):
     """Three-part rotary embeddings, grouped-query attention."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000.0}
     vision = {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
-    config = tf.Qwen2VLConfig(text_config={**TEXT, "num_hidden_layers": layers, "rope_parameters": rope, **text},
-                              vision_config=vision, **IDS)
+    text = {**TEXT, "num_hidden_layers": layers, "rope_parameters": rope, **text}
+    config = tf.Qwen2VLConfig(text_config=text, vision_config=vision, **IDS)
     return finish(tf.Qwen2VLForConditionalGeneration, config, grid_inputs, attention)
 
 
@@ -86,22 +89,22 @@ def tiny_qwen2_5_vl(layers=6, attention="sdpa", **text):
     """Windows of 2 x 2 tokens in the first vision layer, whole frames in the second."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1000.0}
     vision = {**QWEN_VISION, "out_hidden_size": 32, "window_size": 8, "fullatt_block_indexes": [1]}
-    config = tf.Qwen2_5_VLConfig(text_config={**TEXT, "num_hidden_layers": layers, "rope_parameters": rope, **text},
-                                 vision_config=vision, **IDS)
+    text = {**TEXT, "num_hidden_layers": layers, "rope_parameters": rope, **text}
+    config = tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **IDS)
     return finish(tf.Qwen2_5_VLForConditionalGeneration, config, grid_inputs, attention)
 
 
 def tiny_qwen3_vl(layers=6, attention="sdpa", **text):
-    """Deep-stack features after decoder layers 0, 1 and 2; heads of 16, so heads * 16 is not the hidden size."""
+    """Deep-stack features after decoder layers 0, 1 and 2; heads of 16, more than hidden / heads."""
     rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "rope_theta": 1000.0}
     vision = {**QWEN_VISION, "depth": 4, "out_hidden_size": 32, "deepstack_visual_indexes": [0, 1, 2],
               "num_position_embeddings": 16}
-    config = tf.Qwen3VLConfig(text_config={**TEXT, "head_dim": 16, "num_hidden_layers": layers,
-                                           "rope_parameters": rope, **text}, vision_config=vision, **IDS)
+    text = {**TEXT, "head_dim": 16, "num_hidden_layers": layers, "rope_parameters": rope, **text}
+    config = tf.Qwen3VLConfig(text_config=text, vision_config=vision, **IDS)
     return finish(tf.Qwen3VLForConditionalGeneration, config, grid_inputs, attention)
 
 
-# ---- tiles ----------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------------
 VIT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
        "initializer_range": 0.2}
 PINPOINTS = [[16, 8], [8, 16], [16, 16], [8, 24]]
@@ -117,7 +120,7 @@ def tiled(pixels, sizes):
 
 
 def tile_count(size):
-    """Tiles of the pinpoint that fits these sizes (which are chosen not to need the general rule), and the whole."""
+    """Tiles, with the whole, of the pinpoint that just holds an image (true of the sizes used here)."""
     height, width = size
     return 1 + -(-height // 8) * -(-width // 8)
 
@@ -153,8 +156,8 @@ def tiny_internvl(layers=6, attention="sdpa", **text):
     """InternViT of 8 x 8 patches, 4 patches a token."""
     config = tf.InternVLConfig(
         vision_config=tf.InternVLVisionConfig(image_size=[16, 16], patch_size=[2, 2], **VIT),
-        text_config={"model_type": "qwen2", **TEXT, "num_hidden_layers": layers, **text}, image_token_id=IMAGE,
-        image_seq_length=16, tie_word_embeddings=False)
+        text_config={"model_type": "qwen2", **TEXT, "num_hidden_layers": layers, **text},
+        image_token_id=IMAGE, image_seq_length=16, tie_word_embeddings=False)
     return finish(tf.InternVLForConditionalGeneration, config, attention=attention)
 
 
@@ -174,7 +177,8 @@ def tiny_idefics3(layers=6, attention="sdpa", prefix="Idefics3", **text):
     """SigLIP-like tower of 8 x 8 patches, 4 patches a token, one matrix as projector."""
     vision = getattr(tf, f"{prefix}VisionConfig")(image_size=16, patch_size=2, **VIT)
     config = getattr(tf, f"{prefix}Config")(
-        vision_config=vision, text_config={"model_type": "llama", **TEXT, "num_hidden_layers": layers, **text},
+        vision_config=vision,
+        text_config={"model_type": "llama", **TEXT, "num_hidden_layers": layers, **text},
         image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD)
     return finish(getattr(tf, f"{prefix}ForConditionalGeneration"), config, grouped_inputs, attention)
 
@@ -184,7 +188,7 @@ def tiny_smolvlm(layers=6, attention="sdpa", **text):
     return tiny_idefics3(layers, attention, "SmolVLM", **text)
 
 
-# ---- Gemma ----------------------------------------------------------------------------------------------------
+# ---- Gemma -------------------------------------------------------------------------------------------------
 def typed_inputs(config, inputs):
     """Gemma 3: which tokens belong to an image."""
     ids = inputs.get("input_ids")
@@ -220,7 +224,8 @@ def prefix_inputs(config, inputs):
 def tiny_paligemma(layers=6, attention="sdpa", text="gemma", **options):
     """One token a patch; the text model may be Gemma 2, with sliding windows and capped attention logits."""
     config = tf.PaliGemmaConfig(
-        vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False, projection_dim=32, **VIT),
+        vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False,
+                                            projection_dim=32, **VIT),
         text_config={"model_type": text, **TEXT, "head_dim": 16, "num_hidden_layers": layers, **options},
         image_token_index=IMAGE, projection_dim=32, hidden_size=32)
     return finish(tf.PaliGemmaForConditionalGeneration, config, prefix_inputs, attention)
@@ -232,8 +237,8 @@ BUILDERS = {"qwen2_vl": tiny_qwen2_vl, "qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl"
             "paligemma": tiny_paligemma}
 
 
-# ---- prompts with images of different sizes, several images, video ----------------------------------------------
-GRIDS = {"image": [(1, 8, 8), (1, 4, 12), (1, 6, 10)], "video": [(2, 4, 8), (4, 4, 4)]}  # the edges cut windows
+# ---- prompts with images of different sizes, several images, video -----------------------------------------
+GRIDS = {"image": [(1, 8, 8), (1, 4, 12), (1, 6, 10)], "video": [(2, 4, 8), (4, 4, 4)]}
 SIZES = [(16, 8), (8, 16), (14, 16)]  # the last is padded to 16 x 16, and the padding's tokens are cut off
 VIDEOS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}
 
@@ -244,12 +249,13 @@ def grid_media(model, kind, shapes, g):
     pixels, grid = {"image": ("pixel_values", "image_grid_thw"),
                     "video": ("pixel_values_videos", "video_grid_thw")}[kind]
     apart = kind == "video" and model.config.model_type == "qwen3_vl"
-    tensors = {pixels: torch.randn(sum(t * h * w for t, h, w in grids), 24, generator=g), grid: torch.tensor(grids)}
+    values = torch.randn(sum(t * h * w for t, h, w in grids), 24, generator=g)
+    tensors = {pixels: values, grid: torch.tensor(grids)}
     return tensors, [[h * w // 4] * t if apart else [t * h * w // 4] for t, h, w in grids]
 
 
 def tile_media(model, kind, shapes, g):
-    """LLaVA-NeXT and OneVision: tiles and sizes; OneVision leaves images whole if there are several, and video."""
+    """LLaVA-NeXT and OneVision: tiles and sizes; OneVision leaves several images whole, and video."""
     count = sum(map(len, shapes))
     if kind == "video":
         tensors = {"pixel_values_videos": torch.randn(count, 4, 3, 8, 8, generator=g)}
@@ -264,7 +270,8 @@ def tile_media(model, kind, shapes, g):
 
 def square_media(model, kind, shapes, g):
     """The others: tiles of 16 x 16 with 16 tokens; shape k has k + 1 of them, but for the Gemmas."""
-    tiles = [[1] if model.config.model_type in ("gemma3", "paligemma") else [1] * (s + 1) for s in chain(*shapes)]
+    one = model.config.model_type in ("gemma3", "paligemma")
+    tiles = [[1] * (1 if one else s + 1) for s in chain(*shapes)]
     pixels = torch.randn(sum(map(sum, tiles)), 3, 16, 16, generator=g)
     return {"pixel_values": pixels}, [[16 * len(t)] for t in tiles]
 

@@ -25,7 +25,7 @@ class Adapter:
 
     architectures: ClassVar[tuple[str, ...]] = ()
     model_types: ClassVar[tuple[str, ...]] = ()
-    #: Every layer's mask is plain causal (no bidirectional images; sliding windows are found in the configuration).
+    #: No token sees ahead. (Sliding windows are found in the configuration.)
     causal: bool = True
 
     def __init__(self, model: nn.Module):
@@ -72,7 +72,7 @@ class Adapter:
         return kwargs, None
 
     def late(self, features: Any, layer: int, hidden: Tensor) -> Tensor | None:
-        """What to add to the input of `layer`, at the original places (B, S, D), from what `take_late` took."""
+        """What to add to the input of `layer`, at original places (B, S, D), of what `take_late` took."""
         return None
 
     # ---- attention --------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Adapter:
         return self.projections(layer)[kind](self.layers[layer].input_layernorm(hidden))
 
     def rotate(self, layer: int, kind: str, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Split (B, N, heads * E) into heads, norm them if the family does, and turn them: (B, heads, N, E)."""
+        """Split (B, N, heads * E) into heads, norm them if the family does, turn them: (B, heads, N, E)."""
         attention = self.attention_module(layer)
         x = states.unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, {"query": "q_norm", "key": "k_norm"}[kind], None)

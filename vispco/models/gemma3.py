@@ -1,4 +1,4 @@
-"""Gemma 3 (`Gemma3ForConditionalGeneration`): images see all of themselves, most layers see a sliding window."""
+"""Gemma 3 (`Gemma3ForConditionalGeneration`): images see all of themselves, sliding windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .towers import vit
 
 @register_adapter("gemma3")
 class Gemma3(Adapter):
-    """Gemma 3: a fixed number of visual tokens per image; masks are more than causal, so they are always gathered."""
+    """Gemma 3: a fixed number of visual tokens per image; masks are more than causal, so always gathered."""
 
     architectures = ("Gemma3ForConditionalGeneration",)
     model_types = ("gemma3",)

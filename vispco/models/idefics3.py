@@ -9,7 +9,7 @@ from .towers import patches, vit
 
 @register_adapter("idefics3")
 class Idefics3(Adapter):
-    """Idefics3: tiles of a fixed size, `scale_factor` x `scale_factor` patches a token, one matrix as projector."""
+    """Idefics3: tiles of a fixed size, `scale_factor`^2 patches a token, one matrix as projector."""
 
     architectures = ("Idefics3ForConditionalGeneration",)
     model_types = ("idefics3",)

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (`LlavaNextForConditionalGeneration`): an image is cut into tiles; rows end in a newline token."""
+"""LLaVA-NeXT (`LlavaNextForConditionalGeneration`): images are cut into tiles; newline tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .towers import side
 
 @register_adapter("llava_next")
 class LlavaNext(Llava):
-    """LLaVA-NeXT: any resolution. The newline tokens stand under the image's id and are pruned like its others."""
+    """LLaVA-NeXT: any resolution. Newline tokens stand under the image's id and are pruned like others."""
 
     architectures = ("LlavaNextForConditionalGeneration",)
     model_types = ("llava_next",)
 
     @classmethod
     def vision_flops(cls, config, n_visual, images=None):
-        """The tower sees each tile and the whole image once more; padding cut off afterwards has been paid for.
+        """The tower sees each tile, and the whole image once more, with the padding that is cut off later.
 
-        images: rows of `image_sizes`, or just the number of tiles. By default as few images as can give `n_visual`
-        tokens, of one size, each in the smallest grid that holds it.
+        images: rows of `image_sizes`, or just the number of tiles. By default as few images as can give
+        `n_visual` tokens, of one size, each in the smallest grid that holds it.
         """
         if images is None:
             images = cls.fewest_tiles(config, n_visual)
@@ -41,7 +41,7 @@ class LlavaNext(Llava):
 
     @classmethod
     def grid(cls, config, pinpoint) -> tuple[int, int, int]:
-        """Rows and columns of tiles, and the number of tiles with the whole image, of a grid given in pixels."""
+        """Rows and columns of tiles, and tiles in all (with the whole image), of a grid given in pixels."""
         tile = side(config.vision_config.image_size)
         rows, columns = pinpoint[0] // tile, pinpoint[1] // tile
         return rows, columns, rows * columns + 1

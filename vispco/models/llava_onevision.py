@@ -1,4 +1,4 @@
-"""LLaVA-OneVision (`LlavaOnevisionForConditionalGeneration`): one image in tiles, several images, or video."""
+"""LLaVA-OneVision (`LlavaOnevisionForConditionalGeneration`): one image in tiles, several, or video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .towers import side
 class LlavaOneVision(LlavaNext):
     """LLaVA-OneVision: as LLaVA-NeXT, but large grids are shrunk, and video frames are pooled to a quarter.
 
-    For FLOPs, count each image of a prompt with several, and each video frame, as one tile (`images=` a number).
+    For FLOPs, `images` may be the number of tiles: one for a video frame, and for an image that is not alone.
     """
 
     architectures = ("LlavaOnevisionForConditionalGeneration",)
@@ -26,7 +26,8 @@ class LlavaOneVision(LlavaNext):
         patches = side(v.image_size) // side(v.patch_size)
         rows, columns, _ = cls.grid(config, pinpoint)
         height, width = rows * patches, columns * patches
-        ratio = sqrt(height * width / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * patches**2))
+        area = int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * patches**2
+        ratio = sqrt(height * width / area)
         if ratio > 1.1:
             height, width = int(height // ratio), int(width // ratio)
         return cls.tokens_per_tile(config) + height * (width + 1)

@@ -1,4 +1,4 @@
-"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, images and video, three-part rotary embeddings."""
+"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, images and video, three-part positions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class Qwen2VL(Adapter):
     model_types = ("qwen2_vl",)
 
     def rotate(self, layer, kind, states, rotary):
-        """transformers before 5.20 hands the decoder (3, B, N, E): time, height and width, joined by sections."""
+        """transformers before 5.20 hands the decoder (3, B, N, E): time, height, width, to be joined."""
         if rotary[0].ndim == 4:
             sections = self.decoder.config.rope_parameters["mrope_section"] * 2
-            rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(x.split(sections, -1))], -1) for x in rotary)
+            parts = (x.split(sections, -1) for x in rotary)
+            rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(p)], -1) for p in parts)
         return super().rotate(layer, kind, states, rotary)
 
     # ---- costs ------------------------------------------------------------------------------------------
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
-        """The rows of `image_grid_thw` or `video_grid_thw`; by default one image, as square as `n_visual` allows."""
+        """Rows of `image_grid_thw`, `video_grid_thw`; by default one image as square as `n_visual` allows."""
         merge = config.vision_config.spatial_merge_size
         if images is None:
             height = max((h for h in range(1, isqrt(n_visual) + 1) if n_visual % h == 0), default=0)
@@ -36,13 +37,13 @@ class Qwen2VL(Adapter):
         grids = [tuple(int(x) for x in row) for row in images]
         tokens = sum(t * h * w for t, h, w in grids) // merge**2
         if tokens != n_visual:
-            raise ValueError(f"images of {grids} patches (time, height, width) give {tokens} visual tokens, not "
-                             f"n_visual={n_visual}: a token is {merge} x {merge} patches")
+            raise ValueError(f"images of {grids} patches (time, height, width) give {tokens} visual tokens, "
+                             f"not n_visual={n_visual}: a token is {merge} x {merge} patches")
         return grids
 
     @classmethod
     def vision_flops(cls, config, n_visual, images=None):
-        """The tower attends within a frame, so its cost depends on the grids. images: rows of `image_grid_thw`."""
+        """Attention stays within a frame, so grids decide the cost. images: rows of `image_grid_thw`."""
         v, grids = config.vision_config, cls.grids(config, n_visual, images)
         n, d, unit = sum(t * h * w for t, h, w in grids), cls.width(v), v.spatial_merge_size**2
         embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * d

@@ -9,7 +9,7 @@ from .towers import encoder_layer
 
 @register_adapter("qwen3_vl")
 class Qwen3VL(Qwen25VL):
-    """Qwen3-VL: features of several vision layers are added to the visual tokens after the first decoder layers.
+    """Qwen3-VL: features of several vision layers join the visual tokens after the first decoder layers.
 
     The decoder does so at original places; here the pruner does, at the places the tokens have moved to.
     """
@@ -23,8 +23,8 @@ class Qwen3VL(Qwen25VL):
         if features is None:
             return kwargs, None
         if len(features) >= len(self.layers):
-            raise ValueError(f"{len(features)} deep-stack features in a decoder of {len(self.layers)} layers: those "
-                             "added after the last layer cannot be pruned")
+            raise ValueError(f"{len(features)} deep-stack features in a decoder of {len(self.layers)} "
+                             "layers: those added after the last layer cannot be pruned")
         rest = {k: v for k, v in kwargs.items() if k not in ("visual_pos_masks", "deepstack_visual_embeds")}
         return rest, (kwargs["visual_pos_masks"], features)
 

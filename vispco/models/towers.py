@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2, spans: Iterable[int] | None = None) -> int:
+def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2,
+                  spans: Iterable[int] | None = None) -> int:
     """One transformer layer. spans: lengths of the pieces within which tokens attend; None: all to all."""
     attention = sum(n * n for n in ([tokens] if spans is None else spans))
     return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
@@ -22,7 +23,7 @@ def side(size) -> int:
 
 
 def vit(v) -> int:
-    """CLIP, SigLIP or InternViT on ONE image: patch embedding, every layer, and SigLIP's pooling head if it has one.
+    """CLIP, SigLIP or InternViT on ONE image: patch embedding, every layer, SigLIP's pooling head if any.
 
     Hugging Face runs every layer, whichever of them the projector reads.
     """
