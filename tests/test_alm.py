@@ -134,6 +134,10 @@ def test_a_state_does_not_share_memory():
     alm = AugmentedLagrangian()
     state = alm.state_dict()
     alm.update(-1.)
+    start = torch.ones(1, dtype=torch.float64)
+    other = AugmentedLagrangian(multiplier=start)
+    start += 1
+    assert other.multiplier == (1,)
     assert state == {"kind": ["inequality"], "multiplier": [0.], "penalty": [1.], "violation": [None]}
     assert alm.state_dict()["violation"] == [1.]
 
@@ -239,6 +243,16 @@ def test_history_records_every_outer_step():
     assert max(step.gradient_norm for step in result.history) < 1e-5
     violations = [abs(step.slack[0]) for step in result.history]
     assert all(b < a for a, b in zip(violations, violations[1:], strict=False))
+
+
+def test_feasible_is_not_yet_optimal():
+    """One short gradient step: the slack is fine, the gradient at the point reached is not."""
+    x = point(0., 0.)
+    result = minimise(lambda: distance(x), lambda: 10 - x.sum(), [x], AugmentedLagrangian(), inner=1, outer=2,
+                      optimizer=torch.optim.SGD([x], lr=.1))
+    assert not result.converged and len(result.history) == 2
+    assert result.history[0].gradient_norm == pytest.approx(4 * .8)  # was 4 before the step
+    assert x.tolist() == pytest.approx([.72, .36])
 
 
 def test_any_torch_optimiser_will_do():
