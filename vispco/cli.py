@@ -107,11 +107,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         return _print_json({"split": options.split, "seed": options.seed, "n": rows[0]["n"], "full": rows[0],
                             "configurations": rows[1:]})
-    columns = sorted(set(tasks), key=tasks.index) if options.per_task else []
+    columns = sorted(set(tasks)) if options.per_task else []
     print(table(["configuration", "accuracy", "95 % interval", "KL", "FLOPs", "share", *columns],
                 [[r["name"], percent(r["accuracy"]), " – ".join(percent(v) for v in r["interval"]),
                   f"{r['kl']:.4f}", flops(r["flops"]), percent(r["share"]),
-                  *(percent(r["tasks"][t]) for t in columns)] for r in rows]))
+                  *(percent(r["tasks"][t], 0) for t in columns)] for r in rows]))
     print(f"\n{rows[0]['n']} questions of split {options.split!r}; share: of the prunable compute")
 
 

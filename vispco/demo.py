@@ -291,11 +291,12 @@ def _write(frontier: Frontier, folder: Path) -> None:
 
 
 def _speaker(quiet: bool, stages: int) -> Callable[[str], None]:
-    """Numbered stage messages on stderr."""
-    numbers = iter(range(1, stages + 1))
+    """Numbered stage messages on stderr, with the time since the start."""
+    numbers, started = iter(range(1, stages + 1)), time.perf_counter()
 
     def say(message: str) -> None:
         if not quiet:
-            print(f"[{next(numbers)}/{stages}] {message}", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - started
+            print(f"[{next(numbers)}/{stages}] {message} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
     return say

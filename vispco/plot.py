@@ -291,8 +291,8 @@ def _limits(axes, heights: list[float], x: str, y: str) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     positive = [v for v in heights if v > 0]
     if y == "accuracy":
-        lines = [v for line in axes.lines for v in line.get_ydata()]
-        axes.set_ylim(max(-0.03, min([*heights, *lines]) - 0.06), 1.02)
+        heights = heights + [v for line in axes.lines for v in line.get_ydata()]
+        axes.set_ylim(max(-0.03, min(heights) - 0.06), min(1.02, max(heights) + 0.05))
         axes.yaxis.set_major_formatter(_percent())
     elif positive and min(positive) * 20 < max(positive):
         axes.set_yscale("log", nonpositive="clip")
