@@ -126,8 +126,10 @@ def test_generation_with_cache_equals_recomputation(name, samples, padding, sche
 
 
 @families
-def test_eager_equals_sdpa(name):
-    inputs, _ = mixed(name)
+@pytest.mark.parametrize("samples", [IMAGES, IMAGES[1:2]], ids=["padded", "one"])
+def test_eager_equals_sdpa(name, samples):
+    """To sdpa no mask means causal, to eager it means none: one sample without padding tells."""
+    inputs, _ = prompts(build(name), samples)
     config = PruningConfig("fastv", SCHEDULES["layer 1"])
     (eager, kept), (sdpa, _) = (run(build(name, a), inputs, config) for a in ("eager", "sdpa"))
     (soft, _) = run(build(name, "eager"), inputs, config, "search")

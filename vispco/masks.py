@@ -52,7 +52,7 @@ def pack(keep: Tensor, width: int) -> Tensor:
 
 def prefill_mask(mask: Tensor | None, packed: Packed) -> Tensor | None:
     """The mask (B, 1, K, K) of the packed tokens, from the model's mask (B or 1, 1, S, S) or None (causal)."""
-    if packed.plain:
+    if packed.plain and not additive(mask):
         return None
     order, valid, width = packed.order, packed.valid, packed.order.shape[1]
     if mask is None:
@@ -69,11 +69,14 @@ def prefill_mask(mask: Tensor | None, packed: Packed) -> Tensor | None:
     return mask if mask.dtype != torch.bool else mask | (itself & ~valid[:, None, :, None])
 
 
-def decode_mask(mask: Tensor | None, packed: Packed, queries: int, new: int) -> Tensor | None:
-    """The mask of `queries` tokens over the packed cache and `new` tokens decoded so far (these included)."""
-    order, valid = packed.order, packed.valid
-    batch, width = order.shape[0], order.shape[1] + new
-    if packed.plain or (mask is None and packed.dense):
+def decode_mask(mask: Tensor | None, packed: Packed, queries: int, width: int) -> Tensor | None:
+    """The mask of `queries` tokens over `width` keys: the packed ones, then those decoded so far, these included.
+
+    There are fewer than the packed ones if guesses that came with the prompt were taken back (`crop`).
+    """
+    order, valid = packed.order[:, :width], packed.valid[:, :width]
+    batch, new = order.shape[0], width - order.shape[1]
+    if (packed.plain and not additive(mask)) or (mask is None and packed.dense):
         if queries == 1:
             return None
         mask = None
@@ -83,6 +86,11 @@ def decode_mask(mask: Tensor | None, packed: Packed, queries: int, new: int) -> 
     later = torch.arange(packed.length, packed.length + new, device=order.device).expand(batch, -1)
     columns = torch.cat([order, later], 1)[:, None, None, :].expand(-1, mask.shape[1], queries, -1)
     return hide(mask.expand(batch, -1, -1, -1).gather(-1, columns), ~seen)
+
+
+def additive(mask: Tensor | None) -> bool:
+    """Whether the attention implementation adds its masks (eager): to it, no mask means no causal mask either."""
+    return mask is not None and mask.dtype != torch.bool
 
 
 def hide(mask: Tensor, hidden: Tensor) -> Tensor:

@@ -315,8 +315,8 @@ class Pruner:
         key = (id(packed), id(mask))
         if key not in self._memo:
             queries = hidden.shape[1]
-            new = cache.layers[i].keys.shape[-2] - packed.order.shape[1] + queries  # from the keys: survives crop()
-            self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, new)}
+            width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
+            self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return self._memo[key]
 
     def _bounded(self, gradient: Tensor) -> Tensor:
