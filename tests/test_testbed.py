@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from vispco.testbed.data import generate
 from vispco.testbed.model import FOLDER, build_config, build_processor
 
 torch.set_num_threads(1)
-STEPS = {"north": (0, -1), "south": (0, 1), "east": (1, 0), "west": (-1, 0)}
+STEPS = {"north": (0, -1), "west": (-1, 0)}
 
 
 # ---------------------------------------------------------------- an independent solver
@@ -34,59 +33,42 @@ class Board:
             thing = str(boards.digit[index, cell]) if shape == scenes.DIGIT else vocab.SHAPES[shape]
             self.cells[(cell % 8, cell // 8)] = (vocab.COLOURS[boards.colour[index, cell]], thing)
 
-    def refer(self, words: list[str]):
-        """["of", "c5"], ["at", "c5"] or ["east", "of", "c5"] -> coordinates."""
+    def where(self, words: list[str]):
+        """["at", "c5"] or ["west", "of", "c5"] -> coordinates."""
         column, row = "abcdefgh".index(words[-1][0]), int(words[-1][1]) - 1
         dx, dy = STEPS[words[0]] if words[0] in STEPS else (0, 0)
         return column + dx, row + dy
 
     def attribute(self, name: str, where) -> str:
         colour, thing = self.cells[where]
-        assert (name == "digit") == thing.isdigit() or name == "colour"
+        assert name == "colour" or (name == "digit") == thing.isdigit()
         return colour if name == "colour" else thing
 
-    def only(self, cells: list):
-        assert len(cells) == 1, "the question has no unique object"
-        return cells[0]
-
-    def total(self, colour: str) -> int:
-        return sum(c == colour for c, _ in self.cells.values())
-
-    def more(self, first: int, second: int) -> str:
-        assert abs(first - second) >= 2
-        return "yes" if first > second else "no"
+    def colour(self, words: list[str]) -> str:
+        """["red"], ["the", "colour", "at", "c5"] or ["the", "colour", "west", "of", "c5"] -> "red"."""
+        return words[0] if len(words) == 1 else self.attribute("colour", self.where(words[2:]))
 
     def solve(self, text: str) -> str:
-        w, items = text.split(), self.cells.items()
-        if w[0] == "what" and w[2] == "shares":
-            here = self.refer(w[5:])
-            key = self.attribute(w[4], here)
-            others = [p for p, o in items if p != here and key in o and (w[1] != "digit" or o[1].isdigit())]
-            return self.attribute(w[1], self.only(others))
-        if w[0] == "what" and "shares" in w:  # what A is D of the S that shares the colour of P
-            colour = self.attribute("colour", self.refer(w[11:]))
-            anchor = self.only([p for p, o in items if o == (colour, w[6])])
+        w = text.split()
+        if w[0] == "count":  # count every S in COLOUR
+            colour = self.colour(w[4:])
+            return str(sum(c == colour and w[2] in (t, "object") for c, t in self.cells.values()))
+        if w[:3] == ["is", "there", "more"]:  # is there more C than COLOUR
+            first, second = (sum(c == k for c, _ in self.cells.values()) for k in (w[3], self.colour(w[5:])))
+            assert abs(first - second) >= 2
+            return "yes" if first > second else "no"
+        if w[0] == "is":  # is there a S in COLOUR
+            return "yes" if (self.colour(w[5:]), w[3]) in self.cells.values() else "no"
+        if w[3] == "in":  # what A is in COLOUR
+            colour = self.colour(w[4:])
+            found = [t for c, t in self.cells.values() if c == colour and t.isdigit() == (w[1] == "digit")]
+            assert len(found) == 1, "the question has no unique object"
+            return found[0]
+        if "in" in w:  # what A is D of the S in COLOUR
+            kind = (self.colour(w[8:]), w[6])
+            (anchor,) = [place for place, thing in self.cells.items() if thing == kind]
             return self.attribute(w[1], (anchor[0] + STEPS[w[3]][0], anchor[1] + STEPS[w[3]][1]))
-        if w[0] == "what" and "the" in w:  # what A is D of the C S
-            anchor = self.only([p for p, o in items if o == (w[6], w[7])])
-            return self.attribute(w[1], (anchor[0] + STEPS[w[3]][0], anchor[1] + STEPS[w[3]][1]))
-        if w[0] == "what":
-            return self.attribute(w[1], self.refer(w[3:]))
-        if w[:2] == ["count", "every"]:
-            return str(sum(o[0] == w[2] and w[3] in (o[1], "object") for _, o in items))
-        if w[0] == "count":
-            key = self.attribute(w[4], self.refer(w[5:]))
-            return str(sum(key in o for _, o in items))
-        if w[:3] == ["is", "there", "more"]:
-            second = self.total(w[5]) if len(w) == 6 else self.total(self.attribute("colour", self.refer(w[7:])))
-            return self.more(self.total(w[3]), second)
-        if w[:3] == ["is", "there", "a"] and len(w) == 5:
-            return "yes" if (w[3], w[4]) in self.cells.values() else "no"
-        if w[:3] == ["is", "there", "a"]:
-            colour = self.attribute("colour", self.refer(w[8:]))
-            return "yes" if (colour, w[3]) in self.cells.values() else "no"
-        same = self.attribute(w[2], self.refer(w[3:5])) == self.attribute(w[2], self.refer(w[6:]))
-        return "yes" if same else "no"
+        return self.attribute(w[1], self.where(w[3:]))
 
 
 @pytest.mark.parametrize("family", questions.FAMILIES)
@@ -140,11 +122,8 @@ def test_splits_are_disjoint():
     assert len(set.union(*paths)) == sum(map(len, paths)) == 5000
 
 
-def test_examples_are_deterministic_balanced_and_quick():
-    testbed.examples("test", 8)
-    start = time.perf_counter()
+def test_examples_are_deterministic_and_balanced():
     first = testbed.examples("test", 512, seed=3)
-    assert time.perf_counter() - start < 5
     again, other = testbed.examples("test", 512, seed=3), testbed.examples("test", 512, seed=4)
     same = [np.array_equal(a.image, b.image) and a.question == b.question for a, b in zip(first, again, strict=True)]
     assert all(same) and [x.answer for x in first] == [x.answer for x in again]

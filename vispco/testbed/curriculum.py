@@ -6,15 +6,6 @@ import numpy as np
 
 from .questions import FAMILIES
 
-# The order in which families are taken up. Unlearned ones compete for the small model, so only a few at a time.
-ORDER = (
-    "place_colour", "place_shape", "digit", "count_one", "exist", "twin_colour", "twin_shape", "digit_shared",
-    "place_colour_step", "place_shape_step", "count_colour", "count_shape", "digit_step", "exist_shared", "count_both",
-    "relation_colour", "relation_shape", "digit_relation", "more", "more_shared", "same_colour", "same_shape",
-    "twin_colour_step", "twin_shape_step", "digit_shared_step", "count_colour_step", "count_shape_step",
-    "exist_shared_step", "more_shared_step", "same_colour_step", "same_shape_step",
-    "relation_colour_shared", "relation_shape_shared",
-)  # fmt: skip
 _CHANCE = {"exist": 0.5, "compare": 0.5}  # tasks answered by yes or no; the others have four answers or more
 
 
@@ -22,10 +13,9 @@ class Curriculum:
     """Running accuracy of every family; a family opens when the ones it builds on are answered well."""
 
     def __init__(self, opens_at: float = 0.6, floor: float = 0.12, memory: float = 0.97,
-                 width: int = 6, learned_at: float = 0.85):  # fmt: skip
+                 width: int = 8, learned_at: float = 0.85):  # fmt: skip
         self.opens_at, self.floor, self.memory, self.width, self.learned_at = opens_at, floor, memory, width, learned_at
         self.names = list(FAMILIES)
-        self.rank = np.array([self.names.index(name) for name in ORDER])
         self.chance = np.array([_CHANCE.get(family.task, 0.25) for family in FAMILIES.values()])
         self.accuracy = self.chance.copy()
         self.open = np.array([not family.after for family in FAMILIES.values()])
@@ -38,7 +28,8 @@ class Curriculum:
         """Indices of `n` families, the badly answered ones more often; `floor` keeps the good ones in practice."""
         share = np.array([family.share for family in FAMILIES.values()]) ** 0.5
         active = self.open & (self.skill() >= self.learned_at)
-        waiting = [index for index in self.rank if self.open[index] and not active[index]]
+        # unlearned families compete for the small model, so only the first few are asked at a time
+        waiting = [index for index in range(len(self.names)) if self.open[index] and not active[index]]
         active[waiting[: self.width]] = True
         weight = active * share * (self.floor + 1 - self.skill())
         return list(rng.choice(len(self.names), size=n, p=weight / weight.sum()))

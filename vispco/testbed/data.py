@@ -13,7 +13,7 @@ from .pack import to_pixels
 from .questions import FAMILIES
 from .vocab import CELLS, EOS, ID, IMAGE, PAD, WORDS, encode
 
-TASKS = ("easy_vqa", "place", "twin", "count", "exist", "relation", "compare", "digit")
+TASKS = ("easy_vqa", "place", "digit", "find", "count", "exist", "relation", "compare")
 SPLITS = scenes.SPLITS
 
 

@@ -1,4 +1,4 @@
-"""Accuracy by task, and what it costs to drop visual tokens at a depth or by a FastV schedule.
+"""Accuracy by task, and what dropping visual tokens costs: `python -m vispco.testbed.evaluate`.
 
 A local forward loop, apart from the library's own pruner, so that the two can check each other.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .data import TASKS, Example, collate
+from .data import TASKS, Example, collate, examples
 from .vocab import CELLS
 
 
@@ -106,3 +106,28 @@ def random_schedules(layers: int, budget: float, n: int, seed: int, tolerance: f
         if abs(keep.mean() / CELLS - budget) <= tolerance:
             out.append(keep.tolist())
     return out
+
+
+def report(model, n: int = 4000, schedules: int = 24, seed: int = 0) -> dict:
+    """Print and return accuracy, majority and depth profile on `n` test examples, and the schedules' spread."""
+    items = examples("test", n, seed)
+    profile = depth_profile(model, items)
+    rows = {"majority": majority(items)}
+    rows |= {f"dropped at {at}": row for at, row in enumerate(profile[:-1])} | {"all tokens": profile[-1]}
+    print(f"{'':14s}" + "".join(f"{name:>10s}" for name in profile[0]))
+    for name, row in rows.items():
+        print(f"{name:14s}" + "".join(f"{100 * value:10.1f}" for value in row.values()))
+    layers = model.config.text_config.num_hidden_layers
+    part = items[: max(8, n // 4)]
+    spread = []
+    for keep in random_schedules(layers, 0.5, schedules, seed):
+        spread.append({"keep": keep, **by_task(part, hits(model, part, keep))})
+    means = [row["mean"] for row in spread]
+    print(f"{schedules} random schedules of half the tokens: {100 * min(means):.1f} to {100 * max(means):.1f}")
+    return {"examples": n, "rows": rows, "schedules": spread}
+
+
+if __name__ == "__main__":
+    from .model import load
+
+    report(load()[0])

@@ -10,7 +10,7 @@ from .vocab import CELLS, EOS, ID, IMAGE, PAD, WORDS, build_tokenizer
 
 IMAGE_SIZE, PATCH = 64, 8
 LAYERS, HIDDEN, HEADS, FEED_FORWARD = 8, 128, 4, 352
-VISION_LAYERS, VISION_HIDDEN = 1, 64
+VISION_LAYERS, VISION_HIDDEN = 2, 64
 MEAN, STD = 0.5, 0.5  # pixel normalisation
 MODELS = ("testbed-llava",)
 _ALIASES = {"testbed": "testbed-llava"}
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parent / "checkpoints"
 
 
 def build_config():
-    """The `LlavaConfig`: one CLIP layer (64 patches of 8x8 pixels) and a Llama decoder of eight layers."""
+    """The `LlavaConfig`: two CLIP layers (64 patches of 8x8 pixels) and a Llama decoder of eight layers."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(

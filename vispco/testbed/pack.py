@@ -24,23 +24,26 @@ class Packed:
     pixels: torch.Tensor  # (B, 3, 64, 64)
     tokens: torch.Tensor  # (B, T)
     target: torch.Tensor  # (B, T), -100 where nothing is predicted
+    hint: torch.Tensor  # (B, T), what a question's last token should hold half-way, -100 elsewhere
     slot: torch.Tensor  # (T,)
     position: torch.Tensor  # (64 + T,): every slot goes on right after the image
 
 
-def pack(images: np.ndarray, slots: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], eos_slots: int) -> Packed:
-    """Join slots of (tokens (B, L), length (B,), answer (B,), valid (B,)).
+def pack(images: np.ndarray, slots: list[tuple], eos_slots: int) -> Packed:
+    """Join slots of (tokens (B, L), length (B,), answer (B,), valid (B,), hint (B,)).
 
     The answer is the target at the question's last token. The first `eos_slots` slots also read the answer and
     predict the end of the sequence; that is learned at once, so the others save the token.
     """
-    columns, targets, owners, positions = [], [], [], []
+    columns, targets, hints, owners, positions = [], [], [], [], []
     rows = np.arange(len(images))
-    for number, (tokens, length, answer, valid) in enumerate(slots):
+    for number, (tokens, length, answer, valid, hint) in enumerate(slots):
         with_end = number < eos_slots
         tokens = np.concatenate([tokens, np.zeros_like(tokens[:, :1])], axis=1) if with_end else tokens
         target = np.full(tokens.shape, -100)
         target[rows, length - 1] = np.where(valid, answer, -100)
+        hints.append(np.full(tokens.shape, -100))
+        hints[-1][rows, length - 1] = np.where(valid, hint, -100)
         if with_end:
             tokens = tokens.copy()
             tokens[rows, length] = answer
@@ -53,15 +56,17 @@ def pack(images: np.ndarray, slots: list[tuple[np.ndarray, np.ndarray, np.ndarra
         to_pixels(images),
         torch.from_numpy(np.concatenate(columns, axis=1)),
         torch.from_numpy(np.concatenate(targets, axis=1)),
+        torch.from_numpy(np.concatenate(hints, axis=1)),
         torch.from_numpy(np.concatenate(owners)),
         torch.from_numpy(np.concatenate([np.arange(CELLS), *positions])),
     )
 
 
-def forward(model, batch: Packed, drop_at: int, aux_layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the text (B, T, vocabulary) and the visual states (B, 64, hidden) after `aux_layer` layers.
+def forward(model, batch: Packed, window: tuple[int, int], aux_layer: int, hint_layer: int) -> tuple[torch.Tensor, ...]:
+    """Logits of the text (B, T, vocabulary), visual states (B, 64, hidden) after `aux_layer` layers, and text
+    states (B, T, hidden) after `hint_layer` layers.
 
-    Visual tokens are taken out before layer `drop_at` (the number of layers keeps them to the end).
+    The text sees the visual tokens in layers window[0] to window[1] - 1 only; after that they are taken out.
     """
     inner = model.model
     visual = torch.stack(list(inner.get_image_features(batch.pixels, return_dict=True).pooler_output))
@@ -71,17 +76,21 @@ def forward(model, batch: Packed, drop_at: int, aux_layer: int) -> tuple[torch.T
     seen = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
     mask = (seen & torch.ones(size, size, dtype=torch.bool).tril())[None, None]
     mask = torch.zeros(mask.shape).masked_fill(~mask, -1e4)  # additive, for eager and sdpa attention alike
-    decoder = inner.language_model
+    blind = mask.clone()
+    blind[..., CELLS:, :CELLS] = -1e4
+    decoder, (opens, drop_at) = inner.language_model, window
     cos, sin = decoder.rotary_emb(hidden, batch.position[None])
-    aux = hidden[:, :CELLS]
+    aux, half = hidden[:, :CELLS], hidden[:, CELLS:]
     for index, layer in enumerate(decoder.layers):
         if index == drop_at:
             hidden, mask, cos, sin = hidden[:, CELLS:], mask[..., CELLS:, CELLS:], cos[:, CELLS:], sin[:, CELLS:]
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin))
+        hidden = layer(hidden, attention_mask=blind if index < opens else mask, position_embeddings=(cos, sin))
         if index + 1 == aux_layer:
             aux = hidden[:, :CELLS]
+        if index + 1 == hint_layer:
+            half = hidden[:, -batch.tokens.shape[1] :]
     text = hidden if drop_at < len(decoder.layers) else hidden[:, CELLS:]
-    return model.lm_head(decoder.norm(text)), aux
+    return model.lm_head(decoder.norm(text)), aux, half
 
 
 def losses(logits: torch.Tensor, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:

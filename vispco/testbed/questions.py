@@ -1,8 +1,7 @@
-"""The seven generated families: every function asks one question of each of N boards at once.
+"""The seven generated tasks: every function asks one question of each of N boards at once.
 
-A question ends with one token that names a place ("c5") or an object ("red circle"), so the answer can be
-predicted right there. References come direct ("of c5") or by a step ("east of c5"); families differ in how many
-hops they need: read a cell, find a cell with what was read, look beside it, count, compare.
+A question ends with one token, a place ("c5") or a colour ("red"), and the answer is predicted right there. A colour
+comes by name ("in red") or by a place ("in the colour at c5"), which takes a hop more: read first, then search.
 """
 
 from __future__ import annotations
@@ -22,17 +21,16 @@ _DIRECTION_ID, _NUMERAL_ID = ids(DIRECTIONS), ids(NUMERALS)
 _NO_YES = np.array([ID["no"], ID["yes"]])
 
 
-def _neighbours() -> np.ndarray:
-    """(4, 64): the cell north, east, south, west of each cell, -1 outside the board."""
+def _beside(down: int, right: int) -> np.ndarray:
+    """(64,): the cell that lies so many rows down and columns right of each cell, -1 outside the board."""
     row, column = np.divmod(np.arange(CELLS), GRID)
-    table = []
-    for down, right in ((-1, 0), (0, 1), (1, 0), (0, -1)):
-        inside = (0 <= row + down) & (row + down < GRID) & (0 <= column + right) & (column + right < GRID)
-        table.append(np.where(inside, (row + down) * GRID + column + right, -1))
-    return np.array(table)
+    row, column = row + down, column + right
+    inside = (0 <= row) & (row < GRID) & (0 <= column) & (column < GRID)
+    return np.where(inside, row * GRID + column, -1)
 
 
-NEIGHBOUR = _neighbours()
+# Only cells that come before a cell in raster order: its visual token can look back at them, not ahead.
+NEIGHBOUR = np.stack([_beside(-1, 0), _beside(0, -1)])  # (2, 64): north, west
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,15 @@ class Questions:
     tokens: np.ndarray  # (N, L) vocabulary ids
     answer: np.ndarray  # (N,) vocabulary id
     valid: np.ndarray  # (N,) bool
+    hint: np.ndarray  # (N,) vocabulary id of what is to be read first: the colour in question, or the answer
 
 
-def _ask(parts: list, answer: np.ndarray, valid: np.ndarray) -> Questions:
+def _ask(parts: list, answer: np.ndarray, valid: np.ndarray, hint: np.ndarray | None = None) -> Questions:
     """Join words and per-board ids to a question; a part may hold several words."""
     columns = []
     for part in parts:
         columns += [np.full(len(answer), ID[word]) for word in part.split()] if isinstance(part, str) else [part]
-    return Questions(np.stack(columns, axis=1), answer, valid)
+    return Questions(np.stack(columns, axis=1), answer, valid, answer if hint is None else hint)
 
 
 def _pick(rng: np.random.Generator, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,13 +63,15 @@ def _pick(rng: np.random.Generator, answers: np.ndarray) -> tuple[np.ndarray, np
     return chosen, value, answers[np.arange(n), chosen] >= 0
 
 
-def _refer(rng: np.random.Generator, cell: np.ndarray, step: bool, opening: str = "") -> list:
-    """Name a cell (N,): "<opening> of c5", or one step away, "<opening> east of b5"."""
-    if not step:
-        return [f"{opening} of", _PLACE_ID[cell]]
-    back = NEIGHBOUR[[2, 3, 0, 1]][:, cell].T  # (N, 4): where one has to stand to see `cell` in that direction
-    direction = np.where(back >= 0, rng.random(back.shape), -1).argmax(1)
-    return [opening, _DIRECTION_ID[direction], "of", _PLACE_ID[back[np.arange(len(cell)), direction]]]
+def _ask_colour(scenes: Scenes, rng: np.random.Generator, opening: list, colour: np.ndarray, refers: np.ndarray,
+                mode: str, answer: np.ndarray, valid: np.ndarray) -> Questions:  # fmt: skip
+    """End a question with a colour (N,): "red", or by one of the cells in `refers` (N, 64) that have it."""
+    words = _COLOUR_ID[colour]
+    if mode == "name":
+        return _ask([*opening, words], answer, valid, words)
+    refers = refers & (scenes.colour == colour[:, None])
+    cell = np.where(refers, rng.random(refers.shape), -1).argmax(1)
+    return _ask([*opening, "the colour at", _PLACE_ID[cell]], answer, valid & refers.any(1), words)
 
 
 def _counts(scenes: Scenes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,131 +91,75 @@ def _attribute(scenes: Scenes, attribute: str) -> tuple[np.ndarray, np.ndarray]:
     return np.where(scenes.shape == DIGIT, -1, scenes.shape), _SHAPE_ID
 
 
-def place(scenes: Scenes, rng: np.random.Generator, attribute: str, step: bool = False) -> Questions:
-    """What is at a place: "what colour is at c5", "what digit is east of c5"."""
+def place(scenes: Scenes, rng: np.random.Generator, attribute: str) -> Questions:
+    """What is at a place: "what colour is at c5"."""
     values, words = _attribute(scenes, attribute)
     cell, value, valid = _pick(rng, values)
-    end = _refer(rng, cell, True) if step else ["at", _PLACE_ID[cell]]
-    return _ask([f"what {attribute} is", *end], words[value], valid)
+    return _ask([f"what {attribute} is at", _PLACE_ID[cell]], words[value], valid)
 
 
-def twin(scenes: Scenes, rng: np.random.Generator, attribute: str, step: bool = False) -> Questions:
-    """The other one of exactly two: "what shape shares the colour of c5", "what digit shares the colour ..."."""
-    key = "shape" if attribute == "colour" else "colour"
-    keys = _attribute(scenes, key)[0]
+def only(scenes: Scenes, rng: np.random.Generator, attribute: str, mode: str) -> Questions:
+    """The only one of a colour: "what digit is in red"; a place that names the colour holds the other sort."""
     values, words = _attribute(scenes, attribute)
-    same = (keys[:, :, None] == keys[:, None, :]) & (keys >= 0)[:, :, None] & ~np.eye(CELLS, dtype=bool)
-    if attribute == "digit":  # a unique digit among any number of objects of that colour, asked from a shape
-        same &= (scenes.shape != DIGIT)[:, :, None] & (scenes.shape == DIGIT)[:, None, :]
-    other = values[np.arange(len(scenes))[:, None], same.argmax(2)]
-    cell, value, valid = _pick(rng, np.where(same.sum(2) == 1, other, -1))
-    return _ask([f"what {attribute} shares the {key}", *_refer(rng, cell, step)], words[value], valid)
+    mine = (scenes.colour[:, None] == np.arange(len(COLOURS))[:, None]) & (values >= 0)[:, None]  # (N, 5, 64)
+    refers = (scenes.colour >= 0) & (values < 0)
+    there = (scenes.colour[:, None] == np.arange(len(COLOURS))[:, None]) & refers[:, None]
+    ok = (mine.sum(2) == 1) & (there.any(2) | (mode == "name"))
+    answers = np.where(ok, np.take_along_axis(values, mine.argmax(2), axis=1), -1)
+    colour, value, valid = _pick(rng, answers)
+    return _ask_colour(scenes, rng, [f"what {attribute} is in"], colour, refers, mode, words[value], valid)
 
 
-def count_kind(scenes: Scenes, rng: np.random.Generator, joint: bool) -> Questions:
-    """"count every red circle" or "count every red object"."""
+def count(scenes: Scenes, rng: np.random.Generator, mode: str) -> Questions:
+    """"count every object in red"."""
+    n = _counts(scenes)[0]
+    ok = (n <= MAX_COUNT) & ((n > 0) | (mode == "name"))
+    colour, value, valid = _pick(rng, np.where(ok, n, -1))
+    refers = scenes.colour >= 0
+    return _ask_colour(scenes, rng, ["count every object in"], colour, refers, mode, _NUMERAL_ID[value], valid)
+
+
+def _by_kind(scenes: Scenes, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """How many of every colour and shape (N, 5, 4), and which can be asked: with others of that colour to name it."""
     by_colour, _, both = _counts(scenes)
-    n = both[:, :, :DIGIT].reshape(len(scenes), -1) if joint else by_colour
-    chosen, value, valid = _pick(rng, np.where(n <= MAX_COUNT, n, -1))
-    colour, shape = np.divmod(chosen, DIGIT) if joint else (chosen, None)
-    end = _SHAPE_ID[shape] if joint else "object"
-    return _ask(["count every", _COLOUR_ID[colour], end], _NUMERAL_ID[value], valid)
+    both = both[:, :, :DIGIT]
+    return both, (by_colour[:, :, None] > both) | (mode == "name")
 
 
-def count_shared(scenes: Scenes, rng: np.random.Generator, key: str, step: bool = False) -> Questions:
-    """How many objects, itself included: "count what shares the colour of c5"."""
-    keys = _attribute(scenes, key)[0]
-    n = ((keys[:, :, None] == keys[:, None, :]) & (keys >= 0)[:, None, :]).sum(2)
-    cell, value, valid = _pick(rng, np.where((keys >= 0) & (n <= MAX_COUNT), n, -1))
-    return _ask([f"count what shares the {key}", *_refer(rng, cell, step)], _NUMERAL_ID[value], valid)
-
-
-def exist_kind(scenes: Scenes, rng: np.random.Generator) -> Questions:
-    """"is there a red circle"."""
-    both = _counts(scenes)[2][:, :, :DIGIT].reshape(len(scenes), -1)
-    chosen, value, valid = _pick(rng, (both > 0).astype(np.int64))
+def exist(scenes: Scenes, rng: np.random.Generator, mode: str) -> Questions:
+    """"is there a circle in red"."""
+    n, ok = _by_kind(scenes, mode)
+    chosen, value, valid = _pick(rng, np.where(ok, n > 0, -1).reshape(len(scenes), -1))
     colour, shape = np.divmod(chosen, DIGIT)
-    return _ask(["is there a", _COLOUR_ID[colour], _SHAPE_ID[shape]], _NO_YES[value], valid)
+    return _ask_colour(scenes, rng, ["is there a", _SHAPE_ID[shape], "in"], colour,
+                       scenes.shape != shape[:, None], mode, _NO_YES[value], valid)  # fmt: skip
 
 
-def exist_shared(scenes: Scenes, rng: np.random.Generator, step: bool = False) -> Questions:
-    """"is there a circle that shares the colour of c5", asked of a cell that is no circle itself."""
-    both = _counts(scenes)[2][:, :, :DIGIT]
-    there = both[np.arange(len(scenes))[:, None], scenes.colour] > 0  # (N, 64, 4); empty cells are masked below
-    ok = (scenes.colour >= 0)[..., None] & (scenes.shape[..., None] != np.arange(DIGIT))
-    chosen, value, valid = _pick(rng, np.where(ok, there, -1).reshape(len(scenes), -1))
-    cell, shape = np.divmod(chosen, DIGIT)
-    return _ask(["is there a", _SHAPE_ID[shape], *_refer(rng, cell, step, "that shares the colour")],
-                _NO_YES[value], valid)  # fmt: skip
-
-
-def _beside(values: np.ndarray, anchor_ok: np.ndarray) -> np.ndarray:
-    """The value beside each cell in each direction (N, 64, 4), -1 off the board or where not `anchor_ok`."""
-    beside = np.stack([np.where(NEIGHBOUR[d] >= 0, values[:, NEIGHBOUR[d]], -1) for d in range(4)], axis=-1)
-    return np.where(anchor_ok[..., None], beside, -1)
-
-
-def relation(scenes: Scenes, rng: np.random.Generator, attribute: str) -> Questions:
-    """Beside the only one of its kind: "what shape is east of the red circle"."""
-    rows = np.arange(len(scenes))
-    both = _counts(scenes)[2]
-    only = (both[rows[:, None], scenes.colour, scenes.shape] == 1) & (scenes.colour >= 0) & (scenes.shape != DIGIT)
-    values, words = _attribute(scenes, attribute)
-    chosen, value, valid = _pick(rng, _beside(values, only).reshape(len(scenes), -1))
-    cell, direction = np.divmod(chosen, 4)
-    colour, shape = scenes.colour[rows, cell], np.clip(scenes.shape[rows, cell], 0, DIGIT - 1)
-    return _ask([f"what {attribute} is", _DIRECTION_ID[direction], "of the", _COLOUR_ID[colour], _SHAPE_ID[shape]],
-                words[value], valid)  # fmt: skip
-
-
-def relation_shared(scenes: Scenes, rng: np.random.Generator, attribute: str) -> Questions:
-    """Three hops: "what shape is east of the circle that shares the colour of c5" (asked of no circle)."""
+def relation(scenes: Scenes, rng: np.random.Generator, attribute: str, mode: str) -> Questions:
+    """Beside the only one of its kind: "what shape is west of the circle in red"."""
     rows = np.arange(len(scenes))[:, None]
-    both = _counts(scenes)[2]
-    kind = scenes.colour * DIGIT + scenes.shape  # unique code of (colour, shape) for cells that hold a shape
-    kind = np.where((scenes.colour >= 0) & (scenes.shape != DIGIT), kind, -1)
+    n, ok = _by_kind(scenes, mode)
+    kind = np.where((scenes.colour >= 0) & (scenes.shape != DIGIT), scenes.colour * DIGIT + scenes.shape, -1)
     where = np.stack([(kind == code).argmax(1) for code in range(len(COLOURS) * DIGIT)], axis=1)  # (N, 20)
-    single = both[:, :, :DIGIT].reshape(len(scenes), -1) == 1
     values, words = _attribute(scenes, attribute)
-    beside = _beside(values, np.ones_like(values, dtype=bool))[rows, where]  # (N, 20, 4)
-    beside = np.where(single[..., None], beside, -1).reshape(len(scenes), len(COLOURS), DIGIT, 4)
-    table = beside[rows, scenes.colour]  # (N, 64, 4 shapes, 4 directions)
-    ok = (scenes.colour >= 0)[..., None] & (scenes.shape[..., None] != np.arange(DIGIT))
-    chosen, value, valid = _pick(rng, np.where(ok[..., None], table, -1).reshape(len(scenes), -1))
-    cell, rest = np.divmod(chosen, DIGIT * 4)
-    shape, direction = np.divmod(rest, 4)
-    return _ask([f"what {attribute} is", _DIRECTION_ID[direction], "of the", _SHAPE_ID[shape],
-                 *_refer(rng, cell, False, "that shares the colour")], words[value], valid)  # fmt: skip
+    beside = np.stack([np.where(NEIGHBOUR[d] >= 0, values[:, NEIGHBOUR[d]], -1) for d in range(len(DIRECTIONS))], axis=-1)
+    answers = np.where((ok & (n == 1)).reshape(len(scenes), -1)[..., None], beside[rows, where], -1)
+    chosen, value, valid = _pick(rng, answers.reshape(len(scenes), -1))
+    code, direction = np.divmod(chosen, len(DIRECTIONS))
+    colour, shape = np.divmod(code, DIGIT)
+    opening = [f"what {attribute} is", _DIRECTION_ID[direction], "of the", _SHAPE_ID[shape], "in"]
+    return _ask_colour(scenes, rng, opening, colour, scenes.shape != shape[:, None], mode, words[value], valid)
 
 
-def compare_more(scenes: Scenes, rng: np.random.Generator) -> Questions:
-    """"is there more red than blue"; the two counts differ by two at least."""
+def compare(scenes: Scenes, rng: np.random.Generator, mode: str) -> Questions:
+    """"is there more blue than red"; the two counts differ by two at least."""
     n = _counts(scenes)[0]
     gap = n[:, :, None] - n[:, None, :]
-    chosen, value, valid = _pick(rng, np.where(abs(gap) >= 2, gap > 0, -1).reshape(len(scenes), -1))
-    first, second = np.divmod(chosen, len(COLOURS))
-    return _ask(["is there more", _COLOUR_ID[first], "than", _COLOUR_ID[second]], _NO_YES[value], valid)
-
-
-def compare_more_shared(scenes: Scenes, rng: np.random.Generator, step: bool = False) -> Questions:
-    """"is there more red than the colour of c5"; the two counts differ by two at least."""
-    n = _counts(scenes)[0]
-    gap = n[:, None, :] - n[np.arange(len(scenes))[:, None], scenes.colour][..., None]  # (N, 64, 5)
-    ok = (scenes.colour >= 0)[..., None] & (abs(gap) >= 2)
+    ok = (abs(gap) >= 2) & ((n > 0) | (mode == "name"))[:, None, :]
     chosen, value, valid = _pick(rng, np.where(ok, gap > 0, -1).reshape(len(scenes), -1))
-    cell, colour = np.divmod(chosen, len(COLOURS))
-    return _ask(["is there more", _COLOUR_ID[colour], *_refer(rng, cell, step, "than the colour")],
-                _NO_YES[value], valid)  # fmt: skip
-
-
-def compare_same(scenes: Scenes, rng: np.random.Generator, key: str, step: bool = False) -> Questions:
-    """"is the colour of a1 that of c5"."""
-    keys = _attribute(scenes, key)[0]
-    same = keys[:, :, None] == keys[:, None, :]
-    ok = (keys >= 0)[:, :, None] & (keys >= 0)[:, None, :] & ~np.eye(CELLS, dtype=bool)
-    chosen, value, valid = _pick(rng, np.where(ok, same, -1).reshape(len(scenes), -1))
-    first, second = np.divmod(chosen, CELLS)
-    return _ask([f"is the {key} of", _PLACE_ID[first], *_refer(rng, second, step, "that")], _NO_YES[value], valid)
+    first, second = np.divmod(chosen, len(COLOURS))
+    opening = ["is there more", _COLOUR_ID[first], "than"]
+    return _ask_colour(scenes, rng, opening, second, scenes.colour >= 0, mode, _NO_YES[value], valid)
 
 
 @dataclass(frozen=True)
@@ -227,38 +172,18 @@ class Family:
     after: tuple[str, ...] = ()
 
 
-FAMILIES: dict[str, Family] = {}
-for _a in ("colour", "shape"):
-    _k = "shape" if _a == "colour" else "colour"
-    FAMILIES[f"place_{_a}"] = Family("place", 0.1, partial(place, attribute=_a))
-    FAMILIES[f"place_{_a}_step"] = Family("place", 0.4, partial(place, attribute=_a, step=True), ("place_colour",))
-    FAMILIES[f"twin_{_a}"] = Family("twin", 0.25, partial(twin, attribute=_a), (f"place_{_k}",))
-    FAMILIES[f"twin_{_a}_step"] = Family("twin", 0.25, partial(twin, attribute=_a, step=True),
-                                         (f"twin_{_a}", f"place_{_k}_step"))  # fmt: skip
-    FAMILIES[f"relation_{_a}"] = Family("relation", 0.25, partial(relation, attribute=_a), ("place_colour_step",))
-    FAMILIES[f"relation_{_a}_shared"] = Family("relation", 0.25, partial(relation_shared, attribute=_a),
-                                               (f"relation_{_a}", "exist_shared"))  # fmt: skip
-    FAMILIES[f"count_{_a}"] = Family("count", 0.2, partial(count_shared, key=_a), (f"place_{_a}", "count_one"))
-    FAMILIES[f"count_{_a}_step"] = Family("count", 0.2, partial(count_shared, key=_a, step=True),
-                                          (f"count_{_a}", f"place_{_a}_step"))  # fmt: skip
-    FAMILIES[f"same_{_a}"] = Family("compare", 0.1, partial(compare_same, key=_a), (f"place_{_a}",))
-    FAMILIES[f"same_{_a}_step"] = Family("compare", 0.1, partial(compare_same, key=_a, step=True),
-                                         (f"same_{_a}", f"place_{_a}_step"))  # fmt: skip
-FAMILIES |= {
-    "count_one": Family("count", 0.1, partial(count_kind, joint=False), ("place_colour",)),
-    "count_both": Family("count", 0.1, partial(count_kind, joint=True), ("count_one",)),
-    "exist": Family("exist", 0.2, exist_kind, ("place_colour",)),
-    "exist_shared": Family("exist", 0.4, exist_shared, ("exist",)),
-    "exist_shared_step": Family("exist", 0.4, partial(exist_shared, step=True),
-                                ("exist_shared", "place_colour_step")),
-    "more": Family("compare", 0.1, compare_more, ("count_one",)),
-    "more_shared": Family("compare", 0.25, compare_more_shared, ("more",)),
-    "more_shared_step": Family("compare", 0.25, partial(compare_more_shared, step=True),
-                               ("more_shared", "place_colour_step")),
-    "digit": Family("digit", 0.1, partial(place, attribute="digit")),
-    "digit_step": Family("digit", 0.2, partial(place, attribute="digit", step=True), ("place_colour_step",)),
-    "digit_relation": Family("digit", 0.2, partial(relation, attribute="digit"), ("relation_colour",)),
-    "digit_shared": Family("digit", 0.25, partial(twin, attribute="digit"), ("place_colour", "digit")),
-    "digit_shared_step": Family("digit", 0.25, partial(twin, attribute="digit", step=True),
-                                ("digit_shared", "place_colour_step")),
-}  # fmt: skip
+#: Every family, in the order in which training takes them up.
+FAMILIES: dict[str, Family] = {
+    "place_colour": Family("place", 0.5, partial(place, attribute="colour")),
+    "place_shape": Family("place", 0.5, partial(place, attribute="shape")),
+    "digit": Family("digit", 1.0, partial(place, attribute="digit")),
+    "count": Family("count", 0.5, partial(count, mode="name"), ("place_colour",)),
+    "find_digit": Family("find", 0.5, partial(only, attribute="digit", mode="name"), ("place_colour",)),
+    "find_shape": Family("find", 0.5, partial(only, attribute="shape", mode="name"), ("place_colour",)),
+    "exist": Family("exist", 0.5, partial(exist, mode="name"), ("place_colour",)),
+    "compare": Family("compare", 1.0, partial(compare, mode="name"), ("place_colour",)),
+    "relation_colour": Family("relation", 0.5, partial(relation, attribute="colour", mode="name"), ("place_colour",)),
+    "relation_shape": Family("relation", 0.5, partial(relation, attribute="shape", mode="name"), ("place_colour",)),
+    "count_at": Family("count", 0.5, partial(count, mode="at"), ("count",)),
+    "exist_at": Family("exist", 0.5, partial(exist, mode="at"), ("exist",)),
+}

@@ -23,31 +23,44 @@ from torch.nn import functional as F
 
 from . import easyvqa, scenes
 from .curriculum import Curriculum
+from .evaluate import report
 from .model import HIDDEN, LAYERS, build_model, build_processor
 from .pack import Packed, forward, losses, pack
-from .questions import FAMILIES
+from .questions import FAMILIES, NEIGHBOUR
 from .vocab import CELLS, COLOURS
 
 AUX_LAYER = 2  # the auxiliary heads read the visual states here, so perception takes place in the decoder too
+HINT_LAYER = 3  # what a question refers to should be known here, and used in the layers above
 
 
 class CellHeads(nn.Module):
-    """Throw-away linear heads: the colour, shape, digit and place of the cell under each visual token."""
+    """Throw-away linear heads on the visual tokens: the cell's place and kind (colour with shape), and colour,
+    shape and digit of the cell itself and of the cells north and west of it."""
 
-    SIZES = (len(COLOURS) + 1, scenes.DIGIT + 2, 11, CELLS)
+    KINDS = len(COLOURS) * (scenes.DIGIT + 1) + 1
+    PARTS = (len(COLOURS) + 1, scenes.DIGIT + 2, 11)  # 0 stands for an empty cell
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(HIDDEN, size) for size in self.SIZES)
+        self.sizes = (CELLS, self.KINDS, *self.PARTS * (1 + len(NEIGHBOUR)))
+        self.head = nn.Linear(HIDDEN, sum(self.sizes))
 
     def forward(self, states: torch.Tensor, boards: scenes.Scenes) -> torch.Tensor:
-        """states (B, 64, hidden) -> mean loss over the four heads."""
-        where = np.broadcast_to(np.arange(CELLS) - 1, boards.colour.shape)
-        states = F.layer_norm(states, states.shape[-1:])
-        loss = states.new_zeros(())
-        for head, truth in zip(self.heads, (boards.colour, boards.shape, boards.digit, where), strict=True):
-            loss = loss + F.cross_entropy(head(states).float().flatten(0, 1), torch.from_numpy(truth + 1).flatten())
-        return loss / len(self.heads)
+        """states (B, 64, hidden) -> mean loss over the heads."""
+        parts = [boards.colour + 1, boards.shape + 1, boards.digit + 1]
+        kind = np.where(boards.colour >= 0, boards.colour * (scenes.DIGIT + 1) + boards.shape + 1, 0)
+        truths = [np.broadcast_to(np.arange(CELLS), kind.shape), kind, *parts]
+        truths += [np.where(beside >= 0, part[:, beside], 0) for beside in NEIGHBOUR for part in parts]
+        logits = self.head(F.layer_norm(states, states.shape[-1:])).float().split(self.sizes, dim=-1)
+        loss = [F.cross_entropy(logit.flatten(0, 1), torch.from_numpy(np.ascontiguousarray(truth)).flatten())
+                for logit, truth in zip(logits, truths, strict=True)]  # fmt: skip
+        return torch.stack(loss).mean()
+
+
+def hint_loss(model: nn.Module, states: torch.Tensor, batch: Packed) -> torch.Tensor:
+    """States (B, T, hidden) of the questions' last tokens should resemble the embedding of what they refer to."""
+    logits = F.layer_norm(states, states.shape[-1:]) @ model.get_input_embeddings().weight.T
+    return F.cross_entropy(logits.float().flatten(0, 1), batch.hint.flatten(), ignore_index=-100)
 
 
 def board_batch(rng: np.random.Generator, families: list[int], n: int) -> tuple[scenes.Scenes, Packed]:
@@ -56,7 +69,7 @@ def board_batch(rng: np.random.Generator, families: list[int], n: int) -> tuple[
     names, slots = list(FAMILIES), []
     for index in families:
         asked = FAMILIES[names[index]].ask(boards, rng)
-        slots.append((asked.tokens, np.full(n, asked.tokens.shape[1]), asked.answer, asked.valid))
+        slots.append((asked.tokens, np.full(n, asked.tokens.shape[1]), asked.answer, asked.valid, asked.hint))
     return boards, pack(scenes.render(rng, boards), slots, eos_slots=2)
 
 
@@ -72,8 +85,8 @@ def easy_batch(rng: np.random.Generator, data: tuple, n: int, slots: int) -> Pac
         batch = batch[:, :, ::-1]
     if rng.random() < 0.5:
         batch = batch.swapaxes(1, 2)
-    valid = np.ones(n, dtype=bool)
-    return pack(np.ascontiguousarray(batch), [(tokens[q], length[q], answer[q], valid) for q in asked], eos_slots=2)
+    valid, no_hint = np.ones(n, dtype=bool), np.full(n, -100)
+    return pack(np.ascontiguousarray(batch), [(tokens[q], length[q], answer[q], valid, no_hint) for q in asked], eos_slots=2)
 
 
 def optimisers(model: nn.Module, heads: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -147,18 +160,18 @@ def train(args: argparse.Namespace) -> nn.Module:
     for step in range(begin, args.steps):
         rng = np.random.default_rng([args.seed, step])
         families = ladder.draw(rng, args.questions)
-        drop_at = int(rng.choice([LAYERS, LAYERS - 1, LAYERS - 2], p=[0.5, 0.1, 0.4]))
-        weight = args.aux * max(0.0, 1 - step / args.aux_steps)
+        window = int(rng.choice(3, p=[0.35, 0.3, 0.35])), LAYERS - int(rng.choice(3, p=[0.5, 0.1, 0.4]))
+        weight = max(0.0, min(1.0, 2 - 2 * step / args.aux_steps))  # constant, then down to zero
         boards, batch = board_batch(rng, families, args.images)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            logits, cells = forward(model, batch, drop_at, AUX_LAYER)
+            logits, cells, half = forward(model, batch, window, AUX_LAYER, HINT_LAYER)
             loss, hit = losses(logits, batch)
-            extra = heads(cells, boards) if weight > 0 else loss.new_zeros(())
-        (loss + weight * extra).backward()
+            extra, hint = heads(cells, boards), hint_loss(model, half, batch)
+        (loss + weight * (args.aux * extra + args.hint * hint)).backward()
         if step % 2 == 0:
             easy = easy_batch(rng, easy_data, args.easy_images, 8)
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-                easy_loss, right = losses(forward(model, easy, drop_at, AUX_LAYER)[0], easy)
+                easy_loss, right = losses(forward(model, easy, window, AUX_LAYER, HINT_LAYER)[0], easy)
             (2 * args.easy * easy_loss).backward()
             easy_hit = 0.94 * easy_hit + 0.06 * float(right[right >= 0].float().mean())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,7 +188,7 @@ def train(args: argparse.Namespace) -> nn.Module:
         ladder.update(families, correct)
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             tasks = {"easy_vqa": easy_hit, **ladder.by_task()}
-            entry = {"step": step + 1, "loss": loss.item(), "aux": extra.item(), "easy_loss": easy_loss.item(),
+            entry = {"step": step + 1, "loss": loss.item(), "aux": extra.item(), "hint": hint.item(), "easy_loss": easy_loss.item(),
                      "tasks": {k: round(v, 4) for k, v in tasks.items()},
                      "families": {n: round(float(v), 3) for n, v, o in
                                   zip(ladder.names, ladder.accuracy, ladder.open, strict=True) if o}}  # fmt: skip
@@ -185,7 +198,7 @@ def train(args: argparse.Namespace) -> nn.Module:
             pace = (time.perf_counter() - clock) / (step + 1 - begin)
             line = " ".join(f"{name} {value:.2f}" for name, value in tasks.items())
             print(f"step {step + 1}/{args.steps} {pace:.2f}s/step loss {entry['loss']:.3f} "
-                  f"aux {entry['aux']:.3f} {line}", flush=True)  # fmt: skip
+                  f"aux {entry['aux']:.3f} hint {entry['hint']:.3f} {line}", flush=True)  # fmt: skip
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save_state(state, step + 1, modules, optims, ladder, log)
     model.set_attn_implementation("sdpa")
@@ -197,15 +210,16 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m vispco.testbed.train", description=__doc__.split("\n")[0])
     out.add_argument("--output", required=True, help="folder for the checkpoint, the log and the resumable state")
     out.add_argument("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
-    out.add_argument("--steps", type=int, default=4000)
+    out.add_argument("--steps", type=int, default=2200)
     out.add_argument("--seed", type=int, default=0)
-    out.add_argument("--lr", type=float, default=2e-3)
+    out.add_argument("--lr", type=float, default=1.5e-3)
     out.add_argument("--images", type=int, default=32, help="boards a step")
-    out.add_argument("--questions", type=int, default=14, help="packed questions a board")
+    out.add_argument("--questions", type=int, default=16, help="packed questions a board")
     out.add_argument("--easy-images", type=int, default=8, help="easy-VQA images a step")
-    out.add_argument("--easy", type=float, default=0.3, help="weight of the easy-VQA loss")
-    out.add_argument("--aux", type=float, default=1.0, help="initial weight of the auxiliary objective")
-    out.add_argument("--aux-steps", type=int, default=800, help="steps until that weight is zero")
+    out.add_argument("--easy", type=float, default=0.4, help="weight of the easy-VQA loss")
+    out.add_argument("--aux", type=float, default=2.0, help="initial weight of the objective at the visual tokens")
+    out.add_argument("--hint", type=float, default=0.3, help="initial weight of the half-way objective")
+    out.add_argument("--aux-steps", type=int, default=1500, help="steps until these weights are zero")
     out.add_argument("--threads", type=int, default=2)
     out.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     out.add_argument("--every", type=int, default=50, help="steps between log lines")
@@ -221,7 +235,11 @@ def main() -> None:
     output = Path(args.output)
     model.save_pretrained(output)
     build_processor().save_pretrained(output)
-    print(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes; saved to {output}", flush=True)
+    saved = json.loads((output / "state" / "state.json").read_text())
+    minutes = round((time.perf_counter() - start) / 60, 1)
+    print(f"trained in {minutes} minutes; saved to {output}", flush=True)
+    log = {"arguments": vars(args), "minutes": minutes, "curves": saved["log"], "test": report(model)}
+    (output / "training_log.json").write_text(json.dumps(log, indent=None))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ GRID = 8  # cells a side; one cell is one vision patch is one visual token
 CELLS = GRID * GRID
 COLOURS = ("red", "green", "blue", "yellow", "black")  # colours of the generated scenes
 SHAPES = ("circle", "rectangle", "triangle", "cross")  # shapes of the generated scenes
-DIRECTIONS = ("north", "east", "south", "west")  # up, right, down, left
+DIRECTIONS = ("north", "west")  # up, left
 NUMERALS = tuple(str(i) for i in range(10))
 PLACES = tuple(f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdefgh")  # raster order
 
