@@ -106,6 +106,38 @@ def test_cached_generation_equals_recomputation(model, schedule, method, shape):
         assert layer.keys.shape[-2] == layer.values.shape[-2] == longest + 3
 
 
+@pytest.mark.parametrize("shape", BATCHES)
+@pytest.mark.parametrize("method, ratio", [("random", 0.5), ("pdrop", 0.3), ("strided", 0.0)])
+def test_generation_equals_an_unhooked_model_that_may_not_look(model, method, ratio, shape):
+    """Tokens dropped at layer 0 are as good as hidden from all: one unhooked pass, with a mask, has every step.
+
+    Where the prompt is padded on the right, the first new token comes from the last column, padding or not.
+    """
+    inputs = without_labels(batch(**BATCHES[shape]))
+    with vispco.apply(model, PruningConfig(method, [ratio] * 6)) as handle:
+        (sequences, found, _), positions = positions_of(model, lambda: generate(model, inputs, new=4))
+        kept = handle.kept()[0]
+    size = sequences.shape[1] - 1
+    visible = torch.nn.functional.pad(kept, (0, 3), value=True)[:, None, None]
+    mask = (
+        torch.ones(size, size, dtype=torch.bool).tril() & visible
+        | torch.eye(size, dtype=torch.bool) & ~visible
+    )
+    tail = inputs["attention_mask"][:, -1] == 0
+    mask[tail, :, inputs["input_ids"].shape[1] - 1, inputs["input_ids"].shape[1] - 1] = False
+    if model.config.text_config._attn_implementation == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    whole = {
+        **inputs,
+        "input_ids": sequences[:, :size],
+        "attention_mask": mask,
+        "position_ids": positions[:, :size],
+    }
+    with torch.no_grad():
+        expected = model(**whole, use_cache=False).logits[:, -4:]
+    assert error(found, expected) <= CLOSE
+
+
 STRATEGIES = {
     "greedy": {},
     "beams": {"num_beams": 3},
