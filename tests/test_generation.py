@@ -109,7 +109,7 @@ def test_cached_generation_equals_recomputation(model, schedule, method, shape):
 @pytest.mark.parametrize("shape", BATCHES)
 @pytest.mark.parametrize("method, ratio", [("random", 0.5), ("pdrop", 0.3), ("strided", 0.0)])
 def test_generation_equals_an_unhooked_model_that_may_not_look(model, method, ratio, shape):
-    """Tokens dropped at layer 0 are as good as hidden from all: one unhooked pass, with a mask, has every step.
+    """Tokens dropped at layer 0 are as good as hidden from all: one unhooked pass with a mask has every step.
 
     Where the prompt is padded on the right, the first new token comes from the last column, padding or not.
     """

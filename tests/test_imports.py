@@ -32,7 +32,7 @@ FLOORS = [
     {"methods", "models"},
     {"pruning"},
     {"evaluate", "search", "baselines", "predictor", "amortised"},
-    {"plot", "console", "testbed", "data"},
+    {"plot", "console", "options", "testbed", "data"},
     {"demo"},
     {"cli"},
     {"__main__"},
