@@ -211,7 +211,7 @@ def test_demo(capsys):
     assert {k: kinds.count(k) for k in set(kinds)} == {"grid": 6, "random": 4, "published": 3, "selected": 2}
     for row, point in zip(loaded.meta["comparison"], loaded.points):
         within = [c for c in loaded.meta["competitors"] if c["kind"] == "grid" and c["share"] <= point.budget]
-        assert row["grid"] == min(within, key=lambda c: c["calibration_kl"])
+        assert row["grid"] == min(within, key=lambda c: c["kl"])
         assert row["hindsight"]["kl"] == min(c["kl"] for c in within)
         drawn = [c for c in loaded.meta["competitors"] if c["kind"] == "random"]
         drawn = [c for c in drawn if c["budget"] == point.budget]

@@ -73,6 +73,7 @@ class Prefill:
     n_visual: list[int]
     n_real: list[int]
     tail: list[int]  # 1 where the last token is padding
+    ends_visual: bool  # whether the last token of some sample is visual
     plain: bool  # whether the model's mask is nothing but causal and padding
     left: list[int]  # visual tokens that remain, per sample
     embeddings: Tensor | None = None  # (B, S, D)
@@ -108,21 +109,25 @@ class Pruner:
             raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
                              ".remove() on its handle first")
         _applied[model] = self
-        pruned = self._pruned_layers()
-        add = self._hooks.append
+        try:
+            self._register(self._hooks.append)
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def _register(self, add) -> None:
+        model, adapter, pruned = self.adapter.model, self.adapter, self._pruned_layers()
         add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
         if pruned:
             add(adapter.decoder.register_forward_pre_hook(self._take_late, with_kwargs=True))
-        for i, layer in enumerate(adapter.layers):
-            if pruned:
+            for i, layer in enumerate(adapter.layers):
                 add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
-            if i + 1 in pruned:
                 for kind, module in adapter.projections(i).items():
                     add(module.register_forward_hook(self._on_projection(kind)))
-        return self
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
@@ -166,6 +171,9 @@ class Pruner:
             self.prefill = self._start(visual, kwargs.get("attention_mask"), labels)
             return
         self.decoding = True
+        if self.mode == "search" and self.prefill is not None and self.prefill.steps:
+            raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
+                             "configuration with mode='deploy'")
         if bool(visual.any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
@@ -176,9 +184,10 @@ class Pruner:
         # Answers are not part of the prompt: no score may look at them.
         prompt = real if labels is None else real & (labels != -100).to(real.device).cumsum(1).eq(0)
         visual = visual & real
-        counts = torch.stack([visual.sum(1), real.sum(1), ~real[:, -1]]).tolist()  # the one synchronisation
+        flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1]]
+        n_visual, n_real, tail, ends = torch.stack(flags).tolist()  # the one synchronisation
         self.decoding = False
-        return Prefill(visual, real, prompt, *counts, self.adapter.causal and plain, counts[0])
+        return Prefill(visual, real, prompt, n_visual, n_real, tail, any(ends), self.adapter.causal and plain, n_visual)
 
     def _on_decoder(self, module, args, kwargs):
         if not self.decoding:
@@ -259,6 +268,8 @@ class Pruner:
         if scores.shape != context.valid.shape:
             raise ValueError(f"{type(self.method).__name__}.score returned shape {tuple(scores.shape)}, expected one "
                              f"score per visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
+        if state.ends_visual:  # the next token is read off the last one, so that one is never the first to go
+            scores = scores.masked_fill(order[index] == state.visual.shape[1] - 1, float("inf"))
         return context, scores
 
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:

@@ -10,7 +10,7 @@ gradients straight through; the augmented Lagrangian holds the budget; the resul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ from .version import versions
 
 
 def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", kernel: str = "monotone",
-           budgets: Sequence[float | str] = (0.1, 0.3, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 60,
-           learning_rate: float = 0.1, inner: int = 10, relative_to: str = "prunable",
+           budgets: Sequence[float | str] = (0.1, 0.3, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
+           learning_rate: float = 0.2, inner: int = 10, relative_to: str = "prunable",
            method_options: Mapping | None = None, kernel_options: Mapping | None = None,
            estimator: Mapping | None = None, constraint: Mapping | None = None,
            callback: Callable[[dict], Any] | None = None) -> Frontier:
@@ -41,7 +41,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     `labels` (-100 outside the answer), the calibration data. method, kernel: registered names. budgets: shares of the
     prunable cost (`0.5`, `"50%"`; of the full cost with `relative_to="total"`) or absolute FLOPs; never exceeded
     by any calibration sample.
-    steps: gradient steps per budget, one batch each. inner: steps between multiplier updates.
+    steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
+    schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: options of `straight_through_mask`. constraint: of `AugmentedLagrangian`.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
@@ -76,16 +77,23 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     try:
         teach(model, lessons)
         for limit in limits:
-            found, seen = _search_one(adapter, scorer, curve, lessons, limit, steps=steps, inner=inner, seed=seed,
-                                      learning_rate=learning_rate, estimator=dict(estimator or {}),
-                                      constraint=dict(constraint or {}), callback=callback)
-            config = PruningConfig(method, limit.harden(found), method_options or {}, adapter.config.model_type,
-                                   limit.value, n_visual=limit.tokens)
-            record = evaluate(model, lessons, config)
+            best, tried = None, set()
+            for ratios, seen in _cycles(adapter, scorer, curve, lessons, limit, steps=steps, inner=inner, seed=seed,
+                                        learning_rate=learning_rate, estimator=dict(estimator or {}),
+                                        constraint=dict(constraint or {}), callback=callback):
+                passes += 3 * seen
+                hardened = {tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))}
+                for keep_ratios in sorted(hardened - tried):
+                    tried.add(keep_ratios)
+                    config = PruningConfig(method, keep_ratios, method_options or {}, adapter.config.model_type,
+                                           limit.value, n_visual=limit.tokens)
+                    record = evaluate(model, lessons, config)
+                    passes += samples
+                    best = min(best or (record, config), (record, config), key=lambda found: found[0].kl)
+            record, config = best
             config = PruningConfig(**{**vars(config), "flops": record.flops})
             points.append(FrontierPoint(config, limit.value, record.flops, limit.share(config.tokens(limit.tokens)),
                                         record.kl))
-            passes += 3 * seen + samples
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -99,51 +107,64 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         "forward_passes": passes, "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
 
 
-def _search_one(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget, *, steps: int, inner: int,
-                seed: int, learning_rate: float, estimator: dict, constraint: dict,
-                callback) -> tuple[Tensor, int]:
-    """Optimise `curve` in place for one budget; the keep ratios found, and how many samples were seen."""
+def _cycles(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget, *, steps: int, inner: int,
+            seed: int, learning_rate: float, estimator: dict, constraint: dict,
+            callback) -> Iterator[tuple[Tensor, int]]:
+    """Optimise `curve` in place for one budget: after every multiplier update, its keep ratios and samples seen."""
     if limit.holds([limit.tokens] * limit.layers):
-        return torch.ones(limit.layers), 0
+        yield torch.ones(limit.layers), 0
+        return
     fit_budget(curve, limit)
     alm = AugmentedLagrangian(**{"penalty": 10.0, "epsilon": 0.01, **constraint})
     optimizer = torch.optim.Adam([curve.theta], learning_rate)
-    order = torch.Generator().manual_seed(seed)
-    seen, queue = 0, []
-    pruner = Pruner(adapter, scorer, curve(), "search", estimator).install()
-    try:
-        for step in range(steps):
-            queue = queue or torch.randperm(len(lessons), generator=order).tolist()
-            lesson = lessons[queue.pop()]
-            ratios = curve()
-            pruner.ratios = whole(ratios, limit.tokens)
-            divergence = kl_divergence(answer_logits(adapter.model, lesson, pruner), lesson.log_probs)  # (A,)
-            kl = divergence.mean()
-            rows = lesson.rows.to(kl.device)
-            pruner.bound = torch.zeros(len(lesson), device=kl.device).index_add(0, rows, divergence.detach() / len(rows))
-            slack = limit.slack(ratios)
-            loss = alm.loss(kl, slack.to(kl))
-            if not loss.isfinite():
-                raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; search in "
-                                         "float32 or bfloat16, with a smaller learning rate")
-            curve.theta.grad, = torch.autograd.grad(loss, curve.theta)
-            norm = float(curve.theta.grad.norm())
-            optimizer.step()
-            seen += len(lesson)
-            if callback:
-                callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(kl.detach()), "slack": float(slack.detach()),
-                          "multiplier": alm.multiplier[0], "penalty": alm.penalty[0], "gradient": norm,
-                          **curve.describe()})
-            if (step + 1) % inner == 0:
-                alm.update(limit.slack(curve()).detach())
-    finally:
-        pruner.remove()
-    return curve().detach(), seen
+    order, queue = torch.Generator().manual_seed(seed), []
+    for start in range(0, steps, inner):
+        seen = 0
+        with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
+            for step in range(start, min(start + inner, steps)):
+                queue = queue or torch.randperm(len(lessons), generator=order).tolist()
+                lesson = lessons[queue.pop()]
+                ratios = curve()
+                pruner.ratios = whole(ratios, limit.tokens)
+                kl, slack = _divergence(adapter.model, lesson, pruner), limit.slack(ratios)
+                loss = alm.loss(kl, slack.to(kl))
+                if not loss.isfinite():
+                    raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
+                                             "search in float32 or bfloat16, with a smaller learning rate")
+                curve.theta.grad, = torch.autograd.grad(loss, curve.theta)
+                norm = float(curve.theta.grad.norm())
+                optimizer.step()
+                seen += len(lesson)
+                if callback:
+                    callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(kl.detach()),
+                              "slack": float(slack.detach()), "multiplier": alm.multiplier[0],
+                              "penalty": alm.penalty[0], "gradient": norm, **curve.describe()})
+        alm.update(limit.slack(curve()).detach())
+        yield curve().detach(), seen
+
+
+def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
+    """Mean KL(pruned || full) over the answer tokens; bounds the gradient of each token by its sample's part."""
+    divergence = kl_divergence(answer_logits(model, lesson, pruner), lesson.log_probs)  # (A,)
+    rows = lesson.rows.to(divergence.device)
+    part = divergence.detach() / len(rows)
+    pruner.bound = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, part)
+    return divergence.mean()
 
 
 def whole(ratios: Tensor, tokens: int) -> Tensor:
     """Nearest whole tokens, with the gradient of the ratios: the forward pass sees what will be deployed."""
     return (ratios.detach() * tokens).round() / tokens + (ratios - ratios.detach())
+
+
+def without_small_drops(ratios: Tensor, smallest: float = 0.05) -> Tensor:
+    """The schedule without drops of less than `smallest` of all tokens, which no finite theta can switch off.
+
+    >>> [round(r, 2) for r in without_small_drops(torch.tensor([1.0, 0.97, 0.96, 0.4])).tolist()]
+    [1.0, 1.0, 1.0, 0.44]
+    """
+    drops = torch.cat([torch.ones_like(ratios[:1]), ratios[:-1]]) - ratios
+    return 1 - drops.where(drops >= smallest, 0.0).cumsum(0)
 
 
 def fit_budget(curve: Kernel, limit: Budget, steps: int = 300, tolerance: float = 1e-3) -> None:
