@@ -10,7 +10,7 @@ gradients straight through; the augmented Lagrangian holds the budget; the resul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     estimator: options of `straight_through_mask`. constraint: of `AugmentedLagrangian`.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
-    Budgets are searched from the largest down, each started from the last one's solution.
+    Budgets are searched from the largest down, each started from the last one's solution or from the kernel's own
+    start, whichever is better.
     Raises ValueError for bad input, before anything runs; FloatingPointError if the loss is not finite.
 
     >>> from vispco import testbed
@@ -77,19 +78,23 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     try:
         teach(model, lessons)
         for limit in limits:
-            best, tried = None, set()
-            for ratios, seen in _cycles(adapter, scorer, curve, lessons, limit, steps=steps, inner=inner, seed=seed,
-                                        learning_rate=learning_rate, estimator=dict(estimator or {}),
-                                        constraint=dict(constraint or {}), callback=callback):
-                passes += 3 * seen
+            tried: dict[tuple, tuple] = {}
+
+            def measure(ratios: Tensor) -> float:
+                """KL of the hardened schedule, with and without its smallest drops, on all calibration data."""
+                nonlocal passes
                 hardened = {tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))}
-                for keep_ratios in sorted(hardened - tried):
-                    tried.add(keep_ratios)
+                for keep_ratios in sorted(hardened - tried.keys()):
                     config = PruningConfig(method, keep_ratios, method_options or {}, adapter.config.model_type,
                                            limit.value, n_visual=limit.tokens)
-                    record = evaluate(model, lessons, config)
+                    tried[keep_ratios] = evaluate(model, lessons, config), config
                     passes += samples
-                    best = min(best or (record, config), (record, config), key=lambda found: found[0].kl)
+                return min(tried[r][0].kl for r in hardened)
+
+            passes += 3 * _search_one(adapter, scorer, curve, lessons, limit, measure, steps=steps, inner=inner,
+                                      seed=seed, learning_rate=learning_rate, estimator=dict(estimator or {}),
+                                      constraint=dict(constraint or {}), callback=callback)
+            best = min(tried.values(), key=lambda found: found[0].kl)
             record, config = best
             config = PruningConfig(**{**vars(config), "flops": record.flops})
             points.append(FrontierPoint(config, limit.value, record.flops, limit.share(config.tokens(limit.tokens)),
@@ -107,19 +112,26 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         "forward_passes": passes, "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
 
 
-def _cycles(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget, *, steps: int, inner: int,
-            seed: int, learning_rate: float, estimator: dict, constraint: dict,
-            callback) -> Iterator[tuple[Tensor, int]]:
-    """Optimise `curve` in place for one budget: after every multiplier update, its keep ratios and samples seen."""
+def _search_one(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget, measure: Callable, *, steps: int,
+                inner: int, seed: int, learning_rate: float, estimator: dict, constraint: dict, callback) -> int:
+    """Optimise `curve` in place for one budget, measuring after every multiplier update; returns samples seen.
+
+    Starts where the last budget ended, or at the kernel's own start, whichever is better once on the budget: a
+    schedule that is good at a large budget can be a trap at a small one.
+    """
     if limit.holds([limit.tokens] * limit.layers):
-        yield torch.ones(limit.layers), 0
-        return
-    fit_budget(curve, limit)
+        measure(torch.ones(limit.layers))
+        return 0
+    starts = []
+    for theta in (curve.theta.detach().clone(), curve.initial().to(curve.theta)):
+        curve.theta.data.copy_(theta)
+        fit_budget(curve, limit)
+        starts.append((measure(curve().detach()), curve.theta.detach().clone()))
+    curve.theta.data.copy_(min(starts, key=lambda start: start[0])[1])
     alm = AugmentedLagrangian(**{"penalty": 10.0, "epsilon": 0.01, **constraint})
     optimizer = torch.optim.Adam([curve.theta], learning_rate)
-    order, queue = torch.Generator().manual_seed(seed), []
+    order, queue, seen = torch.Generator().manual_seed(seed), [], 0
     for start in range(0, steps, inner):
-        seen = 0
         with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
             for step in range(start, min(start + inner, steps)):
                 queue = queue or torch.randperm(len(lessons), generator=order).tolist()
@@ -140,7 +152,8 @@ def _cycles(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget
                               "slack": float(slack.detach()), "multiplier": alm.multiplier[0],
                               "penalty": alm.penalty[0], "gradient": norm, **curve.describe()})
         alm.update(limit.slack(curve()).detach())
-        yield curve().detach(), seen
+        measure(curve().detach())
+    return seen
 
 
 def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
