@@ -47,7 +47,7 @@ def test_svg_holds_every_label_as_text(full, tmp_path):
     shown = texts(tmp_path / "a.svg")
     for label in ("fastv, monotone kernel", "full model: 90.0 %", "blind: 25.0 %", "K=2, drop 50%",
                   "K=3, drop 50%", "20 %", "50 %", "1.2 GFLOPs", "every single-layer configuration (8)",
-                  "the best of them by calibration KL", "random schedules (8; bar: mean ± s.d.)",
+                  "the best of them by KL", "random schedules (8; bar: mean ± s.d.)",
                   "published defaults", "held-out accuracy", "decoder layer", "keep ratio"):
         assert label in shown, label
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]

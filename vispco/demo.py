@@ -205,7 +205,7 @@ def report(frontier: Frontier) -> str:
         f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a budget):",
         _found(frontier),
         table(["for comparison", "share", "held-out KL", "held-out accuracy"], [floor, *published]),
-        "Held-out accuracy at each budget, % (grid: chosen by calibration KL; hindsight: best on the test):",
+        "Held-out accuracy at each budget, % (grid: of least KL on these questions; hindsight: of best accuracy):",
         _rivalry(meta["comparison"], "accuracy"),
         "Held-out KL at each budget, nats:", _rivalry(meta["comparison"], "kl"),
         f"Cost in forward passes of one question (a backward pass counts 2): search {costs['search']:,} "

@@ -28,6 +28,7 @@ _STYLE = {
 _X_LABELS = {"share": "compute spent on visual tokens (share of the prunable FLOPs)",
              "flops": "prefill FLOPs of the language model"}
 _Y_LABELS = {"accuracy": "accuracy", "kl": "KL to the full model (nats, lower is better)"}
+_LEAST_KL = 1e-3
 _KINDS = ("grid", "selected", "random", "published")
 
 Frontiers = Frontier | Sequence[Frontier] | Mapping[str, Frontier]
@@ -40,7 +41,8 @@ def plot_frontier(frontiers: Frontiers, path: str | os.PathLike, *, x: str = "sh
     Left: accuracy (`point.metrics["accuracy"]`; KL where no point has one) against compute. Right: the keep
     ratio entering each layer, one panel a frontier. A mapping {label: frontier} names them in the legend.
 
-    x: "share" of the prunable cost, or "flops". y: "accuracy" or "kl"; None chooses.
+    x: "share" of the prunable cost, or "flops". y: "accuracy", or "kl" on a logarithmic scale (anything below
+    0.001 nats is drawn there); None chooses.
     Read from `frontier.meta`, where present: `full_accuracy`; `floor_accuracy`, `floor_kl` and `floor`, what
     they are the floor of; `competitors`, a list of {"kind": "grid" | "selected" | "random" | "published",
     "label", "share", "flops", "accuracy", "kl", "budget"}, where kind and the x and y in use are needed. Grid
@@ -66,6 +68,9 @@ def plot_frontier(frontiers: Frontiers, path: str | os.PathLike, *, x: str = "sh
     if not any(curves.values()):
         raise ValueError(f"no point has an {y}: measure it with `vispco evaluate --frontier`, or plot the KL")
     rivals = {name: _rivals(named, name, x, y) for name in _KINDS}
+    if y == "kl":
+        curves = {label: [(a, max(b, _LEAST_KL), p) for a, b, p in curve] for label, curve in curves.items()}
+        rivals = {name: [{**r, "y": max(r["y"], _LEAST_KL)} for r in some] for name, some in rivals.items()}
     require_matplotlib()
     write_text(path, _render(named, curves, rivals, x, y, kind))
 
@@ -204,7 +209,7 @@ def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
     if rivals["selected"]:
         axes.plot(*_xy(rivals["selected"]), color="#444444", linestyle="none", marker="s", markersize=7,
                   markerfacecolor="none", markeredgewidth=1.3, zorder=3,
-                  label="the best of them by calibration KL")
+                  label="the best of them by KL")
     _draw_random(axes, rivals["random"])
     for i, (label, curve) in enumerate(curves.items()):
         _draw_curve(axes, label, curve, i)
@@ -213,7 +218,8 @@ def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
              title="What the compute buys")
     heights = [c[1] for curve in curves.values() for c in curve]
     _limits(axes, heights + [r["y"] for some in rivals.values() for r in some], x, y)
-    _draw_published(axes, rivals["published"], y)
+    others = [c[:2] for curve in curves.values() for c in curve] + [(r["x"], r["y"]) for r in rivals["selected"]]
+    _draw_published(axes, rivals["published"], others)
 
 
 def _xy(points: list[dict]) -> tuple[list[float], list[float]]:
@@ -260,23 +266,36 @@ def _draw_random(axes, points: list[dict]) -> None:
                       capsize=4, marker="_", markersize=11, markeredgewidth=1.8, zorder=3)
 
 
-def _draw_published(axes, points: list[dict], y: str) -> None:
-    """Diamonds with their names beside them, on the worse side, moved apart where they would overlap."""
+def _draw_published(axes, points: list[dict], others: list[tuple[float, float]]) -> None:
+    """Diamonds with their names beside them, where they cover least."""
     if not points:
         return
     axes.plot(*_xy(points), linestyle="none", marker="D", markersize=7, color=_PUBLISHED,
               markeredgecolor="white", label="published defaults", zorder=4.5)
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    line = {"arrowstyle": "-", "color": _PUBLISHED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
     to_axes = axes.transData + axes.transAxes.inverted()
-    side, last = (-1, 2.0) if y == "accuracy" else (1, -1.0)
-    for point in sorted(points, key=lambda p: (side * p["y"], -p["x"])):
-        label, (at, height) = str(point.get("label", "")), to_axes.transform((point["x"], point["y"]))
-        last = min(height - 0.04, last - 0.05) if side < 0 else max(height + 0.04, last + 0.05)
-        right = at + 0.03 + 0.013 * len(label) < 1  # whether the name fits there
-        axes.annotate(label, (point["x"], point["y"]), xytext=(at + (0.03 if right else -0.03), last),
-                      textcoords="axes fraction", fontsize=8.5, color=_PUBLISHED, va="center", zorder=5,
-                      ha="left" if right else "right", bbox=box, arrowprops=line)
+    taken = [to_axes.transform((p["x"], p["y"])) for p in points]
+    taken += [to_axes.transform(other) for other in others]
+    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    line = {"arrowstyle": "-", "color": _PUBLISHED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+    for point, start in zip(points, taken[:len(points)]):
+        label = str(point.get("label", ""))
+        left, middle = _place(start, 0.013 * len(label), taken)
+        taken += [(left + 0.013 * i, middle) for i in range(len(label))]
+        axes.annotate(label, (point["x"], point["y"]), xytext=(left, middle), textcoords="axes fraction",
+                      fontsize=8.5, color=_PUBLISHED, va="center", zorder=5, arrowprops=line,
+                      bbox=box)
+
+
+def _place(start, width: float, taken) -> tuple[float, float]:
+    """Left end and middle, in axes fractions, of a text near `start` that covers the fewest taken places."""
+    def cost(left: float, middle: float) -> float:
+        covered = sum(left - 0.02 < x < left + width + 0.02 and abs(y - middle) < 0.035 for x, y in taken)
+        outside = left < 0 or left + width > 1 or not 0.03 < middle < 0.97
+        return covered + 100 * outside + abs(middle - start[1])
+
+    rows = [start[1] + side * distance for distance in (0.05, 0.1, 0.15, 0.2) for side in (-1, 1)]
+    return min(((left, middle) for middle in rows for left in (start[0] + 0.03, start[0] - 0.03 - width)),
+               key=lambda place: cost(*place))
 
 
 def _limits(axes, heights: list[float], x: str, y: str) -> None:
@@ -289,17 +308,14 @@ def _limits(axes, heights: list[float], x: str, y: str) -> None:
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    positive = [v for v in heights if v > 0]
     if y == "accuracy":
         heights = heights + [v for line in axes.lines for v in line.get_ydata()]
         axes.set_ylim(max(-0.03, min(heights) - 0.06), min(1.02, max(heights) + 0.05))
         axes.yaxis.set_major_formatter(_percent())
-    elif positive and min(positive) * 20 < max(positive):
-        axes.set_yscale("log", nonpositive="clip")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.set_ylim(min(positive) / 2, max(positive) * 2)
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{'≤ ' if v == _LEAST_KL else ''}{v:g}"))
+        axes.set_ylim(min(heights) / 1.5, max(*heights, 10 * _LEAST_KL) * 2)
 
 
 def _percent():
