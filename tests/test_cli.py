@@ -376,7 +376,8 @@ def process(words, **options):
     environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "vispco", *words], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)  # even from `&`
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # even from `&`
+                            **options)
 
 
 def test_processes():

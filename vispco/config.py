@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,13 +145,14 @@ _PROVENANCE = {"model_type": (str,), "budget": (int, float, str), "flops": (int,
 
 
 def _checked_ratios(ratios: Any) -> tuple[float, ...]:
-    if isinstance(ratios, (str, bytes)) or not hasattr(ratios, "__iter__"):
+    if (isinstance(ratios, (str, bytes, Mapping, Set)) or not hasattr(ratios, "__iter__")
+            or getattr(ratios, "ndim", 1) == 0):
         raise ValueError(f"keep_ratios must be a sequence of numbers, one per decoder layer, got {ratios!r}")
     ratios = list(ratios)
     if not ratios:
         raise ValueError("keep_ratios is empty: give one keep ratio per decoder layer")
     for i, r in enumerate(ratios):
-        if isinstance(r, bool) or not isinstance(r, (numbers.Real, torch.Tensor)) or not 0 <= float(r) <= 1:
+        if isinstance(r, bool) or not isinstance(r, (numbers.Real, torch.Tensor)) or not _is_share(r):
             raise ValueError(f"keep_ratios[{i}] must be a number in [0, 1], got {r!r}")
     values = tuple(float(r) for r in ratios)
     for i in range(1, len(values)):
@@ -159,6 +160,13 @@ def _checked_ratios(ratios: Any) -> tuple[float, ...]:
             raise ValueError(f"keep_ratios must not increase (a dropped token never comes back), but layer {i} has "
                              f"{values[i]:g} after {values[i - 1]:g}; they are fractions of the ORIGINAL tokens")
     return values
+
+
+def _is_share(r: Any) -> bool:
+    try:
+        return 0 <= float(r) <= 1
+    except (OverflowError, RuntimeError, ValueError):
+        return False
 
 
 def _staircase(layers: Sequence[int], ratios: Sequence[float], num_layers: int) -> list[float]:

@@ -50,8 +50,8 @@ def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = 
     """Search the testbed's frontier, measure it on held-out questions beside its competitors, write it down.
 
     Competitors, on the same questions: FastV's published configurations, `n_random` random schedules per
-    budget, and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid is chosen from in
-    hindsight, on the test questions themselves: by KL, and by accuracy. The search never sees them.
+    budget, and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid is chosen
+    from in hindsight, on the test questions themselves: by KL, and by accuracy. The search never sees them.
 
     batch_size: questions per gradient step.
     Writes frontier.json (metrics in the points, competitors in meta), pruning_config-<budget>.json,
@@ -150,7 +150,8 @@ def _run_grid(arena: Arena, grid: list[PruningConfig]) -> list[dict]:
     entries = []
     for config, test in zip(grid, arena.run(arena.test, grid, "grid")):
         (layer, ratio), = config.steps.items()
-        entries.append(arena.entry("grid", f"layer {layer}, keep {ratio:.3g}", config, test, layer=layer, keep_ratio=ratio))
+        entries.append(arena.entry("grid", f"layer {layer}, keep {ratio:.3g}", config, test, layer=layer,
+                                   keep_ratio=ratio))
     return entries
 
 
@@ -205,7 +206,8 @@ def report(frontier: Frontier) -> str:
         f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a budget):",
         _found(frontier),
         table(["for comparison", "share", "held-out KL", "held-out accuracy"], [floor, *published]),
-        "Held-out accuracy at each budget, % (grid: of least KL on these questions; hindsight: of best accuracy):",
+        "Held-out accuracy at each budget, % (grid: of least KL on these questions; hindsight: of best "
+        "accuracy):",
         _rivalry(meta["comparison"], "accuracy"),
         "Held-out KL at each budget, nats:", _rivalry(meta["comparison"], "kl"),
         f"Cost in forward passes of one question (a backward pass counts 2): search {costs['search']:,} "

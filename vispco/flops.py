@@ -103,7 +103,7 @@ class FlopsReport:
     @property
     def share(self) -> float:
         """Of the full model's `total`."""
-        return self.total / self.full
+        return self.total / self.full if self.full else 1.0
 
     @property
     def prunable_share(self) -> float:

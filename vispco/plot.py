@@ -180,13 +180,14 @@ def _render(named, curves, rivals, x: str, y: str, kind: str) -> bytes:
         grid = figure.add_gridspec(len(named), 2, width_ratios=(1.25, 1))
         left = figure.add_subplot(grid[:, 0])
         _trade_off(left, named, curves, rivals, x, y)
-        figure.legend(*_legend(left, curves), loc="outside lower left", ncols=4, handlelength=2.6,
+        handles, labels = _legend(left, curves)
+        figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), handlelength=2.6,
                       columnspacing=1.8, borderaxespad=1)
         looks = _looks(named)
         for i, (label, frontier) in enumerate(named.items()):
             panel = figure.add_subplot(grid[i, 1])
             _schedules(panel, frontier, looks, crowded=len(named))
-            panel.set_title(label if len(named) > 1 else "Visual tokens entering each layer",
+            panel.set_title(_short(label) if len(named) > 1 else "Visual tokens entering each layer",
                             color=_COLOURS[i % len(_COLOURS)] if len(named) > 1 else _INK)
             panel.set_xlabel("decoder layer" if i == len(named) - 1 else "")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
@@ -201,6 +202,21 @@ def _legend(axes, curves) -> tuple[list, list]:
     return [handles[i] for i in order], [labels[i] for i in order]
 
 
+def _short(label: str, most: int = 50) -> str:
+    """Both ends of a label that is too long for a panel's title; the legend has it whole."""
+    return label if len(label) <= most else f"{label[:most // 2]}…{label[-most // 2:]}"
+
+
+def _columns(labels: list[str]) -> int:
+    """As many columns as fit side by side, four at most; labels run down the columns."""
+    def inches(columns: int) -> float:
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[i:i + rows])) for i in range(0, len(labels), rows)]
+        return sum(0.078 * n + 0.75 for n in longest)
+
+    return next((n for n in (4, 3, 2) if inches(n) < 11), 1)
+
+
 def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
     """The left panel."""
     for label, height, dashes in _levels(named, y):
@@ -208,8 +224,7 @@ def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
     _draw_grid(axes, rivals["grid"], y)
     if rivals["selected"]:
         axes.plot(*_xy(rivals["selected"]), color="#444444", linestyle="none", marker="s", markersize=7,
-                  markerfacecolor="none", markeredgewidth=1.3, zorder=3,
-                  label="the best of them by KL")
+                  markerfacecolor="none", markeredgewidth=1.3, zorder=3, label="the best of them by KL")
     _draw_random(axes, rivals["random"])
     for i, (label, curve) in enumerate(curves.items()):
         _draw_curve(axes, label, curve, i)
@@ -218,8 +233,8 @@ def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
              title="What the compute buys")
     heights = [c[1] for curve in curves.values() for c in curve]
     _limits(axes, heights + [r["y"] for some in rivals.values() for r in some], x, y)
-    others = [c[:2] for curve in curves.values() for c in curve] + [(r["x"], r["y"]) for r in rivals["selected"]]
-    _draw_published(axes, rivals["published"], others)
+    others = [c[:2] for curve in curves.values() for c in curve]
+    _draw_published(axes, rivals["published"], others + [(r["x"], r["y"]) for r in rivals["selected"]])
 
 
 def _xy(points: list[dict]) -> tuple[list[float], list[float]]:
@@ -282,8 +297,7 @@ def _draw_published(axes, points: list[dict], others: list[tuple[float, float]])
         left, middle = _place(start, 0.013 * len(label), taken)
         taken += [(left + 0.013 * i, middle) for i in range(len(label))]
         axes.annotate(label, (point["x"], point["y"]), xytext=(left, middle), textcoords="axes fraction",
-                      fontsize=8.5, color=_PUBLISHED, va="center", zorder=5, arrowprops=line,
-                      bbox=box)
+                      fontsize=8.5, color=_PUBLISHED, va="center", zorder=5, arrowprops=line, bbox=box)
 
 
 def _place(start, width: float, taken) -> tuple[float, float]:

@@ -44,7 +44,10 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
-    method = METHODS.get(config.method)(**config.method_options)
+    try:
+        method = METHODS.get(config.method)(**config.method_options)
+    except TypeError as error:
+        raise ValueError(f"method {config.method!r} does not take the options {config.method_options}: {error}") from error
     return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
 
 

@@ -8,6 +8,7 @@ through the entry-point groups `vispco.methods`, `vispco.adapters` and `vispco.k
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
@@ -50,7 +51,7 @@ class Registry:
     def get(self, name: str) -> type:
         """The class registered under `name`. Raises ValueError with the nearest name if there is none."""
         self._load_entry_points()
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             near = difflib.get_close_matches(str(name), self._classes, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown {self.kind} {name!r}: {hint}registered are {', '.join(self.names())}; "
@@ -70,7 +71,10 @@ class Registry:
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
             if point.name not in self._classes:
-                self.register(point.name, point.load(), overwrite=True)
+                try:
+                    self.register(point.name, point.load(), overwrite=True)
+                except Exception as error:  # somebody else's package: name it, and go on
+                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}")
 
 
 METHODS = Registry("method", "vispco.methods")

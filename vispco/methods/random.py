@@ -32,7 +32,7 @@ class Random(Method):
 
 def hashed(x: torch.Tensor, seed: int) -> torch.Tensor:
     """Integers to floats in [0, 1), by two rounds of multiply and xor-shift (the "lowbias32" mix)."""
-    x = (x + (seed + 1) * 0x9E3779B9) & 0xFFFFFFFF
+    x = (x + ((seed + 1) * 0x9E3779B9 & 0xFFFFFFFF)) & 0xFFFFFFFF
     for multiplier in (0x21F0AAAD, 0x735A2D97):
         x = ((x ^ (x >> 15)) * multiplier) & 0xFFFFFFFF
     return (x ^ (x >> 15)).float() / 2**32

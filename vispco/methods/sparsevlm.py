@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..context import positions
+from ..context import positions, take
 from ..registry import register_method
 from .base import Method
 
@@ -23,11 +23,13 @@ class SparseVLM(Method):
     def score(self, ctx):
         """(B, n_visual) attention probabilities."""
         text, real = positions(ctx.text_mask, max(1, int(ctx.text_mask.sum(1).max())))  # (B, T)
+        first = ctx.order.masked_fill(~ctx.visual_mask, ctx.order.max() + 1).amin(1, keepdim=True)
+        real = real & (take(ctx.order, text[1]) > first)  # text before the image cannot see it
         v, t = ctx.embeddings[ctx.visual].float(), ctx.embeddings[text].float()
         related = (v @ t.transpose(1, 2)).masked_fill(~real[:, None], float("-inf")).softmax(-1)  # (B, n_visual, T)
         share = (related.nan_to_num() * ctx.valid[..., None]).sum(1) / ctx.valid.sum(1, keepdim=True).clamp(min=1)
         mean = share.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-        raters = (share >= mean) & real  # (B, T)
+        raters = (share >= mean * (1 - 1e-6)) & real  # (B, T)
         rows = ctx.attention(at=text[1]).mean(1)  # (B, T, N)
         rated = (rows * raters[..., None]).sum(1) / raters.sum(1, keepdim=True).clamp(min=1)
         return rated[ctx.visual]
