@@ -91,9 +91,10 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
                     passes += samples
                 return min(tried[r][0].kl for r in hardened)
 
-            passes += 3 * _search_one(adapter, scorer, curve, lessons, limit, measure, steps=steps, inner=inner,
-                                      seed=seed, learning_rate=learning_rate, estimator=dict(estimator or {}),
-                                      constraint=dict(constraint or {}), callback=callback)
+            seen = _search_one(adapter, scorer, curve, lessons, limit, measure, steps=steps, inner=inner, seed=seed,
+                               learning_rate=learning_rate, estimator=dict(estimator or {}),
+                               constraint=dict(constraint or {}), callback=callback)
+            passes += 3 * seen  # not in one line with the call, which counts the measured schedules
             best = min(tried.values(), key=lambda found: found[0].kl)
             record, config = best
             config = PruningConfig(**{**vars(config), "flops": record.flops})
