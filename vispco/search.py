@@ -30,7 +30,7 @@ from .version import versions
 
 
 def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", kernel: str = "monotone",
-           budgets: Sequence[float | str] = (0.1, 0.3, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
+           budgets: Sequence[float | str] = (0.2, 0.35, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
            learning_rate: float = 0.2, inner: int = 10, relative_to: str = "prunable",
            method_options: Mapping | None = None, kernel_options: Mapping | None = None,
            estimator: Mapping | None = None, constraint: Mapping | None = None,
