@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
-from .registry import METHODS
+from .registry import build_method
 
 
 def whole_tokens(keep_ratio, n_visual):
@@ -62,11 +62,11 @@ class PruningConfig:
     n_visual: int | None = None
 
     def __post_init__(self):
-        METHODS.get(self.method)
         object.__setattr__(self, "keep_ratios", _checked_ratios(self.keep_ratios))
         if not isinstance(self.method_options, Mapping):
             raise ValueError(f"method_options must be a mapping, got {self.method_options!r}")
         object.__setattr__(self, "method_options", dict(self.method_options))
+        build_method(self.method, self.method_options)
         for name, kinds in _PROVENANCE.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):

@@ -24,6 +24,11 @@ def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return (rows, columns), mask[rows, columns]
 
 
+def before_answer(real: Tensor, labels: Tensor | None) -> Tensor:
+    """(B, S) bool: the real tokens before the first label. Answers are no part of the prompt: no score may look at them."""
+    return real if labels is None else real & (labels != -100).to(real.device).cumsum(1).eq(0)
+
+
 @dataclass
 class Context:
     """The tokens at the input of decoder layer `layer`, and what is known of them.
@@ -43,6 +48,8 @@ class Context:
     n_visual: (B,) number of original visual tokens.
     keep: (B,) number of tokens that will be kept.
     last: (B, 1) place of the last prompt token.
+    exhaustive: whether the order of ALL tokens matters (search, where the soft threshold looks past the last one
+        kept); if not, only which `keep` come first.
     """
 
     layer: int
@@ -57,15 +64,36 @@ class Context:
     n_visual: Tensor
     keep: Tensor
     last: Tensor
+    exhaustive: bool
     adapter: Any
     inputs: Tensor
     captured: dict[str, Any]
+    sources: dict[str, Any]
 
     @property
     def embeddings(self) -> Tensor:
         """Input of layer 0 (B, N, D): projected image features and text embeddings of the tokens present."""
         return take(self.inputs, self.order)
 
+    @property
+    def vision_attention(self) -> Tensor:
+        """Attention (B, n_visual) that each token's patches receive in the vision tower: from the CLS token if there is
+        one, else from all patches, head mean (`vispco.vision`). For methods with `reads_vision = True`."""
+        return self._of_tokens(self.sources["tower"]()[0])
+
+    @property
+    def vision_keys(self) -> Tensor:
+        """Head-mean keys (B, n_visual, E) of that layer of the tower. For methods with `reads_vision = True`."""
+        return self._of_tokens(self.sources["tower"]()[1])
+
+    @property
+    def grid(self) -> Tensor:
+        """Frame (tile, image or video frame of the sample), row and column of each token, (B, n_visual, 3) long.
+        For methods with `reads_grid = True`."""
+        return self._of_tokens(self.sources["grid"]())
+
+    def _of_tokens(self, original: Tensor) -> Tensor:
+        return take(original, self.order)[self.visual]
 
     def keys(self, layer: int | None = None) -> Tensor:
         """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""

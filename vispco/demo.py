@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from .flops import CostModel, count_flops
 from .frontier import Frontier, FrontierPoint
 from .plot import plot_frontier, require_matplotlib
 from .pruning import apply
-from .registry import METHODS, adapter_for
+from .registry import adapter_for, build_method
 from .search import search
-from .teacher import Lesson, prepare, teach
+from .teacher import prepare, shapes, teach
 
 #: Sizes of a smoke test.
 FAST: dict[str, Any] = {"budgets": (0.3, 0.7), "n_calibration": 32, "n_test": 32, "steps": 4,
@@ -101,11 +102,11 @@ class Arena:
 
     def __init__(self, model, calibration: Sequence[dict], test: Sequence[dict], quiet: bool):
         self.model, self.quiet = model, quiet
-        adapter, method = adapter_for(model)(model), METHODS.get("fastv")()
-        self.calibration, self.test = (teach(model, prepare(model, b)) for b in (calibration, test))
+        adapter, method = adapter_for(model)(model), build_method("fastv")
+        self.test = teach(model, prepare(model, test))
         self.layers, self.first_layer = len(adapter.layers), method.first_layer
         self.cost = CostModel(adapter.dimensions(adapter.config), method)
-        self.shapes = [torch.cat([getattr(x, n) for x in self.calibration]) for n in ("n_visual", "n_text")]
+        self.shapes = shapes(prepare(model, calibration))
         self.everything = self.limit(1.0)
         self.tokens = self.everything.tokens
 
@@ -113,12 +114,12 @@ class Arena:
         """The budget, exactly as the search was held to it."""
         return Budget(budget, self.cost, *self.shapes, self.first_layer)
 
-    def run(self, lessons: list[Lesson], configs: Sequence[PruningConfig], label: str) -> list[Record]:
-        """A record per configuration, on `self.calibration` or `self.test`."""
+    def run(self, configs: Sequence[PruningConfig], label: str) -> list[Record]:
+        """A record per configuration, on the test questions."""
         records = []
         with Progress(len(configs), label, self.quiet) as bar:
             for config in configs:
-                records.append(evaluate(self.model, lessons, config))
+                records.append(evaluate(self.model, self.test, config))
                 bar.update()
         return records
 
@@ -140,15 +141,15 @@ def _measure(arena: Arena, frontier: Frontier) -> Frontier:
     """The same points with held-out metrics, and the full model's and the floor's accuracy in meta."""
     nothing = PruningConfig("fastv", [1.0] * arena.first_layer + [0.0] * (arena.layers - arena.first_layer))
     full, floor = evaluate(arena.model, arena.test), evaluate(arena.model, arena.test, nothing)
-    records = arena.run(arena.test, [p.config for p in frontier.points], "found")
-    points = [FrontierPoint(**{**vars(p), "metrics": metrics(r)}) for p, r in zip(frontier.points, records)]
+    records = arena.run([p.config for p in frontier.points], "found")
+    points = [replace(p, metrics=metrics(r)) for p, r in zip(frontier.points, records)]
     return Frontier(points, {**frontier.meta, "full_accuracy": full.accuracy, "floor": FLOOR,
                              "floor_accuracy": floor.accuracy, "floor_kl": floor.kl})
 
 
 def _run_grid(arena: Arena, grid: list[PruningConfig]) -> list[dict]:
     entries = []
-    for config, test in zip(grid, arena.run(arena.test, grid, "grid")):
+    for config, test in zip(grid, arena.run(grid, "grid")):
         (layer, ratio), = config.steps.items()
         entries.append(arena.entry("grid", f"layer {layer}, keep {ratio:.3g}", config, test, layer=layer,
                                    keep_ratio=ratio))
@@ -157,13 +158,13 @@ def _run_grid(arena: Arena, grid: list[PruningConfig]) -> list[dict]:
 
 def _run_published(arena: Arena) -> list[dict]:
     configs = published_fastv(arena.layers)
-    records = arena.run(arena.test, list(configs.values()), "published")
+    records = arena.run(list(configs.values()), "published")
     return [arena.entry("published", label, configs[label], r) for label, r in zip(configs, records)]
 
 
 def _run_random(arena: Arena, budget: float, count: int, seed: int) -> list[dict]:
     configs = random_schedules("fastv", arena.limit(budget), count, seed)
-    records = arena.run(arena.test, configs, f"random, {budget:g}")
+    records = arena.run(configs, f"random, {budget:g}")
     return [arena.entry("random", f"random {i}", c, r, budget=budget)
             for i, (c, r) in enumerate(zip(configs, records))]
 

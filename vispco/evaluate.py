@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .config import PruningConfig
 from .flops import CostModel
 from .pruning import apply, check_fits
-from .registry import METHODS, adapter_for
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, teach
+from .registry import adapter_for, build_method
+from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
 
 def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple[Tensor, Tensor, Tensor]:
     """Prefill FLOPs of every sample: (under `config`, in full, without visual tokens), float64."""
-    method = METHODS.get(config.method)(**config.method_options) if config else None
+    method = build_method(config.method, config.method_options) if config else None
     cost = CostModel(adapter.dimensions(adapter.config), method)
-    n_visual, n_text = (torch.cat([getattr(x, name) for x in lessons]) for name in ("n_visual", "n_text"))
+    n_visual, n_text = shapes(lessons)
     full, text = cost.full(n_visual, n_text).double(), cost.text_only(n_text).double()
     if config is None:
         return full, full, text

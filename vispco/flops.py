@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .config import PruningConfig
-from .registry import METHODS, adapter_for
+from .registry import adapter_for, build_method
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Dimensions:
     ffn: int
     vocab: int
     ffn_matrices: int = 3
+    vision_head_dim: int = 0  # of the tower's attention, for methods that compare its keys
 
 
 def exact(s: Dimensions, n):
@@ -198,9 +199,11 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
             raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but the model has "
                              f"{dimensions.layers} decoder layers")
         counts = config.tokens(n_visual)
-        method = METHODS.get(config.method)(**config.method_options)
+        method = build_method(config.method, config.method_options)
     cost = CostModel(dimensions, method, convention, n_logits)
     vision, projector = adapter.vision_flops(hf_config, n_visual, images) if cost.exact else (0, 0)
+    if cost.exact and method is not None and method.reads_vision and min(counts) < n_visual:
+        vision += adapter.vision_attention_flops(hf_config, n_visual, images)
     whole = torch.tensor(counts)
     return FlopsReport(cost.layers(whole, n_text).tolist(), int(cost.scoring(whole, n_visual, n_text)), cost.lm_head,
                        vision, projector, counts, n_text, convention,

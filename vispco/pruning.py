@@ -9,19 +9,20 @@ positions of all tokens stay as they were. The output has its original length: z
 
 from __future__ import annotations
 
+import functools
 import weakref
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import PruningConfig, whole_tokens
-from .context import Context, positions, take, take_rotary
+from .config import PruningConfig
+from .context import take, take_rotary
 from .masks import Packed, decode_mask, pack, prefill_mask, soft_bias
-from .registry import METHODS, adapter_for
+from .prefill import Prefill, merged
+from .registry import METHODS, adapter_for, build_method
 from .relaxation import hard_mask
 from .ste import straight_through_mask
+from .vision import Tower
 
 _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its Pruner
 
@@ -44,10 +45,7 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
-    try:
-        method = METHODS.get(config.method)(**config.method_options)
-    except TypeError as error:
-        raise ValueError(f"method {config.method!r} does not take the options {config.method_options}: {error}") from error
+    method = build_method(config.method, config.method_options)
     return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
 
 
@@ -66,29 +64,6 @@ def check_fits(config: PruningConfig, adapter) -> None:
                          f"layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs no attention")
 
 
-@dataclass
-class Prefill:
-    """What is known of the prompt while one forward pass runs. B samples, S tokens, at most V visual ones each."""
-
-    visual: Tensor  # (B, S) bool
-    real: Tensor  # (B, S) bool: not padding
-    prompt: Tensor  # (B, S) bool: real and before the answer
-    n_visual: list[int]
-    n_real: list[int]
-    tail: list[int]  # 1 where the last token is padding
-    ends_visual: bool  # whether the last token of some sample is visual
-    plain: bool  # whether the model's mask is nothing but causal and padding
-    left: list[int]  # visual tokens that remain, per sample
-    embeddings: Tensor | None = None  # (B, S, D)
-    late: Any = None  # what the decoder would add between its layers, as the adapter took it out
-    rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
-    mask: Tensor | None = None  # the model's own, of the layer just run
-    captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
-    packed: Packed | None = None  # deploy: the tokens that remain
-    policy: Tensor | None = None  # search: (B, S) straight-through mask so far
-    steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
-
-
 class Pruner:
     """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
 
@@ -101,13 +76,17 @@ class Pruner:
         self.labels: Tensor | None = None
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
         self.prefill: Prefill | None = None
+        self.decoding = False
+        if method.reads_vision:
+            from .vision import Tower
+        self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._hooks: list = []
 
     # ---- life -------------------------------------------------------------------------------------------
     def install(self) -> Pruner:
         """Register the hooks; if nothing is to be pruned, the layers get none."""
-        model, adapter = self.adapter.model, self.adapter
+        model = self.adapter.model
         if model in _applied:
             raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
                              ".remove() on its handle first")
@@ -120,17 +99,19 @@ class Pruner:
         return self
 
     def _register(self, add) -> None:
-        model, adapter, pruned = self.adapter.model, self.adapter, self._pruned_layers()
+        model, adapter = self.adapter.model, self.adapter
         add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
+        if not self._prunes():
+            return
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
-        if pruned:
-            add(adapter.decoder.register_forward_pre_hook(self._take_late, with_kwargs=True))
-            for i, layer in enumerate(adapter.layers):
-                add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
-                for kind, module in adapter.projections(i).items():
-                    add(module.register_forward_hook(self._on_projection(kind)))
+        for i, layer in enumerate(adapter.layers):
+            add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
+            for kind, module in adapter.projections(i).items():
+                add(module.register_forward_hook(self._on_projection(kind)))
+        if self.tower:
+            self.tower.register(add, attention=self.method.reads_vision)
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
@@ -150,11 +131,8 @@ class Pruner:
         steps = self.prefill.steps if self.prefill else {}
         return {i: (s.kept() if isinstance(s, Packed) else s.bool()) & self.prefill.real for i, s in steps.items()}
 
-    def _pruned_layers(self) -> list[int]:
-        if self.mode == "search" and self.ratios.requires_grad:
-            return list(range(self.method.first_layer, len(self.ratios)))
-        ratios = [1.0, *self.ratios.tolist()]
-        return [i for i in range(len(self.ratios)) if ratios[i + 1] < ratios[i]]
+    def _prunes(self) -> bool:
+        return (self.mode == "search" and self.ratios.requires_grad) or bool((self.ratios < 1).any())
 
     # ---- once per forward pass --------------------------------------------------------------------------
     def _on_model(self, module, args, kwargs):
@@ -168,12 +146,13 @@ class Pruner:
         if cache is not None and getattr(cache, "is_compileable", False):
             raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
                              "default cache (leave cache_implementation out)")
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        visual = self.adapter.visual_mask(ids, kwargs.get("inputs_embeds"))
-        if cache is None or cache.get_seq_length() == 0:
-            self.prefill = self._start(visual, kwargs.get("attention_mask"), labels)
+        inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+        visual = self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        self.decoding = cache is not None and cache.get_seq_length() > 0
+        if not self.decoding:
+            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal)
+            self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
-        self.decoding = True
         if self.mode == "search" and self.prefill is not None and self.prefill.steps:
             raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
                              "configuration with mode='deploy'")
@@ -181,32 +160,32 @@ class Pruner:
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
 
-    def _start(self, visual: Tensor, mask: Tensor | None, labels: Tensor | None) -> Prefill:
-        plain = mask is None or mask.ndim == 2
-        real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
-        # Answers are not part of the prompt: no score may look at them.
-        prompt = real if labels is None else real & (labels != -100).to(real.device).cumsum(1).eq(0)
-        visual = visual & real
-        flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1]]
-        n_visual, n_real, tail, ends = torch.stack(flags).tolist()  # the one synchronisation
-        self.decoding = False
-        return Prefill(visual, real, prompt, n_visual, n_real, tail, any(ends), self.adapter.causal and plain, n_visual)
+    def _sources(self, inputs: dict, visual: Tensor) -> dict:
+        """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
+        def source(flag: str, make):
+            def made():
+                if not getattr(self.method, flag):
+                    raise ValueError(f"{type(self.method).__name__} looks at the vision side: set {flag} = True in the class")
+                return make({**inputs, **self.tower.inputs}, visual)
+
+            return functools.cache(made)
+
+        return {"tower": source("reads_vision", lambda *prompt: self.tower.read(*prompt)),
+                "grid": source("reads_grid", self.adapter.grid)}
 
     def _on_decoder(self, module, args, kwargs):
         if not self.decoding:
             self.prefill.embeddings = kwargs["inputs_embeds"]
-
-    def _take_late(self, module, args, kwargs):
-        if not self.decoding:
             kwargs, self.prefill.late = self.adapter.take_late(kwargs)
         return args, kwargs
 
     def _on_output(self, module, args, output):
         if not self.decoding:
-            state = self.prefill
-            state.captured, state.embeddings, state.late, state.rotary, state.mask = {}, None, None, None, None
-            if state.packed is not None:
-                output["last_hidden_state"] = state.packed.restore(output["last_hidden_state"])
+            self.prefill.finish()
+            if self.tower:
+                self.tower.clear()
+            if self.prefill.packed is not None:
+                output["last_hidden_state"] = self.prefill.packed.restore(output["last_hidden_state"])
         return output
 
     # ---- once per layer ---------------------------------------------------------------------------------
@@ -223,11 +202,8 @@ class Pruner:
             if self.decoding:
                 changed = self._decode(i, hidden, kwargs)
             else:
-                hidden = self._add_late(i, hidden)
-                if self.mode == "search":
-                    changed = self._search(i, hidden, kwargs)
-                else:
-                    hidden, changed = self._deploy(i, hidden, kwargs)
+                run = self._search if self.mode == "search" else self._deploy
+                hidden, changed = run(i, self._add_late(i, hidden), kwargs)
                 self.prefill.mask = kwargs.get("attention_mask")
             return (hidden, *args[1:]), {**kwargs, **changed}
 
@@ -240,44 +216,10 @@ class Pruner:
         packed = self.prefill.packed
         return hidden + (late if packed is None else take(late, packed.order))
 
-    def _target(self, i: int) -> list[int] | None:
-        """Visual tokens of each sample that may enter layer i, or None if that drops none."""
-        state, ratio = self.prefill, self.ratios.detach()[i].item()
-        target = [min(left, whole_tokens(ratio, n)) for left, n in zip(state.left, state.n_visual)]
-        return target if target != state.left else None
-
-    def _scores(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> tuple[Context, Tensor]:
-        """What the method sees at the input of layer i, and its scores (B, V)."""
-        state, packed, rotary = self.prefill, self.prefill.packed, kwargs["position_embeddings"]
-        if packed is None:
-            order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-            present = state.real if state.policy is None else state.real & (state.policy > 0)
-            visual = state.visual
-        else:
-            order, rotary = packed.order, take_rotary(rotary, packed.order)
-            present = packed.valid & state.real.gather(1, order)
-            visual = packed.valid & state.visual.gather(1, order)
-        index, real = positions(visual, max(state.left if self.mode == "deploy" else state.n_visual))
-        prompt = present & state.prompt.gather(1, order)
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        context = Context(
-            layer=i, hidden=hidden, visual=index, valid=real & present[index], visual_mask=visual & present,
-            text_mask=prompt & ~visual, present=present, order=order, adapter=self.adapter,
-            slot=(state.visual.cumsum(1) - 1).gather(1, order)[index], n_visual=state.visual.sum(1),
-            keep=torch.tensor(target, device=hidden.device), last=(prompt * places).argmax(1, keepdim=True),
-            inputs=state.embeddings, captured={**state.captured, "rotary": {i - 1: state.rotary, i: rotary},
-                                               "mask": {i - 1: state.mask, i: kwargs.get("attention_mask")}})
-        scores = self.method.score(context)
-        if scores.shape != context.valid.shape:
-            raise ValueError(f"{type(self.method).__name__}.score returned shape {tuple(scores.shape)}, expected one "
-                             f"score per visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
-        if state.ends_visual:  # the next token is read off the last one, so that one is never the first to go
-            scores = scores.masked_fill(order[index] == state.visual.shape[1] - 1, float("inf"))
-        return context, scores
-
+    # ---- deploy: dropped tokens leave -------------------------------------------------------------------
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
-        target = self._target(i)
+        target = state.target(self.ratios[i].item())
         if i == 0 and cache is not None and any(state.n_visual):
             self.adapter.lengthen(cache)
         if target is not None:
@@ -294,10 +236,12 @@ class Pruner:
         return hidden, changed
 
     def _drop(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> Tensor:
-        """Rank, choose and gather: the hidden states of the tokens that remain."""
-        state = self.prefill
-        context, scores = self._scores(i, hidden, kwargs, target)
+        """Rank, choose, merge and gather: the hidden states of the tokens that remain."""
+        state, method = self.prefill, self.method
+        context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
+        scores, target = state.rank(method, context, target)
         chosen = hard_mask(scores, context.keep, context.valid)  # (B, V)
+        hidden = merged(hidden, context, chosen, method.merge(context, chosen))
         keep = context.present & ~context.visual_mask  # text stays, padding goes
         keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
         if any(state.tail):  # but generation reads the last column, padding or not
@@ -333,6 +277,35 @@ class Pruner:
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return self._memo[key]
 
+    # ---- search: dropped tokens are masked, gradients flow ----------------------------------------------
+    def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        state, method = self.prefill, self.method
+        flows = self.ratios.requires_grad and torch.is_grad_enabled()
+        target = state.target(self.ratios.detach()[i].item())
+        if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
+            with torch.no_grad():
+                context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
+                scores, state.left = state.rank(method, context, target or state.left)
+                chosen = hard_mask(scores, context.keep, context.valid)
+                into = method.merge(context, chosen) if target is not None else None
+            hidden = merged(hidden, context, chosen, into)
+            keep = self.ratios[i].to(hidden.device) * context.n_visual
+            mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
+            if mask.requires_grad:
+                mask.register_hook(self._bounded)
+            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
+            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
+            state.policy = policy if state.policy is None else state.policy * policy
+            state.steps[i] = state.policy.detach()
+            self._memo = {}
+        state.rotary = kwargs["position_embeddings"]
+        if state.policy is None:
+            return hidden, {}
+        mask = kwargs.get("attention_mask")
+        if id(mask) not in self._memo:
+            self._memo[id(mask)] = {"attention_mask": soft_bias(mask, state.policy, hidden.dtype)}
+        return hidden, self._memo[id(mask)]
+
     def _bounded(self, gradient: Tensor) -> Tensor:
         """Clip the loss's gradient by each token's mask (B, V) to +-`bound` of its sample.
 
@@ -342,27 +315,3 @@ class Pruner:
         """
         bound = None if self.bound is None else self.bound[:, None].to(gradient)
         return gradient if bound is None else gradient.clamp(-bound, bound)
-
-    def _search(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
-        state, flows = self.prefill, self.ratios.requires_grad and torch.is_grad_enabled()
-        target = self._target(i)
-        if (target is not None or flows) and i >= self.method.first_layer and any(state.n_visual):
-            target = target or state.left
-            with torch.no_grad():
-                context, scores = self._scores(i, hidden, kwargs, target)
-            keep = self.ratios[i].to(hidden.device) * context.n_visual
-            mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
-            if mask.requires_grad:
-                mask.register_hook(self._bounded)
-            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
-            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
-            state.policy = policy if state.policy is None else state.policy * policy
-            state.steps[i], state.left = state.policy.detach(), target
-            self._memo = {}
-        state.rotary = kwargs["position_embeddings"]
-        if state.policy is None:
-            return {}
-        mask = kwargs.get("attention_mask")
-        if id(mask) not in self._memo:
-            self._memo[id(mask)] = {"attention_mask": soft_bias(mask, state.policy, hidden.dtype)}
-        return self._memo[id(mask)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any
@@ -84,6 +84,15 @@ KERNELS = Registry("kernel", "vispco.kernels")
 register_method, list_methods = METHODS.register, METHODS.names
 register_adapter, list_adapters = ADAPTERS.register, ADAPTERS.names
 register_kernel, list_kernels = KERNELS.register, KERNELS.names
+
+
+def build_method(name: str, options: Mapping[str, Any] | None = None):
+    """The registered method `name` with its options. Raises ValueError for options that it does not take."""
+    cls, options = METHODS.get(name), dict(options or {})
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ValueError(f"method {name!r} does not take the options {options}: {error}") from error
 
 
 def adapter_for(model: Any) -> type:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from .flops import CostModel
 from .frontier import Frontier, FrontierPoint
 from .kernels import Kernel
 from .pruning import Pruner
-from .registry import KERNELS, METHODS, adapter_for
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, teach
+from .registry import KERNELS, adapter_for, build_method
+from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
 from .version import versions
 
 
@@ -58,7 +59,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     """
     started = time.perf_counter()
     adapter = adapter_for(model)(model)
-    scorer = METHODS.get(method)(**(method_options or {}))
+    scorer = build_method(method, method_options)
     curve = KERNELS.get(kernel)(len(adapter.layers), scorer.first_layer, **(kernel_options or {}))
     if isinstance(budgets, (str, float, int)) or not len(budgets):
         raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
@@ -66,7 +67,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         raise ValueError(f"steps and inner must be at least 1, got {steps} and {inner}")
     lessons = prepare(model, batches)
     cost = CostModel(adapter.dimensions(adapter.config), scorer)
-    n_visual, n_text = (torch.cat([getattr(x, name) for x in lessons]) for name in ("n_visual", "n_text"))
+    n_visual, n_text = shapes(lessons)
     limits = [Budget(b, cost, n_visual, n_text, scorer.first_layer, relative_to) for b in budgets]
     limits.sort(key=lambda b: float(b.limit.mean()), reverse=True)
     samples = sum(map(len, lessons))
@@ -97,7 +98,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
             passes += 3 * seen  # not in one line with the call, which counts the measured schedules
             best = min(tried.values(), key=lambda found: found[0].kl)
             record, config = best
-            config = PruningConfig(**{**vars(config), "flops": record.flops})
+            config = replace(config, flops=record.flops)
             points.append(FrontierPoint(config, limit.value, record.flops, limit.share(config.tokens(limit.tokens)),
                                         record.kl))
     finally:

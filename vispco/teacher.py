@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .context import before_answer
 from .registry import adapter_for
 
 
@@ -72,12 +73,17 @@ def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
     if (answer & visual[:, :-1]).any():
         raise ValueError(f"{name}: an answer starts right after a visual token, whose logits are gone once it is "
                          "dropped; put text (a question, a separator) between image and answer")
-    prompt = real & (labels != -100).cumsum(1).eq(0)
     columns = answer.any(0).nonzero()[:, 0]
     answers = answer[:, columns]
     return Lesson({k: v for k, v in batch.items() if k != "labels"}, labels, columns, answers,
                   labels[:, 1:][:, columns][answers], answers.nonzero()[:, 0], visual.sum(1),
-                  (prompt & ~visual).sum(1))
+                  (before_answer(real, labels) & ~visual).sum(1))
+
+
+def shapes(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
+    """Visual and text tokens of every prompt: two (samples,) tensors."""
+    n_visual, n_text = (torch.cat([getattr(lesson, name) for lesson in lessons]) for name in ("n_visual", "n_text"))
+    return n_visual, n_text
 
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:

@@ -29,13 +29,33 @@ class Method(ABC):
 
     #: First layer whose input the method can prune: 1 if it reads the attention of the layer just run.
     first_layer: ClassVar[int] = 1
+    #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`: only then is the vision tower hooked.
+    reads_vision: ClassVar[bool] = False
+    #: Whether it asks for `ctx.grid`.
+    reads_grid: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, ctx: Context) -> Tensor:
         """Scores (B, n_visual) of the slots `ctx.visual`; the highest are kept, ties to the lowest index."""
 
+    def limit(self, ctx: Context, scores: Tensor) -> Tensor | None:
+        """Most tokens to keep of each sample, (B,): for methods that sometimes want fewer than `ctx.keep`.
+
+        None (the default): as many as configured. At least one token is kept if any is. Budgets then hold as upper
+        bounds: FLOPs are counted as if no sample wanted fewer.
+        """
+        return None
+
+    def merge(self, ctx: Context, kept: Tensor) -> Tensor | None:
+        """The kept slot that each slot is averaged into, (B, n_visual) long, or -1; None (the default): no merging.
+
+        kept: (B, n_visual) bool. Kept slots name themselves. Before the layer runs, each kept token's hidden state
+        becomes the mean of all that name it; it keeps its own position, and is one token in every count.
+        """
+        return None
+
     def flops(self, dimensions: Dimensions, n_visual: int, n_text: int) -> int:
-        """FLOPs (matrix products only) of one `score` call for one sample, with the tokens present now.
+        """FLOPs (matrix products only) of ranking and merging once, for one sample, with the tokens present now.
 
         Plain arithmetic, please: the numbers of tokens may be tensors.
         """

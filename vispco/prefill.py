@@ -1,0 +1,129 @@
+"""Prefill: what is known of the prompt while one forward pass runs, and how its tokens are ranked and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import whole_tokens
+from .context import Context, before_answer, positions, take_rotary
+from .masks import Packed
+
+
+@dataclass
+class Prefill:
+    """One prompt. B samples, S tokens, at most V visual ones each."""
+
+    inputs: dict  # what the backbone was called with
+    visual: Tensor  # (B, S) bool
+    real: Tensor  # (B, S) bool: not padding
+    prompt: Tensor  # (B, S) bool: real and before the answer
+    n_visual: list[int]
+    n_real: list[int]
+    tail: list[int]  # 1 where the last token is padding
+    ends_visual: list[int]  # 1 where the last token is visual: the next one is read off it
+    plain: bool  # whether the model's mask is nothing but causal and padding
+    left: list[int]  # visual tokens that remain, per sample
+    embeddings: Tensor | None = None  # (B, S, D)
+    late: Any = None  # what the decoder would add between its layers, as the adapter took it out
+    rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
+    mask: Tensor | None = None  # the model's own, of the layer just run
+    captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
+    packed: Packed | None = None  # deploy: the tokens that remain
+    policy: Tensor | None = None  # search: (B, S) straight-through mask so far
+    steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
+    sources: dict[str, Callable[[], Any]] = field(default_factory=dict)  # what methods may ask for, made once, on demand
+
+    @classmethod
+    def start(cls, inputs: dict, visual: Tensor, mask: Tensor | None, labels: Tensor | None, causal: bool) -> Prefill:
+        """mask: the caller's attention mask. causal: whether no token of this model sees ahead."""
+        plain = mask is None or mask.ndim == 2
+        real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
+        visual = visual & real
+        flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1]]
+        n_visual, n_real, tail, ends = torch.stack(flags).tolist()  # the one synchronisation
+        return cls(inputs, visual, real, before_answer(real, labels), n_visual, n_real, tail, ends, causal and plain, n_visual)
+
+    def finish(self) -> None:
+        """Let go of what only this forward pass needed; `steps` stay."""
+        self.inputs, self.captured, self.sources = {}, {}, {}
+        self.embeddings = self.late = self.rotary = self.mask = None
+
+    def target(self, ratio: float) -> list[int] | None:
+        """Visual tokens of each sample that may enter a layer with this keep ratio, or None if that drops none."""
+        target = [min(left, whole_tokens(ratio, n)) for left, n in zip(self.left, self.n_visual)]
+        if any(end and n and not t for end, n, t in zip(self.ends_visual, self.n_visual, target)):
+            raise ValueError("a prompt ends in a visual token, from which its answer would be read, and the configuration "
+                             "drops them all: put text after the image, or keep at least one token")
+        return target if target != self.left else None
+
+    def places(self, hidden: Tensor) -> Tensor:
+        """Original positions (B, N) of the tokens in `hidden`."""
+        if self.packed is not None:
+            return self.packed.order
+        return torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+
+    def context(self, i: int, hidden: Tensor, kwargs: dict, target: list[int], adapter, exhaustive: bool) -> Context:
+        """What a method sees at the input of layer i."""
+        order, rotary = self.places(hidden), kwargs["position_embeddings"]
+        if self.packed is None:
+            present = self.real if self.policy is None else self.real & (self.policy > 0)
+            visual = self.visual
+        else:
+            rotary = take_rotary(rotary, order)
+            present = self.packed.valid & self.real.gather(1, order)
+            visual = self.packed.valid & self.visual.gather(1, order)
+        index, there = positions(visual, max(self.n_visual if self.packed is None else self.left))
+        prompt = present & self.prompt.gather(1, order)
+        columns = torch.arange(hidden.shape[1], device=hidden.device)
+        return Context(
+            layer=i, hidden=hidden, visual=index, valid=there & present[index], visual_mask=visual & present,
+            text_mask=prompt & ~visual, present=present, order=order, adapter=adapter, exhaustive=exhaustive,
+            slot=(self.visual.cumsum(1) - 1).gather(1, order)[index], n_visual=self.visual.sum(1),
+            keep=torch.tensor(target, device=hidden.device), last=(prompt * columns).argmax(1, keepdim=True),
+            inputs=self.embeddings, sources=self.sources,
+            captured={**self.captured, "rotary": {i - 1: self.rotary, i: rotary},
+                      "mask": {i - 1: self.mask, i: kwargs.get("attention_mask")}})
+
+    def rank(self, method, context: Context, target: list[int]) -> tuple[Tensor, list[int]]:
+        """The method's scores (B, V), and `target` lowered to the method's limit, if it has one (as `context.keep` is)."""
+        scores = method.score(context)
+        if scores.shape != context.valid.shape:
+            raise ValueError(f"{type(method).__name__}.score returned shape {tuple(scores.shape)}, expected one score per "
+                             f"visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
+        limit = method.limit(context, scores)
+        if limit is not None:
+            limit = torch.maximum(limit.to(context.keep), context.keep.clamp(max=1))  # 0 only where 0 were asked for
+            context.keep = torch.minimum(context.keep, limit)
+            target = context.keep.tolist()
+        if any(self.ends_visual):  # the next token is read off the last one, so that one is never the first to go
+            last = context.order[context.visual] == self.visual.shape[1] - 1
+            scores = scores.masked_fill(last, float("inf"))
+        return scores, target
+
+
+def merged(hidden: Tensor, context: Context, kept: Tensor, into: Tensor | None) -> Tensor:
+    """`hidden` (B, N, D) with every kept visual token replaced by the mean of those that are merged into it.
+
+    kept: (B, V) bool. into: (B, V) the slot of a kept token for each, or -1; see `Method.merge`. None: as it is.
+    """
+    if into is None:
+        return hidden
+    into = into.masked_fill(~context.valid, -1)
+    onto_kept = kept.gather(1, into.clamp(min=0)) | (into < 0)
+    itself = into == torch.arange(into.shape[1], device=into.device)
+    if not bool((onto_kept & (itself | ~kept)).all()):
+        raise ValueError("merge must send kept tokens to themselves and the others to a kept slot or to -1")
+    x = hidden[context.visual]  # (B, V, D)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    weight = (into >= 0)[..., None].to(precise)
+    where = into.clamp(min=0)[..., None]
+    total = torch.zeros_like(x, dtype=precise).scatter_add(1, where.expand_as(x), x * weight)
+    count = torch.zeros_like(weight).scatter_add(1, where, weight)
+    mean = (total / count.clamp(min=1)).to(x.dtype)
+    x = torch.where((kept & (count[..., 0] > 1))[..., None], mean, x)
+    return hidden.scatter(1, context.visual[1][..., None].expand_as(x), x)
