@@ -290,7 +290,7 @@ def fails(words, capsys, *expected, code=2):
     (["evaluate", "--config", "rising.json"], "must not increase"),
     (["evaluate", "--config", "unknown_key.json"], "unknown keys: ratios"),
     (["evaluate", "--config", "old.json"], "schema_version 0"),
-    (["evaluate", "--config", "option.json"], "option.json: method_options {'sharp': 1}"),
+    (["evaluate", "--config", "option.json"], "option.json: method 'fastv' does not take the options {'sharp': 1}"),
     (["evaluate", "--frontier", "good.json"], "a frontier lacks"),
     (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
     (["plot", "frontier.json"], "--output"),

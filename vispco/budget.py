@@ -31,7 +31,8 @@ def parse_budget(budget: float | str) -> tuple[float, bool]:
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([-+.\deE]*\d\.?)\s*(%|([kmgtp]?)flops?)?\s*", budget, re.IGNORECASE)
         try:
-            value = float(match[1]) * (0.01 if match[2] == "%" else _UNITS[(match[3] or "").lower()])
+            value = float(match[1])
+            value = value / 100 if match[2] == "%" else value * _UNITS[(match[3] or "").lower()]
         except (TypeError, ValueError):
             raise ValueError(f"budget {budget!r} is not understood: expected {forms}") from None
         absolute = match[3] is not None

@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,13 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    frontier = _checked(Frontier.load(options.frontier), options.frontier) if options.frontier else None
+    frontier = Frontier.load(options.frontier) if options.frontier else None
     if options.output:
         if frontier is None:
             raise ValueError("--output writes a frontier with its metrics: give it together with --frontier")
         _check_file(options.output)
     named = [(str(p.budget), p.config) for p in frontier.points] if frontier else \
-        [(path, _checked(PruningConfig.load(path), path)) for path in options.config]
+        [(path, PruningConfig.load(path)) for path in options.config]
     examples = _examples(options, options.split)
     model, _ = _model(options.model)
     with Progress(len(named) + 1, "evaluate", options.quiet) as bar:
@@ -133,7 +134,7 @@ def _apply(options: argparse.Namespace) -> None:
 
     if (options.image is None) != (options.question is None):
         raise ValueError("--image and --question belong together: give both, or --index for a test question")
-    config = _checked(PruningConfig.load(options.config), options.config)
+    config = PruningConfig.load(options.config)
     if options.image is None:
         from . import testbed
 
@@ -219,16 +220,6 @@ def _check_words(model: str) -> None:
                          "other data so far: pass batches of your own to vispco.search() in Python")
 
 
-def _checked(loaded: Frontier | PruningConfig, path: str):
-    """The same, once its methods have taken their options: a fault shows before a model is loaded."""
-    for config in [p.config for p in loaded.points] if isinstance(loaded, Frontier) else [loaded]:
-        try:
-            METHODS.get(config.method)(**config.method_options)
-        except TypeError as error:
-            raise ValueError(f"{path}: method_options {config.method_options!r}: {error}") from error
-    return loaded
-
-
 def _image(path: str):
     from PIL import Image
 
@@ -293,7 +284,7 @@ def _measured(record: Record, tasks: list[str]) -> dict:
 
 def _with_metrics(frontier: Frontier, rows: list[dict]) -> Frontier:
     full, *rest = [{k: v for k, v in row.items() if k != "name"} for row in rows]
-    points = [FrontierPoint(**{**vars(p), "metrics": m}) for p, m in zip(frontier.points, rest)]
+    points = [replace(p, metrics=m) for p, m in zip(frontier.points, rest)]
     return Frontier(points, {**frontier.meta, "full_accuracy": full["accuracy"]})
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from .budget import parse_budget
 from .config import PruningConfig
 from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
 
@@ -36,6 +37,9 @@ class FrontierPoint:
         for name in ("flops", "share", "loss"):
             if isinstance(data[name], bool) or not isinstance(data[name], (int, float)):
                 raise ValueError(f"a point's {name} must be a number, got {data[name]!r}")
+        if not isinstance(data["metrics"], dict):
+            raise ValueError(f"a point's metrics must be an object, got {data['metrics']!r}")
+        parse_budget(data["budget"])
         return cls(**{**data, "config": PruningConfig.from_dict(data["config"])})
 
 

@@ -103,9 +103,9 @@ def _search_options(sub: _Parser) -> None:
     add = sub.add_argument
     add("--method", default=_DEFAULTS["method"], help="who ranks the tokens (default: %(default)s)")
     add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules (default: %(default)s)")
-    add("--budgets", type=budgets, default=[0.2, 0.3, 0.5, 0.7, 0.9], metavar="LIST",
+    add("--budgets", type=budgets, default=list(_DEFAULTS["budgets"]), metavar="LIST",
         help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count (0.1:0.9:9), or "
-             "absolute (1.8TFLOPs); default: 0.2,0.3,0.5,0.7,0.9")
+             "absolute (1.8TFLOPs); default: " + ",".join(map(str, _DEFAULTS["budgets"])))
     add("--steps", type=_whole(1), default=_DEFAULTS["steps"], metavar="N",
         help="gradient steps per budget (default: %(default)s)")
     add("--learning-rate", type=_positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
