@@ -32,7 +32,7 @@ FLOORS = [
     },
     {"methods", "models"},
     {"prefill", "pruning"},
-    {"evaluate", "search", "baselines", "predictor", "amortised", "presets", "schedules"},
+    {"evaluate", "refine", "downsample", "search", "baselines", "predictor", "amortised", "presets", "schedules"},
     {"plot", "console", "options", "testbed", "data"},
     {"demo"},
     {"cli"},

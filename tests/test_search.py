@@ -60,7 +60,7 @@ def test_same_seed_same_frontier_and_the_model_is_untouched(batches):
 
 def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     seen = []
-    frontier = vispco.search(llava, batches, budgets=[0.4, 0.6], steps=6, inner=3, callback=seen.append)
+    frontier = vispco.search(llava, batches, budgets=[0.4, 0.6], steps=6, inner=3, refinement=0, callback=seen.append)
     assert [(s["budget"], s["step"]) for s in seen] == [(b, i) for b in (0.6, 0.4) for i in range(6)]
     assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
     json.dumps(seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -62,30 +63,26 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
     model.eval()
     try:
         teach(model, lessons)
-        right, divergence = [], []
-        pruner = apply(model, config, mode=mode) if config is not None else None
-        try:
-            for lesson in lessons:
-                if pruner:
-                    logits = answer_logits(model, lesson, pruner)
-                    divergence.append(kl_divergence(logits, lesson.log_probs).cpu())
-                else:
-                    logits = lesson.log_probs
-                    divergence.append(torch.zeros(len(logits)))
-                wrong = logits.argmax(-1).cpu() != lesson.targets
-                answered = lesson.answers.any(1)
-                misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong.long())
-                right.append((misses == 0)[answered])
-        finally:
-            if pruner:
-                pruner.remove()
+        with nullcontext() if config is None else apply(model, config, mode=mode) as pruner:
+            grades = [grade(lesson, lesson.log_probs if pruner is None else answer_logits(model, lesson, pruner))
+                      for lesson in lessons]
     finally:
         model.train(training)
-    correct = torch.cat(right)
-    flops, full, text = costs(adapter, lessons, config)
-    prunable = float((flops - text).sum() / (full - text).sum())
-    return Record(float(correct.float().mean()), float(torch.cat(divergence).mean().clamp(min=0)),
-                  float(flops.mean()), float(flops.sum() / full.sum()), prunable, len(correct), correct)
+    return record(grades, *costs(adapter, lessons, config))
+
+
+def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Which answers are right (one bool per sample that has one), and KL(pruned || full) at each answer token."""
+    wrong = (logits.argmax(-1).cpu() != lesson.targets).long()
+    misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong)
+    return (misses == 0)[lesson.answers.any(1)], kl_divergence(logits, lesson.log_probs).cpu()
+
+
+def record(grades: list[tuple[Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:
+    """The means over all samples; FLOPs (samples,) as they ran, in full and without visual tokens."""
+    correct, divergence = (torch.cat(part) for part in zip(*grades))
+    return Record(float(correct.float().mean()), float(divergence.mean().clamp(min=0)), float(flops.mean()),
+                  float(flops.sum() / full.sum()), float((flops - text).sum() / (full - text).sum()), len(correct), correct)
 
 
 def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,6 +36,9 @@ class Kernel(nn.Module):
     [1.0, 0.5, 0.5, 0.5]
     """
 
+    #: Whether every non-increasing schedule is one of its curves.
+    free: bool = False
+
     def __init__(self, num_layers: int, first_layer: int = 1):
         super().__init__()
         if num_layers < 1:
@@ -233,6 +236,8 @@ class Monotone(Kernel):
     >>> Monotone(num_layers=4)().tolist()
     [1.0, 0.75, 0.5, 0.25]
     """
+
+    free = True
 
     def initial(self) -> Tensor:
         return torch.zeros(self.num_layers - self.first_layer + 1)

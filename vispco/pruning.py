@@ -77,8 +77,6 @@ class Pruner:
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
         self.prefill: Prefill | None = None
         self.decoding = False
-        if method.reads_vision:
-            from .vision import Tower
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._hooks: list = []

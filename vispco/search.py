@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from .alm import AugmentedLagrangian
 from .budget import Budget
-from .config import PruningConfig
-from .evaluate import evaluate
 from .flops import CostModel
 from .frontier import Frontier, FrontierPoint
 from .kernels import Kernel
 from .pruning import Pruner
+from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
 from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
 from .version import versions
@@ -34,7 +33,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
            budgets: Sequence[float | str] = (0.2, 0.35, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
            learning_rate: float = 0.2, inner: int = 10, relative_to: str = "prunable",
            method_options: Mapping | None = None, kernel_options: Mapping | None = None,
-           estimator: Mapping | None = None, constraint: Mapping | None = None,
+           estimator: Mapping | None = None, constraint: Mapping | None = None, refinement: int | None = None,
            callback: Callable[[dict], Any] | None = None) -> Frontier:
     """Find one pruning configuration per budget by gradient.
 
@@ -45,6 +44,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: options of `straight_through_mask`. constraint: of `AugmentedLagrangian`.
+    refinement: rounds of local moves on the result (`vispco.refine`), within all non-increasing schedules; None: 4 for a
+        kernel that spans them all, and 0 for the others, whose schedules have a form to keep.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
     Budgets are searched from the largest down, each started from the last one's solution or from the kernel's own
@@ -65,6 +66,9 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
     if steps < 1 or inner < 1:
         raise ValueError(f"steps and inner must be at least 1, got {steps} and {inner}")
+    rounds = refinement if refinement is not None else 4 * curve.free
+    if rounds < 0:
+        raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}")
     lessons = prepare(model, batches)
     cost = CostModel(adapter.dimensions(adapter.config), scorer)
     n_visual, n_text = shapes(lessons)
@@ -79,26 +83,21 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     try:
         teach(model, lessons)
         for limit in limits:
-            tried: dict[tuple, tuple] = {}
+            bench = Bench(model, lessons, {
+                "method": method, "method_options": method_options or {}, "model_type": adapter.config.model_type,
+                "budget": limit.value, "n_visual": limit.tokens})
 
-            def measure(ratios: Tensor) -> float:
+            def measure(ratios: Tensor, bench=bench, limit=limit) -> float:
                 """KL of the hardened schedule, with and without its smallest drops, on all calibration data."""
-                nonlocal passes
-                hardened = {tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))}
-                for keep_ratios in sorted(hardened - tried.keys()):
-                    config = PruningConfig(method, keep_ratios, method_options or {}, adapter.config.model_type,
-                                           limit.value, n_visual=limit.tokens)
-                    tried[keep_ratios] = evaluate(model, lessons, config), config
-                    passes += samples
-                return min(tried[r][0].kl for r in hardened)
+                return min(bench.kl({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))}))
 
             seen = _search_one(adapter, scorer, curve, lessons, limit, measure, steps=steps, inner=inner, seed=seed,
                                learning_rate=learning_rate, estimator=dict(estimator or {}),
                                constraint=dict(constraint or {}), callback=callback)
-            passes += 3 * seen  # not in one line with the call, which counts the measured schedules
-            best = min(tried.values(), key=lambda found: found[0].kl)
-            record, config = best
-            config = replace(config, flops=record.flops)
+            refine(bench, limit, rounds, seed)
+            passes += 3 * seen + bench.passes
+            record = bench.records[bench.best]
+            config = replace(bench.config(bench.best), flops=record.flops)
             points.append(FrontierPoint(config, limit.value, record.flops, limit.share(config.tokens(limit.tokens)),
                                         record.kl))
     finally:

@@ -1,0 +1,115 @@
+"""Refinement: moves are schedules, the budget holds, nothing gets worse, and the cost is what is said."""
+
+import types
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import vispco
+from tiny import batch
+from vispco.budget import Budget
+from vispco.flops import CostModel, Dimensions
+from vispco.refine import Bench, moves, refine
+
+LAYERS, TOKENS = 10, 64
+
+
+def limit(budget, first_layer=1):
+    """A budget on a decoder of ten layers, for samples of 64 visual and 9 text tokens."""
+    cost = CostModel(Dimensions(LAYERS, 32, 4, 2, 8, 56, 60))
+    return Budget(budget, cost, torch.tensor([TOKENS]), torch.tensor([9]), first_layer)
+
+
+class Known(Bench):
+    """A bench whose KL is the distance to a known schedule; each lesson adds noise of its own, zero in the mean."""
+
+    def __init__(self, target, noise=0.0, lessons=8):
+        super().__init__(None, [[None] * 4] * lessons, {})
+        self.target, self.asked = torch.tensor(target), []
+        self.noise = noise * torch.linspace(-1, 1, lessons)
+
+    def _run(self, schedule, part):
+        if part is None and schedule in self.records:
+            return self.records[schedule]
+        numbers = range(len(self.lessons)) if part is None else part
+        self.asked.append((schedule, len(numbers)))
+        self.passes += 4 * len(numbers)
+        kl = (torch.tensor(schedule) - self.target).square().sum() + self.noise[list(numbers)].mean()
+        record = types.SimpleNamespace(kl=float(kl))
+        if part is None:
+            self.records[schedule] = record
+        return record
+
+
+@given(ratios=st.lists(st.floats(0, 1), min_size=LAYERS, max_size=LAYERS), first=st.integers(0, 3), seed=st.integers(0, 99))
+def test_moves_are_schedules(ratios, first, seed):
+    ratios = torch.tensor([1.0] * first + sorted(ratios, reverse=True)[first:], dtype=torch.float64)
+    for moved in moves(ratios, first, 8, torch.Generator().manual_seed(seed)):
+        assert moved.shape == ratios.shape and ((moved >= 0) & (moved <= 1)).all()
+        assert (moved[1:] <= moved[:-1] + 1e-12).all() and (moved[:first] == 1).all()
+
+
+def test_every_schedule_can_be_reached():
+    """From one step, moves lead to steps at every layer, and to keeping everything."""
+    start = torch.tensor([1.0] * 5 + [0.5] * 5, dtype=torch.float64)
+    found = moves(start, 1, 400, torch.Generator().manual_seed(0))
+    drops = {i for r in found for i in range(1, LAYERS) if r[i] < r[i - 1] - 1e-9}
+    assert drops == set(range(1, LAYERS)) and any(r.eq(1).all() for r in found)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("budget", [0.2, 0.7])
+def test_walks_to_the_optimum_within_the_budget(budget, noise):
+    b = limit(budget)
+    target = tuple(b.harden(torch.tensor([1.0, 1, 1, 0.8, 0.6, 0.3, 0.1, 0, 0, 0])))
+    start = tuple(b.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))
+    bench = Known(target, noise)
+    before, = bench.kl([start])
+    refine(bench, b, rounds=15)
+    after = bench.records[bench.best].kl
+    assert after < 0.3 * before
+    for schedule in bench.records:
+        assert b.holds([round(r * TOKENS) for r in schedule])
+
+
+def test_never_worse_and_never_twice():
+    b = limit(0.4)
+    start = tuple(b.harden(torch.linspace(1, 0, LAYERS)))
+    bench = Known(start)  # it starts at the optimum
+    bench.kl([start])
+    refine(bench, b, rounds=6)
+    assert bench.best == start
+    whole = [schedule for schedule, n in bench.asked if n == 8]
+    assert len(whole) == len(set(whole))
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_costs_no_more_than_it_says(rounds):
+    b, data = limit(0.4), 8 * 4
+    bench = Known([1.0] * LAYERS)
+    bench.kl([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+    refine(bench, b, rounds, racers=8, winners=2, share=0.25)
+    assert bench.passes - data <= rounds * (9 * 0.25 + 2) * data and (bench.passes > data) == (rounds > 0)
+
+
+def test_same_seed_same_moves():
+    b = limit(0.4)
+    benches = [Known([1.0] * LAYERS) for _ in range(3)]
+    for bench, seed in zip(benches, (1, 1, 2)):
+        bench.kl([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+        refine(bench, b, 2, seed)
+    assert benches[0].asked == benches[1].asked != benches[2].asked
+
+
+def test_search_is_better_for_it_and_other_kernels_keep_their_form(llava):
+    batches = [batch(images=(1, 1, 1, 1), text=(9,) * 4, before=(2,) * 4, seed=s) for s in range(4)]
+    plain, refined = (vispco.search(llava, batches, budgets=[0.4], steps=2, refinement=n).points[0] for n in (0, 4))
+    assert refined.loss <= plain.loss and refined.share <= 0.4
+    single = vispco.search(llava, batches, kernel="single_layer", budgets=[0.4], steps=2).points[0]
+    assert len(single.config.steps) <= 2  # one step, and the tokens that filling up the budget adds before it
+
+
+def test_refuses_a_negative_number_of_rounds(llava):
+    with pytest.raises(ValueError, match="refinement must be at least 0 rounds, got -1"):
+        vispco.search(llava, [batch()], budgets=[0.5], refinement=-1)
