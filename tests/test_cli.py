@@ -208,7 +208,8 @@ def test_demo(capsys):
         "frontier.json", "frontier.png", "frontier.svg", "pruning_config-0.3.json", "pruning_config-0.7.json"]
     loaded = Frontier.load("out/frontier.json")
     kinds = [c["kind"] for c in loaded.meta["competitors"]]
-    assert {k: kinds.count(k) for k in set(kinds)} == {"grid": 6, "random": 4, "published": 3, "selected": 2}
+    assert {k: kinds.count(k) for k in set(kinds)} == {
+        "grid": 6, "random": 4, "published": 3, "selected": 2, "fitted": 2, "coarse": 4}
     for row, point in zip(loaded.meta["comparison"], loaded.points):
         within = [c for c in loaded.meta["competitors"] if c["kind"] == "grid" and c["share"] <= point.budget]
         assert row["grid"] == min(within, key=lambda c: c["kl"])
@@ -226,7 +227,7 @@ def test_demo_command_passes_its_options_on(monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(demo, "run", lambda *a, **k: seen.update(a=a, k=k))
     assert main(["demo", "--fast", "--seed", "3", "-q", "-o", "x"]) == 0
-    assert seen == {"a": ("x", 3, True), "k": demo.FAST}
+    assert seen == {"a": ("x", 3, True), "k": {"model_name": "testbed-llava", **demo.FAST}}
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------

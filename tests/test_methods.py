@@ -1,18 +1,29 @@
-"""Each built-in method against a naive implementation: eager attention weights, Python loops, one sample."""
+"""Each built-in method against its naive counterpart, and what each promises besides."""
 
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import naive
+import naive_vision
 import vispco
-from oracles import Constant, by_hand, decoder_inputs, pruned_with, rows_alone
-from tiny import IMAGE, PER_IMAGE, batch, tiny_llava, without_labels
+from naive import NAIVE, naive_kept, naive_rank, naive_recycled, ranked, step_at
+from oracles import Constant, pruned_with, rows_alone
+from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, without_labels
 from vispco import PruningConfig
 from vispco.context import Context
+from vispco.methods import fitprune
+from vispco.methods.cdpruner import CDPruner
+from vispco.methods.dart import DART
+from vispco.methods.divprune import DivPrune
 from vispco.methods.random import Random, hashed
+from vispco.methods.sparsevlm import SparseVLM
 from vispco.methods.strided import Strided
 from vispco.registry import METHODS
 
@@ -21,104 +32,47 @@ SCHEDULES = [[1, 0.5, 0.5, 0.5, 0.5, 0.5], [1, 1, 0.7, 0.7, 0.3, 0.3], [1, 0.9, 
              [1, 1, 1, 1, 1, 0.4]]
 
 
+#: family, schedule, padding, number of samples
+CASES = [("llava", 0, "right", 4), ("llava", 1, "left", 4), ("llava", 2, "left", 3), ("llava", 2, "right", 2),
+         ("llava", 3, "left", 1), ("qwen2_5_vl", 2, "left", 2), ("qwen2_5_vl", 1, "right", 4)]
+
+
 @functools.cache
-def models(layers=6, kv_heads=2):
+def models(family="llava", layers=6, kv_heads=2):
     """The same weights under sdpa, which is pruned, and under eager attention, which shows its weights."""
-    return tiny_llava(layers, kv_heads), tiny_llava(layers, kv_heads, attention="eager")
+    build = FAMILIES[family]
+    options = {"kv_heads": kv_heads} if family == "llava" else {"num_key_value_heads": kv_heads}
+    return build(layers, **options), build(layers, attention="eager", **options)
 
 
-# ---- naive methods: (scores by original position) of the tokens present at the input of a layer ------------
-def naive_fastv(trace, before, inputs, embeddings, visual, text):
-    """Row of the last token in layer K - 1, mean over heads."""
-    weights, place = before.attention[-1][0], before.places[-1].tolist()  # (H, N, N)
-    last = place.index(max(text))
-    return {
-        p: sum(weights[h, last, place.index(p)].item() for h in range(len(weights))) / len(weights)
-        for p in visual
-    }
-
-
-def naive_pdrop(trace, before, inputs, embeddings, visual, text):
-    """The same in layer K, as it would be without dropping before it."""
-    return naive_fastv(trace, trace, inputs, embeddings, visual, text)
-
-
-def naive_sparsevlm(trace, before, inputs, embeddings, visual, text):
-    """Attention averaged over heads and raters: text after the image, related to it at least as the mean is."""
-    text = [t for t in text if t > min(visual)]  # what comes before the image cannot rate it
-    share = dict.fromkeys(text, 0.0)
-    for v in visual:
-        relation = [math.fsum((embeddings[v] * embeddings[t]).tolist()) for t in text]
-        top = max(relation)
-        total = sum(math.exp(x - top) for x in relation)
-        for t, x in zip(text, relation):
-            share[t] += math.exp(x - top) / total / len(visual)
-    raters = [t for t in text if share[t] >= sum(share.values()) / len(text) - 1e-9]
-    weights, place = before.attention[-1][0].mean(0), before.places[-1].tolist()
-    return {
-        p: sum(weights[place.index(t), place.index(p)].item() for t in raters) / len(raters) for p in visual
-    }
-
-
-def naive_random(trace, before, inputs, embeddings, visual, text, seed=0):
-    """The "lowbias32" hash of the running number, in Python's integers."""
-    scores, numbers = {}, [p for p, t in enumerate(inputs["input_ids"][0].tolist()) if t == IMAGE]
-    for p in visual:
-        x = (numbers.index(p) + (seed + 1) * 0x9E3779B9) % 2**32
-        x = (x ^ x >> 15) * 0x21F0AAAD % 2**32
-        x = (x ^ x >> 15) * 0x735A2D97 % 2**32
-        scores[p] = x ^ x >> 15
-    return scores
-
-
-def naive_strided(trace, before, inputs, embeddings, visual, text):
-    """Minus the running number with its binary digits mirrored."""
-    numbers = [p for p, t in enumerate(inputs["input_ids"][0].tolist()) if t == IMAGE]
-    return {p: -int(f"{numbers.index(p):024b}"[::-1], 2) for p in visual}
-
-
-NAIVE = {name.removeprefix("naive_"): f for name, f in globals().items() if name.startswith("naive_")}
-
-
-def naive_kept(model, inputs, config, naive):
-    """{layer: (S,) bool}: rank by the naive scores at each step, then drop by hand before the next."""
-    ids = inputs["input_ids"][0]
-    embeddings = decoder_inputs(model, inputs)[0]["inputs_embeds"][0]
-    present, kept, n = torch.ones_like(ids, dtype=torch.bool), {}, int((ids == IMAGE).sum())
-    for layer in range(config.num_layers):
-        visual = [p for p in range(len(ids)) if present[p] and ids[p] == IMAGE]
-        count = math.floor(config.keep_ratios[layer] * n + 1e-6)
-        count = max(count, 1) if config.keep_ratios[layer] > 0 and n else count
-        if count >= len(visual):
-            continue
-        text = [p for p in range(len(ids)) if ids[p] != IMAGE]
-        trace = by_hand(model, inputs, kept, upto=layer)
-        before = by_hand(model, inputs, kept, upto=layer - 1) if layer else None
-        scores = naive(trace, before, inputs, embeddings, visual, text)
-        ranked = sorted(visual, key=lambda p: (-scores[p], p))
-        present = present.clone()
-        present[ranked[count:]] = False
-        kept[layer] = present
-    return kept
+def kept_by(model, config, inputs, mode="deploy"):
+    """{layer: (B, S) bool} that vispco keeps."""
+    with vispco.apply(model, config, mode=mode) as handle, torch.no_grad():
+        model(**inputs)
+        return handle.kept()
 
 
 def test_every_built_in_method_has_a_naive_counterpart():
     built_in = {n for n in vispco.list_methods() if METHODS.get(n).__module__.startswith("vispco.")}
-    assert built_in <= set(NAIVE), f"write a naive implementation of {built_in - set(NAIVE)} here"
+    written = {n.removeprefix("naive_") for module in (naive, naive_vision) for n in vars(module)}
+    assert built_in <= written, f"write a naive implementation of {built_in - written} in tests/naive.py"
+
+
+def fitting(name, ratios):
+    """The schedule, a layer earlier for methods that can prune layer 0."""
+    return PruningConfig(name, ratios if METHODS.get(name).first_layer else [*ratios[1:], ratios[-1]])
 
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
-@pytest.mark.parametrize("schedule", range(len(SCHEDULES)))
+@pytest.mark.parametrize("family, schedule, padding, size", CASES)
 @pytest.mark.parametrize("name", sorted(NAIVE))
-def test_keeps_what_the_naive_method_keeps(name, schedule, mode):
+def test_keeps_what_the_naive_method_keeps(name, family, schedule, padding, size, mode):
     """In a mixed batch, padded on either side; also at a second and third step, on the tokens that remain."""
-    sdpa, eager = models()
-    config = PruningConfig(name, SCHEDULES[schedule])
-    inputs = without_labels(batch(**SHAPE, padding="left" if schedule % 2 else "right", seed=schedule))
-    with vispco.apply(sdpa, config, mode=mode) as handle, torch.no_grad():
-        sdpa(**inputs)
-        got = handle.kept()
-    for b in range(4):
+    sdpa, eager = models(family)
+    config, shape = fitting(name, SCHEDULES[schedule]), {k: v[:size] for k, v in SHAPE.items()}
+    inputs = without_labels(batch(**shape, padding=padding, seed=schedule))
+    got = kept_by(sdpa, config, inputs, mode)
+    for b in range(size):
         alone, real = rows_alone(inputs, SHAPE["images"], b)
         expected = naive_kept(eager, alone, config, NAIVE[name])
         assert bool(expected) == (SHAPE["images"][b] > 0)
@@ -126,17 +80,23 @@ def test_keeps_what_the_naive_method_keeps(name, schedule, mode):
             assert torch.equal(got[layer][b, real], mask), f"sample {b}, layer {layer}"
 
 
+@pytest.mark.parametrize("name, layer", [("dart", 2), ("divprune", 0), ("cdpruner", 0)])
+def test_search_sees_the_naive_order_of_all_tokens(name, layer):
+    """Not only which come first: the soft threshold looks past the last one kept."""
+    sdpa, eager = models()
+    inputs = without_labels(batch(images=(2,), text=(7,), before=(1,)))
+    (ctx, scores), = scores_of(name, sdpa, inputs, [1.0] * layer + [0.5] * (6 - layer), "search")
+    order = ctx.visual[1][0, scores[0].argsort(descending=True, stable=True)].tolist()
+    assert order == ranked(NAIVE[name](step_at(eager, inputs, layer, {}, 16)))
+
+
 @pytest.mark.parametrize("name", sorted(NAIVE))
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_one_key_head_and_one_per_query_head(name, kv_heads):
-    sdpa, eager = models(3, kv_heads)
-    config, inputs = (
-        PruningConfig(name, [1, 0.6, 0.2]),
-        without_labels(batch(images=(2,), text=(5,), before=(1,))),
-    )
-    with vispco.apply(sdpa, config) as handle, torch.no_grad():
-        sdpa(**inputs)
-        got = handle.kept()
+    sdpa, eager = models("llava", 3, kv_heads)
+    config = PruningConfig(name, [1, 0.6, 0.2])
+    inputs = without_labels(batch(images=(2,), text=(5,), before=(1,)))
+    got = kept_by(sdpa, config, inputs)
     for layer, mask in naive_kept(eager, inputs, config, NAIVE[name]).items():
         assert torch.equal(got[layer][0], mask)
 
@@ -155,10 +115,33 @@ class Scores(vispco.Method):
         return scores
 
 
-def scores_of(name, model, inputs, ratios):
+class Merges(SparseVLM):
+    """Runs another method and writes down what it merges."""
+
+    def __init__(self, method):
+        self.method, self.seen = method, []
+
+    def score(self, ctx):
+        return self.method.score(ctx)
+
+    def limit(self, ctx, scores):
+        return self.method.limit(ctx, scores)
+
+    def merge(self, ctx, kept):
+        into = self.method.merge(ctx, kept)
+        self.seen.append((ctx, kept, into))
+        return into
+
+
+def context(**fields):
+    """A context that knows nothing else."""
+    return Context(**dict.fromkeys(Context.__dataclass_fields__) | {"layer": 0} | fields)
+
+
+def scores_of(name, model, inputs, ratios, mode="deploy"):
     """[(ctx, scores)] at each step."""
     probe = Scores(METHODS.get(name)())
-    with pruned_with(model, probe, ratios), torch.no_grad():
+    with pruned_with(model, probe, ratios, mode), torch.no_grad():
         model(**inputs)
     return probe.seen
 
@@ -247,11 +230,200 @@ def test_sparsevlm_rates_when_much_text_precedes_the_image():
         assert (scores > 0).any(), f"seed {seed}: every score is 0, so the first tokens are kept"
 
 
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+@pytest.mark.parametrize("family, schedule, padding, size", CASES[:3] + CASES[-1:])
+def test_adaptive_keeps_as_many_as_the_rank_allows(family, schedule, padding, size, mode):
+    """At every step, and no more than configured."""
+    sdpa, eager = models(family)
+    config = PruningConfig("sparsevlm", SCHEDULES[schedule], {"adaptive": 1.5})
+    inputs = without_labels(batch(**{k: v[:size] for k, v in SHAPE.items()}, padding=padding, seed=schedule))
+    got, plain = (kept_by(sdpa, PruningConfig("sparsevlm", SCHEDULES[schedule], o), inputs, mode)
+                  for o in (config.method_options, {}))
+    assert sum(int(mask.sum()) for mask in got.values()) < sum(int(mask.sum()) for mask in plain.values())
+    for b in range(size):
+        alone, real = rows_alone(inputs, SHAPE["images"], b)
+        expected = naive_kept(eager, alone, config, NAIVE["sparsevlm"],
+                              lambda step: max(1, math.floor(1.5 * naive_rank(step))))
+        for layer, mask in expected.items():
+            assert torch.equal(got[layer][b, real], mask)
+
+
+def test_adaptive_without_raters_leaves_the_count():
+    """A prompt that ends in the image has no text to rate with, so no rank either."""
+    inputs = without_labels(batch(images=(1,), text=(3,), before=(3,)))
+    config = PruningConfig("sparsevlm", SCHEDULES[0], {"adaptive": 1.0, "recycle": 0.5})
+    assert kept_by(models()[0], config, inputs)[1].sum() == 4 + PER_IMAGE // 2
+
+
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("keep, share", [(0.5, 0.3), (0.375, 1.0), (0.2, 1.0), (0.05, 0.9), (0.9, 0.3)])
+def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mode):
+    """Which tokens stay, which are merged, and into which; the count is that of the configuration."""
+    sdpa, eager = models(family)
+    inputs = without_labels(batch(**SHAPE, padding=padding, seed=4))
+    probe, layer = Merges(SparseVLM(recycle=share)), 2
+    with pruned_with(sdpa, probe, [1.0, 1.0] + [keep] * 4, mode), torch.no_grad():
+        sdpa(**inputs)
+    (ctx, kept, into), = probe.seen
+    for b, images in enumerate(SHAPE["images"]):
+        alone, real = rows_alone(inputs, SHAPE["images"], b)
+        if not images:
+            continue
+        count = PruningConfig("sparsevlm", [keep]).tokens(images * PER_IMAGE)[0]
+        step = step_at(eager, alone, layer, {}, count)
+        stay, homes = naive_recycled(step, share)
+        place = dict(zip(real.nonzero()[:, 0].tolist(), step.now.places[-1].tolist()))
+        slots = {place[p]: j for j, p in enumerate(ctx.visual[1][b].tolist()) if ctx.valid[b, j]}
+        assert len(stay) == count and {p for p, j in slots.items() if kept[b, j]} == stay
+        expected = {p: slots[p] if p in stay else slots[homes[p]] if p in homes else -1 for p in slots}
+        assert {p: int(into[b, j]) for p, j in slots.items()} == expected
+
+
+def test_recycling_changes_states_not_counts():
+    """And with both options the budget is still an upper bound."""
+    model, inputs = models()[0], without_labels(batch(**SHAPE))
+    plain, recycled, both = (
+        kept_by(model, PruningConfig("sparsevlm", [1, 1, 0.25, 0.25, 0.25, 0.25], options), inputs)[2]
+        for options in ({}, {"recycle": 0.3}, {"recycle": 0.3, "adaptive": 1.0}))
+    assert torch.equal(plain.sum(1), recycled.sum(1)) and not torch.equal(plain, recycled)
+    assert (both.sum(1) <= plain.sum(1)).all() and both.sum() < plain.sum()
+
+
+@pytest.mark.parametrize("options", [{"adaptive": 1e9}, {"recycle": 0.3}, {"adaptive": 1e9, "recycle": 0.3}])
+def test_sparsevlm_options_are_counted(options):
+    """To the FLOP: `adaptive` and `recycle` rate the tokens again."""
+    inputs = without_labels(batch(images=(2,) * 3, text=(9,) * 3, before=(2,) * 3))
+    model, config = models()[0], PruningConfig("sparsevlm", SCHEDULES[2], options)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        kept_by(model, config, inputs)
+    report = vispco.count_flops(model, config, n_visual=2 * PER_IMAGE, n_text=10, n_logits=42)
+    assert counter.get_total_flops() == 3 * report.total_with_vision
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"adaptive": 0}, "adaptive must be None or a positive number"), ({"adaptive": "1"}, "adaptive must be"),
+    ({"adaptive": True}, "adaptive must be"), ({"recycle": 1.1}, "recycle must be a share"),
+    ({"recycle": -0.1}, "recycle must be"), ({"recycle": None}, "recycle must be")])
+def test_sparsevlm_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        SparseVLM(**options)
+
+
+# ---- fitprune ----------------------------------------------------------------------------------------------
+def test_fitprune_in_blocks_of_rows(monkeypatch):
+    """However many rows of attention are computed at a time, the scores are the same."""
+    model, inputs = models()[0], without_labels(batch(**SHAPE))
+    (ctx, whole), = scores_of("fitprune", model, inputs, SCHEDULES[3])
+    monkeypatch.setattr(fitprune, "ROWS", 7)
+    (_, blocks), = scores_of("fitprune", model, inputs, SCHEDULES[3])
+    assert torch.allclose(whole[ctx.valid], blocks[ctx.valid], rtol=1e-5, atol=0)
+
+
+def test_fitprune_without_text_after_the_image():
+    """The image's own attention ranks alone then."""
+    inputs = without_labels(batch(images=(1,), text=(3,), before=(3,)))
+    (_, scores), = scores_of("fitprune", models()[0], inputs, SCHEDULES[3])
+    assert (scores > 0).all() and len(scores.unique()) == PER_IMAGE
+
+
+# ---- dart --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "options", [{"visual": 1, "text": 0}, {"visual": 0, "text": 2}, {"visual": 20, "text": 9}])
+def test_dart_with_other_pivots(options):
+    """Fewer, none of a kind, or more than there are tokens."""
+    sdpa, eager = models()
+    config, inputs = PruningConfig("dart", SCHEDULES[2], options), without_labels(batch(**SHAPE))
+    got = kept_by(sdpa, config, inputs)
+    for b in range(4):
+        alone, real = rows_alone(inputs, SHAPE["images"], b)
+        expected = naive_kept(eager, alone, config, lambda step: NAIVE["dart"](step, **options))
+        assert all(torch.equal(got[layer][b, real], mask) for layer, mask in expected.items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"visual": -1}, {"text": 1.5}, {"visual": True}, {"visual": 0, "text": 0}])
+def test_dart_refuses(options):
+    with pytest.raises(ValueError, match="pivot"):
+        DART(**options)
+
+
+# ---- divprune and cdpruner ---------------------------------------------------------------------------------
+def features(image, text=None, keep=None, exhaustive=True):
+    """A context of one sample with these features (V, D), for methods that look at nothing else."""
+    v, x = len(image), torch.tensor([*image, *(text or [])])[None]
+    order = torch.arange(x.shape[1])[None]
+    visual = order < v
+    return context(inputs=x, order=order, visual=(torch.zeros(1, 1).long(), order[:, :v]),
+                   valid=visual[:, :v], visual_mask=visual, text_mask=~visual, exhaustive=exhaustive,
+                   keep=torch.tensor([v if keep is None else keep]))
+
+
+def picked(method, *args, **kwargs):
+    """Slots in the order of picking."""
+    return method.score(features(*args, **kwargs))[0].argsort(descending=True, stable=True).tolist()
+
+
+def test_divprune_by_hand():
+    """Angles: 200 is loneliest, 10 farthest from it, 100 between, then 0; a second 10 adds nothing."""
+    angles = [[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in (0, 10, 10, 100, 200)]
+    assert picked(DivPrune(), angles) == [4, 1, 3, 0, 2]
+
+
+def test_divprune_does_not_see_lengths():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 8, generator=g)
+    assert picked(DivPrune(), x.tolist()) == picked(DivPrune(), (x * torch.rand(20, 1, generator=g)).tolist())
+
+
+def test_cdpruner_takes_orthogonal_tokens_by_relevance():
+    """And a copy of a picked one only when nothing else is left, whatever its relevance."""
+    image = [[1.0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert picked(CDPruner(), image, [[3.0, 2, 1, 0]]) == [0, 1, 3, 2, 4]
+
+
+def test_cdpruner_goes_on_by_relevance():
+    """The least relevant direction counts for nothing, so a copy of the other comes first."""
+    assert picked(CDPruner(), [[0.0, 1], [1, 0], [0, 1], [1, 0]], [[3.0, 2]]) == [1, 3, 0, 2]
+
+
+def test_cdpruner_without_text_is_greedy_volume():
+    """Equal relevance everywhere; there are no more directions than dimensions, then the first come first."""
+    g = torch.Generator().manual_seed(1)
+    image = torch.randn(12, 4, generator=g).tolist()
+    order = picked(CDPruner(), image)
+    unit, base = torch.nn.functional.normalize(torch.tensor(image).double(), dim=-1), [0]
+    while len(base) < 4:
+        left = [j for j in range(12) if j not in base]
+        base.append(max(left, key=lambda j: torch.linalg.svdvals(unit[[*base, j]]).prod().item()))
+    assert order[:4] == base and order[4:] == sorted(order[4:])
+
+
+@pytest.mark.parametrize("method", [DivPrune(), CDPruner()])
+@given(n=st.integers(1, 12), keep=st.integers(0, 12), kinds=st.integers(1, 4), seed=st.integers(0, 99))
+def test_greedy_methods_may_stop_early(method, n, keep, kinds, seed):
+    """What comes first does not depend on how far the order is needed; also with copies, and all equal."""
+    g = torch.Generator().manual_seed(seed)
+    image = torch.randn(kinds, 3, generator=g)[torch.randint(kinds, (n,), generator=g)].tolist()
+    text, keep = torch.randn(2, 3, generator=g).tolist(), min(keep, n)
+    whole = picked(method, image, text)
+    assert sorted(whole) == list(range(n)) and method.score(features(image, text)).isfinite().all()
+    assert picked(method, image, text, keep=keep, exhaustive=False)[:keep] == whole[:keep]
+
+
+# ---- vtw ---------------------------------------------------------------------------------------------------
+def test_vtw_drops_all_or_the_last():
+    inputs = without_labels(batch(images=(2,), text=(5,), before=(1,)))
+    visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    kept = kept_by(models()[0], PruningConfig("vtw", [1, 0.5, 0.5, 0, 0, 0]), inputs)
+    assert kept[1][0, visual].tolist() == [True] * 16 + [False] * 16 and not kept[3][0, visual].any()
+
+
 # ---- random and strided ------------------------------------------------------------------------------------
 def slots(n):
     """A context of one sample with n visual tokens, for methods that look at nothing else."""
-    slot = torch.arange(n)[None]
-    return Context(**dict.fromkeys(Context.__dataclass_fields__) | {"slot": slot, "layer": 0})
+    return context(slot=torch.arange(n)[None])
 
 
 def top(method, n, k):
@@ -298,8 +470,8 @@ def test_random_is_uniform():
 
 @given(seed=st.integers(-2**40, 2**40) | st.integers(2**62, 2**70), n=st.integers(1, 100))
 def test_random_hash_for_any_seed(seed, n):
-    ids = {"input_ids": torch.full((1, n), IMAGE)}
-    expected = naive_random(None, None, ids, None, range(n), None, seed)
+    step = SimpleNamespace(visual=range(n), numbers=range(n))
+    expected = NAIVE["random"](step, seed)
     got = Random(seed).score(slots(n))[0].double()
     assert torch.allclose(
         got, torch.tensor([expected[i] / 2**32 for i in range(n)], dtype=torch.float64), atol=1e-7

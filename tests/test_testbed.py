@@ -1,4 +1,4 @@
-"""The testbed: scenes, questions against a brute-force solver, batches, processor, and the shipped checkpoint."""
+"""The testbed: scenes, questions against a brute-force solver, batches, processors, and the shipped checkpoints."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 
 from vispco import testbed
 from vispco.testbed import evaluate, questions, scenes, vocab
-from vispco.testbed.data import generate
-from vispco.testbed.model import FOLDER, build_config, build_processor
+from vispco.testbed.data import Example, generate
+from vispco.testbed.model import FOLDER, SPECS, build_config, build_model, build_processor
+from vispco.testbed.pack import forward
+from vispco.testbed.train import board_batch
 
 torch.set_num_threads(1)
+models = pytest.mark.parametrize("name", testbed.MODELS)
 STEPS = {"north": (0, -1), "west": (-1, 0)}
 
 
@@ -151,6 +154,11 @@ def test_a_task_keeps_its_examples_when_asked_alone():
         (lambda: testbed.collate([]), "at least one"),
         (lambda: testbed.collate(testbed.examples(n=1), padding_side="top"), "left"),
         (lambda: testbed.load("llava-7b"), "testbed-llava"),
+        (lambda: testbed.collate(testbed.examples(n=1), model="qwen"), "testbed-qwen"),
+        (lambda: testbed.enlarge(testbed.examples(n=1), 64, 70), "multiples of 8"),
+        (lambda: testbed.enlarge(testbed.examples(n=1), 64, 56), "from 64 and 64"),
+        (lambda: testbed.collate(testbed.enlarge(testbed.examples(n=1), 64, 72)), "testbed-qwen"),
+        (lambda: testbed.collate([Example(np.zeros((64, 60, 3), np.uint8), "a", "b", "c")], model="testbed-qwen"), "64x60"),
     ],
 )
 def test_bad_input_says_what_is_valid(call, words):
@@ -158,16 +166,32 @@ def test_bad_input_says_what_is_valid(call, words):
         call()
 
 
-# ---------------------------------------------------------------- batches and processor
+def test_enlarged_examples_keep_their_board():
+    items = testbed.examples("test", 8)
+    bigger = testbed.enlarge(items, 72, 88)
+    for small, big in zip(items, bigger, strict=True):
+        assert big.image.shape == (72, 88, 3) and big.image.dtype == np.uint8
+        assert np.array_equal(big.image[:64, :64], small.image)
+        assert big.image[64:].min() > 150 and big.image[:, 64:].min() > 150
+        assert (big.question, big.answer, big.task) == (small.question, small.answer, small.task)
+    again = testbed.enlarge(items, 72, 88)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(bigger, again, strict=True))
 
 
+# ---------------------------------------------------------------- batches and processors
+
+
+@models
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_collate_layout(side):
+def test_collate_layout(side, name):
     items = testbed.examples("test", 16)
-    batch = testbed.collate(items, side)
+    if name == "testbed-qwen":
+        items = items[:8] + testbed.enlarge(items[8:], 72, 80)
+    batch, spec = testbed.collate(items, side, model=name), SPECS[name]
     for row, item in enumerate(items):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
-        prompt = [vocab.ID[vocab.IMAGE]] * 64 + [vocab.ID[w] for w in item.question.split()]
+        image = [spec.image] * (64 if item.image.shape[0] == 64 else 90)
+        prompt = [*spec.before, *image, *spec.after] + [vocab.ID[w] for w in item.question.split()]
         answer = [vocab.ID[item.answer], vocab.ID[vocab.EOS]]
         assert ids == prompt + answer
         labels = batch["labels"][row]
@@ -175,61 +199,133 @@ def test_collate_layout(side):
         assert torch.equal(labels[labels != -100], batch["input_ids"][row][labels != -100])
         padded = batch["attention_mask"][row][0 if side == "left" else -1] == 0
         assert bool(padded) == (len(ids) < batch["input_ids"].shape[1])
-    assert batch["pixel_values"].shape == (16, 3, 64, 64)
+    if name == "testbed-qwen":
+        assert batch["pixel_values"].shape == (4 * 8 * (64 + 90), 2 * 3 * 4 * 4)
+        assert batch["image_grid_thw"].tolist() == [[1, 16, 16]] * 8 + [[1, 18, 20]] * 8
+        assert torch.equal(batch["mm_token_type_ids"] == 1, batch["input_ids"] == spec.image)
+    else:
+        assert batch["pixel_values"].shape == (16, 3, 64, 64)
 
 
-def test_batches_follow_the_examples():
-    got = testbed.batches("calibration", n=40, batch_size=16, seed=2, padding_side="right")
+@models
+def test_batches_follow_the_examples(name):
+    got = testbed.batches("calibration", n=40, batch_size=16, seed=2, padding_side="right", model=name)
     assert [len(b["input_ids"]) for b in got] == [16, 16, 8]
-    want = testbed.collate(testbed.examples("calibration", 40, seed=2)[16:32], "right")
+    want = testbed.collate(testbed.examples("calibration", 40, seed=2)[16:32], "right", model=name)
+    assert got[1].keys() == want.keys()
     assert all(torch.equal(got[1][key], want[key]) for key in want)
 
 
-def test_processor_agrees_with_collate():
+def _prompts(name, items):
+    image = "<image>" if name == "testbed-llava" else "<|vision_start|><|image_pad|><|vision_end|>"
+    return [image + item.question + "?" for item in items]
+
+
+def _agree(processor, items, name):
+    made = processor(images=[x.image for x in items], text=_prompts(name, items), return_tensors="pt", padding=True)
+    want = testbed.collate(items, with_answers=False, model=name)
+    assert set(made) == set(want)
+    for key in want:
+        assert made[key].shape == want[key].shape and torch.allclose(made[key], want[key], atol=1e-5), key
+
+
+@models
+def test_processor_agrees_with_collate(name):
     items = testbed.examples("test", 24, seed=9)
-    for processor in (build_processor(), testbed.load()[1]):
-        made = processor(images=[x.image for x in items], text=["<image>" + x.question + "?" for x in items],
-                         return_tensors="pt", padding=True)  # fmt: skip
-        want = testbed.collate(items, with_answers=False)
-        assert set(made) == set(want)
-        assert torch.equal(made["input_ids"], want["input_ids"])
-        assert torch.equal(made["attention_mask"], want["attention_mask"])
-        assert torch.allclose(made["pixel_values"], want["pixel_values"], atol=1e-5)
+    for processor in (build_processor(name), testbed.load(name)[1]):
+        _agree(processor, items, name)
+        if name == "testbed-qwen":
+            _agree(processor, items[:12] + testbed.enlarge(items[12:], 80, 72), name)
+            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what digit is at c5"}]}
+            text = processor.apply_chat_template([turn], add_generation_prompt=True)
+            assert text == "<|vision_start|><|image_pad|><|vision_end|>what digit is at c5"
 
 
-# ---------------------------------------------------------------- the shipped checkpoint
+def test_qwens_own_processor_class_agrees_too():
+    """Without its video half, which needs torchvision."""
+    from transformers import Qwen2_5_VLProcessor
+
+    class Pictures(Qwen2_5_VLProcessor):
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    ours = build_processor("testbed-qwen")
+    items = testbed.examples("test", 16, seed=10)
+    _agree(Pictures(ours.image_processor, ours.tokenizer), items[:8] + testbed.enlarge(items[8:], 64, 72), "testbed-qwen")
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return testbed.load("testbed-llava")
+# ---------------------------------------------------------------- training's own forward
 
 
-def test_loads_without_network(monkeypatch):
+@models
+def test_packed_questions_give_the_models_own_logits(name):
+    model = build_model(0, name).eval()
+    for size in [(8, 8), (8, 10), (10, 9)] if name == "testbed-qwen" else [(8, 8)]:
+        _, batch = board_batch(np.random.default_rng(1), [0, 2, 8, 11], 3, size)
+        with torch.inference_mode():
+            logits = forward(model, batch, (0, SPECS[name].layers))[0]
+            for slot in range(4):
+                where = (batch.slot == slot).nonzero()[:, 0][: -1 if slot < 2 else None]  # two slots hold the answer too
+                items = [Example(image, " ".join(vocab.WORDS[t] for t in row), "", "")
+                         for image, row in zip(batch.images, batch.tokens[:, where], strict=True)]  # fmt: skip
+                out = model(**testbed.collate(items, with_answers=False, model=name)).logits[:, -1]
+                assert torch.allclose(out, logits[:, where[-1]], atol=1e-4)
+
+
+@models
+def test_a_closed_window_hides_the_image(name):
+    """Closed from the start or taken out at once: the same; and the text's logits know nothing of the picture."""
+    model, layers = build_model(0, name).eval(), SPECS[name].layers
+    _, batch = board_batch(np.random.default_rng(1), [0, 8], 4, (8, 8))
+    with torch.inference_mode():
+        blind = forward(model, batch, (layers, layers))[0]
+        gone = forward(model, batch, (0, 0))[0]
+        batch.images = batch.images[::-1].copy()
+        other = forward(model, batch, (layers, layers))[0]
+    assert torch.allclose(blind, gone, atol=1e-4) and torch.allclose(blind, other, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the shipped checkpoints
+
+
+@pytest.fixture(scope="module", params=testbed.MODELS)
+def shipped(request):
+    return *testbed.load(request.param), request.param
+
+
+@models
+def test_loads_without_network(monkeypatch, name):
     def refuse(*_args, **_kwargs):
         raise AssertionError("the loader opened a socket")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    model, _ = testbed.load("testbed")
-    assert type(model).__name__ == "LlavaForConditionalGeneration"
-    assert not model.training and next(model.parameters()).dtype == torch.float32
-    assert model.config.text_config.num_hidden_layers == build_config().text_config.num_hidden_layers
+    model, _ = testbed.load(name)
+    classes = {"testbed-llava": "LlavaForConditionalGeneration", "testbed-qwen": "Qwen2_5_VLForConditionalGeneration"}
+    assert type(model).__name__ == classes[name]
+    assert not model.training and {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert model.config.text_config.num_hidden_layers == build_config(name).text_config.num_hidden_layers
 
 
-def test_checkpoint_is_small_and_only_json_and_safetensors():
+def test_the_short_name_is_llava():
+    assert testbed.load("testbed")[0].config.model_type == "llava"
+
+
+def test_checkpoints_are_small_and_only_text_and_safetensors():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".safetensors"}
-    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 10e6
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 12e6
 
 
 def test_accuracy_and_depth(shipped):
+    model, _, name = shipped
+    layers, closes = SPECS[name].layers, min(SPECS[name].closes)
     items = testbed.examples("test", 400, seed=11)
-    full = evaluate.by_task(items, evaluate.hits(shipped[0], items))
+    full = evaluate.by_task(items, evaluate.hits(model, items))
     common = evaluate.majority(items)
     assert full["mean"] >= 0.85
     assert all(full[task] >= common[task] + 0.15 for task in testbed.TASKS)
-    early = evaluate.by_task(items, evaluate.hits(shipped[0], items, [64] + [0] * 7))
-    late = evaluate.by_task(items, evaluate.hits(shipped[0], items, [64] * 6 + [0] * 2))
+    early = evaluate.by_task(items, evaluate.hits(model, items, [64] * 2 + [0] * (layers - 2)))
+    late = evaluate.by_task(items, evaluate.hits(model, items, [64] * closes + [0] * (layers - closes)))
     assert early["mean"] <= full["mean"] - 0.25
     assert late["mean"] >= full["mean"] - 0.06
 
@@ -237,7 +333,7 @@ def test_accuracy_and_depth(shipped):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_plain_forward_agrees_with_the_evaluation(shipped, side):
     items = testbed.examples("test", 64, seed=12)
-    batch = testbed.collate(items, side)
+    batch = testbed.collate(items, side, model=shipped[2])
     labels = batch["labels"]
     with torch.inference_mode():
         out = shipped[0](**batch)
@@ -248,11 +344,28 @@ def test_plain_forward_agrees_with_the_evaluation(shipped, side):
 
 
 def test_generate_is_the_teacher_forced_argmax(shipped):
-    model, processor = shipped
+    model, processor, name = shipped
     items = testbed.examples("test", 64, seed=13)
-    prompt = testbed.collate(items, with_answers=False)
+    if name == "testbed-qwen":
+        items = testbed.enlarge(items, 72, 64)
+    prompt = testbed.collate(items, with_answers=False, model=name)
     with torch.inference_mode():
         out = model.generate(**prompt, max_new_tokens=4, do_sample=False)
     texts = processor.batch_decode(out[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
     right = np.array([text.strip() == item.answer for text, item in zip(texts, items, strict=True)])
     assert (right == evaluate.hits(model, items)).mean() >= 0.98
+
+
+def test_qwen_reads_boards_on_larger_pictures():
+    model, _ = testbed.load("testbed-qwen")
+    items = testbed.examples("test", 200, seed=14)
+    plain = evaluate.by_task(items, evaluate.hits(model, items))["mean"]
+    for height, width in ((64, 80), (80, 64)):
+        bigger = testbed.enlarge(items, height, width)
+        assert evaluate.by_task(bigger, evaluate.hits(model, bigger))["mean"] >= plain - 0.1
+
+
+def test_evaluation_takes_one_size_at_a_time(shipped):
+    items = testbed.examples("test", 4)
+    with pytest.raises(ValueError, match="one size"):
+        evaluate.hits(shipped[0], items[:2] + testbed.enlarge(items[2:], 64, 72))

@@ -8,6 +8,8 @@ budgets, and deploy the result:
         model.generate(**inputs)
 """
 
+from .version import __version__ as __version__  # first: it says so if transformers is too old
+
 from . import methods as methods
 from . import models as models
 from . import pareto as pareto
@@ -18,6 +20,7 @@ from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
 from .kernels import Kernel as Kernel
 from .methods import Method as Method
 from .models import Adapter as Adapter
+from .presets import Preset as Preset, presets as presets
 from .pruning import apply as apply
 from .registry import (
     list_adapters as list_adapters,
@@ -28,4 +31,3 @@ from .registry import (
     register_method as register_method,
 )
 from .search import search as search
-from .version import __version__ as __version__

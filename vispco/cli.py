@@ -161,7 +161,7 @@ def _list(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from . import demo
 
-    demo.run(options.output, options.seed, options.quiet, **(demo.FAST if options.fast else {}))
+    demo.run(options.output, options.seed, options.quiet, model_name=options.model, **(demo.FAST if options.fast else {}))
 
 
 _COMMANDS = {"search": _search, "evaluate": _evaluate, "plot": _plot, "apply": _apply, "list": _list,
@@ -176,8 +176,7 @@ def _model(name: str) -> tuple[Any, Any]:
     if name == "testbed" or name in testbed.MODELS:
         return testbed.load(name)
     if not Path(name).is_dir():
-        raise ValueError(f"unknown model {name!r}: expected testbed, {', '.join(testbed.MODELS)} or a local "
-                         "folder with a Hugging Face model")
+        raise ValueError(_unknown(name))
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
@@ -189,13 +188,19 @@ def _model(name: str) -> tuple[Any, Any]:
     return model, processor
 
 
+def _unknown(model: str) -> str:
+    from .testbed import MODELS
+
+    return f"unknown model {model!r}: expected testbed, {', '.join(MODELS)} or a local folder with a Hugging Face model"
+
+
 def _examples(options: argparse.Namespace, split: str) -> list:
     from . import testbed
 
     if options.data != "testbed":
         raise ValueError(f"unknown data {options.data!r}: the command line knows `testbed` so far; for data "
                          "of your own, pass batches with labels to vispco.search() in Python")
-    _check_words(options.model)
+    _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
     return testbed.examples(split, options.limit, options.seed, options.tasks)
 
 
@@ -203,21 +208,24 @@ def _batches(options: argparse.Namespace, split: str) -> list[dict]:
     from . import testbed
 
     examples, size = _examples(options, split), options.batch_size
-    return [testbed.collate(examples[i:i + size]) for i in range(0, len(examples), size)]
+    kind = _testbed_kind(options.model)
+    return [testbed.collate(examples[i:i + size], model=kind) for i in range(0, len(examples), size)]
 
 
-def _check_words(model: str) -> None:
-    """The testbed's questions are written in its own few words: another tokenizer would get other ids."""
+def _testbed_kind(model: str) -> str:
+    """The testbed model whose inputs `model` takes: it must know the testbed's few words by the same numbers."""
     from .testbed import MODELS
-    from .testbed.vocab import ID
+    from .testbed.vocab import ID, QWEN_ID
 
-    tokenizer = Path(model) / "tokenizer.json"
-    if model != "testbed" and model not in MODELS and Path(model).is_dir():
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            if json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"] == ID:
-                return
-        raise ValueError(f"{model} does not speak the testbed's vocabulary, and the command line has no "
-                         "other data so far: pass batches of your own to vispco.search() in Python")
+    if model == "testbed" or model in MODELS:
+        return model
+    if not Path(model).is_dir():
+        raise ValueError(_unknown(model))
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        words = json.loads((Path(model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[len({w for w in words if words[w] == QWEN_ID[w]})]
+    raise ValueError(f"{model} does not speak the testbed's vocabulary, and the command line has no "
+                     "other data so far: pass batches of your own to vispco.search() in Python")
 
 
 def _image(path: str):

@@ -29,12 +29,14 @@ from .console import (
     tokens,
     wilson,
 )
+from .downsample import evaluate_downsampled
 from .evaluate import Record, evaluate
 from .flops import CostModel, count_flops
 from .frontier import Frontier, FrontierPoint
 from .plot import plot_frontier, require_matplotlib
 from .pruning import apply
 from .registry import adapter_for, build_method
+from .schedules import fitprune_schedule
 from .search import search
 from .teacher import prepare, shapes, teach
 
@@ -51,7 +53,7 @@ def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = 
     """Search the testbed's frontier, measure it on held-out questions beside its competitors, write it down.
 
     Competitors, on the same questions: FastV's published configurations, `n_random` random schedules per
-    budget, and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid is chosen
+    budget, FitPrune's fit of attention statistics, tokens pooled in squares, smaller pictures, and every single-layer configuration with `grid_ratios` keep ratios a layer. The grid is chosen
     from in hindsight, on the test questions themselves: by KL, and by accuracy. The search never sees them.
 
     batch_size: questions per gradient step.
@@ -64,33 +66,35 @@ def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = 
     with output_folder(output) as folder:
         model, processor = testbed.load(model_name)
         say(f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
-        calibration = testbed.batches("calibration", n_calibration, batch_size, seed)
+        calibration = testbed.batches("calibration", n_calibration, batch_size, seed, model=model_name)
         with Progress(len(budgets) * steps, "search", quiet) as bar:
             found = search(model, calibration, "fastv", budgets=budgets, steps=steps, seed=seed, callback=bar)
         say(f"held-out accuracy on {n_test} test questions")
-        arena = Arena(model, calibration, testbed.batches("test", n_test, 64, seed), quiet)
+        arena = Arena(model, calibration, testbed.batches("test", n_test, 64, seed, model=model_name), quiet)
         frontier = _measure(arena, found)
         ratios = [i / grid_ratios for i in range(grid_ratios)]
         grid = single_layer_grid("fastv", arena.layers, ratios, arena.first_layer, arena.tokens)
         say(f"the exhaustive grid: {len(grid)} single-layer configurations")
         entries = _run_grid(arena, grid)
-        say(f"published configurations, and {n_random} random schedules per budget")
+        say(f"published and fitted configurations, pooling, and {n_random} random schedules per budget")
         chance = {p.budget: _run_random(arena, p.budget, n_random, seed) for p in frontier.points}
-        comparison = [_compare(p, entries, chance[p.budget]) for p in frontier.points]
+        fitted = _run_fitted(arena, calibration, [p.budget for p in frontier.points])
+        comparison = [_compare(p, entries, chance[p.budget], f) for p, f in zip(frontier.points, fitted)]
         chosen = [{**row["grid"], "kind": "selected", "budget": row["budget"]}
                   for row in comparison if row["grid"]]
         say("writing the results")
         frontier.meta |= {
-            "competitors": entries + chosen + _run_published(arena) + sum(chance.values(), []),
+            "competitors": entries + chosen + _run_published(arena) + _run_coarse(arena) + fitted
+            + sum(chance.values(), []),
             "comparison": comparison, "n_test": n_test, "grid_size": len(grid),
             "cost_in_forward_passes": {"search": found.meta["forward_passes"],
-                                       "grid": len(grid) * n_test},
+                                       "grid": len(grid) * n_calibration},
             "seconds_in_all": round(time.perf_counter() - started, 1)}
         _write(frontier, folder)
     print(report(frontier))
     middle, example = frontier.points[len(frontier) // 3].config, testbed.examples("test", n_test, seed)[0]
     print(f"\nOne test question, within {percent(middle.budget, 0)} of the prunable compute:\n")
-    print(side_by_side(model, processor, middle, testbed.collate([example], with_answers=False),
+    print(side_by_side(model, processor, middle, testbed.collate([example], with_answers=False, model=model_name),
                        example.question + "?", example.answer))
     print(f"\n{folder}{os.sep} holds frontier.json, frontier.svg, frontier.png and {len(frontier)} "
           "configurations, pruning_config-<budget>.json")
@@ -162,6 +166,22 @@ def _run_published(arena: Arena) -> list[dict]:
     return [arena.entry("published", label, configs[label], r) for label, r in zip(configs, records)]
 
 
+def _run_coarse(arena: Arena) -> list[dict]:
+    """Fewer tokens from the start, no search: squares of tokens averaged, and smaller pictures."""
+    pools = {f"pooled to {share:.0%} at layer 0": PruningConfig("pool", [share] * arena.layers) for share in (0.5, 0.25)}
+    records = dict(zip(pools, arena.run(list(pools.values()), "pooled")))
+    records |= {f"pictures of {scale:.0%} of the side": evaluate_downsampled(arena.model, arena.test, scale)
+                for scale in (0.75, 0.5)}
+    return [{"kind": "coarse", "label": label, "share": r.prunable_share, "flops": r.flops, "accuracy": r.accuracy, "kl": r.kl}
+            for label, r in records.items()]
+
+
+def _run_fitted(arena: Arena, calibration: Sequence[dict], budgets: Sequence[float]) -> list[dict]:
+    configs = [fitprune_schedule(arena.model, calibration, budget, "fastv") for budget in budgets]
+    return [arena.entry("fitted", "FitPrune's fit", config, record, budget=budget)
+            for budget, config, record in zip(budgets, configs, arena.run(configs, "fitted"))]
+
+
 def _run_random(arena: Arena, budget: float, count: int, seed: int) -> list[dict]:
     configs = random_schedules("fastv", arena.limit(budget), count, seed)
     records = arena.run(configs, f"random, {budget:g}")
@@ -169,13 +189,13 @@ def _run_random(arena: Arena, budget: float, count: int, seed: int) -> list[dict
             for i, (c, r) in enumerate(zip(configs, records))]
 
 
-def _compare(point: FrontierPoint, grid: list[dict], chance: list[dict]) -> dict:
-    """One budget: the configuration found, the grid's within it, and the random ones."""
+def _compare(point: FrontierPoint, grid: list[dict], chance: list[dict], fitted: dict) -> dict:
+    """One budget: the configuration found, the grid's within it, the random ones, and FitPrune's."""
     affordable = [g for g in grid if g["share"] <= point.budget + 1e-9]
     row: dict[str, Any] = {
         "budget": point.budget, "accuracy": point.metrics["accuracy"], "kl": point.metrics["kl"],
         "grid": min(affordable, key=lambda g: g["kl"], default=None),
-        "hindsight": {}, "random": {}}
+        "hindsight": {}, "random": {}, "fitted": fitted}
     for name, best, sign in (("accuracy", max, 1), ("kl", min, -1)):
         values = [entry[name] for entry in chance]
         if values:
@@ -200,20 +220,21 @@ def beaten(value: float, others: Sequence[float]) -> float:
 def report(frontier: Frontier) -> str:
     """The demo's tables as text: what was found, how it compares, what it cost."""
     meta, costs = frontier.meta, frontier.meta["cost_in_forward_passes"]
-    published = [[f"FastV's published {r['label']}", percent(r["share"]), f"{r['kl']:.4f}",
-                  percent(r["accuracy"])] for r in meta["competitors"] if r["kind"] == "published"]
+    named = {"published": "FastV's published ", "coarse": ""}
+    others = [[named[r["kind"]] + r["label"], percent(r["share"]), f"{r['kl']:.4f}", percent(r["accuracy"])]
+              for r in meta["competitors"] if r["kind"] in named]
     floor = [FLOOR, "", f"{meta['floor_kl']:.4f}", percent(meta["floor_accuracy"])]
     return "\n\n".join([
         f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a budget):",
         _found(frontier),
-        table(["for comparison", "share", "held-out KL", "held-out accuracy"], [floor, *published]),
+        table(["for comparison", "share", "held-out KL", "held-out accuracy"], [floor, *others]),
         "Held-out accuracy at each budget, % (grid: of least KL on these questions; hindsight: of best "
         "accuracy):",
         _rivalry(meta["comparison"], "accuracy"),
         "Held-out KL at each budget, nats:", _rivalry(meta["comparison"], "kl"),
         f"Cost in forward passes of one question (a backward pass counts 2): search {costs['search']:,} "
-        f"for {len(frontier)} budgets;\ngrid {costs['grid']:,} for {meta['grid_size']} configurations, "
-        f"{costs['grid'] / costs['search']:.2g} times the search. {meta['seconds_in_all']:.0f} s in all."])
+        f"for {len(frontier)} budgets;\nthe grid's {meta['grid_size']} configurations on the same calibration questions "
+        f"would be {costs['grid']:,}, {costs['grid'] / costs['search']:.2g} times that. {meta['seconds_in_all']:.0f} s in all."])
 
 
 def _found(frontier: Frontier) -> str:
@@ -241,9 +262,10 @@ def _rivalry(comparison: list[dict], name: str) -> str:
     for row in comparison:
         chance, grid = row["random"].get(name, {}), row["grid"] or {}
         rows.append([row["budget"], show(row[name]), show(grid.get(name)), show(row["hindsight"].get(name)),
+                     show(row["fitted"][name]),
                      f"{show(chance.get('mean'))} ± {show(chance.get('std'))}", show(chance.get("best")),
                      f"{chance['beaten']:.0f} %" if chance else "–"])
-    return table(["budget", "found", "grid", "hindsight", "random: mean ± s.d.", "best random",
+    return table(["budget", "found", "grid", "hindsight", "FitPrune's fit", "random: mean ± s.d.", "best random",
                   "random ones beaten"], rows)
 
 

@@ -138,7 +138,7 @@ def _plot_options(sub: _Parser) -> None:
 
 
 def _apply_options(sub: _Parser) -> None:
-    sub.add_argument("--model", default="testbed", help="testbed or a local folder (default: %(default)s)")
+    sub.add_argument("--model", default="testbed", help="testbed-llava (or testbed), testbed-qwen, or a local folder (default: %(default)s)")
     sub.add_argument("--config", required=True, metavar="FILE", help="a pruning configuration")
     sub.add_argument("--index", type=_whole(0, 9999), default=0,
                      help="which question of the testbed (default: the first, 0)")
@@ -151,6 +151,7 @@ def _apply_options(sub: _Parser) -> None:
 
 def _demo_options(sub: _Parser) -> None:
     sub.add_argument("--output", "-o", default="vispco-demo", metavar="FOLDER", help="(default: %(default)s)")
+    sub.add_argument("--model", default="testbed-llava", help="testbed-llava or testbed-qwen (default: %(default)s)")
     sub.add_argument("--seed", type=_whole(0), default=0, help="(default: %(default)s)")
     sub.add_argument("--fast", action="store_true", help="a smoke test with tiny sizes")
     sub.add_argument("--quiet", "-q", action="store_true", help="no progress on stderr")
@@ -159,7 +160,8 @@ def _demo_options(sub: _Parser) -> None:
 def _model_and_data(sub: _Parser, limit: int, what: str) -> None:
     add = sub.add_argument
     add("--model", default="testbed",
-        help="testbed, or a local folder of a model with its vocabulary (default: %(default)s)")
+        help="testbed-llava (or testbed), testbed-qwen, or a local folder of a model with their vocabulary "
+             "(default: %(default)s)")
     add("--data", default="testbed", help="nothing but testbed so far (default: %(default)s)")
     add("--tasks", type=_names, metavar="LIST",
         help="such as count,digit; `vispco list tasks` has them (default: all)")

@@ -17,7 +17,7 @@ from .pareto import is_non_dominated
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-_INK, _GREY, _CHANCE, _CHANCE_MEAN, _PUBLISHED = "#222222", "#8a8a8a", "#E69F00", "#B26B00", "#882255"
+_INK, _GREY, _CHANCE, _CHANCE_MEAN, _PUBLISHED, _OTHERS = "#222222", "#8a8a8a", "#E69F00", "#B26B00", "#882255", "#117733"
 _STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 160, "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 10, "text.color": _INK,
@@ -29,7 +29,7 @@ _X_LABELS = {"share": "compute spent on visual tokens (share of the prunable FLO
              "flops": "prefill FLOPs of the language model"}
 _Y_LABELS = {"accuracy": "accuracy", "kl": "KL to the full model (nats, lower is better)"}
 _LEAST_KL = 1e-3
-_KINDS = ("grid", "selected", "random", "published")
+_KINDS = ("grid", "selected", "random", "published", "fitted", "coarse")
 
 Frontiers = Frontier | Sequence[Frontier] | Mapping[str, Frontier]
 
@@ -44,7 +44,7 @@ def plot_frontier(frontiers: Frontiers, path: str | os.PathLike, *, x: str = "sh
     x: "share" of the prunable cost, or "flops". y: "accuracy", or "kl" on a logarithmic scale (anything below
     0.001 nats is drawn there); None chooses.
     Read from `frontier.meta`, where present: `full_accuracy`; `floor_accuracy`, `floor_kl` and `floor`, what
-    they are the floor of; `competitors`, a list of {"kind": "grid" | "selected" | "random" | "published",
+    they are the floor of; `competitors`, a list of {"kind": "grid", "selected", "random", "published", "fitted" or "coarse",
     "label", "share", "flops", "accuracy", "kl", "budget"}, where kind and the x and y in use are needed. Grid
     points get their Pareto frontier, random ones their mean and standard deviation per budget.
 
@@ -226,6 +226,11 @@ def _trade_off(axes, named, curves, rivals, x: str, y: str) -> None:
         axes.plot(*_xy(rivals["selected"]), color="#444444", linestyle="none", marker="s", markersize=7,
                   markerfacecolor="none", markeredgewidth=1.3, zorder=3, label="the best of them by KL")
     _draw_random(axes, rivals["random"])
+    for kind, marker, label in (("fitted", "^", "FitPrune's fit of attention statistics"),
+                                ("coarse", "v", "tokens pooled, or smaller pictures")):
+        if rivals[kind]:
+            axes.plot(*_xy(rivals[kind]), color=_OTHERS, linestyle="none", marker=marker, markersize=7,
+                      markeredgecolor="white", zorder=3.2, label=label)
     for i, (label, curve) in enumerate(curves.items()):
         _draw_curve(axes, label, curve, i)
     held_out = any(y in point.metrics for curve in curves.values() for _, _, point in curve)

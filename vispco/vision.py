@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CHUNK = 2**24  # attention probabilities at a time
 
 class Tower:
     """Listens to one attention layer of an adapter's vision tower.
@@ -30,7 +31,7 @@ class Tower:
         self._seen: dict[str, dict[str, Any]] = {}  # by kind: what went through the attention
 
     def register(self, add: Callable, attention: bool = True) -> None:
-        """Start to listen; `add` gets handles with `.remove()`. attention: False if `read` will not be called."""
+        """Start to listen; `add` gets handles with `.remove()`. attention: whether `read` will be called."""
         backbone = self.adapter.backbone
         for kind in ("image", "video"):
             if hasattr(backbone, f"get_{kind}_features"):
@@ -88,15 +89,15 @@ class Tower:
             if not bool((mask & visual).any()):
                 continue
             if not self._seen.get(kind):
-                raise ValueError(f"the method reads the vision tower, which did not run for this prompt's {kind} tokens: "
-                                 "pass the pixels to the pruned model, not ready-made features")
+                raise ValueError("the method reads the vision tower, which did not run for this prompt's "
+                                 f"{kind} tokens: pass pixels to the pruned model, not ready-made features")
             tokens = adapter.tokens_from_patches(self._patches(self._seen[kind]), inputs, kind)
             full = full + placed(tokens, mask)
         full = full * visual[..., None]
         return full[..., 0], full[..., 1:]
 
     def _patches(self, seen: dict) -> Tensor:
-        """Attention and keys of each patch in the tower's order: (tiles, patches, 1 + E), or (patches, 1 + E)."""
+        """Attention and keys of each patch, in the tower's order: (tiles, n, 1 + E), or (n, 1 + E)."""
         heads = self.adapter.vision_heads(self.adapter.config)
         if "fused" in seen:  # pieces of any length, one after the other
             query, key, _ = seen["fused"].unflatten(-1, (3, heads, -1)).unbind(-3)  # (patches, H, E)
@@ -105,7 +106,7 @@ class Tower:
             sizes = seen["cu_seqlens"].diff().tolist()
             attention = torch.cat([received(*piece) for piece in zip(q.split(sizes), k.split(sizes))])
         else:
-            query, key = (seen[part].unflatten(-1, (heads, -1)) for part in ("query", "key"))  # (tiles, patches, H, E)
+            query, key = (seen[p].unflatten(-1, (heads, -1)) for p in ("query", "key"))  # (tiles, n, H, E)
             if self.adapter.class_token(self.adapter.config):
                 logits = full_precision((query[:, :1] * key).sum(-1)) * query.shape[-1] ** -0.5
                 attention = logits.softmax(1).mean(-1)
@@ -123,7 +124,7 @@ def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:
     n, heads, size = query.shape
     columns, total = key.permute(1, 2, 0), 0
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
-    step = max(1, 2**24 // (n * heads))
+    step = max(1, CHUNK // (n * heads))
     for rows, weight in zip(query.transpose(0, 1).split(step, 1), real.split(step)):
         logits = full_precision(rows @ columns) * size**-0.5  # (H, rows, n)
         total = total + (logits.masked_fill(~real, float("-inf")).softmax(-1) * weight[:, None]).sum((0, 1))
@@ -135,7 +136,8 @@ def real_patches(mask: Tensor | None, shape: tuple[int, int]) -> Tensor | list[N
     if mask is None:
         return [None] * shape[0]
     mask = mask if mask.ndim == 2 else mask[:, 0, 0]
-    return (mask if not mask.is_floating_point() else mask > torch.finfo(mask.dtype).min / 2).bool().expand(shape)
+    mask = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+    return mask.expand(shape)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -158,8 +160,9 @@ def placed(tokens: Tensor, mask: Tensor) -> Tensor:
     copies = max(1, int(mask.sum()) // max(1, len(tokens)))
     rows = mask[::copies]
     if int(rows.sum()) != len(tokens) or len(mask) % copies:
-        raise ValueError(f"the vision tower's patches make {len(tokens)} tokens, but the prompt has {int(mask.sum())} "
-                         "visual ones: pass the images of just this prompt, at the sizes that its processor gives")
+        raise ValueError(f"the vision tower's patches make {len(tokens)} tokens, but the prompt has "
+                         f"{int(mask.sum())} visual ones: pass the images of just this prompt, at the sizes "
+                         "that its processor gives")
     full = tokens.new_zeros(*rows.shape, tokens.shape[-1], device=mask.device)
     full = full.masked_scatter(rows[..., None], tokens.to(mask.device))
     return full.repeat_interleave(copies, 0)

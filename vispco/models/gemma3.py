@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import vit
+from .towers import patches_a_side, vit
 
 
 @register_adapter("gemma3")
@@ -16,8 +18,13 @@ class Gemma3(Adapter):
     causal = False
 
     @classmethod
+    def merge(cls, config):
+        """Patches are pooled down to a fixed number of tokens."""
+        return patches_a_side(config.vision_config) // isqrt(config.mm_tokens_per_image)
+
+    @classmethod
     def vision_flops(cls, config, n_visual, images=None):
         """The whole tower; patches are pooled before the one matrix of the projector."""
         v, text = config.vision_config, config.get_text_config(decoder=True)
-        count = -(-n_visual // config.mm_tokens_per_image)
+        count = cls.tile_count(config, n_visual)
         return count * vit(v), count * 2 * config.mm_tokens_per_image * v.hidden_size * text.hidden_size

@@ -14,13 +14,19 @@ class Idefics3(Adapter):
     architectures = ("Idefics3ForConditionalGeneration",)
     model_types = ("idefics3",)
 
+    tower = "vision_model"
+
+    @classmethod
+    def merge(cls, config):
+        """Patches along the side of a token."""
+        return config.scale_factor
+
     @classmethod
     def vision_flops(cls, config, n_visual, images=None):
         """Tower and projector on as many tiles as `n_visual` tokens need."""
-        v, text, merge = config.vision_config, config.get_text_config(decoder=True), config.scale_factor**2
-        tokens = patches(v) // merge
-        tiles = -(-n_visual // tokens)
-        return tiles * vit(v), tiles * 2 * tokens * merge * v.hidden_size * text.hidden_size
+        v, text = config.vision_config, config.get_text_config(decoder=True)
+        tiles = cls.tile_count(config, n_visual)
+        return tiles * vit(v), tiles * 2 * patches(v) * v.hidden_size * text.hidden_size
 
 
 @register_adapter("smolvlm")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches, two_matrices, vit
+from .towers import two_matrices, vit
 
 
 @register_adapter("internvl")
@@ -15,10 +15,14 @@ class InternVL(Adapter):
     model_types = ("internvl",)
 
     @classmethod
+    def merge(cls, config):
+        """Patches along the side of a token."""
+        return int(1 / config.downsample_ratio)
+
+    @classmethod
     def vision_flops(cls, config, n_visual, images=None):
         """Tower and projector on as many tiles as `n_visual` tokens need."""
         v, text = config.vision_config, config.get_text_config(decoder=True)
-        merge = int(1 / config.downsample_ratio) ** 2
-        tokens = patches(v) // merge
-        tiles = -(-n_visual // tokens)
-        return tiles * vit(v), tiles * two_matrices(tokens, merge * v.hidden_size, text.hidden_size)
+        tiles = cls.tile_count(config, n_visual)
+        width = cls.merge(config) ** 2 * v.hidden_size
+        return tiles * vit(v), tiles * two_matrices(cls.tokens_per_tile(config), width, text.hidden_size)

@@ -23,6 +23,5 @@ class PaliGemma(Adapter):
     @classmethod
     def vision_flops(cls, config, n_visual, images=None):
         """Tower and projector on as many images as `n_visual` tokens need."""
-        v = config.vision_config
-        count = -(-n_visual // patches(v))
+        v, count = config.vision_config, cls.tile_count(config, n_visual)
         return count * vit(v), count * 2 * patches(v) * v.hidden_size * v.projection_dim

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..registry import register_adapter
 from .qwen2_vl import Qwen2VL
 from .towers import encoder_layer, side
@@ -14,6 +16,18 @@ class Qwen25VL(Qwen2VL):
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
     model_types = ("qwen2_5_vl",)
 
+    def vision_layer(self, depth):
+        """The last that attends to whole frames."""
+        return max(self.config.vision_config.fullatt_block_indexes)
+
+    def tokens_from_patches(self, values, inputs, kind):
+        """Within the tower, tokens stand window by window."""
+        size = self.window(self.config.vision_config)
+        frame, row, column = self.places(len(values), inputs, kind).T
+        windows = torch.stack([frame, row // size, column // size])
+        order = torch.unique(windows, dim=1, return_inverse=True)[1].argsort(stable=True)
+        return super().tokens_from_patches(values, inputs, kind)[order.argsort().to(values.device)]
+
     @classmethod
     def block(cls, v, layer, patches, grids):
         """Gated feed-forward network; whole frames in a few layers, windows in the others."""
@@ -23,13 +37,17 @@ class Qwen25VL(Qwen2VL):
     @staticmethod
     def windows(v, grids) -> list[int]:
         """Patches of each window: squares of whole tokens, smaller at the right and bottom edges."""
-        merge = v.spatial_merge_size
-        size = v.window_size // merge // side(v.patch_size) * merge  # in patches
+        size = Qwen25VL.window(v) * v.spatial_merge_size  # in patches
 
         def pieces(length):
             return [min(size, length - start) for start in range(0, length, size)]
 
         return [a * b for t, h, w in grids for _ in range(t) for a in pieces(h) for b in pieces(w)]
+
+    @staticmethod
+    def window(v) -> int:
+        """Tokens along the side of a whole window."""
+        return v.window_size // v.spatial_merge_size // side(v.patch_size)
 
     @staticmethod
     def width(v):

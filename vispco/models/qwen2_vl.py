@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import isqrt
 
 import torch
+from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import encoder_layer, side, two_matrices
+from .towers import encoder_layer, rectangle, side, two_matrices
 
 
 @register_adapter("qwen2_vl")
@@ -26,7 +27,61 @@ class Qwen2VL(Adapter):
             rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(p)], -1) for p in parts)
         return super().rotate(layer, kind, states, rotary)
 
+    # ---- vision tower -----------------------------------------------------------------------------------
+    tower = "visual"
+
+    def tokens_from_patches(self, values, inputs, kind):
+        """The patches of a token stand together."""
+        return values.unflatten(0, (-1, self.merge(self.config) ** 2)).mean(1)
+
+    def places(self, n, inputs, kind):
+        """Frame after frame."""
+        merge, frames = self.merge(self.config), []
+        for t, h, w in inputs[f"{kind}_grid_thw"].tolist():
+            frames += [rectangle(len(frames) + i, h // merge, w // merge) for i in range(t)]
+        return torch.cat(frames)
+
+    @classmethod
+    def merge(cls, config):
+        """Patches along the side of a token."""
+        return config.vision_config.spatial_merge_size
+
+    @classmethod
+    def vision_heads(cls, config):
+        """Heads of the tower's attention."""
+        return config.vision_config.num_heads
+
+    @classmethod
+    def vision_head_dim(cls, config):
+        """Their size."""
+        return cls.width(config.vision_config) // cls.vision_heads(config)
+
+    # ---- input downsampling -----------------------------------------------------------------------------
+    def smaller(self, inputs, scale):
+        """Patches back to pictures, smaller, and to patches again; a token is merge x merge of them."""
+        if inputs.get("pixel_values_videos") is not None:
+            raise ValueError("videos cannot be made smaller here: give the processor smaller frames")
+        v, merge, grids, pieces, tokens = self.config.vision_config, self.merge(self.config), [], [], []
+        sizes = inputs["image_grid_thw"].tolist()
+        for piece, (t, h, w) in zip(inputs["pixel_values"].split([t * h * w for t, h, w in sizes]), sizes):
+            x = piece.view(t, h // merge, w // merge, merge, merge, v.in_channels, v.temporal_patch_size, v.patch_size, -1)
+            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * v.temporal_patch_size, v.in_channels, h * v.patch_size, -1)
+            rows, columns = (max(1, round(n // merge * scale)) for n in (h, w))
+            side = merge * v.patch_size
+            x = interpolate(x, (rows * side, columns * side), mode="bilinear", antialias=True)
+            x = x.view(t, v.temporal_patch_size, v.in_channels, rows, merge, v.patch_size, columns, merge, v.patch_size)
+            pieces.append(x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, piece.shape[1]))
+            grids.append([t, rows * merge, columns * merge])
+            tokens.append((t * h * w // merge**2, t * rows * columns))
+        return {"pixel_values": torch.cat(pieces), "image_grid_thw": torch.tensor(grids).to(inputs["image_grid_thw"])}, tokens
+
     # ---- costs ------------------------------------------------------------------------------------------
+    @classmethod
+    def vision_attention_flops(cls, config, n_visual, images=None):
+        """Within frames."""
+        squares = sum(n * n for n in cls.frames(cls.grids(config, n_visual, images)))
+        return 2 * squares * cls.width(config.vision_config)
+
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
         """Rows of `image_grid_thw`, `video_grid_thw`; by default one image as square as `n_visual` allows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .qwen2_5_vl import Qwen25VL
+from .qwen2_vl import Qwen2VL
 from .towers import encoder_layer
 
 
@@ -36,6 +37,9 @@ class Qwen3VL(Qwen25VL):
         values = features[layer - 1].to(hidden.device, hidden.dtype)
         full = values.new_zeros(*mask.shape, values.shape[-1])
         return full.masked_scatter(mask[..., None].to(hidden.device), values)
+
+    # No windows.
+    vision_layer, tokens_from_patches = Qwen2VL.vision_layer, Qwen2VL.tokens_from_patches
 
     @classmethod
     def block(cls, v, layer, patches, grids):

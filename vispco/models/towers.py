@@ -1,8 +1,12 @@
-"""FLOPs of the parts that vision towers are made of, in the convention of `vispco.flops`."""
+"""Parts that vision towers are made of: their shapes, and FLOPs in the convention of `vispco.flops`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isqrt
+
+import torch
+from torch import Tensor
 
 
 def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2,
@@ -12,14 +16,35 @@ def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2,
     return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
 
 
+def class_token(v) -> bool:
+    """Whether a class token comes before the patches: in CLIP and InternViT, not in SigLIP and its kind."""
+    return not v.model_type.startswith(("siglip", "idefics3", "smolvlm"))
+
+
 def patches(v) -> int:
     """Patches of a square image of the tower's own size."""
-    return (side(v.image_size) // side(v.patch_size)) ** 2
+    return patches_a_side(v) ** 2
+
+
+def patches_a_side(v) -> int:
+    """Its square root."""
+    return side(v.image_size) // side(v.patch_size)
+
+
+def rectangle(frame: int, height: int, width: int) -> Tensor:
+    """Frame, row and column (height * width, 3) of the tokens of one frame, row by row."""
+    return torch.cartesian_prod(torch.tensor([frame]), torch.arange(height), torch.arange(width))
 
 
 def side(size) -> int:
     """A size given as one number or as a pair of equal ones."""
     return size if isinstance(size, int) else size[0]
+
+
+def squares(x: Tensor, size: int) -> Tensor:
+    """Means over squares of size x size patches, row by row: (tiles, n, C) to (tiles, n / size^2, C)."""
+    across = isqrt(x.shape[1]) // size
+    return x.unflatten(1, (across, size, across, size)).mean((2, 4)).flatten(1, 2)
 
 
 def vit(v) -> int:
@@ -29,7 +54,7 @@ def vit(v) -> int:
     """
     d, n = v.hidden_size, patches(v)
     siglip = v.model_type == "siglip_vision_model"
-    tokens = n if siglip or v.model_type.startswith(("idefics3", "smolvlm")) else n + 1  # with the CLS token
+    tokens = n + class_token(v)
     embedding = 2 * n * v.num_channels * side(v.patch_size) ** 2 * d
     layers = v.num_hidden_layers * encoder_layer(tokens, d, v.intermediate_size)
     head = 4 * d * d + 4 * n * d * d + 4 * n * d + 4 * d * v.intermediate_size

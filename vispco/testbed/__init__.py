@@ -1,6 +1,6 @@
-"""The embedded testbed: a small trained LLaVA model and eight visual question answering tasks for it."""
+"""The embedded testbed: two small trained models, LLaVA and Qwen2.5-VL, and eight visual question answering tasks."""
 
-from .data import SPLITS, TASKS, Example, batches, collate, examples
+from .data import SPLITS, TASKS, Example, batches, collate, enlarge, examples
 from .model import MODELS, load
 
-__all__ = ["MODELS", "SPLITS", "TASKS", "Example", "batches", "collate", "examples", "load"]
+__all__ = ["MODELS", "SPLITS", "TASKS", "Example", "batches", "collate", "enlarge", "examples", "load"]

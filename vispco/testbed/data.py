@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from . import easyvqa, scenes
-from .pack import to_pixels
+from .model import PATCH, SPECS, resolve
+from .pack import image_inputs
 from .questions import FAMILIES
-from .vocab import CELLS, EOS, ID, IMAGE, PAD, WORDS, encode
+from .vocab import EOS, ID, PAD, WORDS, encode
 
 TASKS = ("easy_vqa", "place", "digit", "find", "count", "exist", "relation", "compare")
 SPLITS = scenes.SPLITS
@@ -21,7 +22,7 @@ SPLITS = scenes.SPLITS
 class Example:
     """One question about one image."""
 
-    image: np.ndarray  # (64, 64, 3) uint8
+    image: np.ndarray  # (64, 64, 3) uint8; testbed-qwen also takes other sizes, in whole cells of 8 pixels
     question: str
     answer: str
     task: str
@@ -100,19 +101,44 @@ def examples(
     return [out[i] for i in order]
 
 
-def collate(
-    items: Sequence[Example], padding_side: str = "left", with_answers: bool = True
-) -> dict[str, torch.Tensor]:
-    """Model inputs for `items`: input_ids and attention_mask (B, S), pixel_values (B, 3, 64, 64), labels (B, S).
+def enlarge(items: Sequence[Example], height: int, width: int, seed: int = 0) -> list[Example]:
+    """The same examples on larger pictures: the image in the upper left, blank paper to its right and below."""
+    top, left = (max((item.image.shape[side] for item in items), default=0) for side in (0, 1))
+    if height < top or width < left or height % PATCH or width % PATCH:
+        raise ValueError(f"height and width must be multiples of {PATCH} from {top} and {left} on, got {height} and "
+                         f"{width}; pass for example 64 and 80")  # fmt: skip
+    rng = np.random.default_rng(seed)
+    return [replace(item, image=scenes.extend(rng, item.image[None], height, width)[0]) for item in items]
 
-    A prompt is 64 image tokens and the question. With answers, the answer and the end token follow, and `labels`
-    holds them (-100 elsewhere). Without, the dict has no labels and fits `model.generate(**batch)`.
+
+def _prompt(name: str, item: Example) -> list[int]:
+    """The image tokens, with what encloses them, and the question."""
+    spec, (height, width) = SPECS[name], item.image.shape[:2]
+    if height % PATCH or width % PATCH or not height * width:
+        raise ValueError(f"images must have sides in whole cells of {PATCH} pixels, got {height}x{width}; resize or pad them")
+    if name == "testbed-llava" and (height, width) != (64, 64):
+        raise ValueError(f"testbed-llava takes images of 64x64 pixels, got {height}x{width}; pass "
+                         'model="testbed-qwen", which takes others too')  # fmt: skip
+    n = (height // PATCH) * (width // PATCH)
+    return [*spec.before, *[spec.image] * n, *spec.after, *encode(item.question)]
+
+
+def collate(
+    items: Sequence[Example], padding_side: str = "left", with_answers: bool = True, model: str = "testbed-llava"
+) -> dict[str, torch.Tensor]:
+    """Inputs of the testbed model `model` for `items`: input_ids and attention_mask (B, S), pixel_values, labels (B, S).
+
+    A prompt is one image token for 8x8 pixels (64 for a 64x64 image) and the question. pixel_values is (B, 3, 64, 64),
+    for testbed-qwen the patches of all images (P, 96), with image_grid_thw (B, 3) and mm_token_type_ids (B, S). With
+    answers, the answer and the end token follow, and `labels` holds them (-100 elsewhere). Without, the dict has no
+    labels and fits `model.generate(**batch)`.
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f'padding_side must be "left" or "right", got {padding_side!r}')
     if not items:
         raise ValueError("collate needs at least one example, got an empty sequence")
-    prompts = [[ID[IMAGE]] * CELLS + encode(item.question) for item in items]
+    name = resolve(model)
+    prompts = [_prompt(name, item) for item in items]
     answers = [encode(item.answer) + [ID[EOS]] if with_answers else [] for item in items]
     size = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(items), size), ID[PAD])
@@ -124,7 +150,9 @@ def collate(
         mask[row, start : start + length] = 1
         if answer:
             labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
-    out = {"input_ids": ids, "attention_mask": mask, "pixel_values": to_pixels(np.stack([x.image for x in items]))}
+    out = {"input_ids": ids, "attention_mask": mask, **image_inputs(name, [item.image for item in items])}
+    if name == "testbed-qwen":
+        out["mm_token_type_ids"] = (ids == SPECS[name].image).long()
     return {**out, "labels": labels} if with_answers else out
 
 
@@ -135,9 +163,10 @@ def batches(
     seed: int = 0,
     tasks: Sequence[str] | None = None,
     padding_side: str = "left",
+    model: str = "testbed-llava",
 ) -> list[dict[str, torch.Tensor]]:
-    """`examples(split, n, seed, tasks)`, collated in order; the tasks are read off the examples."""
+    """`examples(split, n, seed, tasks)`, collated in order for `model`; the tasks are read off the examples."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     items = examples(split, n, seed, tasks)
-    return [collate(items[i : i + batch_size], padding_side) for i in range(0, len(items), batch_size)]
+    return [collate(items[i : i + batch_size], padding_side, model=model) for i in range(0, len(items), batch_size)]

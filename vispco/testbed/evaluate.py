@@ -1,16 +1,18 @@
-"""Accuracy by task, and what dropping visual tokens costs: `python -m vispco.testbed.evaluate`.
+"""Accuracy by task, and what dropping visual tokens costs: `python -m vispco.testbed.evaluate --model testbed-llava`.
 
 A local forward loop, apart from the library's own pruner, so that the two can check each other.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from .data import TASKS, Example, collate, examples
+from .data import TASKS, Example, collate, enlarge, examples
+from .model import MODELS, SPECS, load, name_of
 from .vocab import CELLS
 
 
@@ -19,12 +21,16 @@ def hits(model, items: Sequence[Example], keep: Sequence[int] | None = None, bat
     """Which answers are right, end token included: (N,) bool.
 
     keep: how many visual tokens enter each layer, non-increasing; those that the last prompt token attends to
-    most in the layer before (mean over heads) stay. None keeps all 64 everywhere.
+    most in the layer before (mean over heads) stay. None keeps all of them everywhere. All images have one size.
     """
-    layers = model.config.text_config.num_hidden_layers
-    keep = [CELLS] * layers if keep is None else list(keep)
-    if len(keep) != layers or any(b > a for a, b in zip([CELLS, *keep], keep, strict=False)) or keep[-1] < 0:
-        raise ValueError(f"keep needs {layers} non-increasing numbers out of 0..{CELLS}, got {keep}")
+    sizes = {item.image.shape for item in items}
+    if len(sizes) != 1:
+        raise ValueError(f"items must have images of one size, got {sorted(sizes)}; evaluate each size by itself")
+    layers, (height, width, _) = model.config.text_config.num_hidden_layers, sizes.pop()
+    full = height * width * CELLS // 64**2
+    keep = [full] * layers if keep is None else list(keep)
+    if len(keep) != layers or any(b > a for a, b in zip([full, *keep], keep, strict=False)) or keep[-1] < 0:
+        raise ValueError(f"keep needs {layers} non-increasing numbers out of 0..{full}, got {keep}")
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")  # only eager attention hands out its weights
     try:
@@ -32,23 +38,36 @@ def hits(model, items: Sequence[Example], keep: Sequence[int] | None = None, bat
         out = np.zeros(len(items), dtype=bool)
         for start in range(0, len(items), batch_size):
             index = order[start : start + batch_size]
-            out[index] = _right(model, collate([items[i] for i in index], "right"), keep)
+            out[index] = _right(model, collate([items[i] for i in index], "right", model=name_of(model)), keep)
         return out
     finally:
         model.set_attn_implementation(before)
 
 
+def _embedded(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Input of layer 0 (B, N, hidden), its rotary positions (1 or 3, B, N), and how many visual tokens there are."""
+    inner, ids, grids = model.model, batch["input_ids"], batch.get("image_grid_thw")
+    features = inner.get_image_features(
+        batch["pixel_values"], **({} if grids is None else {"image_grid_thw": grids}), return_dict=True
+    )
+    visual, lead = torch.stack(list(features.pooler_output)), len(SPECS[name_of(model)].before)
+    text = inner.get_input_embeddings()(torch.cat([ids[:, :lead], ids[:, lead + visual.shape[1] :]], dim=1))
+    hidden = torch.cat([text[:, :lead], visual, text[:, lead:]], dim=1)
+    if grids is None:
+        position = torch.arange(hidden.shape[1]).expand(1, len(ids), -1)
+    else:
+        position, _ = inner.get_rope_index(ids, batch["mm_token_type_ids"], image_grid_thw=grids)
+    return hidden, position, visual.shape[1]
+
+
 def _right(model, batch: dict[str, torch.Tensor], keep: list[int]) -> np.ndarray:
     """One right-padded batch; padding comes last, so the causal mask alone keeps it out of sight."""
-    inner, decoder = model.model, model.model.language_model
-    rows = torch.arange(len(batch["input_ids"]))
-    features = inner.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
-    text = inner.get_input_embeddings()(batch["input_ids"][:, CELLS:])
-    hidden = torch.cat([torch.stack(list(features)), text], dim=1)
-    position = torch.arange(hidden.shape[1]).expand(len(rows), -1)
-    labels = batch["labels"][:, CELLS:]
-    last = (labels != -100).int().argmax(1) - 1  # the last prompt token, counted in the text
-    now, score, caught = CELLS, None, []
+    decoder, lead = model.model.language_model, len(SPECS[name_of(model)].before)
+    hidden, position, now = _embedded(model, batch)
+    rows = torch.arange(len(hidden))
+    labels = batch["labels"][:, lead + now :]
+    last = (labels != -100).int().argmax(1) - 1  # the last prompt token, counted in what follows the image
+    score, caught = None, []
     handles = [layer.self_attn.register_forward_hook(lambda _m, _i, o: caught.append(o[1])) for layer in decoder.layers]
     try:
         for layer, target in zip(decoder.layers, keep, strict=True):
@@ -57,18 +76,19 @@ def _right(model, batch: dict[str, torch.Tensor], keep: list[int]) -> np.ndarray
                     kept = torch.arange(target).expand(len(rows), -1)
                 else:
                     kept = score.topk(target, dim=1).indices.sort(dim=1).values
-                kept = torch.cat([kept, torch.arange(now, hidden.shape[1]).expand(len(rows), -1)], dim=1)
-                hidden, position = hidden[rows[:, None], kept], position.gather(1, kept)
+                around = torch.arange(hidden.shape[1]).expand(len(rows), -1)
+                kept = torch.cat([around[:, :lead], lead + kept, around[:, lead + now :]], dim=1)
+                hidden, position = hidden[rows[:, None], kept], position[:, rows[:, None], kept]
                 now = target
             size = hidden.shape[1]
             mask = torch.full((size, size), torch.finfo(hidden.dtype).min).triu(1)[None, None]
-            rotary = decoder.rotary_emb(hidden, position)
+            rotary = decoder.rotary_emb(hidden, position if len(position) > 1 else position[0])
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-            score = caught.pop()[rows, :, now + last, :now].mean(1)
+            score = caught.pop()[rows, :, lead + now + last, lead : lead + now].mean(1)
     finally:
         for handle in handles:
             handle.remove()
-    guess = model.lm_head(decoder.norm(hidden[:, now:])).argmax(-1)[:, :-1]
+    guess = model.lm_head(decoder.norm(hidden[:, lead + now :])).argmax(-1)[:, :-1]
     wrong = (guess != labels[:, 1:]) & (labels[:, 1:] != -100)
     return (~wrong.any(1)).numpy()
 
@@ -124,10 +144,15 @@ def report(model, n: int = 4000, schedules: int = 24, seed: int = 0) -> dict:
         spread.append({"keep": keep, **by_task(part, hits(model, part, keep))})
     means = [row["mean"] for row in spread]
     print(f"{schedules} random schedules of half the tokens: {100 * min(means):.1f} to {100 * max(means):.1f}")
-    return {"examples": n, "rows": rows, "schedules": spread}
+    out = {"examples": n, "rows": rows, "schedules": spread}
+    if SPECS[name_of(model)].margins:
+        sizes = [(64, 80), (80, 64), (80, 80)]
+        out["sizes"] = {f"{h}x{w}": by_task(part, hits(model, enlarge(part, h, w))) for h, w in sizes}
+        print("on larger pictures: " + ", ".join(f"{key} {100 * row['mean']:.1f}" for key, row in out["sizes"].items()))
+    return out
 
 
 if __name__ == "__main__":
-    from .model import load
-
-    report(load()[0])
+    options = argparse.ArgumentParser(prog="python -m vispco.testbed.evaluate", description=__doc__.split("\n")[0])
+    options.add_argument("--model", choices=MODELS, default="testbed-llava")
+    report(load(options.parse_args().model)[0])

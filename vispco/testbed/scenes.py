@@ -105,3 +105,14 @@ def render(rng: np.random.Generator, scenes: Scenes) -> np.ndarray:
     image = cells.reshape(n, GRID, GRID, CELL, CELL, 3).swapaxes(2, 3).reshape(n, GRID * CELL, GRID * CELL, 3)
     image += rng.standard_normal(image.shape, dtype=np.float32) * 4
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def extend(rng: np.random.Generator, images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pictures (N, h, w, 3) in the upper left of larger ones of plain, noisy paper: (N, height, width, 3)."""
+    n, top, left, _ = images.shape
+    if (height, width) == (top, left):
+        return images
+    paper = rng.uniform(200, 255, size=(n, 1, 1, 3)) + rng.normal(0, 4, size=(n, height, width, 3))
+    out = np.clip(np.rint(paper), 0, 255).astype(np.uint8)
+    out[:, :top, :left] = images
+    return out

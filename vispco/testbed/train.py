@@ -1,4 +1,4 @@
-"""Train the testbed model from nothing: `python -m vispco.testbed.train --output FOLDER`.
+"""Train a testbed model from nothing: `python -m vispco.testbed.train --model testbed-qwen --output FOLDER`.
 
 One optimiser step sees a batch of boards with many packed questions each, and a few easy-VQA images. Three things
 make it short: a dense auxiliary objective at the visual tokens (annealed to nothing), questions that open in the
@@ -24,13 +24,10 @@ from torch.nn import functional as F
 from . import easyvqa, scenes
 from .curriculum import Curriculum
 from .evaluate import report
-from .model import HIDDEN, LAYERS, build_model, build_processor
+from .model import MODELS, PATCH, SPECS, Spec, build_model, build_processor
 from .pack import Packed, forward, losses, pack
 from .questions import FAMILIES, NEIGHBOUR
-from .vocab import CELLS, COLOURS
-
-AUX_LAYER = 2  # the auxiliary heads read the visual states here, so perception takes place in the decoder too
-HINT_LAYER = 3  # what a question refers to should be known here, and used in the layers above
+from .vocab import CELLS, COLOURS, GRID
 
 
 class CellHeads(nn.Module):
@@ -40,10 +37,10 @@ class CellHeads(nn.Module):
     KINDS = len(COLOURS) * (scenes.DIGIT + 1) + 1
     PARTS = (len(COLOURS) + 1, scenes.DIGIT + 2, 11)  # 0 stands for an empty cell
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.sizes = (CELLS, self.KINDS, *self.PARTS * (1 + len(NEIGHBOUR)))
-        self.head = nn.Linear(HIDDEN, sum(self.sizes))
+        self.head = nn.Linear(hidden, sum(self.sizes))
 
     def forward(self, states: torch.Tensor, boards: scenes.Scenes) -> torch.Tensor:
         """states (B, 64, hidden) -> mean loss over the heads."""
@@ -63,14 +60,22 @@ def hint_loss(model: nn.Module, states: torch.Tensor, batch: Packed) -> torch.Te
     return F.cross_entropy(logits.float().flatten(0, 1), batch.hint.flatten(), ignore_index=-100)
 
 
-def board_batch(rng: np.random.Generator, families: list[int], n: int) -> tuple[scenes.Scenes, Packed]:
-    """`n` boards with one packed question of every family in `families`."""
+def picture_size(rng: np.random.Generator, spec: Spec) -> tuple[int, int]:
+    """Rows and columns of visual tokens in a step's pictures: the board's, or up to two more."""
+    if rng.random() >= spec.margins:
+        return GRID, GRID
+    return GRID + int(rng.integers(3)), GRID + int(rng.integers(3))
+
+
+def board_batch(rng: np.random.Generator, families: list[int], n: int, size: tuple[int, int]) -> tuple[scenes.Scenes, Packed]:
+    """`n` boards with one packed question of every family in `families`, on pictures of `size` visual tokens."""
     boards = scenes.sample(rng, n, "train")
     names, slots = list(FAMILIES), []
     for index in families:
         asked = FAMILIES[names[index]].ask(boards, rng)
         slots.append((asked.tokens, np.full(n, asked.tokens.shape[1]), asked.answer, asked.valid, asked.hint))
-    return boards, pack(scenes.render(rng, boards), slots, eos_slots=2)
+    images = scenes.extend(rng, scenes.render(rng, boards), size[0] * PATCH, size[1] * PATCH)
+    return boards, pack(images, slots, eos_slots=2)
 
 
 def easy_batch(rng: np.random.Generator, data: tuple, n: int, slots: int) -> Packed:
@@ -93,7 +98,7 @@ def optimisers(model: nn.Module, heads: nn.Module, lr: float) -> list[torch.opti
     """Muon for the weight matrices of the layers, AdamW for everything else."""
     matrices, rest = [], list(heads.parameters())
     for name, weight in model.named_parameters():
-        (matrices if weight.ndim == 2 and ".layers." in name else rest).append(weight)
+        (matrices if weight.ndim == 2 and (".layers." in name or ".blocks." in name) else rest).append(weight)
     muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
 
@@ -145,10 +150,11 @@ def train(args: argparse.Namespace) -> nn.Module:
     """Run the recipe and return the model."""
     torch.set_num_threads(args.threads)
     keep_memory()
-    model = build_model(args.seed)
+    spec = SPECS[args.model]
+    model = build_model(args.seed, args.model)
     model.set_attn_implementation("eager")  # on CPU its backward pass is faster than that of sdpa with a mask
     torch.manual_seed(args.seed)
-    heads, ladder = CellHeads(), Curriculum()
+    heads, ladder = CellHeads(spec.hidden), Curriculum()
     optims, modules = optimisers(model, heads, args.lr), {"model": model, "heads": heads}
     state, begin, log, easy_hit = Path(args.output) / "state", 0, [], 0.0
     if args.resume and (state / "state.json").exists():
@@ -160,18 +166,20 @@ def train(args: argparse.Namespace) -> nn.Module:
     for step in range(begin, args.steps):
         rng = np.random.default_rng([args.seed, step])
         families = ladder.draw(rng, args.questions)
-        window = int(rng.choice(3, p=[0.35, 0.3, 0.35])), LAYERS - int(rng.choice(3, p=[0.5, 0.1, 0.4]))
+        window = spec.opens[rng.choice(3, p=[0.35, 0.3, 0.35])], spec.closes[rng.choice(3, p=[0.5, 0.1, 0.4])]
         weight = max(0.0, min(1.0, 2 - 2 * step / args.aux_steps))  # constant, then down to zero
-        boards, batch = board_batch(rng, families, args.images)
+        size = picture_size(rng, spec) if spec.margins else (GRID, GRID)
+        boards, batch = board_batch(rng, families, args.images, size)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            logits, cells, half = forward(model, batch, window, AUX_LAYER, HINT_LAYER)
+            logits, states, half = forward(model, batch, window)
             loss, hit = losses(logits, batch)
+            cells = states.unflatten(1, size)[:, :GRID, :GRID].flatten(1, 2)
             extra, hint = heads(cells, boards), hint_loss(model, half, batch)
         (loss + weight * (args.aux * extra + args.hint * hint)).backward()
         if step % 2 == 0:
             easy = easy_batch(rng, easy_data, args.easy_images, 8)
             with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-                easy_loss, right = losses(forward(model, easy, window, AUX_LAYER, HINT_LAYER)[0], easy)
+                easy_loss, right = losses(forward(model, easy, window)[0], easy)
             (2 * args.easy * easy_loss).backward()
             easy_hit = 0.94 * easy_hit + 0.06 * float(right[right >= 0].float().mean())
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,7 +218,8 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m vispco.testbed.train", description=__doc__.split("\n")[0])
     out.add_argument("--output", required=True, help="folder for the checkpoint, the log and the resumable state")
     out.add_argument("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
-    out.add_argument("--steps", type=int, default=2200)
+    out.add_argument("--model", choices=MODELS, default="testbed-llava")
+    out.add_argument("--steps", type=int, help="default: the shipped model's number")
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--lr", type=float, default=1.5e-3)
     out.add_argument("--images", type=int, default=32, help="boards a step")
@@ -219,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--easy", type=float, default=0.4, help="weight of the easy-VQA loss")
     out.add_argument("--aux", type=float, default=2.0, help="initial weight of the objective at the visual tokens")
     out.add_argument("--hint", type=float, default=0.3, help="initial weight of the half-way objective")
-    out.add_argument("--aux-steps", type=int, default=1500, help="steps until these weights are zero")
+    out.add_argument("--aux-steps", type=int, help="steps until these weights are zero")
     out.add_argument("--threads", type=int, default=2)
     out.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     out.add_argument("--every", type=int, default=50, help="steps between log lines")
@@ -230,11 +239,17 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Train, save the checkpoint, then print the evaluation."""
     args = parser().parse_args()
+    args.steps = args.steps or SPECS[args.model].steps
+    args.aux_steps = args.aux_steps or SPECS[args.model].aux_steps
     start = time.perf_counter()
     model = train(args)
     output = Path(args.output)
-    model.save_pretrained(output)
-    build_processor().save_pretrained(output)
+    weights = None
+    if SPECS[args.model].half:
+        weights = {key: weight.half() for key, weight in model.state_dict().items()}
+        model.load_state_dict(weights)  # so that what is measured is what is saved
+    model.save_pretrained(output, state_dict=weights)
+    build_processor(args.model).save_pretrained(output)
     saved = json.loads((output / "state" / "state.json").read_text())
     minutes = round((time.perf_counter() - start) / 60, 1)
     print(f"trained in {minutes} minutes; saved to {output}", flush=True)

@@ -1,4 +1,4 @@
-"""Words of the testbed: colours, shapes, places, and the word-level tokenizer built from them."""
+"""Words of the testbed: colours, shapes, places, and the word-level tokenizers built from them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ _EASY = "teal gray brown a color contain does image in is no not of present shap
 _QUESTIONS = "at colour count digit every more object shares than that".split()
 WORDS = (PAD, EOS, UNK, IMAGE, *COLOURS, *SHAPES, *DIRECTIONS, *NUMERALS, *_EASY, *_QUESTIONS, *PLACES)
 ID = {word: index for index, word in enumerate(WORDS)}
+#: Qwen's own tokens come after the words, so that a word has the same id in both models.
+VISION_START, IMAGE_PAD, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
+QWEN_ID = {word: index for index, word in enumerate((*WORDS, VISION_START, IMAGE_PAD, VISION_END, VIDEO_PAD))}
 
 
 def ids(words: tuple[str, ...]) -> np.ndarray:
@@ -29,17 +32,17 @@ def encode(question: str) -> list[int]:
     return [ID.get(word, ID[UNK]) for word in question.lower().replace("?", " ").split()]
 
 
-def build_tokenizer():
+def build_tokenizer(vocabulary: dict[str, int] = ID, special: tuple[str, ...] | dict[str, str] = (IMAGE,)):
     """The same rule as `encode`, as a `PreTrainedTokenizerFast` that saves to JSON."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.WordLevel(vocab=ID, unk_token=UNK))
+    core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", " ")])
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=EOS, unk_token=UNK, padding_side="left",
-        additional_special_tokens=[IMAGE], model_input_names=["input_ids", "attention_mask"],
+        extra_special_tokens=special if isinstance(special, dict) else list(special), model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     return tokenizer

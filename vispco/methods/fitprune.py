@@ -1,0 +1,51 @@
+"""FitPrune (Ye et al., AAAI 2025, arXiv 2409.10197): what neither the text nor the image looks at may go."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..context import Context
+from ..registry import register_method
+from .base import Method
+from .shared import masked_mean, question
+
+ROWS = 512  # of attention at a time: bounds the memory
+
+
+@register_method("fitprune")
+class FitPrune(Method):
+    """Attention from the text times attention from the image, each with the strongest head.
+
+        c_j = 1/|T| sum_{t in T} max_h A^h_tj,   e_j = 1/|V| sum_{i in V} max_h A^h_ij,   s_j = c_j e_j
+
+    of the layer just run. T: prompt text after the image's first token (without any, s_j = e_j); V: visual
+    tokens present. Published: some tokens dropped before every layer, as many as a fit of attention
+    statistics finds for the budget: `vispco.schedules.fitprune_schedule`.
+    All rows count in the means, as in the authors' code: those that a causal mask keeps from seeing j add 0,
+    so early tokens are favoured. Departs from it: the rows are computed here, so the model may run any
+    attention implementation; means are over the sample's own tokens, whatever the batch and the padding.
+    """
+
+    first_layer = 1
+
+    def score(self, ctx):
+        """(B, n_visual) products of attention probabilities."""
+        cross, own = received(ctx)
+        return cross * own
+
+    def flops(self, dimensions, n_visual, n_text):
+        """One row of q k^T for each token."""
+        n = n_visual + n_text
+        return 2 * n * n * dimensions.heads * dimensions.head_dim
+
+
+def received(ctx: Context) -> tuple[Tensor, Tensor]:
+    """Attention that visual tokens receive from text and from visual tokens, c and e above: two (B, V)."""
+    text, after = question(ctx)
+    rows = torch.cat([text[1], ctx.visual[1]], 1)  # (B, T + V)
+    seen = torch.cat([ctx.attention(at=part).amax(1) for part in rows.split(ROWS, 1)], 1)  # (B, T + V, N)
+    seen = seen.gather(2, ctx.visual[1][:, None].expand(-1, rows.shape[1], -1))  # (B, T + V, V)
+    words = after.shape[1]
+    cross, own = masked_mean(seen[:, :words], after), masked_mean(seen[:, words:], ctx.valid)
+    return cross.where(after.any(1, keepdim=True), 1.0), own
