@@ -95,9 +95,9 @@ class Table:
         found = ", ".join(f"{package} {number}" for package, number in versions().items())
         parts = [
             "# What the contract suite checked",
-            f"Made by `python -m pytest tests/test_contract.py --every --table docs/contract.md` with {found}.",
-            f"A number counts the checks, of the {len(self.checks)} below, that passed for a method on a family, "
-            f"in every case: {self.cases:,} cases passed in all.",
+            f"Made by `pytest tests/test_contract.py --every --table docs/contract.md` with {found}.",
+            f"A number counts the checks, of the {len(self.checks)} below, that passed for a method on a "
+            f"family, in every case: {self.cases:,} cases passed in all.",
             "\n".join(f"| {' | '.join(row)} |" for row in table),
             "\n".join(f"[{i}] n/a: {reason}  " for i, reason in enumerate(reasons, 1)),
             "## The checks",

@@ -29,7 +29,7 @@ def decoder_inputs(model, inputs):
     """What the decoder of an unhooked model receives, and what it gives to each of its layers."""
     decoder, seen, layers = model.get_decoder(), {}, []
     hooks = [decoder.register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)]
-    hooks += [layer.register_forward_pre_hook(lambda m, a, kw: layers.append(kw), with_kwargs=True)
+    hooks += [layer.register_forward_pre_hook(lambda m, a, kw: layers.append({**kw, "hidden": a[0]}), with_kwargs=True)
               for layer in decoder.layers]
     with torch.no_grad():
         model(**inputs, use_cache=False)
@@ -39,22 +39,28 @@ def decoder_inputs(model, inputs):
 
 
 @torch.no_grad()
-def by_hand(model, inputs, kept=None, upto=None):
+def by_hand(model, inputs, kept=None, upto=None, merged=None):
     """Run the decoder of an unhooked model layer by layer on ONE unpadded sample, dropping tokens physically.
 
     kept: {layer: (S,) bool} tokens that enter the layer. upto: stop after the attention of that layer.
+    merged: {layer: (S,) position of the token that each is averaged into, or -1}, before the dropping.
     """
     decoder = model.get_decoder()
     seen, given = decoder_inputs(model, inputs)
-    hidden, late = seen["inputs_embeds"], seen.get("deepstack_visual_embeds") or []
+    hidden, late = given[0]["hidden"], seen.get("deepstack_visual_embeds") or []
     assert hidden.shape[0] == 1
     place = torch.arange(hidden.shape[1])
     trace = Trace(None, [], [], [])
     for i, layer in enumerate(decoder.layers):
+        if merged and i in merged:
+            target, mean = merged[i][place], hidden.clone()
+            for at in target.unique()[target.unique() >= 0]:
+                mean[:, place == at] = hidden[:, target == at].mean(1, keepdim=True)
+            hidden = mean
         if kept and i in kept:
             stay = kept[i][place]
             hidden, place = hidden[:, stay], place[stay]
-        rotary, mask = [x[:, place] for x in given[i]["position_embeddings"]], given[i]["attention_mask"]
+        rotary, mask = [x[..., place, :] for x in given[i]["position_embeddings"]], given[i]["attention_mask"]
         n = len(place)
         if mask is not None:  # the model's own, where it is more than causal
             mask = mask[..., place, :][..., place]
@@ -67,6 +73,7 @@ def by_hand(model, inputs, kept=None, upto=None):
         if i == upto:
             return trace
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None])
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # in older releases
         if i < len(late):  # features that the family adds after this layer
             full = torch.zeros(seen["visual_pos_masks"].shape + hidden.shape[2:], dtype=hidden.dtype)
             full[seen["visual_pos_masks"]] = late[i]
@@ -75,13 +82,48 @@ def by_hand(model, inputs, kept=None, upto=None):
     return trace
 
 
+class Witness(Method):
+    """Does what another method does, and writes down what it merges: {layer: (B, S) position, or -1}."""
+
+    def __init__(self, method):
+        self.method, self.merged = method, {}
+        self.first_layer, self.reads_vision, self.reads_grid = method.first_layer, method.reads_vision, method.reads_grid
+
+    def score(self, ctx):
+        """As the other."""
+        return self.method.score(ctx)
+
+    def limit(self, ctx, scores):
+        """As the other."""
+        return self.method.limit(ctx, scores)
+
+    def merge(self, ctx, kept):
+        """As the other."""
+        into = self.method.merge(ctx, kept)
+        if into is not None:
+            place = ctx.order[ctx.visual]
+            target = place.gather(1, into.clamp(min=0)).masked_fill((into < 0) | ~ctx.valid, -1)
+            self.merged[ctx.layer] = torch.full(ctx.inputs.shape[:2], -1).scatter(1, place, target)
+        return into
+
+
 class Replay(Method):
-    """Keeps the tokens it is told to: `kept` is what `Pruner.kept()` returned for the same prompt."""
+    """Keeps the tokens it is told to: `kept` is what `Pruner.kept()` returned for the same prompt. So for `merged`."""
 
     first_layer = 0
 
-    def __init__(self, kept):
-        self.kept = kept
+    def __init__(self, kept, merged=None):
+        self.kept, self.merged = kept, merged or {}
+
+    def merge(self, ctx, kept):
+        """As it is told."""
+        if ctx.layer not in self.merged:
+            return None
+        place, told = ctx.order[ctx.visual], self.merged[ctx.layer]
+        slot = torch.zeros(ctx.inputs.shape[:2], dtype=torch.long)
+        slot = slot.scatter(1, place, torch.arange(place.shape[1]).expand_as(place))
+        told = nn.functional.pad(told, (0, slot.shape[1] - told.shape[1]), value=-1).gather(1, place)
+        return slot.gather(1, told.clamp(min=0)).masked_fill((told < 0) | ~ctx.valid, -1)
 
     def score(self, ctx):
         """1 for tokens to keep."""

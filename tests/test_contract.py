@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
-from oracles import by_hand, error, hook_counts, pruned_with, rows_alone
+from oracles import Witness, by_hand, error, hook_counts, pruned_with, rows_alone
 from tiny import FAMILIES, PER_IMAGE, batch, without_labels
 from vispco import PruningConfig
 from vispco.registry import METHODS, adapter_for
@@ -215,8 +215,11 @@ def test_deploy_equals_tokens_dropped_by_hand(double, name, case):
     """Layer by layer on the tokens selected, with explicit positions and a causal mask."""
     inputs, _, levels = case
     inputs = in_dtype(inputs, torch.float64)
-    got, kept = pruned_logits(double, schedule(name, double, levels), inputs)
-    reference = by_hand(double, inputs, {i: mask[0] for i, mask in kept.items()}).logits
+    witness = Witness(METHODS.get(name)())
+    with pruned_with(double, witness, schedule(name, double, levels).keep_ratios) as handle:
+        got, kept = logits(double, inputs), handle.kept()
+    reference = by_hand(double, inputs, {i: mask[0] for i, mask in kept.items()},
+                        merged={i: into[0] for i, into in witness.merged.items()}).logits
     assert error(got[alive(inputs, kept)], reference[0]) <= FLOAT64
 
 

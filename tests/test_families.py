@@ -9,6 +9,7 @@ import functools
 
 import pytest
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,9 +108,20 @@ def test_search_equals_deploy_in_float64(name, samples):
     assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= 1e-10
 
 
+@functools.cache
+def recomputes(name, samples):
+    """Whether transformers itself, unhooked, generates alike with a cache and without.
+
+    In its older releases PaliGemma (up to 5.16), Idefics3 and SmolVLM (5.0) forget the image when there is no cache.
+    """
+    model, (inputs, _) = build(name), mixed(name, samples)
+    (ids, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
+    return torch.equal(ids, again) and error(logits, recomputed) <= CLOSE
+
+
 def generate(model, inputs, **options):
-    """Greedy ids and raw logits; ids that would end the text or stand for images are not chosen."""
-    out = model.generate(**inputs, do_sample=False, max_new_tokens=4, suppress_tokens=[EOS, IMAGE, VIDEO],
+    """Greedy ids and raw logits; ids that would end the text, begin or stand for images are not chosen."""
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=4, suppress_tokens=[EOS, 3, IMAGE, VIDEO],
                          output_logits=True, return_dict_in_generate=True, **options)
     return out.sequences, torch.stack(out.logits, 1)
 
@@ -118,6 +130,8 @@ def generate(model, inputs, **options):
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("schedule, method", [("layer 0", "strided"), ("several", "random")])
 def test_generation_with_cache_equals_recomputation(name, samples, padding, schedule, method):
+    if not recomputes(name, samples):
+        pytest.skip(f"transformers {transformers.__version__} does not recompute {name} without hooks either")
     model, (inputs, _) = build(name), mixed(name, samples, padding)
     with vispco.apply(model, PruningConfig(method, SCHEDULES[schedule])):
         (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
@@ -244,9 +258,10 @@ def test_sliding_windows_count_original_positions(name, text, felt):
     model = BUILDERS[name](**text)
     inputs, _ = prompts(model, IMAGES)
     config = PruningConfig("strided", SCHEDULES["middle"])
-    with vispco.apply(model, config):
-        (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
-    assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
+    if recomputes(name, "images"):
+        with vispco.apply(model, config):
+            (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
+        assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
     for samples in (IMAGES, IMAGES[1:2]):  # the second needs no padding, so that the mask could be forgotten
         inputs, _ = prompts(model, samples)
         (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
@@ -271,8 +286,8 @@ def test_rotary_embeddings_in_three_parts():
     """Older releases hand the decoder time, height and width apart, to be joined in the attention."""
     model, (inputs, _) = build("qwen2_vl"), mixed("qwen2_vl")
     adapter, rotary = adapter_for(model)(model), model.get_decoder().rotary_emb
-    ids = model.model.get_rope_index(**{k: inputs.get(k) for k in (
-        "input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")})[0]
+    ids = model.model.get_rope_index(**{k: inputs[k] for k in (
+        "input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids") if k in inputs})[0]
     states = torch.randn(*inputs["input_ids"].shape, 32)
     angles = (ids[..., None].float() * rotary.inv_freq).repeat(1, 1, 1, 2)  # (3, B, S, E)
     apart = adapter.rotate(0, "query", states, (angles.cos(), angles.sin()))

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vispco
-from oracles import Replay, error, pruned_with
+from oracles import Replay, Witness, error, pruned_with
 from tiny import BOS, IMAGE, PAD, PER_IMAGE, VOCAB, batch, tiny_llava, without_labels
 from vispco import PruningConfig
 from vispco.registry import METHODS
@@ -66,10 +66,10 @@ def positions_of(model, run):
     return result, torch.cat(seen, -1)
 
 
-def recomputed(model, inputs, sequences, kept, ratios, position_ids):
-    """Logits of each new token, each from one pass over all before it: no cache, the same tokens kept."""
+def recomputed(model, inputs, sequences, kept, ratios, position_ids, merged=None):
+    """Logits of each new token, each from one pass over all before it: no cache, the same tokens kept and merged."""
     start, steps = inputs["input_ids"].shape[1], []
-    with pruned_with(model, Replay(kept), ratios), torch.no_grad():
+    with pruned_with(model, Replay(kept, merged), ratios), torch.no_grad():
         for end in range(start, sequences.shape[1]):
             mask = torch.nn.functional.pad(inputs["attention_mask"], (0, end - start), value=1)
             again = {**inputs, "input_ids": sequences[:, :end], "attention_mask": mask,
@@ -87,10 +87,11 @@ CASES = [(attention, s, m) for attention in ("sdpa", "eager") for s, ratios in S
 def test_cached_generation_equals_recomputation(model, schedule, method, shape):
     ratios, shape = SCHEDULES[schedule], BATCHES[shape]
     inputs, config = without_labels(batch(**shape)), PruningConfig(method, ratios)
-    with vispco.apply(model, config) as handle:
+    witness = Witness(METHODS.get(method)())
+    with pruned_with(model, witness, ratios) as handle:
         (sequences, logits, cache), positions = positions_of(model, lambda: generate(model, inputs, new=4))
         kept = handle.kept()
-    assert error(logits, recomputed(model, inputs, sequences, kept, ratios, positions)) <= CLOSE
+    assert error(logits, recomputed(model, inputs, sequences, kept, ratios, positions, witness.merged)) <= CLOSE
     with torch.no_grad():  # pruning is felt, in the first token already
         full = model(**inputs).logits[:, -1]
     seen = torch.tensor(shape["images"]) > 0
@@ -175,7 +176,8 @@ def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, 
 def test_beams_keep_what_greedy_keeps(llava, method):
     """All beams of a sample share its prompt, so they share its tokens; their scores equal recomputation."""
     inputs, ratios = without_labels(batch(**BATCHES["left"])), SCHEDULES["several"]
-    with vispco.apply(llava, PruningConfig(method, ratios)) as handle:
+    witness = Witness(METHODS.get(method)())
+    with pruned_with(llava, witness, ratios) as handle:
         generate(llava, inputs, new=1)
         greedy = handle.kept()
         out, positions = positions_of(llava, lambda: llava.generate(
@@ -186,7 +188,7 @@ def test_beams_keep_what_greedy_keeps(llava, method):
     wide = {k: v.repeat_interleave(3, 0) for k, v in inputs.items() if k != "pixel_values"}
     wide["pixel_values"] = torch.cat([i for i in inputs["pixel_values"].split(BATCHES["left"]["images"])
                                       for _ in range(3)])
-    logits = recomputed(llava, wide, out.sequences, beams, ratios, positions)
+    logits = recomputed(llava, wide, out.sequences, beams, ratios, positions, witness.merged)
     new = out.sequences[:, inputs["input_ids"].shape[1]:]
     score = logits.log_softmax(-1).gather(-1, new[..., None]).sum((1, 2))
     assert torch.allclose(score, out.sequences_scores, atol=1e-3)

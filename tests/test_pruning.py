@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 import vispco
 from oracles import Constant, Replay, by_hand, decoder_inputs, error, hook_counts, pruned_with
-from tiny import IMAGE, PER_IMAGE, batch, tiny_llava, without_labels
+from tiny import IMAGE, PER_IMAGE, batch, make, tiny_llava, without_labels
 from vispco import PruningConfig
 from vispco.context import positions, take, take_rotary
 from vispco.methods.random import hashed
@@ -438,3 +438,21 @@ def test_replayed_sets_give_the_same_logits(llava):
     with pruned_with(llava, Replay(kept), RATIOS) as handle:
         assert torch.equal(logits(llava, inputs), expected)
         assert all(torch.equal(m, kept[i]) for i, m in handle.kept().items())
+
+
+def test_a_limit_is_for_samples_that_drop_something():
+    """One that keeps all it has left, and is only there for its batch mates, is as it is alone."""
+    class Limited(Constant):
+        def limit(self, ctx, scores):
+            first = ctx.inputs[:, -1, 0] == marker
+            return torch.where(first, 4, 99) if ctx.layer == 1 else torch.ones_like(ctx.keep)
+
+    llava, ratios = make("llava"), [1, 0.5, 0.5, 0.25, 0.25, 0.25]
+    inputs = without_labels(batch(images=(1, 1), text=(9, 9), before=(2, 2)))
+    marker = llava.get_input_embeddings()(inputs["input_ids"][0, -1])[0]
+    visual = inputs["input_ids"] == IMAGE
+    for mode in ("deploy", "search"):
+        with pruned_with(llava, Limited(), ratios, mode) as handle, torch.no_grad():
+            llava(**inputs)
+        kept = handle.kept()
+        assert [(mask & visual).sum(1).tolist() for mask in kept.values()] == [[4, 8], [4, 1]]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
 from naive_vision import NAIVE_VISION
-from oracles import hook_counts, pruned_with
+from oracles import error, hook_counts, pruned_with
 from test_families import IMAGES, VIDEO_SAMPLES, generate, image_sizes
 from tiny import FAMILIES, PER_IMAGE, batch, make, without_labels
 from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompts, tiled
@@ -62,7 +62,7 @@ LAYER = {  # by hand: the attention whose layer's output becomes the visual toke
 
 
 def heard(model, name, inputs, monkeypatch):
-    """[(weights (H, n, n), keys before rotary embedding (n, H, E))] of every tile or frame, as the model ran."""
+    """[(weights (H, n, n), keys before rotary embedding (n, H, E))] of each tile or frame, as they ran."""
     attention, pieces, keys = model.model.get_submodule(LAYER[name]), [], []
     module = importlib.import_module(type(attention).__module__)
     plain = module.eager_attention_forward
@@ -592,6 +592,32 @@ def test_generation_keeps_what_a_forward_pass_keeps(method, name, samples, beams
         for layer, mask in handle.kept().items():
             assert torch.equal(mask, expected[layer].repeat_interleave(beams, 0))
     assert "get_image_features" not in vars(model.model)
+
+
+@pytest.mark.parametrize("method", sorted(NAIVE_VISION))
+@pytest.mark.parametrize("name, samples", [("llava", "images"), ("qwen2_5_vl", "video"),
+                                           ("llava_next", "images")])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation_without_a_cache(method, name, samples, beams):
+    """The same features at every step, and the same tokens of the prompt."""
+    model, inputs = make(name), mixed(name, samples)
+    with vispco.apply(model, PruningConfig(method, RATIOS["two steps"])):
+        (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c, num_beams=beams)
+                                                 for c in (True, False))
+    assert torch.equal(cached, again) and error(logits, recomputed) <= 5e-5
+
+
+@pytest.mark.parametrize("method", sorted(NAIVE_VISION))
+def test_features_made_by_the_pruned_model_are_as_good_as_pixels(method):
+    """Also if those of another prompt were made in between."""
+    model, inputs = make("qwen2_vl"), mixed("qwen2_vl")
+    with vispco.apply(model, PruningConfig(method, RATIOS["quarter"])) as handle, torch.no_grad():
+        expected, kept = model(**inputs).logits, handle.kept()[0]
+        made = [model.get_image_features(x, inputs["image_grid_thw"], return_dict=True)
+                for x in (inputs["pixel_values"], inputs["pixel_values"].flip(0))]
+        ready = {k: v for k, v in inputs.items() if k != "pixel_values"}
+        assert torch.equal(model(**ready, mm_encoder_outputs={"image": made[0]}).logits, expected)
+        assert torch.equal(handle.kept()[0], kept)
 
 
 @pytest.mark.parametrize("method", ["visionzip", "vispruner"])

@@ -5,6 +5,7 @@ turns the plain batches of `tiny.batch` (`pixel_values` of (images, 3, 16, 16)) 
 `processed` does the same outside the model, for `generate`.
 """
 
+import inspect
 from itertools import chain
 
 import torch
@@ -44,6 +45,10 @@ def processed(model, inputs):
 
 
 # ---- Qwen --------------------------------------------------------------------------------------------------
+#: The first releases of transformers 5 find images and videos by the ids themselves.
+TYPED = "mm_token_type_ids" in inspect.signature(tf.Qwen2VLForConditionalGeneration.forward).parameters
+
+
 def grid_inputs(config, inputs):
     """Patches, grids and token types: what Qwen's processors add to the ids.
 
@@ -53,7 +58,8 @@ def grid_inputs(config, inputs):
     if ids is None or inputs.get("mm_token_type_ids") is not None or inputs.get("past_key_values") and (
             inputs["past_key_values"].get_seq_length()):
         return inputs
-    inputs = {**inputs, "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+    types = {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+    inputs = {**inputs, **(types if TYPED else {})}
     if pixels is not None and pixels.ndim == 4:
         inputs["pixel_values"] = patches(pixels[:, :, None].expand(-1, -1, 2, -1, -1))
         inputs["image_grid_thw"] = torch.tensor([[1, 8, n // 2] for n in runs(ids) if n])
@@ -259,7 +265,7 @@ def tile_media(model, kind, shapes, g):
     count = sum(map(len, shapes))
     if kind == "video":
         tensors = {"pixel_values_videos": torch.randn(count, 4, 3, 8, 8, generator=g)}
-        return tensors, [[n] for n in map(len, model.get_video_features(**tensors).pooler_output)]
+        return tensors, [[4 + 1]] * count  # frames, and a newline
     sizes = [SIZES[s] for s in chain(*shapes)]
     tensors = {"pixel_values": tiled(torch.randn(count, 3, 16, 16, generator=g), sizes),
                "image_sizes": torch.tensor(sizes)}

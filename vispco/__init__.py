@@ -14,6 +14,7 @@ from . import methods as methods
 from . import models as models
 from . import pareto as pareto
 from .config import PruningConfig as PruningConfig
+from .downsample import evaluate_downsampled as evaluate_downsampled
 from .evaluate import Record as Record, evaluate as evaluate
 from .flops import count_flops as count_flops
 from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
@@ -30,4 +31,5 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
+from .schedules import fitprune_schedule as fitprune_schedule, vtw_schedule as vtw_schedule
 from .search import search as search

@@ -23,6 +23,7 @@ from .console import Progress, flops, output_folder, percent, standard_error, ta
 from .evaluate import Record, evaluate
 from .frontier import Frontier, FrontierPoint
 from .options import LISTS, build_parser
+from .presets import presets
 from .registry import ADAPTERS, KERNELS, METHODS, adapter_for
 from .search import search
 from .teacher import prepare, teach
@@ -253,10 +254,15 @@ def _first_lines(registry) -> dict[str, str]:
     return {name: (inspect.getdoc(registry.get(name)) or "").split("\n")[0] for name in registry.names()}
 
 
-def _list_models() -> dict[str, str]:
-    from . import testbed
+def _list_presets() -> dict[str, str]:
+    """Published configurations, for 32 layers."""
+    return {f"{method} {name}": preset.config.describe().split(": ", 1)[1]
+            for method in METHODS.names() for name, preset in presets(method).items()}
 
-    return {**dict.fromkeys(testbed.MODELS, "embedded, trained on the tasks below; `testbed` for short"),
+
+def _list_models() -> dict[str, str]:
+    return {"testbed-llava": "embedded, trained on the tasks below: 8 layers; `testbed` for short",
+            "testbed-qwen": "embedded, trained on the tasks below: 16 layers, any resolution",
             "FOLDER": "a local Hugging Face model of a family that has an adapter"}
 
 
@@ -268,7 +274,7 @@ def _list_tasks() -> dict[str, str]:
 
 
 _LISTERS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": lambda: _first_lines(METHODS), "kernels": lambda: _first_lines(KERNELS),
+    "methods": lambda: _first_lines(METHODS), "presets": _list_presets, "kernels": lambda: _first_lines(KERNELS),
     "adapters": lambda: _first_lines(ADAPTERS), "models": _list_models, "tasks": _list_tasks}
 
 

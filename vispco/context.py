@@ -99,6 +99,11 @@ class Context:
         """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""
         return self._project("key", layer, None)
 
+    @property
+    def projected_keys(self) -> Tensor:
+        """Keys (B, N, G E) of the layer just run as its projection made them: before any norm, and before positions."""
+        return self.captured["key"]
+
     def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
         """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default all N."""
         return self._project("query", layer, at)

@@ -11,7 +11,7 @@ from .budget import parse_budget
 from .search import search
 from .version import __version__
 
-LISTS = ("methods", "kernels", "adapters", "models", "tasks")
+LISTS = ("methods", "presets", "kernels", "adapters", "models", "tasks")
 _DEFAULTS = {name: p.default for name, p in inspect.signature(search).parameters.items()}
 _INTRODUCTION = """\
 Find by gradient which fraction of the visual tokens each layer of a

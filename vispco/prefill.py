@@ -98,7 +98,8 @@ class Prefill:
         limit = method.limit(context, scores)
         if limit is not None:
             limit = torch.maximum(limit.to(context.keep), context.keep.clamp(max=1))  # 0 only where 0 were asked for
-            context.keep = torch.minimum(context.keep, limit)
+            drops = context.keep < context.valid.sum(1)  # others are here for the sake of their batch mates only
+            context.keep = torch.minimum(context.keep, limit).where(drops, context.keep)
             target = context.keep.tolist()
         if any(self.ends_visual):  # the next token is read off the last one, so that one is never the first to go
             last = context.order[context.visual] == self.visual.shape[1] - 1

@@ -50,12 +50,16 @@ class Tower:
         def features(*args, **kwargs):
             if self._kind is not None:  # some make the features of videos with the method for images
                 return method(*args, **kwargs)
-            self._kind, self._seen[kind] = kind, {}
-            self.inputs.update(inspect.signature(method).bind(*args, **kwargs).arguments)
+            made_from = inspect.signature(method).bind(*args, **kwargs).arguments
+            self._kind, self._seen[kind] = kind, {"inputs": made_from}
             try:
-                return method(*args, **kwargs)
+                out = method(*args, **kwargs)
             finally:
                 self._kind = None
+            self.inputs.update(made_from)
+            if hasattr(out, "pooler_output"):  # `generate` hands this to the model, perhaps at every step
+                out.vispco = self._seen[kind]
+            return out
 
         return features
 
@@ -82,16 +86,18 @@ class Tower:
         inputs: keyword arguments of the backbone. visual: (B, S) bool.
         Raises ValueError if there are visual tokens and the tower did not run.
         """
-        adapter, inputs = self.adapter, {**inputs, **self.inputs}
+        adapter = self.adapter
         width = 1 + adapter.vision_head_dim(adapter.config)
         full = torch.zeros(*visual.shape, width, device=visual.device)
         for kind, mask in adapter.kinds(inputs).items():
             if not bool((mask & visual).any()):
                 continue
-            if not self._seen.get(kind):
+            seen = ready_made(inputs, kind)
+            seen = self._seen.get(kind, {}) if seen is None else seen
+            if not {"fused", "key"} & seen.keys():
                 raise ValueError("the method reads the vision tower, which did not run for this prompt's "
                                  f"{kind} tokens: pass pixels to the pruned model, not ready-made features")
-            tokens = adapter.tokens_from_patches(self._patches(self._seen[kind]), inputs, kind)
+            tokens = adapter.tokens_from_patches(self._patches(seen), {**inputs, **seen["inputs"]}, kind)
             full = full + placed(tokens, mask)
         full = full * visual[..., None]
         return full[..., 0], full[..., 1:]
@@ -114,6 +120,12 @@ class Tower:
                 real = real_patches(seen.get("attention_mask"), key.shape[:2])
                 attention = torch.stack([received(*tile) for tile in zip(query, key, real)])
         return torch.cat([attention[..., None], full_precision(key).mean(-2).to(attention)], -1)
+
+
+def ready_made(inputs: dict, kind: str) -> dict | None:
+    """What was heard when the features in the backbone's `inputs` were made; None if there are none."""
+    features = (inputs.get("mm_encoder_outputs") or {}).get(kind)
+    return None if features is None else getattr(features, "vispco", {})
 
 
 def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:

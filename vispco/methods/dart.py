@@ -40,7 +40,7 @@ class DART(Method):
 
     def score(self, ctx):
         """(B, n_visual): minus the place in the order of choosing."""
-        unit, size = directions(ctx.hidden), ctx.captured["key"].float().abs().sum(-1)  # (B, N, D), (B, N)
+        unit, size = directions(ctx.hidden), ctx.projected_keys.float().abs().sum(-1)  # (B, N, D), (B, N)
         words, asked = question(ctx)
         features = unit[ctx.visual]  # (B, V, D)
         place = descending_ranks(size[ctx.visual], ctx.valid)  # (B, V)
@@ -65,7 +65,7 @@ class DART(Method):
 
 
 def largest(size, columns, alive, count):
-    """Those `columns` (B, K), `alive`, in which `size` (B, N) is largest: (B, count), and which of them exist."""
+    """Those of `columns` (B, K), `alive`, where `size` (B, N) is largest: (B, count), and which of them exist."""
     rank, wanted = descending_ranks(size.gather(1, columns), alive), torch.arange(count, device=size.device)
     found = alive[:, None] & (rank[:, None] == wanted[:, None])  # (B, count, K)
     return columns.gather(1, found.long().argmax(-1)), found.any(-1)

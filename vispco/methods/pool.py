@@ -21,10 +21,10 @@ class Pool(Method):
         token j goes to argmin (r_j - r_i)^2 + (c_j - c_i)^2 over the kept i of frame f_j, ties to the first
 
     r0 is the lowest digit of the row r, and so on: the order of a Morton curve, mirrored. So the first half
-    are the even columns, the first quarter the even columns of even rows, and any other number is as even as a
-    nested order allows; of one place, frames (tiles, images, those of a video) take turns evenly. Keeping 1/4
-    of an even square is 2 x 2 average pooling. Looks at nothing but places; frames of which nothing is kept
-    are gone.
+    are the even columns, the first quarter the even columns of even rows, and any other number is as even as
+    a nested order allows; of one place, frames (tiles, images, those of a video) take turns evenly. Keeping
+    1/4 of an even square is 2 x 2 average pooling. Looks at nothing but places; frames of which nothing is
+    kept are gone.
     """
 
     first_layer = 0

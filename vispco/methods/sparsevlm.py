@@ -31,7 +31,7 @@ class SparseVLM(Method):
         into a tenth as many means (published 0.3). DPC-kNN on the hidden states h that enter the layer:
 
             spread_i = mean of d_ij^2 over i's 5 nearest,   d_ij = |h_i - h_j| / sqrt(D)
-            gain_i   = exp(-spread_i) min_{j: spread_j < spread_i} d_ij      (least spread of all: max d_ij)
+            gain_i   = exp(-spread_i) min_{j: spread_j < spread_i} d_ij      (least spread of all: infinite)
 
         The tokens of largest gain are centres, and become the means of the tokens nearest to them. Departs
         from the authors' code: centres are part of the count (with c of them, the best k - c tokens stay as
@@ -126,8 +126,7 @@ class SparseVLM(Method):
         spread = near.square().where(near.isfinite(), 0.0).sum(-1) / near.isfinite().sum(-1).clamp(min=1)
         closer, before = spread[:, None] - spread[..., None], place < place[:, None]
         denser = ((closer < 0) | ((closer == 0) & before)) & pairs  # (B, M, M): column denser than row
-        reach = far.where(pairs, 0.0).amax((1, 2))[:, None]
-        height = far.masked_fill(~denser, float("inf")).amin(-1).minimum(reach)
+        height = far.masked_fill(~denser, float("inf")).amin(-1)
         gain = (height.log() - spread).where(pooled, float("-inf"))  # log: far tokens would underflow
         return slots, pooled, descending_ranks(gain, pooled) < centres[:, None], far
 

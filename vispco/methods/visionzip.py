@@ -23,8 +23,8 @@ class VisionZip(Method):
     54 + 10 of 576 tokens, the default share. Knows nothing of the question. Ranked again at a later layer, it
     does the same among the tokens present.
     Departs from the authors' code: merging comes after the projector, and a contextual token becomes the mean
-    of itself and all it absorbs (there, the mean of those is added to it). For towers without a class token see
-    `vispco.vision`. Newline tokens were no patches: nothing attends to them.
+    of itself and all it absorbs (there, the mean of those is added to it). For towers without a class token
+    see `vispco.vision`. Newline tokens were no patches: nothing attends to them.
     """
 
     first_layer = 0

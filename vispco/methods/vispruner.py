@@ -1,4 +1,4 @@
-"""VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818): what the vision tower attends to, and diverse others."""
+"""VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818): what the tower attends to, and diverse others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class VisPruner(Method):
         the others, in falling a_j: until k are left in all, number those left 0, 1, 2, ...; of the even ones,
             remove the `step` (at most as many as are too many) of largest max_{j odd} cos(v_i, v_j)
 
-    a_j: attention that the token's patches receive in the tower (`vispco.vision`); v: projected features. After
-    the k, a token ranks the higher the later it was removed. important: share of the kept tokens.
+    a_j: attention that the token's patches receive in the tower (`vispco.vision`); v: projected features.
+    After the k, a token ranks the higher the later it was removed. important: share of the kept tokens.
     Published, before layer 0: half important, half diverse, 128, 64 or 32 of 576 tokens, `step` 8; with many
     thousand tokens take more. Knows nothing of the question. Departs from the authors' code: features after
     the projector (theirs: before it), and tokens stay in the order of attention from one round to the next.

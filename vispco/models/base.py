@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..context import positions
 from ..flops import Dimensions
-from ..vision import placed, turned
+from ..vision import placed, ready_made, turned
 from .towers import class_token, patches, squares
 
 
@@ -94,8 +94,8 @@ class Adapter:
         for module in layers[self.vision_layer(len(layers))].modules() if layers else ():
             if self.vision_projections(module):
                 return module
-        raise ValueError(f"{type(self.model).__name__}: no attention with known projections in {self.tower!r}; "
-                         "choose a method that does not read the vision tower, or override `vision_attention` "
+        raise ValueError(f"{type(self.model).__name__} has no attention with known projections in {self.tower!r}: "
+                         "use a method that does not read the vision tower, or override `vision_attention` "
                          "and `vision_projections` in the adapter")
 
     def vision_layer(self, depth: int) -> int:
@@ -141,7 +141,8 @@ class Adapter:
         full = torch.zeros(*visual.shape, 3, dtype=torch.long, device=visual.device)
         for i, (kind, mask) in enumerate(self.kinds(inputs).items()):
             if bool(mask.any()):
-                places = self.places(int(mask.sum()), inputs, kind)
+                made_from = (ready_made(inputs, kind) or {}).get("inputs", {})
+                places = self.places(int(mask.sum()), {**inputs, **made_from}, kind)
                 full = full + placed(places * torch.tensor([2, 1, 1]) + torch.tensor([i, 0, 0]), mask)
         index, _ = positions(visual, visual.shape[1])
         frames = full[index][..., 0]
