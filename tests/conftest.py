@@ -30,14 +30,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Methods and families meet in one context only, so by default LLaVA runs all methods, others PDrop.
+    """Methods and families meet in one context only, so by default LLaVA runs all methods, others PDrop and VisionZip.
 
-    PDrop asks most of a family: projections, norms, rotary embedding and mask, at layer 0 already.
+    They ask most of a family: projections, norms, rotary embedding and mask, at layer 0 already; and the vision tower.
     """
     def wanted(item):
         params = getattr(getattr(item, "callspec", None), "params", {})
         both = {"family", "name"} <= params.keys()
-        return not both or params["family"] == "llava" or params["name"] == "pdrop"
+        return not both or params["family"] == "llava" or params["name"] in ("pdrop", "visionzip")
 
     if not config.getoption("every"):
         config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])

@@ -26,8 +26,8 @@ class KeyNorm(vispco.Method):
     """What a user would write."""
 
     def score(self, ctx):
-        """(B, n_visual) key norms of the layer just run."""
-        return ctx.keys().norm(dim=-1).mean(1)[ctx.visual]
+        """(B, n_visual) key norms of the layer just run, before any norm that would make them all the same."""
+        return ctx.projected_keys.norm(dim=-1)[ctx.visual]
 
 
 @pytest.fixture(scope="module", params=[*vispco.list_methods(), USER])

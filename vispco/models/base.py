@@ -152,8 +152,10 @@ class Adapter:
 
     # ---- input downsampling -----------------------------------------------------------------------------
     def smaller(self, inputs: dict, scale: float) -> tuple[dict, list[tuple[int, int]]]:
-        """The pictures in processed `inputs` with their sides times `scale`, in whole tokens: the inputs that change, and
-        the tokens of each picture before and after."""
+        """The pictures in processed `inputs` with their sides times `scale`, in whole tokens.
+
+        Returns the inputs that change, and the tokens of each picture before and after.
+        """
         raise ValueError(f"the processed pictures of {type(self.model).__name__} cannot be made smaller here: give its "
                          "processor smaller pictures, or override `smaller` in an adapter")
 

@@ -62,18 +62,19 @@ class Qwen2VL(Adapter):
         if inputs.get("pixel_values_videos") is not None:
             raise ValueError("videos cannot be made smaller here: give the processor smaller frames")
         v, merge, grids, pieces, tokens = self.config.vision_config, self.merge(self.config), [], [], []
+        colours, frames, size = v.in_channels, v.temporal_patch_size, v.patch_size
         sizes = inputs["image_grid_thw"].tolist()
         for piece, (t, h, w) in zip(inputs["pixel_values"].split([t * h * w for t, h, w in sizes]), sizes):
-            x = piece.view(t, h // merge, w // merge, merge, merge, v.in_channels, v.temporal_patch_size, v.patch_size, -1)
-            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * v.temporal_patch_size, v.in_channels, h * v.patch_size, -1)
+            x = piece.view(t, h // merge, w // merge, merge, merge, colours, frames, size, size)
+            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, colours, h * size, w * size)
             rows, columns = (max(1, round(n // merge * scale)) for n in (h, w))
-            side = merge * v.patch_size
-            x = interpolate(x, (rows * side, columns * side), mode="bilinear", antialias=True)
-            x = x.view(t, v.temporal_patch_size, v.in_channels, rows, merge, v.patch_size, columns, merge, v.patch_size)
+            x = interpolate(x, (rows * merge * size, columns * merge * size), mode="bilinear", antialias=True)
+            x = x.view(t, frames, colours, rows, merge, size, columns, merge, size)
             pieces.append(x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, piece.shape[1]))
             grids.append([t, rows * merge, columns * merge])
             tokens.append((t * h * w // merge**2, t * rows * columns))
-        return {"pixel_values": torch.cat(pieces), "image_grid_thw": torch.tensor(grids).to(inputs["image_grid_thw"])}, tokens
+        changed = torch.tensor(grids).to(inputs["image_grid_thw"])
+        return {"pixel_values": torch.cat(pieces), "image_grid_thw": changed}, tokens
 
     # ---- costs ------------------------------------------------------------------------------------------
     @classmethod
