@@ -13,6 +13,7 @@ from .version import __version__ as __version__  # first: it says so if transfor
 from . import methods as methods
 from . import models as models
 from . import pareto as pareto
+from .amortised import amortise as amortise
 from .config import PruningConfig as PruningConfig
 from .downsample import evaluate_downsampled as evaluate_downsampled
 from .evaluate import Record as Record, evaluate as evaluate

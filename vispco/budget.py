@@ -134,3 +134,39 @@ class Budget:
                 return True
             counts[i] -= 1
         return False
+
+
+def on_budget(ratios: Tensor, cost: CostModel, n_visual: Tensor, n_text: Tensor, limit: Tensor) -> Tensor:
+    """Keep ratios (B, L) whose drops are scaled by one factor t per sample, so that each costs exactly its limit (B,).
+
+        r' = max(0, 1 - t (1 - r)),   F(r') = B
+
+    Differentiable in `ratios`: t is found by bisection, and its gradient is that of the implicit function,
+    dt = -(dF . d(1 - r)) / (dF/dt). Where no t is large enough, everything that can be dropped is.
+
+    >>> from vispco.flops import Dimensions
+    >>> cost = CostModel(Dimensions(2, 8, 2, 2, 4, 16, 10))
+    >>> n, text = torch.tensor([16]), torch.tensor([4])
+    >>> half = (cost.full(n, text) + cost.text_only(text)).double() / 2
+    >>> r = on_budget(torch.tensor([[1.0, 0.5]]), cost, n, text, half)
+    >>> bool((cost(r * 16, n, text) - half).abs() < 1)
+    True
+    """
+    drops = 1 - ratios.double()  # (B, L)
+
+    def flops(t: Tensor, d: Tensor) -> Tensor:
+        return cost((1 - t[:, None] * d).clamp(0, 1) * n_visual[:, None], n_visual, n_text)
+
+    with torch.no_grad():
+        low, high = torch.zeros_like(limit, dtype=torch.float64), torch.full_like(limit, 1e6, dtype=torch.float64)
+        for _ in range(60):  # on a scale of t / (1 + t), which reaches everywhere
+            middle = (low / (1 + low) + high / (1 + high)) / 2
+            middle = middle / (1 - middle)
+            over = flops(middle, drops) > limit
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    t = high.clone().requires_grad_()
+    with torch.enable_grad():
+        slope, = torch.autograd.grad(flops(t, drops.detach()).sum(), t)  # negative
+    now = flops(high, drops)
+    t = high - (now - now.detach()) / slope.clamp(max=-1e-9)
+    return (1 - t[:, None] * drops).clamp(0, 1).to(ratios)

@@ -53,9 +53,11 @@ class Prefill:
         self.inputs, self.captured, self.sources = {}, {}, {}
         self.embeddings = self.late = self.rotary = self.mask = None
 
-    def target(self, ratio: float) -> list[int] | None:
-        """Visual tokens of each sample that may enter a layer with this keep ratio, or None if that drops none."""
-        target = [min(left, whole_tokens(ratio, n)) for left, n in zip(self.left, self.n_visual)]
+    def target(self, ratio: Tensor) -> list[int] | None:
+        """Visual tokens of each sample that may enter a layer with this keep ratio (one, or one each), or None if that
+        drops none."""
+        ratios = ratio.expand(len(self.left)).tolist()
+        target = [min(left, whole_tokens(r, n)) for r, left, n in zip(ratios, self.left, self.n_visual)]
         if any(end and n and not t for end, n, t in zip(self.ends_visual, self.n_visual, target)):
             raise ValueError("a prompt ends in a visual token, from which its answer would be read, and the configuration "
                              "drops them all: put text after the image, or keep at least one token")

@@ -67,7 +67,8 @@ def check_fits(config: PruningConfig, adapter) -> None:
 class Pruner:
     """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
 
-    `ratios` (L,) may be replaced between forward passes; where it requires gradients (search), they flow.
+    `ratios` (L,), or (B, L) with a schedule for each sample, may be replaced between forward passes; where it requires
+    gradients (search), they flow.
     """
 
     def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: dict | None = None):
@@ -217,7 +218,7 @@ class Pruner:
     # ---- deploy: dropped tokens leave -------------------------------------------------------------------
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
-        target = state.target(self.ratios[i].item())
+        target = state.target(self.ratios[..., i])
         if i == 0 and cache is not None and any(state.n_visual):
             self.adapter.lengthen(cache)
         if target is not None:
@@ -279,7 +280,7 @@ class Pruner:
     def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, method = self.prefill, self.method
         flows = self.ratios.requires_grad and torch.is_grad_enabled()
-        target = state.target(self.ratios.detach()[i].item())
+        target = state.target(self.ratios.detach()[..., i])
         if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
             with torch.no_grad():
                 context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
@@ -287,7 +288,7 @@ class Pruner:
                 chosen = hard_mask(scores, context.keep, context.valid)
                 into = method.merge(context, chosen) if target is not None else None
             hidden = merged(hidden, context, chosen, into)
-            keep = self.ratios[i].to(hidden.device) * context.n_visual
+            keep = self.ratios[..., i].to(hidden.device) * context.n_visual
             mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
             if mask.requires_grad:
                 mask.register_hook(self._bounded)

@@ -41,13 +41,15 @@ def cosines(x: Tensor) -> Tensor:
 def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Scores (B, V) of slots picked one by one, the one of largest gain next: 1 for the first, 1/2, 1/3, ...
 
-    gains: (B, V) for the first pick. update: called with the number of picks before and the slot picked (B,
+    gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth. update: called with the number of picks before and the slot picked (B,
     1),
     returns the next gains. Unless all ranks matter, stops after the `ctx.keep` that are kept; others score 0.
     """
     steps = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
     scores, left = torch.zeros_like(gains), ctx.valid
     for step in range(steps):
+        # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax takes the first.
+        gains = (gains * 2**20).round()
         pick = gains.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
         # amax: a sample with nothing left picks some slot again, which must not lower it.
         scores = scores.scatter_reduce(1, pick, torch.full_like(gains[:, :1], 1 / (step + 1)), "amax")

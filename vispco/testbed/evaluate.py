@@ -155,4 +155,6 @@ def report(model, n: int = 4000, schedules: int = 24, seed: int = 0) -> dict:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(prog="python -m vispco.testbed.evaluate", description=__doc__.split("\n")[0])
     options.add_argument("--model", choices=MODELS, default="testbed-llava")
-    report(load(options.parse_args().model)[0])
+    options.add_argument("--examples", type=int, default=4000)
+    chosen = options.parse_args()
+    report(load(chosen.model)[0], chosen.examples)

@@ -33,13 +33,14 @@ class Spec:
     margins: float = 0.0  # in so many of the steps the board lies on a larger picture
     half: bool = False  # stored in float16
     steps: int = 2200
-    aux_steps: int = 1500
+    aux_steps: int = 1500  # steps until the auxiliary objectives weigh nothing
+    decay: float = 1 / 3  # last part of the steps, in which the learning rate goes to zero
 
 
 SPECS = {
     "testbed-llava": Spec(8, 128, 2, 3, (0, 1, 2), (8, 7, 6), ID[IMAGE]),
     "testbed-qwen": Spec(16, 96, 4, 6, (0, 2, 4), (16, 14, 12), QWEN_ID[IMAGE_PAD], (QWEN_ID[VISION_START],),
-                         (QWEN_ID[VISION_END],), margins=0.2, half=True, steps=2300),
+                         (QWEN_ID[VISION_END],), margins=0.2, half=True, steps=2300, aux_steps=2300, decay=0.15),
 }  # fmt: skip
 MODELS = tuple(SPECS)
 
@@ -95,8 +96,9 @@ def _qwen_config():
         vocab_size=len(QWEN_ID), hidden_size=spec.hidden, intermediate_size=256, num_hidden_layers=spec.layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
         pad_token_id=ID[PAD], eos_token_id=ID[EOS], bos_token_id=None, tie_word_embeddings=False, initializer_range=0.08,
-        # slow frequencies would leave the rows and columns of a small picture all alike
-        rope_parameters={"rope_type": "default", "rope_theta": 6.0, "mrope_section": [2, 5, 5]},
+        # slow frequencies would leave the rows and columns of a small picture all alike; the time section is what
+        # finds a colour or a shape wherever it lies
+        rope_parameters={"rope_type": "default", "rope_theta": 6.0, "mrope_section": [4, 3, 5]},
     )  # fmt: skip
     return Qwen2_5_VLConfig(
         vision_config=vision, text_config=text, image_token_id=QWEN_ID[IMAGE_PAD], video_token_id=QWEN_ID[VIDEO_PAD],

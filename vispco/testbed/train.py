@@ -103,9 +103,9 @@ def optimisers(model: nn.Module, heads: nn.Module, lr: float) -> list[torch.opti
     return [muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def rate(step: int, steps: int) -> float:
-    """Learning-rate factor: short warm-up, constant, then down to zero over the last third."""
-    return min((step + 1) / 50, 1.0) * min(1.0, (steps - step) / (steps / 3))
+def rate(step: int, steps: int, decay: float) -> float:
+    """Learning-rate factor: short warm-up, constant, then down to zero over the last part `decay` of the steps."""
+    return min((step + 1) / 50, 1.0) * min(1.0, (steps - step) / (steps * decay))
 
 
 def keep_memory() -> None:
@@ -185,7 +185,7 @@ def train(args: argparse.Namespace) -> nn.Module:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             for group in optim.param_groups:
-                group["lr"] = args.lr * rate(step, args.steps)
+                group["lr"] = args.lr * rate(step, args.steps, args.decay)
             optim.step()
             optim.zero_grad(set_to_none=True)
         correct = []
@@ -219,7 +219,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--output", required=True, help="folder for the checkpoint, the log and the resumable state")
     out.add_argument("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
     out.add_argument("--model", choices=MODELS, default="testbed-llava")
-    out.add_argument("--steps", type=int, help="default: the shipped model's number")
+    out.add_argument("--steps", type=int, help="default, as for the next two: the shipped model's")
+    out.add_argument("--aux-steps", type=int, help="steps until the auxiliary weights are zero")
+    out.add_argument("--decay", type=float, help="last part of the steps, in which the learning rate goes to zero")
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--lr", type=float, default=1.5e-3)
     out.add_argument("--images", type=int, default=32, help="boards a step")
@@ -228,7 +230,6 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--easy", type=float, default=0.4, help="weight of the easy-VQA loss")
     out.add_argument("--aux", type=float, default=2.0, help="initial weight of the objective at the visual tokens")
     out.add_argument("--hint", type=float, default=0.3, help="initial weight of the half-way objective")
-    out.add_argument("--aux-steps", type=int, help="steps until these weights are zero")
     out.add_argument("--threads", type=int, default=2)
     out.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     out.add_argument("--every", type=int, default=50, help="steps between log lines")
@@ -239,8 +240,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Train, save the checkpoint, then print the evaluation."""
     args = parser().parse_args()
-    args.steps = args.steps or SPECS[args.model].steps
-    args.aux_steps = args.aux_steps or SPECS[args.model].aux_steps
+    for name in ("steps", "aux_steps", "decay"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(SPECS[args.model], name))
     start = time.perf_counter()
     model = train(args)
     output = Path(args.output)

@@ -1,0 +1,190 @@
+"""Amortised search: learn the whole frontier in one run, then ask for any budget.
+
+    minimise over f   E_{x, B} log KL(pruned || full),   r = R(i; f(x, B)) scaled so that F(r) = B
+
+Every sample of a batch draws a budget of its own. Its schedule is scaled onto that budget (`on_budget`), so the
+constraint holds at every step and needs no multiplier. The logarithm gives all budgets a say: small ones have a
+divergence a hundred times that of large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import Budget, on_budget
+from .config import PruningConfig
+from .context import before_answer
+from .flops import CostModel
+from .frontier import Frontier, FrontierPoint
+from .kernels import Kernel
+from .predictor import RatioPredictor
+from .pruning import Pruner
+from .refine import Bench, refine
+from .registry import KERNELS, adapter_for, build_method
+from .search import whole
+from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
+from .version import versions
+
+
+class Amortised:
+    """What `amortise` has learned: a configuration for any budget.
+
+    predictor, kernel: the network, and the curve whose theta it gives.
+    """
+
+    def __init__(self, model: nn.Module, lessons: list[Lesson], predictor: RatioPredictor, kernel: Kernel, method: str,
+                 method_options: Mapping, meta: dict):
+        self.model, self.lessons, self.predictor, self.kernel = model, lessons, predictor, kernel
+        self.method, self.method_options, self.meta = method, dict(method_options), meta
+
+    @torch.no_grad()
+    def ratios(self, budget: float) -> Tensor:
+        """The schedule (L,) for a share of the prunable cost; of a predictor that looks at prompts, the mean over the
+        calibration data. Not yet in whole tokens."""
+        schedules = []
+        for lesson in self.lessons if self.predictor.conditioned else self.lessons[:1]:
+            theta = self.predictor(torch.full((len(lesson),), float(budget)), *features(self.model, lesson, self.predictor))
+            schedules.append(self.kernel.schedule(theta))
+        return torch.cat(schedules).double().mean(0)
+
+    def frontier(self, budgets: Sequence[float], refinement: int = 0, seed: int = 0) -> Frontier:
+        """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
+
+        refinement: rounds of local moves (`vispco.refine`).
+        """
+        adapter = adapter_for(self.model)(self.model)
+        scorer = build_method(self.method, self.method_options)
+        cost, points, passes = CostModel(adapter.dimensions(adapter.config), scorer), [], 0
+        for budget in budgets:
+            limit = Budget(budget, cost, *shapes(self.lessons), scorer.first_layer)
+            bench = Bench(self.model, self.lessons, {
+                "method": self.method, "method_options": self.method_options, "model_type": adapter.config.model_type,
+                "budget": budget, "n_visual": limit.tokens})
+            bench.kl([tuple(limit.harden(self.ratios(budget)))])
+            refine(bench, limit, refinement, seed)
+            record, passes = bench.records[bench.best], passes + bench.passes
+            config = replace(bench.config(bench.best), flops=record.flops)
+            points.append(FrontierPoint(config, budget, record.flops, limit.share(config.tokens(limit.tokens)), record.kl))
+        return Frontier(points, {**self.meta, "forward_passes": self.meta["forward_passes"] + passes})
+
+    def config(self, budget: float) -> PruningConfig:
+        """The configuration for one budget."""
+        return self.frontier([budget]).points[0].config
+
+
+def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", kernel: str = "monotone",
+             between: tuple[float, float] | None = None, *, conditioned: bool = False, steps: int = 100,
+             learning_rate: float = 5e-3, width: int = 32, seed: int = 0, method_options: Mapping | None = None,
+             kernel_options: Mapping | None = None, estimator: Mapping | None = None,
+             callback: Callable[[dict], Any] | None = None) -> Amortised:
+    """Learn the frontier between two budgets (shares of the prunable cost) in one run of `steps` batches.
+
+    between: the least and the largest budget that will be asked for; None: all that can be reached, up to 0.95.
+    conditioned: whether the predictor looks at the prompts, or at the budget alone. Other arguments and errors as
+    of `vispco.search`.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> learned = amortise(model, testbed.batches("calibration", n=32, batch_size=16), steps=4)
+    >>> [round(p.share, 1) for p in learned.frontier([0.3, 0.6]).points]
+    [0.3, 0.6]
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    adapter, scorer = adapter_for(model)(model), build_method(method, method_options)
+    curve = KERNELS.get(kernel)(len(adapter.layers), scorer.first_layer, **(kernel_options or {}))
+    lessons = prepare(model, batches)
+    cost = CostModel(adapter.dimensions(adapter.config), scorer)
+    tokens = int(shapes(lessons)[0].max())
+    everything = Budget(1.0, cost, *shapes(lessons), scorer.first_layer)
+    least = everything.share([tokens] * scorer.first_layer + [0] * (len(adapter.layers) - scorer.first_layer))
+    low, high = (least, 0.95) if between is None else between
+    if not least <= low + 1e-9 < high <= 1:
+        raise ValueError(f"between must be two increasing shares in [{least:.4g}, 1], what {method!r} can reach on this model, "
+                         f"got {between!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        predictor = RatioPredictor(curve, adapter.dimensions(adapter.config).hidden if conditioned else None, width)
+    generator, queue, seen = torch.Generator().manual_seed(seed), [], 0
+    optimizer = torch.optim.Adam(predictor.parameters(), learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
+    frozen, training = [p for p in model.parameters() if p.requires_grad], model.training
+    model.requires_grad_(False).eval()
+    try:
+        teach(model, lessons)
+        with Pruner(adapter, scorer, torch.ones(1, requires_grad=True), "search", dict(estimator or {})).install() as pruner:
+            for step in range(steps):
+                queue = queue or torch.randperm(len(lessons), generator=generator).tolist()
+                lesson = lessons[queue.pop()]
+                share = torch.rand(len(lesson), generator=generator) + torch.randperm(len(lesson), generator=generator)
+                budget = low + (high - low) * share / len(lesson)  # stratified
+                theta = predictor(budget, *features(model, lesson, predictor))
+                text, full = cost.text_only(lesson.n_text).double(), cost.full(lesson.n_visual, lesson.n_text).double()
+                ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
+                pruner.ratios = whole(ratios, tokens)
+                kl = per_sample(model, lesson, pruner)
+                loss = (kl + 1e-2).log().mean()
+                if not loss.isfinite():
+                    raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
+                                             "with a smaller learning rate")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                decay.step()
+                seen += len(lesson)
+                if callback:
+                    callback({"step": step, "steps": steps, "loss": float(kl.detach().mean()), "log": float(loss.detach())})
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        model.train(training)
+    meta = {"method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
+            "conditioned": conditioned, "between": [low, high], "model_type": adapter.config.model_type,
+            "num_layers": len(adapter.layers), "n_visual": tokens, "samples": sum(map(len, lessons)),
+            "full_flops": float(cost.full(*shapes(lessons)).double().mean()),
+            "text_flops": float(cost.text_only(shapes(lessons)[1]).double().mean()),
+            "forward_passes": sum(map(len, lessons)) + 3 * seen, "versions": versions()}
+    return Amortised(model, lessons, predictor.eval(), curve, method, method_options or {}, meta)
+
+
+def per_sample(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
+    """Mean KL(pruned || full) of each sample that has an answer (samples,); bounds its tokens' gradients by log KL's."""
+    divergence = kl_divergence(answer_logits(model, lesson, pruner), lesson.log_probs)  # (A,)
+    rows = lesson.rows.to(divergence.device)
+    count = torch.bincount(rows, minlength=len(lesson)).to(divergence)
+    kl = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, divergence) / count.clamp(min=1)
+    pruner.bound = (kl.detach() / (kl.detach() + 1e-2)) / int((count > 0).sum())
+    return kl[count > 0]
+
+
+@torch.no_grad()
+def features(model: nn.Module, lesson: Lesson, predictor: RatioPredictor) -> tuple[Tensor, Tensor] | tuple[()]:
+    """Input embeddings (B, S, hidden) of the prompts, and which are real, for a predictor that looks at them."""
+    if not predictor.conditioned:
+        return ()
+    decoder, caught = adapter_for(model)(model).decoder, []
+    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: caught.append(kwargs["inputs_embeds"]) or stop(),
+                                             with_kwargs=True)
+    try:
+        answer_logits(model, lesson)
+    except Stop:
+        pass
+    finally:
+        hook.remove()
+    mask = lesson.inputs.get("attention_mask")
+    real = torch.ones_like(lesson.labels, dtype=torch.bool) if mask is None else mask.bool()
+    return caught[0].float(), before_answer(real, lesson.labels)
+
+
+class Stop(Exception):
+    """The embeddings are known; the rest of the forward pass is not needed."""
+
+
+def stop():
+    """Leave a forward pass."""
+    raise Stop
