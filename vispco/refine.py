@@ -79,7 +79,7 @@ def moves(ratios: Tensor, first_layer: int, count: int, generator: torch.Generat
     nothing is left from some layer on.
 
     >>> [r.tolist() for r in moves(torch.tensor([1.0, 0.5]), 1, 2, torch.Generator().manual_seed(0))]
-    [[1.0, 0.0], [1.0, 0.75]]
+    [[1.0, 0.0], [1.0, 0.25]]
     """
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
