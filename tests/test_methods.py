@@ -14,7 +14,7 @@ import naive
 import naive_vision
 import vispco
 from naive import NAIVE, naive_kept, naive_rank, naive_recycled, ranked, step_at
-from oracles import Constant, pruned_with, rows_alone
+from oracles import Constant, Witness, pruned_with, rows_alone
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, without_labels
 from vispco import PruningConfig
 from vispco.context import Context
@@ -115,20 +115,15 @@ class Scores(vispco.Method):
         return scores
 
 
-class Merges(SparseVLM):
-    """Runs another method and writes down what it merges."""
+class Merges(Witness):
+    """Runs another method and writes down what it was asked and what it merges."""
 
     def __init__(self, method):
-        self.method, self.seen = method, []
-
-    def score(self, ctx):
-        return self.method.score(ctx)
-
-    def limit(self, ctx, scores):
-        return self.method.limit(ctx, scores)
+        super().__init__(method)
+        self.seen = []
 
     def merge(self, ctx, kept):
-        into = self.method.merge(ctx, kept)
+        into = super().merge(ctx, kept)
         self.seen.append((ctx, kept, into))
         return into
 
