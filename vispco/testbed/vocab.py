@@ -42,7 +42,7 @@ def build_tokenizer(vocabulary: dict[str, int] = ID, special: tuple[str, ...] | 
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=EOS, unk_token=UNK, padding_side="left",
-        extra_special_tokens=special if isinstance(special, dict) else list(special), model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
+        extra_special_tokens=special if isinstance(special, dict) else list(special),
+        model_input_names=["input_ids", "attention_mask"], clean_up_tokenization_spaces=False,
     )  # fmt: skip
     return tokenizer
