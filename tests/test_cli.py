@@ -218,7 +218,7 @@ def test_demo(capsys):
         drawn = [c for c in drawn if c["budget"] == point.budget]
         assert row["random"]["kl"]["mean"] == pytest.approx(sum(c["kl"] for c in drawn) / 2)
         assert all(c["share"] <= point.budget for c in drawn)
-    costs = {"search": loaded.meta["forward_passes"], "grid": 6 * 8}
+    costs = {"search": loaded.meta["forward_passes"], "grid": 6 * 8, "random": 2 * 2 * 8}
     assert loaded.meta["cost_in_forward_passes"] == costs
     assert demo.report(frontier) in out and demo.FLOOR in out and "question:" in out
 
