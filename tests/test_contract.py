@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
-from oracles import Witness, by_hand, error, hook_counts, pruned_with, rows_alone
-from tiny import FAMILIES, PER_IMAGE, batch, without_labels
+from oracles import Replay, Witness, by_hand, error, hook_counts, pruned_with, rows_alone
+from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, without_labels
+from tiny_families import PROCESSORS, processed
 from vispco import PruningConfig
 from vispco.registry import METHODS, adapter_for
 
@@ -353,3 +354,33 @@ def test_flops_of_what_ran_equal_the_count(family, name, size, images, ratios):
     report = vispco.count_flops(family, config, n_visual=PER_IMAGE * images, n_text=10)
     assert counter.get_total_flops() == size * report.total_with_vision
     assert report.tokens == config.tokens(PER_IMAGE * images)
+
+
+# ---- generation --------------------------------------------------------------------------------------------
+def one_pass_each(model, inputs, sequences):
+    """Logits of each new token, from one pass over all that comes before it, without a cache."""
+    start, steps = inputs["input_ids"].shape[1], []
+    for end in range(start, sequences.shape[1]):
+        new = {k: torch.nn.functional.pad(v, (0, end - start), value=int(k == "attention_mask"))
+               for k, v in inputs.items() if v.shape == inputs["input_ids"].shape}
+        steps.append(logits(model, {**inputs, **new, "input_ids": sequences[:, :end]}, use_cache=False)[:, -1])
+    return torch.stack(steps, 1)
+
+
+def test_generation_with_the_cache_equals_recomputation(family, name):
+    """Three new tokens by `generate`, and each again in one pass, with the same tokens kept and merged."""
+    plain = without_labels(batch(**MIXED))
+    inputs = processed(family, plain) if type(family) in PROCESSORS else plain
+    options = {"do_sample": False, "max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True,
+               "suppress_tokens": [2, 3, 4, IMAGE]}
+    bare = family.generate(**inputs, **options)
+    if error(torch.stack(bare.logits, 1), one_pass_each(family, inputs, bare.sequences)) > FLOAT32:
+        pytest.skip("one pass over prompt and answer is not what this family generates by, pruned or not")
+    witness, config = Witness(METHODS.get(name)()), config_for(name, family)
+    with pruned_with(family, witness, config.keep_ratios) as handle:
+        out = family.generate(**inputs, **options)
+        kept = handle.kept()
+    with pruned_with(family, Replay(kept, witness.merged), config.keep_ratios):
+        again = one_pass_each(family, inputs, out.sequences)
+    assert error(torch.stack(out.logits, 1), again) <= FLOAT32
+    assert error(out.logits[0], bare.logits[0]) > 0.05  # it did something
