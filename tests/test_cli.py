@@ -196,7 +196,7 @@ def test_list(what, capsys):
 
 def test_list_everything(capsys):
     assert main(["list", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["methods", "kernels", "adapters", "models", "tasks"]
+    assert list(json.loads(capsys.readouterr().out)) == ["methods", "presets", "kernels", "adapters", "models", "tasks"]
 
 
 def test_demo(capsys):

@@ -72,10 +72,15 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
 
 
 def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Which answers are right (one bool per sample that has one), and KL(pruned || full) at each answer token."""
+    """Which answers are right (one bool per sample that has one), and KL(pruned || full) at each answer token.
+
+    logits: (A, vocabulary), or `lesson.log_probs` itself, whose divergence is 0 to the bit.
+    """
+    same = logits is lesson.log_probs
+    divergence = torch.zeros(len(logits)) if same else kl_divergence(logits, lesson.log_probs).cpu()
     wrong = (logits.argmax(-1).cpu() != lesson.targets).long()
     misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong)
-    return (misses == 0)[lesson.answers.any(1)], kl_divergence(logits, lesson.log_probs).cpu()
+    return (misses == 0)[lesson.answers.any(1)], divergence
 
 
 def record(grades: list[tuple[Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:

@@ -28,11 +28,13 @@ class Tower:
         self.adapter = adapter
         self.inputs: dict[str, Any] = {}
         self._kind: str | None = None  # "image" or "video", while its features are being made
+        self._always = False  # a backbone that makes them in its own forward pass: whatever runs is of images
         self._seen: dict[str, dict[str, Any]] = {}  # by kind: what went through the attention
 
     def register(self, add: Callable, attention: bool = True) -> None:
         """Start to listen; `add` gets handles with `.remove()`. attention: whether `read` will be called."""
         backbone = self.adapter.backbone
+        self._always = not hasattr(backbone, "get_image_features")
         for kind in ("image", "video"):
             if hasattr(backbone, f"get_{kind}_features"):
                 add(Replaced(backbone, f"get_{kind}_features", functools.partial(self._listening, kind)))
@@ -63,15 +65,23 @@ class Tower:
 
         return features
 
+    def _hears(self) -> dict | None:
+        """Where to put what goes through the attention just now, if anywhere."""
+        if self._kind is None and self._always:
+            return self._seen.setdefault("image", {"inputs": {}})
+        return self._seen.get(self._kind)
+
     def _on_attention(self, module, args, kwargs):
-        if self._kind is not None:
+        heard = self._hears()
+        if heard is not None:
             names = ("attention_mask", "cu_seqlens", "position_embeddings")
-            self._seen[self._kind].update({name: kwargs.get(name) for name in names})
+            heard.update({name: kwargs.get(name) for name in names})
 
     def _on_projection(self, part: str):
         def hook(module, args, output):
-            if self._kind is not None:
-                self._seen[self._kind][part] = output.detach()
+            heard = self._hears()
+            if heard is not None:
+                heard[part] = output.detach()
 
         return hook
 
