@@ -10,7 +10,6 @@ divergence a hundred times that of large ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,14 +19,14 @@ from .budget import Budget, on_budget
 from .config import PruningConfig
 from .context import before_answer
 from .flops import CostModel
-from .frontier import Frontier, FrontierPoint
+from .frontier import Frontier
 from .kernels import Kernel
 from .predictor import RatioPredictor
 from .pruning import Pruner
 from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
 from .search import whole
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
+from .teacher import Lesson, answer_logits, frozen, kl_divergence, prepare, shapes, teach
 from .version import versions
 
 
@@ -67,9 +66,8 @@ class Amortised:
                 "budget": budget, "n_visual": limit.tokens})
             bench.kl([tuple(limit.harden(self.ratios(budget)))])
             refine(bench, limit, refinement, seed)
-            record, passes = bench.records[bench.best], passes + bench.passes
-            config = replace(bench.config(bench.best), flops=record.flops)
-            points.append(FrontierPoint(config, budget, record.flops, limit.share(config.tokens(limit.tokens)), record.kl))
+            passes += bench.passes
+            points.append(bench.point(limit))
         return Frontier(points, {**self.meta, "forward_passes": self.meta["forward_passes"] + passes})
 
     def config(self, budget: float) -> PruningConfig:
@@ -113,9 +111,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     generator, queue, seen = torch.Generator().manual_seed(seed), [], 0
     optimizer = torch.optim.Adam(predictor.parameters(), learning_rate)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
-    frozen, training = [p for p in model.parameters() if p.requires_grad], model.training
-    model.requires_grad_(False).eval()
-    try:
+    with frozen(model):
         teach(model, lessons)
         with Pruner(adapter, scorer, torch.ones(1, requires_grad=True), "search", dict(estimator or {})).install() as pruner:
             for step in range(steps):
@@ -139,10 +135,6 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
                 seen += len(lesson)
                 if callback:
                     callback({"step": step, "steps": steps, "loss": float(kl.detach().mean()), "log": float(loss.detach())})
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        model.train(training)
     meta = {"method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
             "conditioned": conditioned, "between": [low, high], "model_type": adapter.config.model_type,
             "num_layers": len(adapter.layers), "n_visual": tokens, "samples": sum(map(len, lessons)),

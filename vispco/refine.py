@@ -8,6 +8,7 @@ tokens. Many moves race on a few questions, the same for all of them; only the w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .budget import Budget
 from .config import PruningConfig
 from .evaluate import Record, evaluate
+from .frontier import FrontierPoint
 from .teacher import Lesson
 
 Schedule = tuple[float, ...]
@@ -34,6 +36,12 @@ class Bench:
     def config(self, schedule: Schedule) -> PruningConfig:
         """The configuration with these keep ratios."""
         return PruningConfig(keep_ratios=schedule, **self.template)
+
+    def point(self, limit: Budget) -> FrontierPoint:
+        """The best schedule as a point of the frontier."""
+        record, config = self.records[self.best], self.config(self.best)
+        share = limit.share(config.tokens(limit.tokens))
+        return FrontierPoint(replace(config, flops=record.flops), limit.value, record.flops, share, record.kl)
 
     def kl(self, schedules: Iterable[Schedule], part: Sequence[int] | None = None) -> list[float]:
         """Mean KL of each schedule, on all lessons, or on a part of them (numbers)."""

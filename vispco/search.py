@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from .alm import AugmentedLagrangian
 from .budget import Budget
 from .flops import CostModel
-from .frontier import Frontier, FrontierPoint
+from .frontier import Frontier
 from .kernels import Kernel
 from .pruning import Pruner
 from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
+from .teacher import Lesson, answer_logits, frozen, kl_divergence, prepare, shapes, teach
 from .version import versions
 
 
@@ -76,11 +75,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     limits.sort(key=lambda b: float(b.limit.mean()), reverse=True)
     samples = sum(map(len, lessons))
 
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    training = model.training
-    model.requires_grad_(False).eval()
     points, passes = [], samples
-    try:
+    with frozen(model):
         teach(model, lessons)
         for limit in limits:
             bench = Bench(model, lessons, {
@@ -96,14 +92,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
                                constraint=dict(constraint or {}), callback=callback)
             refine(bench, limit, rounds, seed)
             passes += 3 * seen + bench.passes
-            record = bench.records[bench.best]
-            config = replace(bench.config(bench.best), flops=record.flops)
-            points.append(FrontierPoint(config, limit.value, record.flops, limit.share(config.tokens(limit.tokens)),
-                                        record.kl))
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        model.train(training)
+            points.append(bench.point(limit))
     return Frontier(points, {
         "method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
         "inner": inner, "relative_to": relative_to, "model_type": adapter.config.model_type,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,19 @@ def shapes(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
     """Visual and text tokens of every prompt: two (samples,) tensors."""
     n_visual, n_text = (torch.cat([getattr(lesson, name) for lesson in lessons]) for name in ("n_visual", "n_text"))
     return n_visual, n_text
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the weights, until the block ends; then both are as they were."""
+    learning, training = [p for p in model.parameters() if p.requires_grad], model.training
+    model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        model.train(training)
 
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
