@@ -119,7 +119,7 @@ def test_learning_lowers_the_divergence():
     model, _ = testbed.load("testbed-llava")
     batches = testbed.batches("calibration", n=64, batch_size=8)
     before, after = (amortise(model, batches, between=(0.6, 0.8), steps=n, learning_rate=rate).config(0.7)
-                     for n, rate in ((1, 1e-9), (64, 5e-3)))
+                     for n, rate in ((1, 1e-9), (64, 0.1)))
     kl = [vispco.evaluate(model, batches, config).kl for config in (before, after)]
     assert kl[1] < 0.5 * kl[0]
 

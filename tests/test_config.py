@@ -307,7 +307,7 @@ def without(data, *keys):
     (json.dumps({**GOOD.to_dict(), "method": "rnadom"}), "did you mean 'random'"),
     (json.dumps({**GOOD.to_dict(), "method_options": [1]}), "method_options must be a mapping"),
     (json.dumps({**GOOD.to_dict(), "n_visual": "many"}), "n_visual must be int"),
-    (json.dumps({**GOOD.to_dict(), "budget": {}}), "budget must be"),
+    (json.dumps({**GOOD.to_dict(), "budget": []}), "budget must be"),
 ])
 def test_faults_in_files_name_the_file(tmp_path, text, fault):
     path = written(tmp_path, text)

@@ -20,6 +20,7 @@ FLOORS = [
         "kernels",
         "relaxation",
         "ste",
+        "estimators",
         "flops",
         "alm",
         "pareto",
@@ -27,6 +28,7 @@ FLOORS = [
         "vision",
         "masks",
         "budget",
+        "costs",
         "predictor",
         "teacher",
         "frontier",
@@ -35,7 +37,7 @@ FLOORS = [
     {"prefill", "pruning"},
     {"evaluate", "refine", "downsample", "search", "baselines", "amortised", "presets", "schedules"},
     {"plot", "console", "options", "testbed", "data"},
-    {"demo"},
+    {"demo", "reproduction"},
     {"cli"},
     {"__main__"},
 ]
@@ -48,6 +50,8 @@ MAY_USE_MORE = {
     "demo",
     "console",
     "data",
+    "reproduction",
+    "baselines",
 }  # optional packages, see also the lazy ones below
 
 

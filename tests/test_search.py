@@ -40,8 +40,8 @@ def test_search_improves_on_its_start():
     """On a model whose image matters early or late, the KL falls below that of the untrained schedule."""
     model = tiny_llava(layers=6, scale=0.5)
     batches = [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8, seed=s) for s in range(2)]
-    before = vispco.search(model, batches, budgets=[0.5], steps=1, learning_rate=1e-9).points[0]
-    after = vispco.search(model, batches, budgets=[0.5], steps=40).points[0]
+    before = vispco.search(model, batches, budgets=[0.5], steps=1, learning_rate=1e-9, refinement=0).points[0]
+    after = vispco.search(model, batches, budgets=[0.5], steps=40, refinement=0).points[0]
     assert after.loss < 0.9 * before.loss
 
 
@@ -64,8 +64,9 @@ def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     assert [(s["budget"], s["step"]) for s in seen] == [(b, i) for b in (0.6, 0.4) for i in range(6)]
     assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
     json.dumps(seen)
-    # the full model once; per budget: 6 steps of 2 samples, backward counted twice; up to eight schedules measured
-    assert frontier.meta["forward_passes"] - 4 - 2 * (6 * 2 * 3) in range(4, 4 * 2 * 8 + 1, 4)
+    # the full model once; per budget: 6 steps of 2 samples, backward counted twice; of 4 samples, up to three starts and
+    # four schedules after the updates; of one lesson of 2, up to seven more starts and the best of them
+    assert 4 + 2 * (6 * 2 * 3 + 4) <= frontier.meta["forward_passes"] <= 4 + 2 * (6 * 2 * 3 + 7 * 4 + 8 * 2)
 
 
 def test_budget_one_needs_no_search(llava, batches):

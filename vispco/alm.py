@@ -93,7 +93,7 @@ class AugmentedLagrangian:
 
         Raises FloatingPointError, and changes nothing, if the slack is not finite.
         """
-        c, violation = self._vector("slack", slack), self._violations(slack)
+        c, violation = self._vector("slack", slack), self.violations(slack)
         stuck = (violation > self.epsilon) & (violation >= self.beta * self._violation)
         w = self._w - self._lambda * c
         self._w = torch.where(self._inequality, w.clamp(min=0), w)
@@ -108,7 +108,7 @@ class AugmentedLagrangian:
         >>> alm.satisfied([5., .001]), alm.satisfied([5., .1]), alm.satisfied([-.1, 0.])
         (True, False, False)
         """
-        return bool((self._violations(slack) <= self.epsilon).all())
+        return bool((self.violations(slack) <= self.epsilon).all())
 
     def state_dict(self) -> dict[str, list]:
         """What changes from step to step, ready for JSON (a violation is null before the first update)."""
@@ -125,7 +125,8 @@ class AugmentedLagrangian:
         self._lambda = self._vector("penalty", state["penalty"])
         self._violation = violation.where(violation >= 0, torch.inf)
 
-    def _violations(self, slack: Tensor | float | Sequence[float]) -> Tensor:
+    def violations(self, slack: Tensor | float | Sequence[float]) -> Tensor:
+        """Violations (m,) at this slack, given the current multipliers and penalties."""
         c = self._vector("slack", slack)
         return torch.where(self._inequality, c.minimum(self._w / self._lambda), c).abs()  # (m,)
 

@@ -1,15 +1,34 @@
-"""Competitors of the search, run through the same evaluation: published defaults, random schedules, a grid."""
+"""Competitors of the search, in the same space and counted alike: random, evolution, Parzen estimators, greedy, a grid.
+
+A searcher is called `searcher(bench, limit, passes, seed)`. It measures schedules that are filled up to the limit in
+whole tokens, `bench.losses`, until another would cost more forward passes of one question than `passes`; `bench.best` is
+its result. SEARCHERS names them all. What a rule gives without a search: `vispco.schedules`, and `published`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 
 import torch
+from torch import Tensor
 
-from .budget import Budget
+from .budget import Budget, Limit
 from .config import PruningConfig
+from .frontier import FrontierPoint
+from .pareto import is_non_dominated
+from .presets import presets
+from .refine import Bench, Schedule
+
+#: A searcher that asks for schedules it already knows, which costs nothing, ends after so many times its evaluations.
+PATIENCE = 10
 
 
+# ---- configurations that need no search -----------------------------------------------------------------------
 def single_layer_grid(method: str, num_layers: int, ratios: Sequence[float], first_layer: int = 1,
                       n_visual: int | None = None) -> list[PruningConfig]:
     """Every (layer, ratio): keep everything before the layer, `ratio` from it on (the paper's "empirical frontier").
@@ -25,25 +44,243 @@ def single_layer_grid(method: str, num_layers: int, ratios: Sequence[float], fir
             for layer in range(first_layer, num_layers) for ratio in ratios]
 
 
-def random_schedules(method: str, limit: Budget, count: int, seed: int = 0) -> list[PruningConfig]:
+def paper_grid(method: str, num_layers: int, first_layer: int = 1, n_visual: int | None = None) -> list[PruningConfig]:
+    """The single-layer grid of the paper's shape: every layer that can be pruned, and 20 keep ratios 0, 0.05, ... 0.95.
+
+    In a decoder of 36 layers these are 35 x 20 = 700; with few visual tokens some ratios coincide, and there are fewer.
+
+    >>> len(paper_grid("fastv", 36)), len(paper_grid("fastv", 8, n_visual=16))
+    (700, 112)
+    """
+    return single_layer_grid(method, num_layers, [i / 20 for i in range(20)], first_layer, n_visual)
+
+
+def published(method: str, num_layers: int, at: str = "depth") -> dict[str, PruningConfig]:
+    """A method's published configurations by name: `presets` without their sources; none if nothing was published.
+
+    at: "depth": steps at the relative depth that they have in the published model's 32 layers. "layer": at the
+    very layers; without the configurations that have steps below the last one.
+    Raises ValueError as `presets` does, or for another `at`.
+
+    >>> published("fastv", 4, at="layer")["k3-r75"].keep_ratios
+    (1.0, 1.0, 1.0, 0.25)
+    """
+    if at not in ("depth", "layer"):
+        raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
+    if at == "depth":
+        return {name: preset.config for name, preset in presets(method, num_layers).items()}
+    found = {name: preset.config for name, preset in presets(method).items() if max(preset.config.steps) < num_layers}
+    return {name: replace(c, keep_ratios=(c.keep_ratios + c.keep_ratios[-1:] * num_layers)[:num_layers])
+            for name, c in found.items()}
+
+
+# ---- random ----------------------------------------------------------------------------------------------------
+def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> list[PruningConfig]:
     """Random non-increasing schedules, each filled up to the budget in whole tokens.
 
     Drops are uniform on the simplex (the space of the `monotone` kernel), then scaled to the budget.
     """
+    return [PruningConfig(method, schedule) for schedule in islice(_random(limit, seed), count)]
+
+
+def random_search(bench: Bench, limit: Limit, passes: int, seed: int = 0) -> None:
+    """Best of as many `random_schedules` as the passes pay for.
+
+    Raises ValueError if that is not one.
+    """
+    purse = _Purse(bench, passes)
+    for schedule in islice(_random(limit, seed), purse.trials):
+        if not purse.pays():
+            break
+        bench.losses([schedule])
+
+
+def _random(limit: Limit, seed: int) -> Iterator[Schedule]:
     generator = torch.Generator().manual_seed(seed)
-    prunable = limit.layers - limit.first_layer
-    configs = []
-    for _ in range(count):
-        drops = torch.empty(prunable + 1, dtype=torch.float64).exponential_(generator=generator)
-        kept = 1 - (drops / drops.sum()).cumsum(0)[:-1]
-        ratios = torch.cat([torch.ones(limit.first_layer, dtype=torch.float64), kept.clamp(min=0)])
-        configs.append(PruningConfig(method, limit.harden(ratios)))
-    return configs
+    while True:
+        drops = torch.empty(limit.layers - limit.first_layer + 1, dtype=torch.float64)
+        yield _filled(limit, drops.exponential_(generator=generator))
 
 
-def published_fastv(num_layers: int) -> dict[str, PruningConfig]:
-    """FastV's published (K, drop) configurations, at the same layers and at the same depth of a 32-layer model."""
-    published = [(2, 0.5), (3, 0.5), (3, 0.75)]
-    configs = {f"K={k}, drop {drop:.0%}": PruningConfig.from_fastv(k, drop, num_layers=num_layers)
-               for k, drop in published if k < num_layers}
-    return configs
+def _filled(limit: Limit, drops: Tensor) -> Schedule:
+    """The schedule whose drops before each layer that can be pruned, and after the last, are in these proportions."""
+    kept = 1 - (drops / drops.sum().clamp(min=1e-12)).cumsum(0)[:-1]
+    ratios = torch.cat([torch.ones(limit.first_layer, dtype=torch.float64), kept.clamp(min=0)])
+    return tuple(limit.harden(ratios))
+
+
+class _Purse:
+    """The passes that a searcher may spend on a bench.
+
+    whole: what one schedule costs, on all lessons.
+    """
+
+    def __init__(self, bench: Bench, passes: float):
+        self.bench, self.passes, self.end = bench, passes, bench.passes + passes
+        self.whole = sum(map(len, bench.lessons))
+        if passes < self.whole:
+            raise ValueError(f"passes must pay for one schedule at least, on all {self.whole} calibration questions, "
+                             f"got {passes!r}")
+
+    @property
+    def trials(self) -> int:
+        """How often a schedule may be asked for, at most."""
+        return PATIENCE * int(self.passes // self.whole)
+
+    def pays(self, passes: int = 0) -> bool:
+        """Whether one more schedule can be measured on all lessons, after `passes` for other things."""
+        return self.bench.passes + passes + self.whole <= self.end
+
+
+# ---- optuna's --------------------------------------------------------------------------------------------------
+def nsga2(bench: Bench, limit: Limit, passes: int, seed: int = 0, *, population: int = 20) -> None:
+    """NSGA-II (Deb et al. 2002) with KL as its one objective: an elitist evolution, by optuna.
+
+    One variable x in [0, 1] for each layer that can be pruned; the drops are as -log(1 - x), so that the first
+    population, uniform in x, is one of `random_schedules`. Optuna's crossover (uniform, 0.9) and mutation (one
+    variable in each child, on average). population: 20 are 8 generations in 160 evaluations.
+    Raises ValueError if the passes do not pay for one schedule, ImportError without optuna.
+    """
+    _minimise(bench, limit, passes, lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+
+
+def tpe(bench: Bench, limit: Limit, passes: int, seed: int = 0) -> None:
+    """The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by optuna.
+
+    Variables as of `nsga2`; the first 10 schedules are random, the others drawn where those of low KL are dense and
+    those of high KL are not. Raises what `nsga2` does.
+    """
+    _minimise(bench, limit, passes, lambda optuna: optuna.samplers.TPESampler(multivariate=True, seed=seed))
+
+
+def nsga2_frontier(bench: Bench, limit: Budget, passes: int, seed: int = 0, *,
+                   population: int = 20) -> list[FrontierPoint]:
+    """NSGA-II on the whole frontier in one run: KL and the share of the prunable FLOPs are minimised at once.
+
+    The share is one more variable, between the least that can be reached and 1; each schedule is filled up to its own.
+    limit: any budget on the samples, of which only the shapes and the first layer are used.
+    Returns the points that no other dominates, by share. Raises what `nsga2` does.
+    """
+    least = limit.share([limit.tokens] * limit.first_layer + [0] * (limit.layers - limit.first_layer))
+    points: dict[Schedule, FrontierPoint] = {}
+
+    def objectives(trial) -> tuple[float, float]:
+        share = trial.suggest_float("share", min(1.0, least + 1e-6), 1.0)
+        own = Budget(share, limit.cost, limit.n_visual, limit.n_text, limit.first_layer)
+        schedule = _asked(trial, own)
+        kl, = bench.losses([schedule])
+        config = bench.config(schedule)
+        spent = own.share(config.tokens(own.tokens))
+        points[schedule] = FrontierPoint(config, share, bench.records[schedule].flops, spent, kl)
+        return kl, spent
+
+    _ask(bench, passes, objectives, 2,
+         lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+    found = sorted(points.values(), key=lambda point: (point.share, point.loss))
+    best = is_non_dominated([(point.loss, point.share) for point in found]).tolist()
+    return [point for point, stays in zip(found, best) if stays]
+
+
+def _minimise(bench: Bench, limit: Limit, passes: int, sampler: Callable) -> None:
+    _ask(bench, passes, lambda trial: tuple(bench.losses([_asked(trial, limit)])), 1, sampler)
+
+
+def _asked(trial, limit: Limit) -> Schedule:
+    """The schedule that a trial asks for."""
+    x = [trial.suggest_float(f"x{i}", 0.0, 1.0) for i in range(limit.first_layer, limit.layers)]
+    drops = -torch.log1p(-torch.tensor([*x, 0.0], dtype=torch.float64).clamp(max=1 - 1e-9))
+    return _filled(limit, drops)
+
+
+def _ask(bench: Bench, passes: int, objectives: Callable, count: int, sampler: Callable) -> None:
+    """Let a sampler of optuna ask for schedules as long as the passes last."""
+    purse = _Purse(bench, passes)
+    with _optuna() as optuna:
+        study = optuna.create_study(directions=["minimize"] * count, sampler=sampler(optuna))
+        for _ in range(purse.trials):
+            if not purse.pays():
+                break
+            trial = study.ask()
+            study.tell(trial, objectives(trial))
+
+
+@contextmanager
+def _optuna():
+    """The module, silent."""
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError("NSGA-II and TPE need optuna: pip install 'vispco[baselines]'") from None
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield optuna
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+# ---- greedy ----------------------------------------------------------------------------------------------------
+def greedy_layers(bench: Bench, limit: Limit, passes: int | None = None, seed: int = 0, *, share: float = 0.25) -> None:
+    """Greedy per layer: from nothing dropped, again and again drop a chunk at the layer where that costs least KL.
+
+    A chunk before a layer is as few tokens as save 1 / n of what the budget asks for, or all that are left there:
+
+        layer = argmin  (KL after - KL before) / (FLOPs before - FLOPs after)
+
+    until the budget is met. Coarse to fine: this is done for n = 2, 4, 8, ...; each result is filled up to the budget,
+    and measured on all lessons. share: of the lessons, drawn by `seed` once, on which layers are compared.
+    passes: None: n = 2 ... 16, whatever that costs. Where they end in the middle of a run, what it has left is
+    brought onto the budget. Raises ValueError if they do not pay for one schedule.
+    """
+    purse = _Purse(bench, float("inf") if passes is None else passes)
+    order = torch.randperm(len(bench.lessons), generator=torch.Generator().manual_seed(seed)).tolist()
+    part = order[:max(1, round(share * len(order)))]
+    finest = 16 if passes is None else limit.tokens * (limit.layers - limit.first_layer)
+    known: dict[Schedule, float] = {}  # KL on the part, of schedules that are above the budget as yet
+    pieces = 2
+    while purse.pays():
+        ratios = _greedy(bench, limit, purse, part, pieces, known)
+        bench.losses([tuple(limit.harden(ratios))])
+        pieces *= 2
+        if pieces > finest:
+            break
+
+
+def _greedy(bench: Bench, limit: Limit, purse: _Purse, part: list[int], pieces: int,
+            known: dict[Schedule, float]) -> Tensor:
+    """One run with chunks of 1 / `pieces` of what is to be saved: keep ratios (L,)."""
+    ratios, kl = torch.ones(limit.layers, dtype=torch.float64), 0.0
+    slack = float(limit.slack(ratios))
+    chunk = -slack / pieces
+    while slack < 0:
+        options = _chunks(limit, ratios, min(slack + chunk, 0.0))
+        new = [schedule for schedule in options if schedule not in known]
+        if not options or not purse.pays(len(new) * sum(len(bench.lessons[i]) for i in part)):
+            break
+        known.update(zip(new, bench.losses(new, part)))
+        best = min(options, key=lambda schedule: (known[schedule] - kl) / (options[schedule] - slack))
+        ratios, kl, slack = torch.tensor(best, dtype=torch.float64), known[best], options[best]
+    return ratios
+
+
+def _chunks(limit: Limit, ratios: Tensor, target: float) -> dict[Schedule, float]:
+    """{schedule: its slack}: before one layer, as few tokens fewer as bring the slack to `target`, or all."""
+    found = {}
+    for layer in range(limit.first_layer, limit.layers):
+        left = round(float(ratios[layer]) * limit.tokens)
+
+        def without(count: int) -> Tensor:
+            capped = ratios[layer:].clamp(max=(left - count) / limit.tokens)
+            return torch.cat([ratios[:layer], capped])
+
+        if left:
+            enough = bisect_left(range(1, left), target, key=lambda count: float(limit.slack(without(count))))
+            fewer = without(1 + enough)
+            found[tuple(fewer.tolist())] = float(limit.slack(fewer))
+    return found
+
+
+SEARCHERS: dict[str, Callable[..., None]] = {"random": random_search, "nsga2": nsga2, "tpe": tpe,
+                                             "greedy": greedy_layers}

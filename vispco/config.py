@@ -57,7 +57,7 @@ class PruningConfig:
     keep_ratios: Sequence[float]
     method_options: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None
-    budget: float | str | None = None
+    budget: float | str | dict | None = None
     flops: float | None = None
     n_visual: int | None = None
 
@@ -141,7 +141,7 @@ class PruningConfig:
         return cls("sparsevlm", _staircase([i + 1 for i in layers], [t / n_visual for t in tokens], num_layers))
 
 
-_PROVENANCE = {"model_type": (str,), "budget": (int, float, str), "flops": (int, float), "n_visual": (int,)}
+_PROVENANCE = {"model_type": (str,), "budget": (int, float, str, dict), "flops": (int, float), "n_visual": (int,)}
 
 
 def _checked_ratios(ratios: Any) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import testbed
-from .baselines import published_fastv, random_schedules, single_layer_grid
+from .baselines import published, random_schedules, single_layer_grid
 from .budget import Budget
 from .config import PruningConfig
 from .console import (
@@ -163,7 +163,7 @@ def _run_grid(arena: Arena, grid: list[PruningConfig]) -> list[dict]:
 
 
 def _run_published(arena: Arena) -> list[dict]:
-    configs = published_fastv(arena.layers)
+    configs = published("fastv", arena.layers, at="layer")
     records = arena.run(list(configs.values()), "published")
     return [arena.entry("published", label, configs[label], r) for label, r in zip(configs, records)]
 

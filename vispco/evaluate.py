@@ -13,7 +13,7 @@ from .config import PruningConfig
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .registry import adapter_for, build_method
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach
+from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach, token_losses
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,14 @@ class Record:
 
     accuracy: share of samples whose whole answer is right: the arg max at every answer token, given the tokens
         before it, which is what greedy decoding gives (an empty answer scores 0).
-    kl: mean KL(pruned || full) over answer tokens, nats. flops: mean prefill FLOPs of a sample, language model.
+    kl: mean KL(pruned || full) over answer tokens, nats. task_loss: mean cross-entropy of the right tokens, nats. flops: mean prefill FLOPs of a sample, language model.
     share: of the full model's; prunable_share: of its prunable cost (0 text only, 1 full).
     n: samples with an answer; correct: one bool each, in order.
     """
 
     accuracy: float
     kl: float
+    task_loss: float
     flops: float
     share: float
     prunable_share: float
@@ -71,8 +72,8 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
     return record(grades, *costs(adapter, lessons, config))
 
 
-def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Which answers are right (one bool per sample that has one), and KL(pruned || full) at each answer token.
+def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which answers are right (one bool per sample that has one); at each answer token, KL(pruned || full) and the task loss.
 
     logits: (A, vocabulary), or `lesson.log_probs` itself, whose divergence is 0 to the bit.
     """
@@ -80,13 +81,13 @@ def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor]:
     divergence = torch.zeros(len(logits)) if same else kl_divergence(logits, lesson.log_probs).cpu()
     wrong = (logits.argmax(-1).cpu() != lesson.targets).long()
     misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong)
-    return (misses == 0)[lesson.answers.any(1)], divergence
+    return (misses == 0)[lesson.answers.any(1)], divergence, token_losses(logits, lesson, "task").cpu()
 
 
-def record(grades: list[tuple[Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:
+def record(grades: list[tuple[Tensor, Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:
     """The means over all samples; FLOPs (samples,) as they ran, in full and without visual tokens."""
-    correct, divergence = (torch.cat(part) for part in zip(*grades))
-    return Record(float(correct.float().mean()), float(divergence.mean().clamp(min=0)), float(flops.mean()),
+    correct, divergence, task = (torch.cat(part) for part in zip(*grades))
+    return Record(float(correct.float().mean()), float(divergence.mean().clamp(min=0)), float(task.mean()), float(flops.mean()),
                   float(flops.sum() / full.sum()), float((flops - text).sum() / (full - text).sum()), len(correct), correct)
 
 

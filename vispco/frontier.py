@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from .budget import parse_budget
+from .budget import check_budget
 from .config import PruningConfig
 from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
 
@@ -15,10 +15,10 @@ from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
 class FrontierPoint:
     """One configuration. budget: as asked for. flops: mean prefill FLOPs of a calibration sample under `config`.
     share: prunable share of the costliest calibration sample (never above the budget). loss: KL(pruned || full)
-    on the calibration data. metrics: whatever was measured later (held-out accuracy, ...)."""
+    on the calibration data, or whatever the search's objective was. metrics: whatever was measured later (held-out accuracy, ...)."""
 
     config: PruningConfig
-    budget: float | str
+    budget: float | str | dict
     flops: float
     share: float
     loss: float
@@ -39,7 +39,7 @@ class FrontierPoint:
                 raise ValueError(f"a point's {name} must be a number, got {data[name]!r}")
         if not isinstance(data["metrics"], dict):
             raise ValueError(f"a point's metrics must be an object, got {data['metrics']!r}")
-        parse_budget(data["budget"])
+        check_budget(data["budget"])
         return cls(**{**data, "config": PruningConfig.from_dict(data["config"])})
 
 

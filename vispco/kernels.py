@@ -7,6 +7,7 @@ in [0, 1] that never increase and that are exactly 1 before the first layer that
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -38,6 +39,8 @@ class Kernel(nn.Module):
 
     #: Whether every non-increasing schedule is one of its curves.
     free: bool = False
+    #: Whether its curves are steps, each before one layer.
+    stairs: bool = False
 
     def __init__(self, num_layers: int, first_layer: int = 1):
         super().__init__()
@@ -53,6 +56,13 @@ class Kernel(nn.Module):
         """Where a search starts: theta `(P,)`."""
         raise NotImplementedError(f"{type(self).__name__} must define initial(): the first theta, shape (P,)")
 
+    def starts(self) -> Tensor:
+        """Thetas `(n, P)` worth a look before a search starts at the best of them, `initial()` first.
+
+        A gradient that starts far from where a step belongs may never find it.
+        """
+        return self.initial()[None]
+
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The formula's own quantities from theta `(..., P)`, within bounds: each `(..., 1)` or longer."""
         return {"theta": theta}
@@ -60,6 +70,11 @@ class Kernel(nn.Module):
     def ratios(self, i: Tensor, **named: Tensor) -> Tensor:
         """The formula as published, before clipping: layer indices `(L,)` -> ratios `(..., L)`."""
         raise NotImplementedError(f"{type(self).__name__} must define ratios(i, ...): the curve, (..., L)")
+
+    def _before_layers(self) -> Tensor:
+        """For each layer that can be pruned, the logit of the place half a layer before it, k / L."""
+        layers = torch.arange(self.first_layer, self.num_layers)
+        return ((layers - 0.5).clamp(min=0.25) / self.num_layers).logit()
 
     def schedule(self, theta: Tensor) -> Tensor:
         """Keep ratios `(..., L)` of any theta `(..., P)`: in [0, 1], non-increasing, 1 before `first_layer`.
@@ -75,6 +90,10 @@ class Kernel(nn.Module):
         ratios = self.ratios(i, **self.named(theta)).clamp(0, 1)  # (..., L)
         ratios = torch.where(i < self.first_layer, 1, ratios)
         return ratios.cummin(-1).values  # rounding alone could make a ratio grow by one ulp
+
+    def settled(self, theta: Tensor | None = None) -> Tensor:
+        """The schedule to deploy `(..., L)`: the curve, with sharp steps for kernels that mean steps."""
+        return self.schedule(self.theta if theta is None else theta).detach()
 
     def forward(self, theta: Tensor | None = None) -> Tensor:
         """`schedule` of the kernel's own theta `(L,)`, or of the given one."""
@@ -93,6 +112,21 @@ class Kernel(nn.Module):
         """
         values = {name: value.detach().tolist() for name, value in self.named(self.theta).items()}
         return {name: value[0] if len(value) == 1 else value for name, value in values.items()}
+
+
+class Stairs:
+    """Mixin for kernels of steps: gamma, which gives a gradient to their places, is not what they mean; and so little
+    left that no finite theta could drop it means nothing left."""
+
+    stairs = True
+
+    def settled(self, theta: Tensor | None = None) -> Tensor:
+        gamma, self.gamma = self.gamma, 1e6
+        try:
+            ratios = super().settled(theta)
+        finally:
+            self.gamma = gamma
+        return ratios.where(ratios >= 0.005, 0)
 
 
 @register_kernel("p_sigmoid")
@@ -116,6 +150,9 @@ class PSigmoid(Kernel):
     def initial(self) -> Tensor:
         return torch.zeros(2)  # k = L / 2, r = 1 / 2
 
+    def starts(self) -> Tensor:
+        return torch.cat([self.initial()[None], pad(self._before_layers()[:, None], (0, 1))])
+
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         return {"k": self.num_layers * theta[..., :1].sigmoid(), "r": theta[..., 1:].sigmoid()}
 
@@ -124,7 +161,7 @@ class PSigmoid(Kernel):
 
 
 @register_kernel("single_layer")
-class SingleLayer(PSigmoid):
+class SingleLayer(Stairs, PSigmoid):
     """All pruning at one layer k, where a fraction r is left: a p-sigmoid with gamma = 10.
 
     >>> [round(r, 2) for r in SingleLayer(num_layers=6)(torch.tensor([0., -1.])).tolist()]
@@ -180,7 +217,7 @@ class Linear(Kernel):
 
 
 @register_kernel("multi_step")
-class MultiStep(Kernel):
+class MultiStep(Stairs, Kernel):
     """A staircase of M steps, from 1 down to r (progressive pruning).
 
     r_i = 1 - (1 - r) sum_{j=1..M} v_j sigmoid(gamma (i - k_j))
@@ -207,6 +244,19 @@ class MultiStep(Kernel):
 
     def _places(self) -> Tensor:
         return (2 * torch.arange(1, self.steps + 1) - 1) / (2 * self.steps)  # (M,), as fractions of L
+
+    def starts(self) -> Tensor:
+        """Evenly spread steps; all steps at one layer, single-layer pruning, which this kernel contains; and nothing left
+        after the last step, with the others at one earlier layer, at up to eight layers."""
+        start, before = self.initial(), self._before_layers()
+        if not self.learn_positions:
+            return start[None]
+        found = [start, *(torch.cat([k.expand(self.steps), start[self.steps:]]) for k in before)]
+        few = before[torch.linspace(0, len(before) - 1, min(8, len(before))).round().long()]
+        rest = start[self.steps:-1]
+        found += [torch.cat([torch.stack([*[a] * (self.steps - 1), b]), rest, start.new_full((1,), -7.0)])
+                  for a, b in itertools.combinations(few, 2) if self.steps > 1]
+        return torch.stack(found)
 
     def initial(self) -> Tensor:
         places = self._places().logit() if self.learn_positions else torch.empty(0)
@@ -241,6 +291,11 @@ class Monotone(Kernel):
 
     def initial(self) -> Tensor:
         return torch.zeros(self.num_layers - self.first_layer + 1)
+
+    def starts(self) -> Tensor:
+        """The same drop everywhere, and most of the drop before one layer."""
+        start = self.initial()
+        return torch.cat([start[None], 3 * torch.eye(len(start))[:-1]])
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         return {"p": theta.softmax(-1)}

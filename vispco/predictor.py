@@ -24,14 +24,17 @@ class FiLM(nn.Module):
 
 
 class RatioPredictor(nn.Module):
-    """A kernel's theta for a prompt and a budget.
+    """A kernel's theta for a budget B, and, if it looks at them, a prompt.
 
+        theta = table(B) + head(mean of x over the prompt)
+        table(B): linear between `knots` thetas, at equal distances from `between[0]` to `between[1]`
         x = W e                                  e: input embeddings of the prompt, visual and text
         x <- FiLM(x + block(x), B), twice        block: LayerNorm, Linear, GELU, Linear
-        theta = theta_0 + head(mean of x over the prompt)
 
-    hidden: width of the embeddings; None: the budget alone decides (e is one learned vector), which gives one
-    configuration per budget. The head starts at 0, so the first theta is `kernel.initial()` for any budget.
+    The paper's network has no table. But each entry of a table meets its own gradient, and a network has to find
+    first how to tell budgets apart: with as many steps, it ends at several times the divergence.
+    hidden: width of the embeddings; None: no network, the budget alone decides, one configuration per budget. Table
+    and head start so that the first theta is `kernel.initial()` for any budget and prompt.
 
     >>> from vispco.kernels import Monotone
     >>> predictor = RatioPredictor(Monotone(4), hidden=8)
@@ -39,31 +42,32 @@ class RatioPredictor(nn.Module):
     torch.Size([2, 4])
     """
 
-    def __init__(self, kernel: Kernel, hidden: int | None = None, width: int = 32):
+    def __init__(self, kernel: Kernel, hidden: int | None = None, between: tuple[float, float] = (0.0, 1.0), *,
+                 knots: int = 8, width: int = 32):
         super().__init__()
-        self.embed = nn.Linear(hidden, width) if hidden else nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))
-        self.films = nn.ModuleList(FiLM(width) for _ in range(2))
-        self.head = nn.Linear(width, kernel.num_parameters)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("start", kernel.initial().float())
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether the prompt has a say."""
-        return isinstance(self.embed, nn.Linear)
+        self.between = between
+        self.table = nn.Parameter(kernel.initial().float().expand(knots, -1).clone())  # (knots, P)
+        self.conditioned = hidden is not None
+        if self.conditioned:
+            self.embed = nn.Linear(hidden, width)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))
+            self.films = nn.ModuleList(FiLM(width) for _ in range(2))
+            self.head = nn.Linear(width, kernel.num_parameters)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, budget: Tensor, embeddings: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """theta (B, P). budget (B,) as a share of the prunable cost; embeddings (B, S, hidden), real (B, S) bool."""
-        if self.conditioned:
-            if embeddings is None or real is None:
-                raise ValueError("this predictor looks at the prompt: give its embeddings (B, S, hidden) and which are real")
-            x = self.embed(embeddings.float())
-        else:
-            x, real = self.embed.expand(len(budget), 1, -1), None
+        low, high = self.between
+        place = ((budget - low) / (high - low)).clamp(0, 1) * (len(self.table) - 1)
+        left = place.long().clamp(max=len(self.table) - 2)
+        theta = torch.lerp(self.table[left], self.table[left + 1], (place - left)[:, None].to(self.table))
+        if not self.conditioned:
+            return theta
+        if embeddings is None or real is None:
+            raise ValueError("this predictor looks at the prompt: give its embeddings (B, S, hidden) and which are real")
+        x, weight = self.embed(embeddings.float()), real[..., None].float()
         for block, film in zip(self.blocks, self.films):
             x = film(x + block(x), budget)
-        weight = torch.ones_like(x[..., :1]) if real is None else real[..., None].to(x)
-        return self.start + self.head((x * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return theta + self.head((x * weight).sum(1) / weight.sum(1).clamp(min=1))

@@ -21,7 +21,7 @@ from .masks import Packed, decode_mask, pack, prefill_mask, soft_bias
 from .prefill import Prefill, merged
 from .registry import METHODS, adapter_for, build_method
 from .relaxation import hard_mask
-from .ste import straight_through_mask
+from .ste import Estimator, build_estimator
 from .vision import Tower
 
 _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its Pruner
@@ -71,9 +71,9 @@ class Pruner:
     gradients (search), they flow.
     """
 
-    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: dict | None = None):
+    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: str | dict | Estimator | None = None):
         self.adapter, self.method, self.ratios, self.mode = adapter, method, ratios, mode
-        self.estimator = estimator or {}
+        self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
         self.prefill: Prefill | None = None
@@ -289,8 +289,9 @@ class Pruner:
                 into = method.merge(context, chosen) if target is not None else None
             hidden = merged(hidden, context, chosen, into)
             keep = self.ratios[..., i].to(hidden.device) * context.n_visual
-            mask = straight_through_mask(scores, keep, context.keep, context.valid, **self.estimator)  # (B, V)
-            if mask.requires_grad:
+            weight = None if state.policy is None else state.policy[context.visual]
+            mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
+            if mask.requires_grad and self.estimator.clip:
                 mask.register_hook(self._bounded)
             mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
             policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)

@@ -17,38 +17,40 @@ import torch
 from torch import Tensor, nn
 
 from .alm import AugmentedLagrangian
-from .budget import Budget
-from .flops import CostModel
+from .budget import Limit, limit_for
+from .costs import LatencyTable, cost_models
 from .frontier import Frontier
 from .kernels import Kernel
 from .pruning import Pruner
-from .refine import Bench, refine
+from .refine import Bench, race, refine, stretched
 from .registry import KERNELS, adapter_for, build_method
-from .teacher import Lesson, answer_logits, frozen, kl_divergence, prepare, shapes, teach
+from .ste import build_estimator
+from .teacher import Lesson, answer_logits, check_objective, frozen, prepare, shapes, teach, token_losses
 from .version import versions
 
 
 def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", kernel: str = "monotone",
-           budgets: Sequence[float | str] = (0.2, 0.35, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
-           learning_rate: float = 0.2, inner: int = 10, relative_to: str = "prunable",
-           method_options: Mapping | None = None, kernel_options: Mapping | None = None,
-           estimator: Mapping | None = None, constraint: Mapping | None = None, refinement: int | None = None,
-           callback: Callable[[dict], Any] | None = None) -> Frontier:
+           budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9), *, seed: int = 0, steps: int = 20,
+           learning_rate: float = 0.2, inner: int = 5, relative_to: str = "prunable", objective: str = "kl",
+           latency: LatencyTable | None = None, method_options: Mapping | None = None,
+           kernel_options: Mapping | None = None, estimator: str | Mapping | None = None,
+           constraint: Mapping | None = None, refinement: int = 6, callback: Callable[[dict], Any] | None = None) -> Frontier:
     """Find one pruning configuration per budget by gradient.
 
     model: any model with a registered adapter; its weights are not changed. batches: dicts of model inputs with
     `labels` (-100 outside the answer), the calibration data. method, kernel: registered names. budgets: shares of the
-    prunable cost (`0.5`, `"50%"`; of the full cost with `relative_to="total"`) or absolute FLOPs; never exceeded
-    by any calibration sample.
+    prunable cost (`0.5`, `"50%"`; of the full cost with `relative_to="total"`) or absolute FLOPs; or several limits at
+    once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`; never exceeded by any calibration sample.
+    latency: the table that a limit on it needs (`vispco.costs.LatencyTable.measure`).
+    objective: "kl", to the full model's answers, or "task", cross-entropy of the right answers.
     steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
-    estimator: options of `straight_through_mask`. constraint: of `AugmentedLagrangian`.
-    refinement: rounds of local moves on the result (`vispco.refine`), within all non-increasing schedules; None: 4 for a
-        kernel that spans them all, and 0 for the others, whose schedules have a form to keep.
+    estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
+    refinement: rounds of local moves on the result (`vispco.refine`), within the schedules that the kernel can form.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
-    Budgets are searched from the largest down, each started from the last one's solution or from the kernel's own
-    start, whichever is better.
+    Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
+    own starts, whichever is best.
     Raises ValueError for bad input, before anything runs; FloatingPointError if the loss is not finite.
 
     >>> from vispco import testbed
@@ -61,98 +63,130 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     adapter = adapter_for(model)(model)
     scorer = build_method(method, method_options)
     curve = KERNELS.get(kernel)(len(adapter.layers), scorer.first_layer, **(kernel_options or {}))
-    if isinstance(budgets, (str, float, int)) or not len(budgets):
+    if isinstance(budgets, (str, float, int, Mapping)) or not len(budgets):
         raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
     if steps < 1 or inner < 1:
         raise ValueError(f"steps and inner must be at least 1, got {steps} and {inner}")
-    rounds = refinement if refinement is not None else 4 * curve.free
-    if rounds < 0:
+    if refinement < 0:
         raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}")
+    check_objective(objective)
+    build_estimator(estimator)
     lessons = prepare(model, batches)
-    cost = CostModel(adapter.dimensions(adapter.config), scorer)
-    n_visual, n_text = shapes(lessons)
-    limits = [Budget(b, cost, n_visual, n_text, scorer.first_layer, relative_to) for b in budgets]
-    limits.sort(key=lambda b: float(b.limit.mean()), reverse=True)
-    samples = sum(map(len, lessons))
+    costs = cost_models(adapter, scorer, latency)
+    prompts = shapes(lessons)
+    limits = [limit_for(b, costs, *prompts, scorer.first_layer, relative_to) for b in budgets]
+    limits.sort(key=lambda limit: float(limit.slack(torch.ones(limit.layers))), reverse=True)
+    solvers = [_solver(limit, constraint) for limit in limits]  # bad options are refused before anything runs
 
-    points, passes = [], samples
+    passes, benches = sum(map(len, lessons)), []
     with frozen(model):
         teach(model, lessons)
-        for limit in limits:
+        for limit, alm in zip(limits, solvers):
             bench = Bench(model, lessons, {
                 "method": method, "method_options": method_options or {}, "model_type": adapter.config.model_type,
-                "budget": limit.value, "n_visual": limit.tokens})
+                "budget": limit.value, "n_visual": limit.tokens}, objective)
+            benches.append(bench)
+            if limit.holds([limit.tokens] * limit.layers):
+                bench.losses([(1.0,) * limit.layers])
+                continue
+            start(curve, limit, bench, seed)
+            passes += 3 * _descend(adapter, scorer, curve, lessons, limit, bench, alm, steps=steps, inner=inner,
+                                   seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
+            if not curve.free:
+                wander(curve, limit, bench, refinement, seed)
+        if curve.free:
+            refine(benches, limits, refinement, seed)
+    full, text = costs["flops"].full(*prompts), costs["flops"].text_only(prompts[1])
+    return Frontier([bench.point(limit) for bench, limit in zip(benches, limits)], {
+        "method": method, "kernel": kernel, "objective": objective, "seed": seed, "steps": steps,
+        "learning_rate": learning_rate, "inner": inner, "relative_to": relative_to, "model_type": adapter.config.model_type,
+        "num_layers": len(adapter.layers), "n_visual": limits[0].tokens, "samples": sum(map(len, lessons)),
+        "full_flops": float(full.double().mean()), "text_flops": float(text.double().mean()),
+        "forward_passes": passes + sum(bench.passes for bench in benches),
+        "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
 
-            def measure(ratios: Tensor, bench=bench, limit=limit) -> float:
-                """KL of the hardened schedule, with and without its smallest drops, on all calibration data."""
-                return min(bench.kl({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))}))
 
-            seen = _search_one(adapter, scorer, curve, lessons, limit, measure, steps=steps, inner=inner, seed=seed,
-                               learning_rate=learning_rate, estimator=dict(estimator or {}),
-                               constraint=dict(constraint or {}), callback=callback)
-            refine(bench, limit, rounds, seed)
-            passes += 3 * seen + bench.passes
-            points.append(bench.point(limit))
-    return Frontier(points, {
-        "method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
-        "inner": inner, "relative_to": relative_to, "model_type": adapter.config.model_type,
-        "num_layers": len(adapter.layers), "n_visual": limits[0].tokens, "samples": samples,
-        "full_flops": float(cost.full(n_visual, n_text).double().mean()),
-        "text_flops": float(cost.text_only(n_text).double().mean()),
-        "forward_passes": passes, "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
+def start(curve: Kernel, limit: Limit, bench: Bench, seed: int) -> None:
+    """Move `curve` to the best of where it is and its kernel's own starts, on the budget.
 
-
-def _search_one(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Budget, measure: Callable, *, steps: int,
-                inner: int, seed: int, learning_rate: float, estimator: dict, constraint: dict, callback) -> int:
-    """Optimise `curve` in place for one budget, measuring after every multiplier update; returns samples seen.
-
-    Starts where the last budget ended, or at the kernel's own start, whichever is better once on the budget: a
-    schedule that is good at a large budget can be a trap at a small one.
+    Where the last budget ended may be a trap for a smaller one. The thetas race on a part of the calibration data.
     """
-    if limit.holds([limit.tokens] * limit.layers):
-        measure(torch.ones(limit.layers))
-        return 0
-    starts = []
-    for theta in (curve.theta.detach().clone(), curve.initial().to(curve.theta)):
-        curve.theta.data.copy_(theta)
-        fit_budget(curve, limit)
-        starts.append((measure(curve().detach()), curve.theta.detach().clone()))
-    curve.theta.data.copy_(min(starts, key=lambda start: start[0])[1])
-    alm = AugmentedLagrangian(**{"penalty": 10.0, "epsilon": 0.01, **constraint})
+    thetas = torch.cat([curve.theta.detach()[None], curve.starts().to(curve.theta)])
+    thetas = [theta for theta in thetas if limit.reachable(curve.settled(theta))] or list(thetas)
+    hardened = [_hardened(curve, theta, limit) for theta in thetas]
+    bench.losses(hardened[:1])
+    race(bench, hardened[1:], 2, generator=torch.Generator().manual_seed(seed))
+    curve.theta.data.copy_(thetas[hardened.index(bench.best)])
+    fit_budget(curve, limit)
+
+
+def _hardened(curve: Kernel, theta: Tensor, limit: Limit) -> tuple[float, ...]:
+    """The schedule of `theta`, within the kernel's form as far as whole tokens allow."""
+    ratios = curve.settled(theta)
+    return tuple(limit.harden(stretched(ratios, limit) if curve.stairs or curve.free else ratios))
+
+
+def _solver(limit: Limit, constraint: Mapping | None) -> AugmentedLagrangian:
+    count = len(limit.slacks(torch.ones(limit.layers)))
+    return AugmentedLagrangian(**{"num_constraints": count, "penalty": 100.0, "epsilon": 0.01, **(constraint or {})})
+
+
+def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit, bench: Bench, alm: AugmentedLagrangian, *,
+             steps: int, inner: int, seed: int, learning_rate: float, estimator: str | Mapping | None, callback) -> int:
+    """Optimise `curve` in place for one budget, measuring after every multiplier update; returns samples seen."""
     optimizer = torch.optim.Adam([curve.theta], learning_rate)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
     order, queue, seen = torch.Generator().manual_seed(seed), [], 0
-    for start in range(0, steps, inner):
+    for begin in range(0, steps, inner):
         with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
-            for step in range(start, min(start + inner, steps)):
+            for step in range(begin, min(begin + inner, steps)):
                 queue = queue or torch.randperm(len(lessons), generator=order).tolist()
                 lesson = lessons[queue.pop()]
                 ratios = curve()
                 pruner.ratios = whole(ratios, limit.tokens)
-                kl, slack = _divergence(adapter.model, lesson, pruner), limit.slack(ratios)
-                loss = alm.loss(kl, slack.to(kl))
+                value, slacks = _divergence(adapter.model, lesson, pruner, bench.objective), limit.slacks(ratios)
+                loss = alm.loss(value, slacks.to(value))
                 if not loss.isfinite():
                     raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
                                              "search in float32 or bfloat16, with a smaller learning rate")
                 curve.theta.grad, = torch.autograd.grad(loss, curve.theta)
                 norm = float(curve.theta.grad.norm())
                 optimizer.step()
+                decay.step()
                 seen += len(lesson)
                 if callback:
-                    callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(kl.detach()),
-                              "slack": float(slack.detach()), "multiplier": alm.multiplier[0],
-                              "penalty": alm.penalty[0], "gradient": norm, **curve.describe()})
-        alm.update(limit.slack(curve()).detach())
-        measure(curve().detach())
+                    callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(value.detach()),
+                              "slack": float(slacks.detach().min()), "slacks": slacks.tolist(),
+                              "violation": float(alm.violations(slacks).max()), "multiplier": max(alm.multiplier),
+                              "penalty": max(alm.penalty), "gradient": norm, **curve.describe()})
+        alm.update(limit.slacks(curve()).detach())
+        fit_budget(curve, limit)  # what is left of the violation costs no forward pass to remove
+        ratios = curve.settled()
+        if limit.reachable(ratios):
+            bench.losses({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))})
     return seen
 
 
-def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
-    """Mean KL(pruned || full) over the answer tokens; bounds the gradient of each token by its sample's part."""
-    divergence = kl_divergence(answer_logits(model, lesson, pruner), lesson.log_probs)  # (A,)
-    rows = lesson.rows.to(divergence.device)
-    part = divergence.detach() / len(rows)
+def wander(curve: Kernel, limit: Limit, bench: Bench, rounds: int, seed: int, *, racers: int = 12, size: float = 0.5) -> None:
+    """Local moves in theta, for kernels that form only some schedules: random steps from the best theta race."""
+    generator, theta = torch.Generator().manual_seed(seed), curve.theta.detach().clone()
+    for _ in range(rounds):
+        near = theta + size * torch.randn(racers, len(theta), generator=generator).to(theta)
+        near = [t for t in near if limit.reachable(curve.settled(t))]
+        hardened = [_hardened(curve, t, limit) for t in near]
+        race(bench, hardened, generator=generator)
+        if bench.best in hardened:
+            theta = near[hardened.index(bench.best)]
+    curve.theta.data.copy_(theta)
+
+
+def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:
+    """Mean objective over the answer tokens; bounds the gradient of each token by its sample's part of it."""
+    losses = token_losses(answer_logits(model, lesson, pruner), lesson, objective)  # (A,)
+    rows = lesson.rows.to(losses.device)
+    part = losses.detach() / len(rows)
     pruner.bound = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, part)
-    return divergence.mean()
+    return losses.mean()
 
 
 def whole(ratios: Tensor, tokens: int) -> Tensor:
@@ -170,7 +204,7 @@ def without_small_drops(ratios: Tensor, smallest: float = 0.05) -> Tensor:
     return 1 - drops.where(drops >= smallest, 0.0).cumsum(0)
 
 
-def fit_budget(curve: Kernel, limit: Budget, steps: int = 300, tolerance: float = 1e-3) -> None:
+def fit_budget(curve: Kernel, limit: Limit, steps: int = 300, tolerance: float = 1e-3) -> None:
     """Move `curve` onto the budget by gradient on the FLOPs alone: a start that costs no forward pass."""
     optimizer = torch.optim.Adam([curve.theta], 0.05)
     for _ in range(steps):

@@ -130,3 +130,19 @@ def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
     """
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_probs)).sum(-1)
+
+
+OBJECTIVES = ("kl", "task")
+
+
+def check_objective(objective: str) -> None:
+    """Raise ValueError unless `objective` is one of OBJECTIVES."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be 'kl' (stay close to the full model) or 'task' (answer right), got {objective!r}")
+
+
+def token_losses(logits: Tensor, lesson: Lesson, objective: str) -> Tensor:
+    """The objective at each answer token (A,), in nats: "kl", `kl_divergence`; "task", -log q(right token)."""
+    if objective == "kl":
+        return kl_divergence(logits, lesson.log_probs)
+    return -logits.log_softmax(-1).gather(-1, lesson.targets.to(logits.device)[:, None])[:, 0]

@@ -1,0 +1,9 @@
+"""Figures of the results, as SVG and PNG; matplotlib is imported when the first one is drawn."""
+
+from .base import Drawing as Drawing, render as render
+from .insight import convergence, schedules, transfer
+from .rivals import cost, depth, frontiers, percentile
+
+#: {claim: drawing}: each takes all results and yields (name of the file, what `render` draws).
+FIGURES = {"hypervolume": frontiers, "percentile": percentile, "cost": cost, "depth": depth, "kernels": schedules,
+           "transfer": transfer, "convergence": convergence}

@@ -1,0 +1,89 @@
+"""The look that all figures share, and their bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+
+# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
+BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222",
+                                                  "#8a8a8a")
+#: {competitor: (colour, marker)}, the same in every figure.
+LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "NSGA-II": (RED, "s"), "TPE": (PINK, "D"),
+         "greedy per layer": (GREEN, "^"), "FitPrune's fit": ("#117733", "v"), "VTW's rule": ("#882255", "P"),
+         "random": (ORANGE, "x"), "grid": (GREY, "."), "pooled": (INK, "1"), "strided": (INK, "2"), "random tokens": (INK, "3"),
+         "smaller pictures": (INK, "4"), "published": ("#882255", "*")}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 130, "font.family": "sans-serif",
+         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 9, "text.color": INK,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+         "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "xtick.color": INK,
+         "ytick.color": INK, "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8.5}
+
+Drawing = Callable[[dict], Iterator[tuple[str, Callable]]]
+
+
+def render(draw: Callable, kind: str) -> bytes:
+    """The figure that `draw(new)` makes, as "svg" or "png"; the same input gives the same bytes.
+
+    new(rows, columns, width, height, ...): a figure and its panels, a 2-D array; sizes in inches a panel.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def new(rows: int, columns: int, width: float = 3.2, height: float = 2.6, **options):
+        figure = Figure(figsize=(max(7.5, columns * width), rows * height + 1.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's style sheet must not change the picture
+        matplotlib.rcParams.update(STYLE)
+        figure = draw(new)
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def shape(count: int, columns: int = 3) -> tuple[int, int]:
+    """Rows and columns of so many panels.
+
+    >>> shape(5), shape(2)
+    ((2, 3), (1, 2))
+    """
+    columns = min(columns, count)
+    return math.ceil(count / columns), columns
+
+
+def finish(figure, panels, used: int, title: str, result: dict, legend: bool = True):
+    """Title, where it ran, one legend below, and no empty panels."""
+    for axes in list(panels.flat)[used:]:
+        axes.set_axis_off()
+    seeds = "–".join(str(s) for s in sorted({min(result["seeds"]), max(result["seeds"])}))
+    questions = f"{result['calibration']} calibration" + (f" and {result['test']} held-out" if result["test"] else "")
+    figure.suptitle(f"{title}\n{result['machine']}; seeds: {seeds}; {questions} questions", x=0.01, ha="left", fontsize=10)
+    if legend:
+        entries = {}
+        for axes in panels.flat:
+            for handle, label in zip(*axes.get_legend_handles_labels()):
+                entries.setdefault(label, handle)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", handlelength=2.4,
+                      ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 1.75))))
+    return figure
+
+
+def percents(axis) -> None:
+    """Shares as percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+
+
+def plain_log(axis) -> None:
+    """A logarithmic axis whose labels are plain numbers, at 1, 2 and 5 where it is short."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())

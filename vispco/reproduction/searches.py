@@ -1,0 +1,96 @@
+"""The searches under test, each at the cost that its claim allows; results are kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..amortised import amortise
+from ..config import PruningConfig
+from ..search import search
+from .arena import Arena
+from .paper import GRID
+from .sizes import TENTHS, Setting, Size
+
+#: The cheap frontier may cost 1 / CHEAP of a grid of GRID configurations; the refined one, at every budget, 1 / SAVING
+#: of random search with RIVAL schedules.
+CHEAP, SAVING, RIVAL = 40, 10, 160
+GRADIENT, ROUNDS = 0.3, 100  # share of the passes that the gradient gets; most rounds of refinement with the rest
+
+
+@dataclass(frozen=True)
+class Found:
+    """Configurations by budget, and what they cost in all, in forward passes of one question."""
+
+    configs: dict[float, PruningConfig]
+    passes: int
+
+    @property
+    def each(self) -> float:
+        """Cost of one budget."""
+        return self.passes / len(self.configs)
+
+
+def cheap(arena: Arena, setting: Setting, size: Size, seed: int) -> Found:
+    """The frontier in one amortised run of 1/40 of the grid's cost; the configurations are taken as they come out.
+
+    At all budgets that anybody asks for: of the frontier, and of the setting.
+    """
+    n, batch = len(arena.calibration), size.batch
+    budgets = arena.reachable(sorted({*size.frontier_budgets, *setting.budgets}))
+    steps = max(1, int((GRID * n / CHEAP - n) // (3 * batch)))
+
+    def make() -> dict:
+        learned = amortise(arena.model, arena.calibration.batches, arena.method, steps=steps, seed=seed)
+        ratios = [[b, arena.limit(b).harden(learned.ratios(b))] for b in budgets]
+        return {"configs": ratios, "passes": learned.meta["forward_passes"]}
+
+    return _found(arena, arena.searched("cheap", make, steps=steps, seed=seed, budgets=list(budgets)))
+
+
+def refined(arena: Arena, budgets: Sequence[float], seed: int, batch: int, also: Sequence[float] = TENTHS) -> Found:
+    """The frontier in one amortised run, each configuration refined by local moves: at most 1/10 of random best-of-160.
+
+    also: budgets that nobody asks for. Neighbours help each other, and each pays for itself.
+    """
+    n, budgets = len(arena.calibration), arena.reachable(sorted({*budgets, *also}))
+    allowed = RIVAL * n // SAVING * len(budgets)
+    steps = max(1, int(GRADIENT * allowed // (3 * batch)))
+
+    def make() -> dict:
+        learned = amortise(arena.model, arena.calibration.batches, arena.method, steps=steps, seed=seed)
+        left = allowed - learned.meta["forward_passes"] - n * len(budgets)  # every budget's start is measured once
+        return _frontier(learned.frontier(budgets, refinement=ROUNDS, seed=seed, passes=left))
+
+    return _found(arena, arena.searched("refined", make, steps=steps, rounds=ROUNDS, allowed=allowed, seed=seed,
+                                        budgets=list(budgets)))
+
+
+def by_kernel(arena: Arena, kernel: str, budgets: Sequence[float], seed: int, steps: int) -> Found:
+    """One search per budget with the given kernel, within the schedules that it can form."""
+    def make() -> dict:
+        return _frontier(search(arena.model, arena.calibration.batches, arena.method, kernel, budgets=budgets,
+                                steps=steps, seed=seed))
+
+    return _found(arena, arena.searched("kernel", make, kernel=kernel, steps=steps, seed=seed, budgets=list(budgets)))
+
+
+def history(arena: Arena, kernel: str, kind: str, budgets: Sequence[float], steps: int) -> list[dict]:
+    """What the multipliers do, step by step: records of budget, step, slack, violation, multiplier, ..."""
+    def make() -> list[dict]:
+        records: list[dict] = []
+        search(arena.model, arena.calibration.batches, arena.method, kernel, budgets=budgets, steps=steps, refinement=0,
+               constraint={"kind": kind}, callback=records.append)
+        names = ("budget", "step", "slack", "violation", "multiplier", "penalty", "gradient", "loss")
+        return [{name: float(record[name]) for name in names} for record in records]
+
+    return arena.searched("history", make, kernel=kernel, constraint=kind, steps=steps, budgets=list(budgets))
+
+
+def _frontier(frontier) -> dict:
+    return {"configs": [[p.budget, list(p.config.keep_ratios)] for p in frontier.points],
+            "passes": frontier.meta["forward_passes"]}
+
+
+def _found(arena: Arena, found: dict) -> Found:
+    return Found({b: arena.config(ratios) for b, ratios in found["configs"]}, found["passes"])

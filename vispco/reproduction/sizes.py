@@ -1,0 +1,88 @@
+"""How much of everything: the reproduction's numbers, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
+KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
+TENTHS = tuple(i / 10 for i in range(1, 10))
+TWENTIETHS = tuple(i / 20 for i in range(1, 20))
+FIVE, THREE, PAIR = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.5, 0.7), (0.3, 0.6)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one (testbed, method) pair is given: budgets, seeds of the searches, random schedules per budget (`pool`),
+    how many of them answer the held-out questions too (`held_out`), keep ratios per layer of the grid, seeds of the rivals
+    (NSGA-II, TPE, greedy) and of the searches by kernel."""
+
+    testbed: str
+    method: str
+    budgets: tuple[float, ...]
+    seeds: int
+    pool: int
+    held_out: int
+    grid_ratios: int
+    rivals: int
+    kernel_seeds: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of the whole reproduction.
+
+    calibration, test: questions. settings: the pairs of testbed and method. percentile_pool: how many schedules of a
+    pool the percentile is taken of. frontier_budgets: where the cheap frontier is asked.
+    depth_*, kernel_*, transfer_*, convergence_*, estimator_*: of those claims.
+    """
+
+    name: str
+    settings: tuple[Setting, ...]
+    calibration: int = 96
+    test: int = 192
+    batch: int = 8
+    percentile_pool: int = 500
+    frontier_budgets: tuple[float, ...] = (0.15, *TENTHS)
+    depth_factors: tuple[int, ...] = (1, 2, 3, 4)
+    depth_budgets: tuple[float, ...] = (0.4,)
+    depth_questions: int = 64
+    depth_pool: int = 60
+    depth_seeds: int = 2
+    kernel_steps: int = 20
+    transfer_budget: float = 0.4
+    transfer_tasks: int = 8
+    transfer_methods: int = 4
+    transfer_questions: int = 64
+    convergence_steps: int = 20
+    convergence_budgets: tuple[float, ...] = (0.15, 0.5, 0.9)
+    convergence_methods: tuple[str, ...] = ("fastv", "sparsevlm")
+    convergence_kernels: tuple[str, ...] = KERNELS
+    convergence_questions: int = 32
+    estimator_questions: int = 16
+    estimator_steps: int = 2
+
+
+def _settings(llava: tuple, qwen: tuple, llava_rest: tuple, qwen_rest: tuple) -> tuple[Setting, ...]:
+    """FastV as given first, the three other methods as given last."""
+    return (Setting("testbed-llava", "fastv", *llava), Setting("testbed-qwen", "fastv", *qwen),
+            *(Setting("testbed-llava", name, *llava_rest) for name in METHODS[1:]),
+            *(Setting("testbed-qwen", name, *qwen_rest) for name in METHODS[1:]))
+
+
+_FULL = (TENTHS, 5, 640, 50, 20, 5, 5)
+SIZES = {
+    "smoke": Size("smoke", (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),), calibration=16, test=16,
+                  frontier_budgets=(0.3, 0.6), depth_factors=(1, 2), depth_budgets=(0.5,), depth_questions=8,
+                  depth_pool=4, depth_seeds=1, kernel_steps=2, transfer_tasks=2, transfer_methods=2, transfer_questions=4,
+                  convergence_steps=2, convergence_budgets=(0.5,), convergence_methods=("fastv",),
+                  convergence_kernels=("monotone",), convergence_questions=8, estimator_questions=0),
+    "quick": Size("quick", _settings((TENTHS, 3, 160, 8, 10, 2, 1), (FIVE, 2, 60, 8, 5, 1, 1), (THREE, 1, 40, 6, 3, 0, 0),
+                                     (PAIR, 1, 30, 6, 2, 0, 0)),
+                  depth_factors=(1, 2, 4), depth_pool=40, depth_questions=48, convergence_questions=16,
+                  transfer_questions=48),
+    "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
+                 depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
+                 transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+                 convergence_methods=METHODS, convergence_questions=64, estimator_questions=128, estimator_steps=8),
+}
