@@ -138,3 +138,13 @@ def test_scoring_is_part_of_the_cost():
     assert sum(dear.harden(ratios)) < sum(cheap.harden(ratios))
     counts = [round(r * 16) for r in dear.harden(ratios)]
     assert int(dear.cost(torch.tensor([counts]), torch.tensor([16]), torch.tensor([9]))) <= float(dear.limit)
+
+
+@given(st.lists(st.sampled_from([1.0, 1 - 2**-53, 1 - 1e-12, 1 - 1e-7, 0.5, 1e-12, 0.0]), min_size=5, max_size=5), st.floats(0.2, 0.99))
+def test_almost_nothing_dropped_is_no_way_around_the_budget(tail, share):
+    """A sum of floats that should be 1 and is a little less drops nothing, whatever it is scaled by."""
+    cost = CostModel(Dimensions(6, 32, 4, 2, 8, 56, 60))
+    limit = Budget(share, cost, torch.tensor([64]), torch.tensor([9]))
+    ratios = torch.tensor([1.0, *sorted(tail, reverse=True)], dtype=torch.float64)
+    counts = [round(r * 64) for r in limit.harden(ratios)]
+    assert limit.holds(counts) and counts == sorted(counts, reverse=True)

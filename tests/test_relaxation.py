@@ -209,7 +209,8 @@ def test_soft_mask_and_its_gradient_are_always_finite(drawn, ratio, sigma, how, 
     mask.sum().backward()
     assert keep.grad.isfinite().all()
     for raw, a, row in zip(scores.tolist(), alive.tolist(), mask, strict=True):
-        assert (row[oracle_order(raw, a)].diff() <= 0).all()  # better tokens are kept at least as much
+        # better tokens are kept at least as much, but for an ulp: the vector lanes' sigmoid is not the scalar one
+        assert (row[oracle_order(raw, a)].diff() <= torch.finfo(row.dtype).eps).all()
 
 
 @given(scored(max_n=60), st.floats(.001, .999), st.sampled_from([None, 1., 10.]))

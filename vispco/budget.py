@@ -110,8 +110,8 @@ class Limit:
         return self.slacks(ratios).min()
 
     def reachable(self, ratios: Tensor) -> bool:
-        """Whether the schedule keeps its form on the budget: there is one if all is dropped wherever it drops anything."""
-        return self.holds([self.tokens if r == 1 else 0 for r in ratios.tolist()])
+        """Whether the schedule can keep its form on the budget: it fits once all is dropped wherever anything is."""
+        return self.holds(self._whole(_scaled(ratios.detach().double().cpu(), 1e9)))
 
     def harden(self, ratios: Tensor) -> list[float]:
         """Keep ratios in whole tokens: never above the budget, and as close below it as whole tokens allow.
@@ -120,31 +120,28 @@ class Limit:
         shape); then tokens are added one at a time, where most was rounded away, until none fits any more.
         """
         ratios = ratios.detach().double().cpu()
-        drops, n = 1 - ratios, self.tokens
         prunable = torch.arange(self.layers) >= self.first_layer
-
-        def scaled(t: float) -> Tensor:
-            return (1 - t * drops).clamp(0, 1)
 
         def shifted(t: float) -> Tensor:  # for schedules that keep everything where they must not
             return (ratios - t * prunable).clamp(0, 1)
 
-        def whole(r: Tensor) -> list[int]:
-            counts = (r * n).round().long()
-            return torch.where(r > 0, counts.clamp(min=1), counts).tolist()
-
-        path, high = (scaled, 1e9) if self.reachable(ratios) else (shifted, 1.0)
+        path, high = (lambda t: _scaled(ratios, t), 1e9) if self.reachable(ratios) else (shifted, 1.0)
         low = 0.0  # too dear, high: fits. On a scale of t / (1 + t), so that 60 halvings reach everywhere.
-        if self.holds(whole(path(low))):
+        if self.holds(self._whole(path(low))):
             high = low
         for _ in range(60 if high else 0):
             middle = (low / (1 + low) + high / (1 + high)) / 2
             middle /= 1 - middle
-            low, high = (low, middle) if self.holds(whole(path(middle))) else (middle, high)
-        wanted, counts = path(high) * n, whole(path(high))
+            low, high = (low, middle) if self.holds(self._whole(path(middle))) else (middle, high)
+        wanted, counts = path(high) * self.tokens, self._whole(path(high))
         while self._add_token(counts, wanted):
             pass
-        return [c / n for c in counts]
+        return [c / self.tokens for c in counts]
+
+    def _whole(self, ratios: Tensor) -> list[int]:
+        """Nearest whole tokens, but one where there is a fraction of one."""
+        counts = (ratios * self.tokens).round().long()
+        return torch.where(ratios > 0, counts.clamp(min=1), counts).tolist()
 
     def _add_token(self, counts: list[int], wanted: Tensor) -> bool:
         above = [self.tokens, *counts[:-1]]
@@ -155,6 +152,11 @@ class Limit:
                 return True
             counts[i] -= 1
         return False
+
+
+def _scaled(ratios: Tensor, t: float) -> Tensor:
+    """The schedule with all drops times t."""
+    return (1 - t * (1 - ratios)).clamp(0, 1)
 
 
 class Budget(Limit):

@@ -8,7 +8,7 @@ METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
 KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
 TENTHS = tuple(i / 10 for i in range(1, 10))
 TWENTIETHS = tuple(i / 20 for i in range(1, 20))
-FIVE, THREE, PAIR = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.5, 0.7), (0.3, 0.6)
+FIVE, PAIR = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.6)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Size:
     transfer_tasks: int = 8
     transfer_methods: int = 4
     transfer_questions: int = 64
+    transfer_testbeds: int = 2
     convergence_steps: int = 20
     convergence_budgets: tuple[float, ...] = (0.15, 0.5, 0.9)
     convergence_methods: tuple[str, ...] = ("fastv", "sparsevlm")
@@ -63,11 +64,11 @@ class Size:
     estimator_steps: int = 2
 
 
-def _settings(llava: tuple, qwen: tuple, llava_rest: tuple, qwen_rest: tuple) -> tuple[Setting, ...]:
+def _settings(llava: tuple, qwen: tuple, llava_rest: tuple | None, qwen_rest: tuple | None) -> tuple[Setting, ...]:
     """FastV as given first, the three other methods as given last."""
+    rest = (("testbed-llava", llava_rest), ("testbed-qwen", qwen_rest))
     return (Setting("testbed-llava", "fastv", *llava), Setting("testbed-qwen", "fastv", *qwen),
-            *(Setting("testbed-llava", name, *llava_rest) for name in METHODS[1:]),
-            *(Setting("testbed-qwen", name, *qwen_rest) for name in METHODS[1:]))
+            *(Setting(testbed, name, *given) for testbed, given in rest if given for name in METHODS[1:]))
 
 
 _FULL = (TENTHS, 5, 640, 50, 20, 5, 5)
@@ -77,10 +78,9 @@ SIZES = {
                   depth_pool=4, depth_seeds=1, kernel_steps=2, transfer_tasks=2, transfer_methods=2, transfer_questions=4,
                   convergence_steps=2, convergence_budgets=(0.5,), convergence_methods=("fastv",),
                   convergence_kernels=("monotone",), convergence_questions=8, estimator_questions=0),
-    "quick": Size("quick", _settings((TENTHS, 3, 160, 8, 10, 2, 1), (FIVE, 2, 60, 8, 5, 1, 1), (THREE, 1, 40, 6, 3, 0, 0),
-                                     (PAIR, 1, 30, 6, 2, 0, 0)),
+    "quick": Size("quick", _settings((TENTHS, 3, 160, 8, 10, 1, 1), (FIVE, 2, 60, 8, 5, 1, 1), (PAIR, 1, 40, 6, 3, 0, 0), None),
                   depth_factors=(1, 2, 4), depth_pool=40, depth_questions=48, convergence_questions=16,
-                  transfer_questions=48),
+                  transfer_questions=48, transfer_testbeds=1),
     "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
                  depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
                  transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),

@@ -60,7 +60,7 @@ def conclude(rows: list[dict], size: Size) -> dict:
                       "n_visual": ones[0]["of"]["tokens"], "outcome": outcome, "verdict": met(outcome != "worse")})
     worse = [t for t in table if t["verdict"] != "met"]
     gain = summary([t["gain"]["mean"] for t in table])
-    return {"seeds": sorted({s.kernel_seeds for s in size.settings}),
+    return {"seeds": sorted({s.kernel_seeds for s in size.settings} - {0}),
             "verdict": all_met(t["verdict"] for t in table), "rows": table, "measured":
             f"better at {sum(t['outcome'] == 'better' for t in table)}, equal at {sum(t['outcome'] == 'equal' for t in table)}, "
             f"worse at {len(worse)} of {len(table)} (testbed, method, budget); held-out accuracy {100 * gain['mean']:+.1f} "

@@ -20,7 +20,7 @@ def pieces(size: Size) -> list[Piece]:
     per = 17 * size.calibration
     n, m = size.transfer_tasks, size.transfer_methods
     tasks, methods = (n + 1) * per + (n + 2) * n * size.transfer_questions, m * per + m * m * size.test
-    return [Piece({"testbed": name, "matrix": matrix}, passes, name) for name in dict.fromkeys(s.testbed for s in size.settings)
+    return [Piece({"testbed": name, "matrix": matrix}, passes, name) for name in list(dict.fromkeys(s.testbed for s in size.settings))[:size.transfer_testbeds]
             for matrix, passes in (("tasks", tasks), ("methods", methods))]
 
 
