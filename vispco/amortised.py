@@ -55,7 +55,7 @@ class Amortised:
     def frontier(self, budgets: Sequence[float], refinement: int = 0, seed: int = 0, passes: float = math.inf) -> Frontier:
         """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
 
-        refinement: rounds of local moves (`vispco.refine`), as long as they cost at most `passes` forward passes.
+        refinement: schedules tried per budget (`vispco.refine`), as long as they cost at most `passes` forward passes.
         """
         adapter = adapter_for(self.model)(self.model)
         scorer = build_method(self.method, self.method_options)
@@ -103,7 +103,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     cost = CostModel(adapter.dimensions(adapter.config), scorer)
     tokens = int(shapes(lessons)[0].max())
     everything = Budget(1.0, cost, *shapes(lessons), scorer.first_layer)
-    least = everything.share([tokens] * scorer.first_layer + [0] * (len(adapter.layers) - scorer.first_layer))
+    least = everything.share(everything.least)
     low, high = (least, 0.95) if between is None else between
     if not least <= low + 1e-9 < high <= 1:
         raise ValueError(f"between must be two increasing shares in [{least:.4g}, 1], what {method!r} can reach on this model, "

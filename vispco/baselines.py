@@ -22,7 +22,7 @@ from .config import PruningConfig
 from .frontier import FrontierPoint
 from .pareto import is_non_dominated
 from .presets import presets
-from .refine import Bench, Schedule
+from .refine import Bench, Schedule, from_drops
 
 #: A searcher that asks for schedules it already knows, which costs nothing, ends after so many times its evaluations.
 PATIENCE = 10
@@ -104,32 +104,26 @@ def _random(limit: Limit, seed: int) -> Iterator[Schedule]:
 
 def _filled(limit: Limit, drops: Tensor) -> Schedule:
     """The schedule whose drops before each layer that can be pruned, and after the last, are in these proportions."""
-    kept = 1 - (drops / drops.sum().clamp(min=1e-12)).cumsum(0)[:-1]
-    ratios = torch.cat([torch.ones(limit.first_layer, dtype=torch.float64), kept.clamp(min=0)])
-    return tuple(limit.harden(ratios))
+    return tuple(limit.harden(from_drops(drops / drops.sum().clamp(min=1e-12), limit.first_layer)))
 
 
 class _Purse:
-    """The passes that a searcher may spend on a bench.
-
-    whole: what one schedule costs, on all lessons.
-    """
+    """The passes that a searcher may spend on a bench."""
 
     def __init__(self, bench: Bench, passes: float):
         self.bench, self.passes, self.end = bench, passes, bench.passes + passes
-        self.whole = sum(map(len, bench.lessons))
-        if passes < self.whole:
-            raise ValueError(f"passes must pay for one schedule at least, on all {self.whole} calibration questions, "
+        if passes < bench.samples:
+            raise ValueError(f"passes must pay for one schedule at least, on all {bench.samples} calibration questions, "
                              f"got {passes!r}")
 
     @property
     def trials(self) -> int:
         """How often a schedule may be asked for, at most."""
-        return PATIENCE * int(self.passes // self.whole)
+        return PATIENCE * int(self.passes // self.bench.samples)
 
     def pays(self, passes: int = 0) -> bool:
         """Whether one more schedule can be measured on all lessons, after `passes` for other things."""
-        return self.bench.passes + passes + self.whole <= self.end
+        return self.bench.passes + passes + self.bench.samples <= self.end
 
 
 # ---- optuna's --------------------------------------------------------------------------------------------------
@@ -161,7 +155,7 @@ def nsga2_frontier(bench: Bench, limit: Budget, passes: int, seed: int = 0, *,
     limit: any budget on the samples, of which only the shapes and the first layer are used.
     Returns the points that no other dominates, by share. Raises what `nsga2` does.
     """
-    least = limit.share([limit.tokens] * limit.first_layer + [0] * (limit.layers - limit.first_layer))
+    least = limit.share(limit.least)
     points: dict[Schedule, FrontierPoint] = {}
 
     def objectives(trial) -> tuple[float, float]:

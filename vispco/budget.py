@@ -102,12 +102,17 @@ class Limit:
     """What a schedule must stay within, and hardening to whole tokens that never exceeds it.
 
     Subclasses set `value` (as asked for, JSON), `tokens`, `layers`, `first_layer`, and define:
-    holds(counts): whether a schedule of whole tokens is within. slacks(ratios): (m,), one per constraint, see `Budget`.
+    holds(counts): whether a schedule of whole tokens is within. slacks(ratios): (..., m), one per constraint, see `Budget`.
     """
 
+    @property
+    def least(self) -> list[int]:
+        """The cheapest counts: no visual token from `first_layer` on."""
+        return [self.tokens] * self.first_layer + [0] * (self.layers - self.first_layer)
+
     def slack(self, ratios: Tensor) -> Tensor:
-        """The least of the slacks, differentiable in the keep ratios (L,)."""
-        return self.slacks(ratios).min()
+        """The least of the slacks (...), differentiable in the keep ratios (..., L)."""
+        return self.slacks(ratios).min(-1).values
 
     def reachable(self, ratios: Tensor) -> bool:
         """Whether the schedule can keep its form on the budget: it fits once all is dropped wherever anything is."""
@@ -154,7 +159,7 @@ class Limit:
         return False
 
 
-def _scaled(ratios: Tensor, t: float) -> Tensor:
+def _scaled(ratios: Tensor, t: float | Tensor) -> Tensor:
     """The schedule with all drops times t."""
     return (1 - t * (1 - ratios)).clamp(0, 1)
 
@@ -185,9 +190,8 @@ class Budget(Limit):
         share = self.full if value == 1 else floor + value * (self.full - floor)  # 1 is the full model to the bit
         self.limit = torch.full_like(self.full, value) if absolute else share
         self.value = budget
-        least = [self.tokens] * first_layer + [0] * (self.layers - first_layer)
-        if not self.holds(least):
-            lowest = self._costs(least)
+        if not self.holds(self.least):
+            lowest = self._costs(self.least)
             shares = ((lowest - floor) / (self.full - floor)).max()
             reach = f"{float(lowest.max()):.4g} to {float(self.full.max()):.4g} {unit}" if absolute else \
                 f"{math.ceil(float(shares) * 1e4) / 1e4:g} to 1"
@@ -204,9 +208,9 @@ class Budget(Limit):
         return bool((self._costs(counts) <= self.limit).all())
 
     def slacks(self, ratios: Tensor) -> Tensor:
-        """(1,): least (B - F) / (prunable cost) over the samples, differentiable in the keep ratios (L,)."""
-        cost = self.cost(ratios.double() * self.n_visual[:, None], self.n_visual, self.n_text)
-        return ((self.limit - cost) / (self.full - self.text)).min()[None]
+        """(..., 1): least (B - F) / (prunable cost) over the samples, differentiable in the keep ratios (..., L)."""
+        cost = self.cost(ratios.double()[..., None, :] * self.n_visual[:, None], self.n_visual, self.n_text)
+        return ((self.limit - cost) / (self.full - self.text)).min(-1, keepdim=True).values
 
     def share(self, counts: list[int]) -> float:
         """Prunable share of the costliest sample (0 text only, 1 full)."""
@@ -245,8 +249,8 @@ class Joint(Limit):
         return all(limit.holds(counts) for limit in self.limits.values())
 
     def slacks(self, ratios: Tensor) -> Tensor:
-        """Slack of each budget (m,), differentiable in the keep ratios (L,)."""
-        return torch.cat([limit.slacks(ratios) for limit in self.limits.values()])
+        """Slack of each budget (..., m), differentiable in the keep ratios (..., L)."""
+        return torch.cat([limit.slacks(ratios) for limit in self.limits.values()], -1)
 
     def share(self, counts: list[int]) -> float:
         """The first budget's `share`."""
@@ -273,21 +277,21 @@ def on_budget(ratios: Tensor, cost, n_visual: Tensor, n_text: Tensor, limit: Ten
     >>> bool((cost(r * 16, n, text) - half).abs() < 1)
     True
     """
-    drops = 1 - ratios.double()  # (B, L)
+    ratios, given = ratios.double(), ratios  # (B, L)
 
-    def flops(t: Tensor, d: Tensor) -> Tensor:
-        return cost((1 - t[:, None] * d).clamp(0, 1) * n_visual[:, None], n_visual, n_text)
+    def flops(t: Tensor, r: Tensor) -> Tensor:
+        return cost(_scaled(r, t[:, None]) * n_visual[:, None], n_visual, n_text)
 
     with torch.no_grad():
         low, high = torch.zeros_like(limit, dtype=torch.float64), torch.full_like(limit, 1e6, dtype=torch.float64)
         for _ in range(60):  # on a scale of t / (1 + t), which reaches everywhere
             middle = (low / (1 + low) + high / (1 + high)) / 2
             middle = middle / (1 - middle)
-            over = flops(middle, drops) > limit
+            over = flops(middle, ratios) > limit
             low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     t = high.clone().requires_grad_()
     with torch.enable_grad():
-        slope, = torch.autograd.grad(flops(t, drops.detach()).sum(), t)  # negative
-    now = flops(high, drops)
+        slope, = torch.autograd.grad(flops(t, ratios.detach()).sum(), t)  # negative
+    now = flops(high, ratios)
     t = high - (now - now.detach()) / slope.clamp(max=-1e-9)
-    return (1 - t[:, None] * drops).clamp(0, 1).to(ratios)
+    return _scaled(ratios, t[:, None]).to(given)

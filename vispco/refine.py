@@ -1,24 +1,25 @@
-"""Refinement: cheap local moves on a hardened schedule, accepted on the divergence that is measured.
+"""Refinement: schedules that a surrogate of the loss expects to be better, measured one after the other.
 
-A gradient ends in a local minimum, and at small budgets there are many. A move takes some or all of the tokens
-that a schedule drops before one layer and drops them before another; the budget is filled up again in whole
-tokens. Many moves race on a few questions, the same for all of them, and the winner goes on; only the last ones run
-on all questions.
+A gradient ends in a local minimum, and at small budgets there are many. What has been measured so far, at all budgets,
+makes a Gaussian process (`vispco.surrogate`); of many schedules near the best ones, and some from anywhere, the one whose
+loss it expects to improve most is measured next, on all calibration data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .budget import Limit
 from .config import PruningConfig
 from .evaluate import Record, evaluate
 from .frontier import FrontierPoint
+from .surrogate import Surrogate
 from .teacher import Lesson
 
 Schedule = tuple[float, ...]
@@ -65,113 +66,135 @@ class Bench:
         return record
 
     @property
+    def ranking(self) -> list[Schedule]:
+        """The schedules measured on all lessons, best first."""
+        return sorted(self.records, key=lambda schedule: self.loss(self.records[schedule]))
+
+    @property
     def best(self) -> Schedule:
         """The best schedule among those measured on all lessons."""
-        return min(self.records, key=lambda schedule: self.loss(self.records[schedule]))
+        return self.ranking[0]
 
 
 def refine(benches: Sequence[Bench], limits: Sequence[Limit], rounds: int, seed: int = 0, *, passes: float = math.inf,
-           racers: int = 8, share: float = 0.125, rest: int = 2) -> None:
-    """Improve on every `bench.best` by up to `rounds` of local moves within its budget.
+           propose: Callable[[int, torch.Generator], Tensor] | None = None) -> None:
+    """Improve on every `bench.best` within its budget, by up to `rounds` more schedules per budget in all.
 
-    limits: budgets in order of size, each with a bench that has measured at least one schedule. In a round, `racers` moves
-    away from a budget's schedule, and the schedules of the next smaller and the next larger budget brought onto this one,
-    race with it on a `share` of the lessons, drawn anew; the best goes on. A budget where `rest` rounds have found nothing
-    rests until all do. At the end the last two schedules of each are measured on all lessons.
-    Costs at most `rounds * (racers + 3) * share + 2` passes over the calibration data for each budget, and in all never more
-    than `passes` forward passes of one question.
+    limits: budgets in order of size, each with a bench that has measured at least one schedule. What is measured next is
+    the schedule of the largest expected improvement at the budgets where that is largest; so budgets where nothing is to be
+    gained leave their share of the rounds to the others.
+    propose: what may be measured, candidates(i, generator) -> schedules (C, L) for budget i; None: `nearby`.
+    Costs at most `rounds` passes over the calibration data for each budget, and never more than `passes` forward passes of
+    one question.
     """
     generator = torch.Generator().manual_seed(seed)
+    propose = propose or (lambda i, generator: nearby(benches, limits, i, generator))
     open_to = [i for i, limit in enumerate(limits) if not limit.holds([limit.tokens] * limit.layers)]
-    trails, idle = [[bench.best] for bench in benches], [0] * len(benches)
-    left = passes + sum(bench.passes for bench in benches) - sum(2 * bench.samples for bench in benches)
-    for i in (i for _ in range(rounds) for i in open_to):
-        bench, limit = benches[i], limits[i]
-        if all(idle[j] >= rest for j in open_to):
-            idle = [0] * len(benches)
-        if idle[i] >= rest:
-            continue
-        part = torch.randperm(len(bench.lessons), generator=generator)[:max(1, round(share * len(bench.lessons)))].tolist()
-        if sum(b.passes for b in benches) + (racers + 3) * sum(len(bench.lessons[j]) for j in part) > left:
-            break
-        now = trails[i][-1]
-        near = [torch.tensor(trails[j][-1], dtype=torch.float64) for j in (i - 1, i + 1) if 0 <= j < len(trails)]
-        near += wandered(torch.tensor(now, dtype=torch.float64), limit, racers, generator)
-        fresh = dict.fromkeys(tuple(limit.harden(stretched(r, limit))) for r in near)
-        fresh.pop(now, None)
-        first, *others = bench.losses([now, *fresh], part)
-        idle[i] += 1
-        if min(others, default=first) < first:
-            trails[i].append(list(fresh)[others.index(min(others))])
-            idle[i] = 0
-    for bench, trail in zip(benches, trails):
-        if left >= 0:
-            bench.losses(dict.fromkeys(trail[-2:]))
+    end = sum(bench.passes for bench in benches) + min(passes, rounds * sum(benches[i].samples for i in open_to))
+    while open_to:
+        known = [(schedule, bench.loss(record)) for bench in benches for schedule, record in bench.records.items()]
+        surrogate = Surrogate(torch.tensor([schedule for schedule, _ in known]), [loss for _, loss in known])
+        wanted = []
+        for i in open_to:
+            gain, schedule = _most_promising(propose(i, generator), benches[i], limits[i], surrogate)
+            if schedule is not None:
+                wanted.append((gain, -i, schedule))
+        wanted = sorted(wanted, reverse=True)[:math.ceil(len(open_to) / 2)]
+        for _, i, schedule in wanted:
+            if sum(bench.passes for bench in benches) + benches[-i].samples > end:
+                return
+            benches[-i].losses([schedule])
+        if not wanted:
+            return
 
 
-def wandered(ratios: Tensor, limit: Limit, count: int, generator: torch.Generator) -> list[Tensor]:
-    """`count` schedules one or two moves away, the budget filled up after each."""
-    found = []
-    for _ in range(count):
-        there = ratios
-        for _ in range(1 + int(torch.randint(2, (), generator=generator))):
-            there = stretched(moves(there, limit.first_layer, 1, generator)[0], limit)
-        found.append(there)
-    return found
+def _most_promising(candidates: Tensor, bench: Bench, limit: Limit, surrogate: Surrogate) -> tuple[float, Schedule | None]:
+    """(expected improvement, schedule in whole tokens) of the best candidate that has not been measured yet."""
+    candidates = (candidates * limit.tokens).round().unique(dim=0) / limit.tokens
+    gains = surrogate.expected_improvement(candidates, bench.loss(bench.records[bench.best]))
+    for i in gains.argsort(descending=True).tolist():
+        if tuple(candidates[i].tolist()) not in bench.records:
+            schedule = tuple(limit.harden(candidates[i]))
+            if schedule not in bench.records:
+                return float(gains[i]), schedule
+    return 0.0, None
 
 
-def race(bench: Bench, schedules: Sequence[Schedule], winners: int = 1, share: float = 0.125, *,
-         generator: torch.Generator) -> None:
-    """Measure the few on all lessons that beat the best so far on a random part of them."""
-    best = bench.best
-    schedules = [schedule for schedule in dict.fromkeys(schedules) if schedule not in bench.records]
-    part = torch.randperm(len(bench.lessons), generator=generator)[:max(1, round(share * len(bench.lessons)))].tolist()
-    raced = dict(zip([best, *schedules], bench.losses([best, *schedules], part)))
-    better = sorted((s for s in schedules if raced[s] < raced[best]), key=raced.__getitem__)
-    bench.losses(better[:winners])
+def nearby(benches: Sequence[Bench], limits: Sequence[Limit], i: int, generator: torch.Generator, count: int = 64) -> Tensor:
+    """Schedules (C, L) on budget i: one or two `moves` from its best and its neighbours' best, mixtures, and random ones."""
+    limit = limits[i]
+    best = [s for j in (i, i - 1, i + 1) if 0 <= j < len(benches) for s in benches[j].ranking[:4]]
+    near = torch.tensor(best, dtype=torch.float64)
+    once = moves(near[torch.randint(len(near), (count,), generator=generator)], limit.first_layer, generator)
+    found = torch.cat([near, once, moves(once, limit.first_layer, generator), random_ratios(limit, count, generator)])
+    weight = torch.rand(len(found), 1, generator=generator, dtype=torch.float64)
+    found = torch.cat([found, weight * found + (1 - weight) * found[torch.randperm(len(found), generator=generator)]])
+    return fitted(found, limit)
 
 
-def stretched(ratios: Tensor, limit: Limit) -> Tensor:
-    """A schedule that ends in layers without visual tokens, `r ** gamma` with the least gamma <= 1 within the budget.
+def random_ratios(limit: Limit, count: int, generator: torch.Generator) -> Tensor:
+    """(count, L) schedules of any cost, from drops at few layers to drops at all: powers of uniform ones on the simplex."""
+    drops = torch.empty(count, limit.layers - limit.first_layer + 1, dtype=torch.float64).exponential_(generator=generator)
+    drops = drops ** (1 + 3 * torch.rand(count, 1, generator=generator, dtype=torch.float64))
+    return from_drops(drops / drops.sum(1, keepdim=True), limit.first_layer)
 
-    Scaling its drops, as `Limit.harden` does with what is below the budget, would bring those layers back.
+
+def fitted(ratios: Tensor, limit: Limit, *, hold_cuts: bool = True, lower: bool = True) -> Tensor:
+    """Schedules (C, L) brought onto the budget; those that exceed it all the same are left out.
+
+    All drops are scaled by one factor. But scaled down, they would bring back the layers from which a schedule has nothing
+    left: with `hold_cuts`, such a schedule grows as `r ** gamma`. And scaled up, they let the steepest one take everything:
+    with `lower`, schedules above the budget come a second time, with their ratios scaled down instead.
     """
-    if ratios[-1] > 0 or float(limit.slack(ratios)) <= 0:
-        return ratios
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        grown = torch.where(ratios > 0, ratios**middle, 0)
-        low, high = (low, middle) if float(limit.slack(grown)) >= 0 else (middle, high)
-    return torch.where(ratios > 0, ratios**high, 0)
+    over = (limit.slack(ratios) < 0)[:, None]
+    cut = (ratios[:, -1:] <= 0) & hold_cuts
+    prunable = torch.arange(limit.layers) >= limit.first_layer
+
+    def drops(s: Tensor) -> Tensor:  # each of these grows with s in [0, 1]
+        kept = torch.where(cut, torch.where(ratios > 0, ratios ** (1 - s), 0), 1 - (1 - s) * (1 - ratios))
+        return torch.where(over, (1 - (1 - ratios) / s.clamp(min=1e-9)).clamp(min=0), kept)
+
+    def lowered(s: Tensor) -> Tensor:
+        return torch.where(prunable, s * ratios, ratios)
+
+    def highest(path: Callable[[Tensor], Tensor]) -> Tensor:
+        least, most = torch.zeros(len(ratios), 1, dtype=torch.float64), torch.ones(len(ratios), 1, dtype=torch.float64)
+        for _ in range(25):
+            middle = (least + most) / 2
+            fits = limit.slack(path(middle))[:, None] >= 0
+            least, most = torch.where(fits, middle, least), torch.where(fits, most, middle)
+        return path(least)
+
+    found = torch.cat([highest(drops), highest(lowered)[over[:, 0]]]) if lower else highest(drops)
+    return found[limit.slack(found) >= 0]
 
 
-def moves(ratios: Tensor, first_layer: int, count: int, generator: torch.Generator) -> list[Tensor]:
-    """`count` random moves: some or all of what is dropped before one layer (or never) goes to another; or a cut, where
-    nothing is left from some layer on; or half of the way to a random schedule.
+def moves(ratios: Tensor, first_layer: int, generator: torch.Generator) -> Tensor:
+    """One random move away from each schedule (C, L): all, a half or a quarter of what is dropped before one layer (or
+    never) goes to another; or, in one of three, a cut: nothing is left from some layer on.
 
-    >>> moves(torch.tensor([1.0, 0.5, 0.5]), 1, 1, torch.Generator().manual_seed(0))[0].tolist()
-    [1.0, 0.5, 0.0]
+    >>> moves(torch.tensor([[1.0, 0.5, 0.5]]), 1, torch.Generator().manual_seed(0)).tolist()
+    [[1.0, 0.5, 0.0]]
     """
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    levels = torch.cat([torch.ones(1, dtype=ratios.dtype), ratios[first_layer:], torch.zeros(1, dtype=ratios.dtype)])
-    drops = levels[:-1] - levels[1:]  # (L - first_layer + 1,): before each layer that can be pruned, and never
-    full, found = drops.nonzero()[:, 0].tolist(), []
-    for _ in range(count):
-        moved, kind = drops.clone(), draw(9)
-        if kind < 3:
+    levels = pad(pad(ratios[:, first_layer:], (1, 0), value=1.0), (0, 1))
+    found = levels[:, :-1] - levels[:, 1:]  # (C, L - first_layer + 1): drops before each layer that can be pruned, and never
+    for drops in found:
+        if draw(3) == 0:
             layer = draw(len(drops))
-            moved[layer], moved[layer + 1:] = drops[layer:].sum(), 0
-        elif kind == 3:
-            chance = torch.empty_like(drops).exponential_(generator=generator)
-            moved = (drops + chance / chance.sum()) / 2
+            drops[layer], drops[layer + 1:] = drops[layer:].sum(), 0
         else:
+            full = drops.nonzero()[:, 0].tolist()
             source, target = full[draw(len(full))], draw(len(drops) - 1)
             target += target >= source
             amount = drops[source] * (1, 0.5, 0.25)[draw(3)]
-            moved[source] -= amount
-            moved[target] += amount
-        found.append(torch.cat([torch.ones(first_layer, dtype=ratios.dtype), (1 - moved.cumsum(0)[:-1]).clamp(0, 1)]))
-    return found
+            drops[source] -= amount
+            drops[target] += amount
+    return from_drops(found, first_layer)
+
+
+def from_drops(drops: Tensor, first_layer: int) -> Tensor:
+    """Schedules (..., L) from the drops (..., L - first_layer + 1) before each layer that can be pruned, and never."""
+    return pad((1 - drops.cumsum(-1)[..., :-1]).clamp(0, 1), (first_layer, 0), value=1.0)

@@ -22,7 +22,7 @@ from .costs import LatencyTable, cost_models
 from .frontier import Frontier
 from .kernels import Kernel
 from .pruning import Pruner
-from .refine import Bench, race, refine, stretched
+from .refine import Bench, Schedule, fitted, refine
 from .registry import KERNELS, adapter_for, build_method
 from .ste import build_estimator
 from .teacher import Lesson, answer_logits, check_objective, frozen, prepare, shapes, teach, token_losses
@@ -46,7 +46,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
-    refinement: rounds of local moves on the result (`vispco.refine`), within the schedules that the kernel can form.
+    refinement: schedules per budget that are tried in the end (`vispco.refine`), of those that the kernel can form.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
@@ -78,7 +78,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     limits.sort(key=lambda limit: float(limit.slack(torch.ones(limit.layers))), reverse=True)
     solvers = [_solver(limit, constraint) for limit in limits]  # bad options are refused before anything runs
 
-    passes, benches = sum(map(len, lessons)), []
+    passes, benches, thetas = sum(map(len, lessons)), [], []
     with frozen(model):
         teach(model, lessons)
         for limit, alm in zip(limits, solvers):
@@ -88,14 +88,12 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
             benches.append(bench)
             if limit.holds([limit.tokens] * limit.layers):
                 bench.losses([(1.0,) * limit.layers])
-                continue
-            start(curve, limit, bench, seed)
-            passes += 3 * _descend(adapter, scorer, curve, lessons, limit, bench, alm, steps=steps, inner=inner,
-                                   seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
-            if not curve.free:
-                wander(curve, limit, bench, refinement, seed)
-        if curve.free:
-            refine(benches, limits, refinement, seed)
+            else:
+                start(curve, limit, bench, seed)
+                passes += 3 * _descend(adapter, scorer, curve, lessons, limit, bench, alm, steps=steps, inner=inner,
+                                       seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
+            thetas.append(curve.theta.detach().clone())
+        refine(benches, limits, refinement, seed, propose=None if curve.free else formed(curve, thetas, limits))
     full, text = costs["flops"].full(*prompts), costs["flops"].text_only(prompts[1])
     return Frontier([bench.point(limit) for bench, limit in zip(benches, limits)], {
         "method": method, "kernel": kernel, "objective": objective, "seed": seed, "steps": steps,
@@ -120,10 +118,37 @@ def start(curve: Kernel, limit: Limit, bench: Bench, seed: int) -> None:
     fit_budget(curve, limit)
 
 
-def _hardened(curve: Kernel, theta: Tensor, limit: Limit) -> tuple[float, ...]:
+def race(bench: Bench, schedules: Sequence[Schedule], winners: int, share: float = 0.125, *, generator: torch.Generator) -> None:
+    """Measure the few on all lessons that beat the best so far on a random part of them."""
+    best = bench.best
+    schedules = [schedule for schedule in dict.fromkeys(schedules) if schedule not in bench.records]
+    part = torch.randperm(len(bench.lessons), generator=generator)[:max(1, round(share * len(bench.lessons)))].tolist()
+    raced = dict(zip([best, *schedules], bench.losses([best, *schedules], part)))
+    better = sorted((s for s in schedules if raced[s] < raced[best]), key=raced.__getitem__)
+    bench.losses(better[:winners])
+
+
+def _hardened(curve: Kernel, theta: Tensor, limit: Limit) -> Schedule:
     """The schedule of `theta`, within the kernel's form as far as whole tokens allow."""
-    ratios = curve.settled(theta)
-    return tuple(limit.harden(stretched(ratios, limit) if curve.stairs or curve.free else ratios))
+    ratios = curve.settled(theta).double()
+    return tuple(limit.harden(next(iter(_within(curve, ratios[None], limit)), ratios)))
+
+
+def _within(curve: Kernel, ratios: Tensor, limit: Limit) -> Tensor:
+    """Schedules (C, L) of a kernel brought onto the budget in its form."""
+    return fitted(ratios, limit, hold_cuts=curve.stairs or curve.free, lower=False)
+
+
+def formed(curve: Kernel, thetas: Sequence[Tensor], limits: Sequence[Limit], count: int = 256) -> Callable:
+    """For kernels that form only some schedules, what `refine` may measure: random steps in theta, from where the gradient
+    ended at this budget or the next ones."""
+    def candidates(i: int, generator: torch.Generator) -> Tensor:
+        near = torch.stack([thetas[j] for j in (i, i - 1, i + 1) if 0 <= j < len(thetas)])
+        near = near[torch.randint(len(near), (count,), generator=generator)]
+        size = torch.rand(count, 1, generator=generator)
+        return _within(curve, curve.settled(near + size * torch.randn(near.shape, generator=generator)).double(), limits[i])
+
+    return candidates
 
 
 def _solver(limit: Limit, constraint: Mapping | None) -> AugmentedLagrangian:
@@ -165,19 +190,6 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
         if limit.reachable(ratios):
             bench.losses({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))})
     return seen
-
-
-def wander(curve: Kernel, limit: Limit, bench: Bench, rounds: int, seed: int, *, racers: int = 12, size: float = 0.5) -> None:
-    """Local moves in theta, for kernels that form only some schedules: random steps from the best theta race."""
-    generator, theta = torch.Generator().manual_seed(seed), curve.theta.detach().clone()
-    for _ in range(rounds):
-        near = theta + size * torch.randn(racers, len(theta), generator=generator).to(theta)
-        near = [t for t in near if limit.reachable(curve.settled(t))]
-        hardened = [_hardened(curve, t, limit) for t in near]
-        race(bench, hardened, generator=generator)
-        if bench.best in hardened:
-            theta = near[hardened.index(bench.best)]
-    curve.theta.data.copy_(theta)
 
 
 def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:

@@ -89,7 +89,7 @@ class Arena:
         self.cost = CostModel(adapter.dimensions(adapter.config), scorer)
         self.everything = self.limit(1.0)
         self.tokens = self.everything.tokens
-        self.least = self.everything.share([self.tokens] * self.first_layer + [0] * (self.layers - self.first_layer))
+        self.least = self.everything.share(self.everything.least)
         self.passes, self.held_out_passes = len(self.calibration), 0
 
     def questions(self, split: str, n: int, batch: int = 64, tasks: Sequence[str] | None = None) -> Questions:
@@ -104,7 +104,7 @@ class Arena:
     @cached_property
     def nothing(self) -> PruningConfig:
         """No visual token from the first layer on that the method can prune: the floor of every accuracy."""
-        return self.config([1.0] * self.first_layer + [0.0] * (self.layers - self.first_layer))
+        return self.config([count / self.tokens for count in self.everything.least])
 
     def config(self, ratios: Sequence[float]) -> PruningConfig:
         """A configuration of the arena's method."""

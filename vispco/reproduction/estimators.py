@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .. import testbed
 from ..budget import Budget
-from ..estimators import central_difference, score_function
+from .gradients import central_difference, score_function
 from ..flops import CostModel
 from ..pruning import Pruner
 from ..registry import adapter_for, build_method
