@@ -15,7 +15,7 @@ from .sizes import TENTHS, Setting, Size
 #: The cheap frontier may cost 1 / CHEAP of a grid of GRID configurations; the refined one, at every budget, 1 / SAVING
 #: of random search with RIVAL schedules.
 CHEAP, SAVING, RIVAL = 40, 10, 160
-GRADIENT, ROUNDS = 0.3, 100  # share of the passes that the gradient gets; most rounds of refinement with the rest
+GRADIENT, ROUNDS = 0.2, 100  # share of the passes that the gradient gets; most rounds of refinement with the rest
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def cheap(arena: Arena, setting: Setting, size: Size, seed: int) -> Found:
 
 
 def refined(arena: Arena, budgets: Sequence[float], seed: int, batch: int, also: Sequence[float] = TENTHS) -> Found:
-    """The frontier in one amortised run, each configuration refined by local moves: at most 1/10 of random best-of-160.
+    """The frontier in one amortised run, then refined at all budgets together: at most 1/10 of random best-of-160 a budget.
 
     also: budgets that nobody asks for. Neighbours help each other, and each pays for itself.
     """
