@@ -26,11 +26,13 @@ from vispco.version import versions
 
 
 def side_by_side(calls: dict[str, Callable[[], Any]], *, baseline: str, rounds: int = 9, warmup: int = 2,
-                 device: str | torch.device = "cpu", timer: Callable[[Callable], float] | None = None) -> dict[str, dict]:
+                 device: str | torch.device = "cpu", timer: Callable[[Callable], float] | None = None,
+                 within: dict[str, Callable[[], contextlib.AbstractContextManager]] | None = None) -> dict[str, dict]:
     """Time `calls` in turns: {name: {"ratio", "low", "high", "ms"}}.
 
     ratio: median over the rounds of the call's time over the baseline's (> 1: slower); low, high: their 10 % and 90 %
     quantiles. ms: median milliseconds on a GPU, None on a CPU. timer: seconds of one call; default `timed(device)`.
+    within: by name, makes the context in which each of its calls runs; entering and leaving it is not timed.
     Raises ValueError for an unknown baseline, or fewer than one round.
 
     >>> import time
@@ -41,12 +43,13 @@ def side_by_side(calls: dict[str, Callable[[], Any]], *, baseline: str, rounds: 
         raise ValueError(f"the baseline {baseline!r} is not among {', '.join(calls)}")
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup at least 0, got {rounds} and {warmup}")
-    timer = timer or timed(device)
+    timer, within = timer or timed(device), within or {}
     names, seconds = list(calls), {name: [] for name in calls}
     for turn in range(-warmup, rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            taken = timer(calls[name])
+            with within.get(name, contextlib.nullcontext)():
+                taken = timer(calls[name])
             if turn >= 0:
                 seconds[name].append(taken)
     times = torch.tensor([seconds[name] for name in names], dtype=torch.float64)  # (calls, rounds)
@@ -108,14 +111,15 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
     return {"device": "cpu", "name": platform.machine(), "threads": torch.get_num_threads()}
 
 
-def arguments(description: str, output: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def arguments(name: str, description: str, output: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks share. name: of the module."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights and prompts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON file to write")
     return parser
@@ -141,7 +145,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         with torch.no_grad() if not getattr(options, "gradients", False) else contextlib.nullcontext():
             figures = measure(options)
         write_json(options.output, {
-            "command": shlex.join(["python", "-m", parser.prog, *given]), "seed": options.seed, "versions": versions(),
+            "command": shlex.join([*parser.prog.split(), *given]), "seed": options.seed, "versions": versions(),
             "machine": machine(options.device), "dtype": options.dtype, "attention": getattr(options, "attention", "sdpa"),
             "rounds": options.rounds, "figures": figures})
         print(f"written to {options.output}")
