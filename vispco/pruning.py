@@ -81,10 +81,12 @@ class Pruner:
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._hooks: list = []
+        self._layer_hooks: list = []  # of prefill, or of decoding
+        self._attached: tuple[bool, bool] | None = None
 
     # ---- life -------------------------------------------------------------------------------------------
     def install(self) -> Pruner:
-        """Register the hooks; if nothing is to be pruned, the layers get none."""
+        """Register the hooks; if nothing is to be pruned, there are none."""
         model = self.adapter.model
         if model in _applied:
             raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
@@ -99,23 +101,21 @@ class Pruner:
 
     def _register(self, add) -> None:
         model, adapter = self.adapter.model, self.adapter
-        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         if not self._prunes():
             return
+        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
+        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
-        for i, layer in enumerate(adapter.layers):
-            add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
-            for kind, module in adapter.projections(i).items():
-                add(module.register_forward_hook(self._on_projection(kind)))
+        self._attach(decoding=False)
         if self.tower:
             self.tower.register(add, attention=self.method.reads_vision)
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        for hooks in (self._hooks, self._layer_hooks):
+            while hooks:
+                hooks.pop().remove()
         if _applied.get(self.adapter.model) is self:
             del _applied[self.adapter.model]
 
@@ -146,16 +146,19 @@ class Pruner:
             raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
                              "default cache (leave cache_implementation out)")
         inputs = {"input_ids": args[0], **kwargs} if args else kwargs
-        visual = self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         self.decoding = cache is not None and cache.get_seq_length() > 0
         if not self.decoding:
-            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal)
+            visual = self.adapter.visual_mask(ids, embeds)
+            self._attach(decoding=False)
+            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal, self.ratios)
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
         if self.mode == "search" and self.prefill is not None and self.prefill.steps:
             raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
                              "configuration with mode='deploy'")
-        if bool(visual.any()):
+        self._attach(decoding=True)
+        if (embeds if ids is None else ids).shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
 
@@ -188,25 +191,51 @@ class Pruner:
         return output
 
     # ---- once per layer ---------------------------------------------------------------------------------
-    def _on_projection(self, kind: str):
+    def _attach(self, decoding: bool, masks: bool = False) -> None:
+        """Put the hooks of prefill or of decoding on the layers, in place of the others.
+
+        Decoding mostly needs none: one layer's looks whether there are `masks` to change, and only then all have one.
+        """
+        if self._attached in ((decoding, masks), (decoding, True)):
+            return
+        while self._layer_hooks:
+            self._layer_hooks.pop().remove()
+        self._attached, add = (decoding, masks), self._layer_hooks.append
+        if decoding and not masks:
+            add(self.adapter.layers[0].register_forward_pre_hook(self._on_watch, with_kwargs=True))
+            return
+        for i, layer in enumerate(self.adapter.layers):
+            add(layer.register_forward_pre_hook(self._on_layer(i, self._decode if decoding else self._prefill), with_kwargs=True))
+            for kind, module in () if decoding else self.adapter.projections(i).items():
+                add(module.register_forward_hook(self._on_projection(i, kind)))
+
+    def _on_watch(self, module, args, kwargs):
+        packed = getattr(kwargs.get("past_key_values"), "vispco_packed", {}).values()
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if packed and not (kwargs.get("attention_mask") is None and hidden.shape[1] == 1 and all(p.dense for p in packed)):
+            self._attach(decoding=True, masks=True)
+            return self._on_layer(0, self._decode)(module, args, kwargs)
+
+    def _on_projection(self, i: int, kind: str):
         def hook(module, args, output):
-            if not self.decoding:
+            if self.mode == "search" or self.prefill.cut(i + 1):
                 self.prefill.captured[kind] = output
 
         return hook
 
-    def _on_layer(self, i: int):
+    def _on_layer(self, i: int, run):
         def hook(module, args, kwargs):
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            if self.decoding:
-                changed = self._decode(i, hidden, kwargs)
-            else:
-                run = self._search if self.mode == "search" else self._deploy
-                hidden, changed = run(i, self._add_late(i, hidden), kwargs)
-                self.prefill.mask = kwargs.get("attention_mask")
+            hidden, changed = run(i, hidden, kwargs)
             return (hidden, *args[1:]), {**kwargs, **changed}
 
         return hook
+
+    def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        run = self._search if self.mode == "search" else self._deploy
+        hidden, changed = run(i, self._add_late(i, hidden), kwargs)
+        self.prefill.mask = kwargs.get("attention_mask")
+        return hidden, changed
 
     def _add_late(self, i: int, hidden: Tensor) -> Tensor:
         late = None if self.prefill.late is None else self.adapter.late(self.prefill.late, i, hidden)
@@ -218,7 +247,7 @@ class Pruner:
     # ---- deploy: dropped tokens leave -------------------------------------------------------------------
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
-        target = state.target(self.ratios[..., i])
+        target = state.target(i)
         if i == 0 and cache is not None and any(state.n_visual):
             self.adapter.lengthen(cache)
         if target is not None:
@@ -239,7 +268,8 @@ class Pruner:
         state, method = self.prefill, self.method
         context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
         scores, target = state.rank(method, context, target)
-        chosen = hard_mask(scores, context.keep, context.valid)  # (B, V)
+        chosen = hard_mask(scores, context.keep, context.valid, check=False)  # (B, V)
+        state.faulty.append((scores.isnan() & context.valid).any())
         hidden = merged(hidden, context, chosen, method.merge(context, chosen))
         keep = context.present & ~context.visual_mask  # text stays, padding goes
         keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
@@ -264,23 +294,23 @@ class Pruner:
                                "position_ids": None if ids is None else take(ids, packed.order)}
         return self._memo[key]
 
-    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
+    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         packed = getattr(cache, "vispco_packed", {}).get(i)
         if packed is None:
-            return {}
+            return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
             queries = hidden.shape[1]
             width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
-        return self._memo[key]
+        return hidden, self._memo[key]
 
     # ---- search: dropped tokens are masked, gradients flow ----------------------------------------------
     def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, method = self.prefill, self.method
         flows = self.ratios.requires_grad and torch.is_grad_enabled()
-        target = state.target(self.ratios.detach()[..., i])
+        target = state.target(i)
         if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
             with torch.no_grad():
                 context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
