@@ -30,7 +30,7 @@ _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> it
 def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
     """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
 
-    model: any model with a registered adapter. mode: "deploy" (tokens physically dropped, KV cache shorter) or
+    model: any model with a registered adapter; one that `torch.compile` returned runs uncompiled meanwhile. mode: "deploy" (tokens physically dropped, KV cache shorter) or
     "search" (tokens masked; the same logits at the kept positions).
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
@@ -43,6 +43,7 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     """
     if mode not in ("deploy", "search"):
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
+    model = getattr(model, "_orig_mod", model)  # of what `torch.compile` returned
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
@@ -103,6 +104,7 @@ class Pruner:
         model, adapter = self.adapter.model, self.adapter
         if not self._prunes():
             return
+        add(Eagerly())
         add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
@@ -345,3 +347,24 @@ class Pruner:
         """
         bound = None if self.bound is None else self.bound[:, None].to(gradient)
         return gradient if bound is None else gradient.clamp(-bound, bound)
+
+
+class Eagerly:
+    """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
+
+    Compiled code does not look whether hooks have come or gone: compiled before `apply` it would not prune, compiled
+    within it would go on pruning afterwards.
+    """
+
+    _count, _stance = 0, None
+
+    def __init__(self):
+        if not Eagerly._count:
+            Eagerly._stance = torch.compiler.set_stance("force_eager")
+        Eagerly._count += 1
+
+    def remove(self) -> None:
+        """As a hook's handle does."""
+        Eagerly._count -= 1
+        if not Eagerly._count:
+            Eagerly._stance.__exit__(None, None, None)
