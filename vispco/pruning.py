@@ -353,8 +353,7 @@ class Pruner:
 class Eagerly:
     """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
 
-    Compiled code does not look whether hooks have come or gone: compiled before `apply` it would not prune, compiled
-    within it would go on pruning afterwards.
+    Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
     """
 
     _count, _stance = 0, None
