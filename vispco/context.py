@@ -97,7 +97,8 @@ class Context:
 
     def keys(self, layer: int | None = None) -> Tensor:
         """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""
-        return self._project("key", layer, None)
+        cached = self.captured.get("cached") if self._layer(layer) < self.layer else None
+        return self._project("key", layer, None) if cached is None else cached
 
     @property
     def projected_keys(self) -> Tensor:
@@ -152,8 +153,8 @@ class Context:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
-    x = x.expand(index.shape[0], *x.shape[1:])
-    return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
+    rows = torch.arange(index.shape[0], device=index.device)[:, None]
+    return x.expand(index.shape[0], *x.shape[1:])[rows, index]  # copies whole rows; `gather` would look up each number
 
 
 def take_rotary(rotary: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:

@@ -38,7 +38,9 @@ class Packed:
     def restore(self, hidden: Tensor) -> Tensor:
         """Put packed states (B, K, D) back at their original positions (B, S, D), zeros elsewhere."""
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[2])
-        return full.scatter(1, self.order[..., None].expand_as(hidden), hidden * self.valid[..., None])
+        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        full[rows, self.order] = hidden if self.dense else hidden * self.valid[..., None]
+        return full
 
 
 def pack(keep: Tensor, width: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .config import whole_tokens
 from .context import Context, before_answer, positions, take_rotary
 from .masks import Packed
+from .relaxation import NAN_SCORES
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Prefill:
     ends_visual: list[int]  # 1 where the last token is visual: the next one is read off it
     plain: bool  # whether the model's mask is nothing but causal and padding
     left: list[int]  # visual tokens that remain, per sample
+    ratios: list[list[float]]  # (B, L) on the host
     embeddings: Tensor | None = None  # (B, S, D)
     late: Any = None  # what the decoder would add between its layers, as the adapter took it out
     rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
@@ -35,29 +37,36 @@ class Prefill:
     captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
     packed: Packed | None = None  # deploy: the tokens that remain
     policy: Tensor | None = None  # search: (B, S) straight-through mask so far
+    faulty: list[Tensor] = field(default_factory=list)  # whether scores were NaN, at each step: not looked at before the end
     steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
     sources: dict[str, Callable[[], Any]] = field(default_factory=dict)  # what methods may ask for, made once, on demand
 
     @classmethod
-    def start(cls, inputs: dict, visual: Tensor, mask: Tensor | None, labels: Tensor | None, causal: bool) -> Prefill:
-        """mask: the caller's attention mask. causal: whether no token of this model sees ahead."""
+    def start(cls, inputs: dict, visual: Tensor, mask: Tensor | None, labels: Tensor | None, causal: bool,
+              ratios: Tensor) -> Prefill:
+        """mask: the caller's attention mask. causal: whether no token of this model sees ahead. ratios: (L,) or (B, L)."""
         plain = mask is None or mask.ndim == 2
         real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
         visual = visual & real
         flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1]]
         n_visual, n_real, tail, ends = torch.stack(flags).tolist()  # the one synchronisation
-        return cls(inputs, visual, real, before_answer(real, labels), n_visual, n_real, tail, ends, causal and plain, n_visual)
+        return cls(inputs, visual, real, before_answer(real, labels), n_visual, n_real, tail, ends, causal and plain, n_visual,
+                   ratios.detach().expand(len(n_visual), -1).tolist())
 
     def finish(self) -> None:
-        """Let go of what only this forward pass needed; `steps` stay."""
+        """Let go of what only this forward pass needed; `steps` stay. Raises ValueError if any scores were NaN."""
         self.inputs, self.captured, self.sources = {}, {}, {}
         self.embeddings = self.late = self.rotary = self.mask = None
+        if self.faulty and bool(torch.stack(self.faulty).any()):
+            raise ValueError(NAN_SCORES)
 
-    def target(self, ratio: Tensor) -> list[int] | None:
-        """Visual tokens of each sample that may enter a layer with this keep ratio (one, or one each), or None if that
-        drops none."""
-        ratios = ratio.expand(len(self.left)).tolist()
-        target = [min(left, whole_tokens(r, n)) for r, left, n in zip(ratios, self.left, self.n_visual)]
+    def cut(self, i: int) -> bool:
+        """Whether fewer tokens are to enter layer i than the layer before."""
+        return any(i < len(row) and row[i] < (row[i - 1] if i else 1) for row in self.ratios)
+
+    def target(self, i: int) -> list[int] | None:
+        """Visual tokens of each sample that may enter layer i, or None if that drops none."""
+        target = [min(left, whole_tokens(row[i], n)) for row, left, n in zip(self.ratios, self.left, self.n_visual)]
         if any(end and n and not t for end, n, t in zip(self.ends_visual, self.n_visual, target)):
             raise ValueError("a prompt ends in a visual token, from which its answer would be read, and the configuration "
                              "drops them all: put text after the image, or keep at least one token")
@@ -86,10 +95,17 @@ class Prefill:
             layer=i, hidden=hidden, visual=index, valid=there & present[index], visual_mask=visual & present,
             text_mask=prompt & ~visual, present=present, order=order, adapter=adapter, exhaustive=exhaustive,
             slot=(self.visual.cumsum(1) - 1).gather(1, order)[index], n_visual=self.visual.sum(1),
-            keep=torch.tensor(target, device=hidden.device), last=(prompt * columns).argmax(1, keepdim=True),
+            keep=torch.tensor(target).to(hidden.device, non_blocking=True), last=(prompt * columns).argmax(1, keepdim=True),
             inputs=self.embeddings, sources=self.sources,
-            captured={**self.captured, "rotary": {i - 1: self.rotary, i: rotary},
+            captured={**self.captured, "cached": self.cached(i - 1, hidden, kwargs.get("past_key_values")),
+                      "rotary": {i - 1: self.rotary, i: rotary},
                       "mask": {i - 1: self.mask, i: kwargs.get("attention_mask")}})
+
+    @staticmethod
+    def cached(layer: int, hidden: Tensor, cache) -> Tensor | None:
+        """The keys (B, G, N, E) that this layer has put into the cache, after rotary embedding, if they are all there."""
+        keys = getattr(cache.layers[layer], "keys", None) if cache is not None and 0 <= layer < len(cache.layers) else None
+        return keys if keys is not None and keys.ndim == 4 and keys.shape[-2] == hidden.shape[1] else None
 
     def rank(self, method, context: Context, target: list[int]) -> tuple[Tensor, list[int]]:
         """The method's scores (B, V), and `target` lowered to the method's limit, if it has one (as `context.keep` is)."""

@@ -30,8 +30,8 @@ _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> it
 def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
     """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
 
-    model: any model with a registered adapter. mode: "deploy" (tokens physically dropped, KV cache shorter) or
-    "search" (tokens masked; the same logits at the kept positions).
+    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. mode: "deploy" (tokens
+    physically dropped, KV cache shorter) or "search" (tokens masked; the same logits at the kept positions).
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
     >>> import vispco
@@ -43,6 +43,7 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     """
     if mode not in ("deploy", "search"):
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
+    model = getattr(model, "_orig_mod", model)  # of what `torch.compile` returned
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
@@ -81,10 +82,12 @@ class Pruner:
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._hooks: list = []
+        self._layer_hooks: list = []  # of prefill, or of decoding
+        self._attached: tuple[bool, bool] | None = None
 
     # ---- life -------------------------------------------------------------------------------------------
     def install(self) -> Pruner:
-        """Register the hooks; if nothing is to be pruned, the layers get none."""
+        """Register the hooks; if nothing is to be pruned, there are none."""
         model = self.adapter.model
         if model in _applied:
             raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
@@ -99,23 +102,22 @@ class Pruner:
 
     def _register(self, add) -> None:
         model, adapter = self.adapter.model, self.adapter
-        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         if not self._prunes():
             return
+        add(Eagerly())
+        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
+        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
-        for i, layer in enumerate(adapter.layers):
-            add(layer.register_forward_pre_hook(self._on_layer(i), with_kwargs=True))
-            for kind, module in adapter.projections(i).items():
-                add(module.register_forward_hook(self._on_projection(kind)))
+        self._attach(decoding=False)
         if self.tower:
             self.tower.register(add, attention=self.method.reads_vision)
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        for hooks in (self._hooks, self._layer_hooks):
+            while hooks:
+                hooks.pop().remove()
         if _applied.get(self.adapter.model) is self:
             del _applied[self.adapter.model]
 
@@ -146,16 +148,19 @@ class Pruner:
             raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
                              "default cache (leave cache_implementation out)")
         inputs = {"input_ids": args[0], **kwargs} if args else kwargs
-        visual = self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         self.decoding = cache is not None and cache.get_seq_length() > 0
         if not self.decoding:
-            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal)
+            visual = self.adapter.visual_mask(ids, embeds)
+            self._attach(decoding=False)
+            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal, self.ratios)
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
         if self.mode == "search" and self.prefill is not None and self.prefill.steps:
             raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
                              "configuration with mode='deploy'")
-        if bool(visual.any()):
+        self._attach(decoding=True)
+        if (embeds if ids is None else ids).shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
 
@@ -188,25 +193,52 @@ class Pruner:
         return output
 
     # ---- once per layer ---------------------------------------------------------------------------------
-    def _on_projection(self, kind: str):
+    def _attach(self, decoding: bool, masks: bool = False) -> None:
+        """Put the hooks of prefill or of decoding on the layers, in place of the others.
+
+        Decoding mostly needs none: one layer's looks whether there are `masks` to change, and only then all have one.
+        """
+        if self._attached in ((decoding, masks), (decoding, True)):
+            return
+        while self._layer_hooks:
+            self._layer_hooks.pop().remove()
+        self._attached, add = (decoding, masks), self._layer_hooks.append
+        if decoding and not masks:
+            add(self.adapter.layers[0].register_forward_pre_hook(self._on_watch, with_kwargs=True))
+            return
+        run = self._decode if decoding else self._prefill
+        for i, layer in enumerate(self.adapter.layers):
+            add(layer.register_forward_pre_hook(self._on_layer(i, run), with_kwargs=True))
+            for kind, module in () if decoding else self.adapter.projections(i).items():
+                add(module.register_forward_hook(self._on_projection(i, kind)))
+
+    def _on_watch(self, module, args, kwargs):
+        packed = getattr(kwargs.get("past_key_values"), "vispco_packed", {}).values()
+        hidden, mask = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
+        if packed and (mask is not None or hidden.shape[1] > 1 or not all(p.dense for p in packed)):
+            self._attach(decoding=True, masks=True)
+            return self._on_layer(0, self._decode)(module, args, kwargs)
+
+    def _on_projection(self, i: int, kind: str):
         def hook(module, args, output):
-            if not self.decoding:
+            if self.mode == "search" or self.prefill.cut(i + 1):
                 self.prefill.captured[kind] = output
 
         return hook
 
-    def _on_layer(self, i: int):
+    def _on_layer(self, i: int, run):
         def hook(module, args, kwargs):
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            if self.decoding:
-                changed = self._decode(i, hidden, kwargs)
-            else:
-                run = self._search if self.mode == "search" else self._deploy
-                hidden, changed = run(i, self._add_late(i, hidden), kwargs)
-                self.prefill.mask = kwargs.get("attention_mask")
+            hidden, changed = run(i, hidden, kwargs)
             return (hidden, *args[1:]), {**kwargs, **changed}
 
         return hook
+
+    def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        run = self._search if self.mode == "search" else self._deploy
+        hidden, changed = run(i, self._add_late(i, hidden), kwargs)
+        self.prefill.mask = kwargs.get("attention_mask")
+        return hidden, changed
 
     def _add_late(self, i: int, hidden: Tensor) -> Tensor:
         late = None if self.prefill.late is None else self.adapter.late(self.prefill.late, i, hidden)
@@ -218,7 +250,7 @@ class Pruner:
     # ---- deploy: dropped tokens leave -------------------------------------------------------------------
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
-        target = state.target(self.ratios[..., i])
+        target = state.target(i)
         if i == 0 and cache is not None and any(state.n_visual):
             self.adapter.lengthen(cache)
         if target is not None:
@@ -239,7 +271,8 @@ class Pruner:
         state, method = self.prefill, self.method
         context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
         scores, target = state.rank(method, context, target)
-        chosen = hard_mask(scores, context.keep, context.valid)  # (B, V)
+        chosen = hard_mask(scores, context.keep, context.valid, check=False)  # (B, V)
+        state.faulty.append((scores.isnan() & context.valid).any())
         hidden = merged(hidden, context, chosen, method.merge(context, chosen))
         keep = context.present & ~context.visual_mask  # text stays, padding goes
         keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
@@ -264,23 +297,23 @@ class Pruner:
                                "position_ids": None if ids is None else take(ids, packed.order)}
         return self._memo[key]
 
-    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> dict:
+    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         packed = getattr(cache, "vispco_packed", {}).get(i)
         if packed is None:
-            return {}
+            return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
             queries = hidden.shape[1]
             width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
-        return self._memo[key]
+        return hidden, self._memo[key]
 
     # ---- search: dropped tokens are masked, gradients flow ----------------------------------------------
     def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, method = self.prefill, self.method
         flows = self.ratios.requires_grad and torch.is_grad_enabled()
-        target = state.target(self.ratios.detach()[..., i])
+        target = state.target(i)
         if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
             with torch.no_grad():
                 context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
@@ -315,3 +348,23 @@ class Pruner:
         """
         bound = None if self.bound is None else self.bound[:, None].to(gradient)
         return gradient if bound is None else gradient.clamp(-bound, bound)
+
+
+class Eagerly:
+    """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
+
+    Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
+    """
+
+    _count, _stance = 0, None
+
+    def __init__(self):
+        if not Eagerly._count:
+            Eagerly._stance = torch.compiler.set_stance("force_eager")
+        Eagerly._count += 1
+
+    def remove(self) -> None:
+        """As a hook's handle does."""
+        Eagerly._count -= 1
+        if not Eagerly._count:
+            Eagerly._stance.__exit__(None, None, None)

@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NAN_SCORES = ("scores contain NaN: expected numbers (-inf for never) that rank the tokens; "
+              "look for a division by zero or an all-masked softmax in the scoring method")
 NORMALISATIONS = ("rank", "minmax", "log-minmax", "none")
 
 
@@ -141,8 +143,7 @@ def hard_mask(scores: Tensor, keep_tokens: Tensor, alive: Tensor, check: bool = 
     """
     _check_shapes(scores, alive, keep_tokens)
     if check and (scores.isnan() & alive).any():
-        raise ValueError("scores contain NaN: expected numbers (-inf for never) that rank the tokens; "
-                         "look for a division by zero or an all-masked softmax in the scoring method")
+        raise ValueError(NAN_SCORES)
     return alive & (descending_ranks(scores, alive) < keep_tokens[:, None])
 
 

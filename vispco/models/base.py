@@ -67,9 +67,10 @@ class Adapter:
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, ids=None) -> Tensor:
         """(B, S) bool: which tokens are visual. ids: only those that these token ids stand for."""
         ids = torch.tensor(self.image_token_ids() if ids is None else ids)
+        ids = ids.to((inputs_embeds if input_ids is None else input_ids).device, non_blocking=True)
         if input_ids is not None:
-            return torch.isin(input_ids, ids.to(input_ids.device))
-        table = self.model.get_input_embeddings()(ids.to(inputs_embeds.device))  # (I, D)
+            return torch.isin(input_ids, ids)
+        table = self.model.get_input_embeddings()(ids)  # (I, D)
         return (inputs_embeds[:, :, None] == table).all(-1).any(-1)
 
     def take_late(self, kwargs: dict) -> tuple[dict, Any]:

@@ -1,0 +1,122 @@
+"""Realised speed-up: how much of a cut in FLOPs becomes a cut in time to first token.
+
+    python -m benchmarks.speedup --model small --visual 576 2880 --output speedup.json
+    python -m benchmarks.speedup --model llava-1.5-7b --device cuda --dtype bfloat16 --visual 576 2880 --batch 1 8 --trace
+
+realised = (time full / time pruned) / (FLOPs full / FLOPs pruned): 1 is ideal. The vision tower, which no pruning in the
+language model makes cheaper, is timed in the same rounds, and counted apart and included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import vispco
+
+from . import shapes
+from .side_by_side import arguments, peak_memory, run, side_by_side
+
+
+def realised(times: dict[str, dict], name: str, flops: tuple[int, int], tower: tuple[float, int] = (0.0, 0)) -> dict:
+    """Speed-up, FLOPs ratio and their quotient with its spread, from ratios to the full prefill.
+
+    flops: of the full and the pruned model. tower: its time in units of the full prefill, and its FLOPs.
+
+    >>> times = {"half": {"ratio": 0.625, "low": 0.5, "high": 0.8}}
+    >>> realised(times, "half", (100, 50))
+    {'speedup': 1.6, 'flops_ratio': 2.0, 'realised': 0.8, 'low': 0.625, 'high': 1.0}
+    """
+    seconds, more = tower
+    ratio = (flops[0] + more) / (flops[1] + more)
+    speedup, low, high = ((1 + seconds) / (times[name][key] + seconds) for key in ("ratio", "high", "low"))
+    return {"speedup": speedup, "flops_ratio": ratio, "realised": speedup / ratio, "low": low / ratio, "high": high / ratio}
+
+
+def limits(call, device: str, top: int = 8) -> dict:
+    """Where the time of a call goes: the share of each operator's own time, of kernels on a GPU; and how busy it is."""
+    cuda = torch.device(device).type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities) as trace:
+        call()
+        if cuda:
+            torch.cuda.synchronize(device)
+    time = "self_device_time_total" if cuda else "self_cpu_time_total"
+    events = [e for e in trace.key_averages() if not cuda or e.device_type.name == "CUDA"]
+    events.sort(key=lambda e: -getattr(e, time))
+    total = sum(getattr(e, time) for e in events)
+    summary = {"shares": {e.key: getattr(e, time) / total for e in events[:top]}}
+    if cuda:  # below 1: the GPU waits for the host
+        spans = [e.time_range for e in trace.events()]
+        summary["busy"] = total / (max(s.end for s in spans) - min(s.start for s in spans))
+    return summary
+
+
+def measure(options) -> list[dict]:
+    """Figures of each schedule and prompt."""
+    figures = []
+    for model, prompt, setting in shapes.settings(options):
+        configs = shapes.schedules(setting["layers"], options.method)
+        applied = {name: partial(vispco.apply, model, config) for name, config in configs.items()}
+        first, backbone = prompt.inputs["input_ids"][:, -1:], model.model
+        calls = dict.fromkeys(["full", *configs], partial(shapes.prefill, model, prompt))
+        if prompt.pictures is not None and not options.no_tower:
+            calls["tower"] = partial(backbone.get_image_features, **prompt.pictures)
+        rounds = {"rounds": options.rounds, "warmup": options.warmup, "device": options.device}
+        times = side_by_side(calls, baseline="full", within=applied, **rounds)
+
+        caches, memory, traces = {}, {}, {}
+        for name in ["full", *configs]:
+            with applied.get(name, contextlib.nullcontext)():
+                memory[name] = peak_memory(calls[name], options.device)
+                if options.trace:
+                    traces[name] = limits(calls[name], options.device)
+                caches[name] = calls[name]()
+
+        @contextlib.contextmanager
+        def settled(name):  # the first step is not like the others
+            with applied.get(name, contextlib.nullcontext)():
+                shapes.decode(model, caches[name], 1, first)
+                yield
+
+        steps = {name: partial(shapes.decode, model, cache, options.steps, first) for name, cache in caches.items()}
+        decoding = side_by_side(steps, baseline="full", within={n: partial(settled, n) for n in steps}, **rounds)
+
+        whole = vispco.count_flops(model, None, prompt.n_visual, prompt.n_text)
+        for name in ["full", *configs]:
+            report = vispco.count_flops(model, configs.get(name), prompt.n_visual, prompt.n_text)
+            flops = whole.total * setting["batch"], report.total * setting["batch"]
+            row = {**setting, "schedule": name, "method": options.method, "ttft_ms": times[name]["ms"],
+                   "flops": flops[1], **realised(times, name, flops), "with_tower": None,
+                   "decode_ms": decoding[name]["ms"] and decoding[name]["ms"] / options.steps,
+                   "decode_speedup": 1 / decoding[name]["ratio"], "decode_low": 1 / decoding[name]["high"],
+                   "decode_high": 1 / decoding[name]["low"], "kv_bytes": shapes.kv_bytes(caches[name]),
+                   "peak_bytes": memory[name], "limits": traces.get(name)}
+            if "tower" in times:
+                tower = times["tower"]["ratio"], (whole.vision + whole.projector) * setting["batch"]
+                row["with_tower"] = realised(times, name, flops, tower)
+            figures.append(row)
+            cache = row["kv_bytes"] / shapes.kv_bytes(caches["full"])
+            print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {name:<6} {row['speedup']:.3f}x of "
+                  f"{row['flops_ratio']:.3f}x: realised {row['realised']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+                  f"decode {row['decode_speedup']:.3f}x, KV cache {cache:.3f}"
+                  + (f", TTFT {row['ttft_ms']:.1f} ms" if row["ttft_ms"] else ""))
+    return figures
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit code."""
+    parser = arguments("benchmarks.speedup", __doc__, "speedup.json")
+    shapes.add_arguments(parser, "small", [576])
+    parser.add_argument("--method", default="fastv", help="that ranks the tokens")
+    parser.add_argument("--steps", type=int, default=8, help="tokens decoded in one timed call")
+    parser.add_argument("--no-tower", action="store_true", help="leave the vision tower out")
+    parser.add_argument("--trace", action="store_true", help="profile each schedule: what limits it")
+    return run(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
