@@ -25,7 +25,7 @@ from vispco.console import (
 from vispco.options import budgets
 from vispco.testbed.model import build_config, build_processor
 
-COMMANDS = ("search", "evaluate", "plot", "apply", "list", "demo")
+COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
 SMALL = ["--limit", "8", "--batch-size", "8"]
 TINY_DEMO = {"budgets": (0.3, 0.7), "n_calibration": 8, "n_test": 8, "steps": 2, "grid_ratios": 2,
              "n_random": 2}
@@ -268,7 +268,7 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--limit", "0"], "from 1"),
     (["search", "--batch-size", "0"], "from 1"),
     (["search", "--seed", "-1"], "from 0"),
-    (["search", "--data", "coco"], "pass batches with labels to vispco.search()"),
+    (["search", "--data", "no/such.jsonl"], "no/such.jsonl: No such file"),
     (["search", "--tasks", "ocr"], "'easy_vqa'"),
     (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
     (["search", "--model", "."], "vocabulary"),
@@ -345,29 +345,29 @@ def test_without_the_testbed_extra(monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite(monkeypatch, capsys):
-    import vispco.cli
+    import vispco.commands.search
 
     def diverge(*args, **options):
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr(vispco.cli, "search", diverge)
+    monkeypatch.setattr(vispco.commands.search, "search", diverge)
     fails(["search", *SMALL], capsys, "the loss is nan")
 
 
 def test_interrupted(monkeypatch, capsys):
-    import vispco.cli
+    import vispco.commands.search
 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vispco.cli, "search", interrupt)
+    monkeypatch.setattr(vispco.commands.search, "search", interrupt)
     fails(["search", *SMALL], capsys, "interrupted", code=130)
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    import vispco.cli
+    import vispco.commands.search
 
-    monkeypatch.setattr(vispco.cli, "search", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(vispco.commands.search, "search", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["search", *SMALL])
 

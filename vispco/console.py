@@ -117,8 +117,8 @@ def _shade(depth: int, least: int, most: int) -> str:
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`: beside the time left it shows the KL, the slack (negative:
-    over the budget), the multiplier and the penalty.
+    An instance is a callback for `vispco.search`: beside the time left it shows the loss, the violation of the budget,
+    the multiplier and the penalty.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
@@ -129,7 +129,7 @@ class Progress:
 
     def __call__(self, record: dict) -> None:
         self._bar.set_postfix_str(
-            f"budget {record['budget']}, KL {record['loss']:.4f}, slack {record['slack']:+.4f}, "
+            f"budget {record['budget']}, loss {record['loss']:.4f}, violation {record['violation']:.4f}, "
             f"multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}", refresh=False)
         self._bar.update()
 

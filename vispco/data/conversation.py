@@ -10,6 +10,8 @@ from typing import Any
 
 #: How a question says where a picture or a video stands.
 MARKERS = {"image": "<image>", "video": "<video>"}
+#: What a row is asked for.
+KEYS = ("image", "images", "video", "question", "answer", "conversations", "system", "task")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -55,8 +57,7 @@ def parse(row: Any, source: str, folder: str | os.PathLike = ".",
 def _parse(row: Any, source: str, folder: str, columns: dict[str, str]) -> Conversation | None:
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object with image, question and answer, got {_short(row)}")
-    own = {key: row.get(columns.get(key, key)) for key in
-           ("image", "images", "video", "question", "answer", "conversations", "system", "task")}
+    own = {key: row.get(columns.get(key, key)) for key in KEYS}
     given = [key for key in ("image", "images", "video") if own[key] not in (None, "", [])]
     if len(given) > 1:
         raise ValueError(f"expected one of image, images and video, got {' and '.join(given)}")
