@@ -269,6 +269,7 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--batch-size", "0"], "from 1"),
     (["search", "--seed", "-1"], "from 0"),
     (["search", "--data", "no/such.jsonl"], "no/such.jsonl: No such file"),
+    (["search", "--data", "coco"], "'coco' is no file and no folder here"),
     (["search", "--tasks", "ocr"], "'easy_vqa'"),
     (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
     (["search", "--model", "."], "vocabulary"),

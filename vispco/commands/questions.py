@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def preview(sample: data.Sample, batches: list[dict], adapter, processor, option
         (question, answer), *more = conversation.turns
         learned = processor.tokenizer.decode(labels[labels != -100])
         turns = f" (and {len(more)} more turns)" if more else ""
-        lines.append(f"  {_clean(os.path.relpath(conversation.source))}  {_clean(question)} -> {_clean(answer)}{turns}; "
+        lines.append(f"  {_clean(conversation.source)}  {_clean(question)} -> {_clean(answer)}{turns}; "
                      f"labelled: {_clean(learned)!r}")
     return "\n".join(lines)
 

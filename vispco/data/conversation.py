@@ -103,7 +103,7 @@ def _turns(said: Any) -> tuple[list[tuple[str, str]], str | None]:
         raise ValueError(f"expected a list of turns under 'conversations', got {_short(said)}")
     spoken = []
     for i, turn in enumerate(said):
-        role = _ROLES.get(turn.get("from", turn.get("role"))) if isinstance(turn, Mapping) else None
+        role = _ROLES.get(str(turn.get("from", turn.get("role")))) if isinstance(turn, Mapping) else None
         if role is None:
             raise ValueError(f"conversations[{i}]: expected {{'from': 'human' or 'gpt', 'value': text}}, got {_short(turn)}")
         spoken.append((role, _text(turn.get("value", turn.get("content")), f"conversations[{i}].value")))

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 
 def load(name: str, split: str) -> Any:
     """A memory-mapped `datasets.Dataset`, with pictures left encoded.
 
-    name: a folder that `save_to_disk` wrote, a folder of parquet, JSON Lines or CSV files, or a name that
-    `datasets.load_dataset` knows. Raises ImportError that names the extra; ValueError with the library's own words.
+    name: a folder that `save_to_disk` wrote, a folder of parquet, JSON Lines or CSV files, or OWNER/NAME or
+    OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub. Raises ImportError that names the extra;
+    ValueError with the library's own words.
     """
+    here = os.path.isdir(name)
+    if not here and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
+        raise ValueError(f"{name!r} is no file and no folder here, and not the OWNER/NAME of a data set")
     try:
         import datasets
     except ImportError as error:
-        what = "a folder of data" if os.path.isdir(name) else "no file, so it must be the name of a data set"
+        what = "a folder of data" if here else "no file, so it must be the name of a data set"
         raise ImportError(f'{name} is {what}, which needs the datasets library: pip install "vispco[data]"') from error
+    path, _, configuration = (os.path.abspath(name), "", "") if here else name.partition(":")
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        saved = os.path.isdir(name) and any(os.path.exists(os.path.join(name, f)) for f in ("state.json", "dataset_dict.json"))
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        saved = any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json"))
+        found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None, split=split)
     except Exception as error:  # of the network, of files, of builders
         raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {error}") from error
     finally:

@@ -11,7 +11,8 @@ _CHUNK, _LONGEST = 1 << 16, 1 << 24  # characters read at once; the most that on
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, row) of every row of a file: a JSON object per line, or one list of objects (LLaVA-Instruct).
+    """(`file:line`, row) of every row of a file: a JSON object per line, or one list of objects (LLaVA-Instruct), of
+    which the source also says the number of the item.
 
     Raises ValueError that names file and line where the JSON is broken; OSError if the file cannot be read.
 
@@ -23,7 +24,7 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
-            start = file.read(_CHUNK).lstrip()[:1]
+            start = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
             file.seek(0)
             yield from _items(file, name) if start == "[" else _lines(file, name)
     except UnicodeDecodeError as error:
@@ -43,7 +44,7 @@ def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
 
 def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
     """Objects of a list. An object ends with its brace, so each is complete as soon as it can be decoded."""
-    decode, text, line, wanted = json.JSONDecoder().raw_decode, "", 1, "["
+    decode, text, line, count, wanted = json.JSONDecoder().raw_decode, "", 1, 0, "["
     while text or (text := file.read(_CHUNK)):
         rest = text.lstrip()
         line, text = line + text.count("\n", 0, len(text) - len(rest)), rest
@@ -53,8 +54,10 @@ def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{name}:{line}: expected {' or '.join(wanted) or 'nothing more'} in a list of objects, got "
                              f"{_start(text)}")
         if sign == "{":
-            text, row, end = _object(decode, file, text, f"{name}:{line}")
-            yield f"{name}:{line}", row
+            count += 1
+            where = f"{name}:{line} (item {count})"
+            text, row, end = _object(decode, file, text, where)
+            yield where, row
             line, text, wanted = line + text.count("\n", 0, end), text[end:], ",]"
         else:
             text, wanted = text[1:], {"[": "{]", ",": "{", "]": ""}[sign]
