@@ -299,3 +299,57 @@ def test_pictures_and_videos_never_share_a_batch(monkeypatch):
     film = Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q")
     monkeypatch.setattr(sys.modules["vispco.data.collate"], "collate", lambda processor, group, **_: [c.kind for c in group])
     assert batches(None, [*TALKS[:3], film, film], 2) == [["image"] * 2, ["image"], ["video"] * 2]
+
+
+# ---- real processors of other families --------------------------------------------------------------------
+def family(name):
+    """(processor, its image token) on pictures of a few tokens, with the tokenizer of bytes."""
+    import transformers as hf
+
+    def images(module, cls, **options):
+        return getattr(pytest.importorskip(f"transformers.models.{module}.image_processing_pil_{module}"), cls)(**options)
+
+    square = {"height": 16, "width": 16}
+    extra = {"idefics3": ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))],
+             "gemma3": ["<start_of_image>", "<end_of_image>", "<image_soft_token>"], "qwen2_vl": ["<|image_pad|>", "<|video_pad|>"]}
+    tok = tokenizer("bytes")
+    tok.add_tokens(extra.get(name, []), special_tokens=True)
+    if name == "llava_next":
+        pil = images(name, "LlavaNextImageProcessorPil", size={"shortest_edge": 16}, crop_size=square, image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]])
+        return hf.LlavaNextProcessor(pil, tok, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1), "<image>"
+    if name == "idefics3":
+        pil = images(name, "Idefics3ImageProcessorPil", size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+        return hf.Idefics3Processor(pil, tok, image_seq_len=4), "<image>"
+    if name == "gemma3":
+        tok.boi_token, tok.eoi_token, tok.image_token = extra[name]
+        tok.boi_token_id, _, tok.image_token_id = tok.convert_tokens_to_ids(extra[name])
+        return hf.Gemma3Processor(images(name, "Gemma3ImageProcessorPil", size=square), tok, image_seq_length=4), "<start_of_image>"
+    if name == "paligemma":
+        pil = images("siglip", "SiglipImageProcessorPil", size=square)
+        pil.image_seq_length = 4
+        return hf.PaliGemmaProcessor(pil, tok), "<image>"
+
+    class Pictures(hf.Qwen2_5_VLProcessor):  # without its video half, which needs torchvision
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    pil = images("qwen2_vl", "Qwen2VLImageProcessorPil", size={"shortest_edge": 64, "longest_edge": 65536}, patch_size=4, merge_size=2)
+    return Pictures(pil, tok), "<|image_pad|>"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llava_next", "idefics3", "gemma3", "qwen2_vl"])
+def test_other_families_expand_pictures_in_their_own_ways(name, side):
+    """Tiles, rows, separators: what is labelled must read as the answers do."""
+    made_of, image = family(name)
+    made = collate(made_of, TALKS[1:], padding_side=side, chat_template=CHATML.replace("<image>", image))
+    for labels, conversation in zip(made["labels"], TALKS[1:]):
+        assert made_of.tokenizer.decode(labels[labels != -100]) == "".join(f"{answer}<|im_end|>" for _, answer in conversation.turns)
+
+
+def test_a_processor_that_puts_all_pictures_first_takes_one_turn_with_pictures():
+    paligemma, _ = family("paligemma")
+    made = collate(paligemma, [TALKS[0]], chat_template=CHATML)
+    assert paligemma.tokenizer.decode(made["labels"][made["labels"] != -100]) == "A cat<|im_end|>"
+    with pytest.raises(ValueError, match="does not read this conversation from front to back"):
+        collate(paligemma, [TALKS[2]], chat_template=CHATML)

@@ -41,6 +41,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="gradient steps per budget (default: %(default)s)")
     add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
         help="of Adam, on the kernel's parameters (default: %(default)s)")
+    add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
+        help="rounds of local moves on what the gradient found (default: %(default)s)")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
         help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
             frontier = search(model, batches, options.method, options.kernel, options.budgets,
                               seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
                               objective=options.objective, estimator=options.estimator, latency=latency,
+                              refinement=options.refinement,
                               callback=lambda record: (bar(record), log(record)))
         frontier.meta |= {"model": options.model, "data": options.data}
         files = [f"config-{slug(p.budget)}.json" for p in frontier.points]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -106,13 +107,16 @@ def _process(processor: Any, texts: list[str], media: list[list], kind: str, con
         return dict(processor(text=texts, **options))
     except Exception as error:  # of pictures too small, of special tokens in questions: anything
         where = conversations[0].source + (f" to {conversations[-1].source}" if len(conversations) > 1 else "")
-        raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {error}") from error
+        raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {shorten(str(error), 400)}") from error
 
 
 def _matching(processor: Any, text: str, media: list, kind: str, conversation: Conversation, whole: list[int]) -> tuple[int, bool]:
     """How many of the tokens `whole` lie within its beginning `text`, and whether the next one lies across its end."""
     part = _process(processor, [text], [media], kind, [conversation])["input_ids"][0].tolist()
     same = next((i for i, (a, b) in enumerate(zip(part, whole)) if a != b), min(len(part), len(whole)))
+    if len(part) - same > 8:  # words may be cut differently at the end of a text, but not long before
+        raise ValueError(f"{conversation.source}: {type(processor).__name__} does not read this conversation from front to back "
+                         "(some put all pictures first), so its answers cannot be found; ask about all pictures in one turn")
     return same, same < len(part)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from textwrap import shorten
 from typing import Any
 
 
@@ -29,7 +30,7 @@ def load(name: str, split: str) -> Any:
         saved = any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json"))
         found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None, split=split)
     except Exception as error:  # of the network, of files, of builders
-        raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {error}") from error
+        raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {shorten(str(error), 400)}") from error
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
