@@ -128,7 +128,9 @@ def test_a_budget_that_needs_no_search(capsys):
 @pytest.mark.parametrize(("text", "expected"), [
     ("0.2,0.5", [0.2, 0.5]), ("50%", [0.5]), ("0.1:0.9:9", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
     ("20%:40%:3,0.3", [0.2, 0.3, 0.4]), ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
-    ("2e6", [2e6]), (" 1 , 0", [1, 0]),
+    ("2e6", [2e6]), (" 1 , 0", [1, 0]), ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
+    ("0.5,flops=1e+12+latency=20ms,flops=0.2", [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}]),
+    ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
 ])
 def test_budgets(text, expected):
     assert budgets(text) == expected

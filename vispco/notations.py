@@ -35,17 +35,17 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
     >>> parse_notation("sparsevlm", "layers=1,2 tokens=288,144", num_layers=4).keep_ratios
     (1.0, 1.0, 0.5, 0.25)
     """
-    notation = _notation(name)
+    notation, why = _notation(name), ""
     try:
-        pairs = [part.split("=") for part in text.split()]
-        values = {key: [float(v) for v in numbers.split(",")] for key, numbers in pairs}
-        if len(values) != len(pairs) or set(values) != set(notation.keys):
-            raise ValueError
-        return notation.build(values, num_layers, n_visual)
-    except ValueError as error:
-        why = f": {error}" if len(error.args) == 1 and "could not convert" not in str(error) and "unpack" not in str(error) else ""
-        raise ValueError(f"{text!r} is not in the notation of {name}{why}; expected such as {notation.example!r}: "
-                         f"{notation.meaning}") from None
+        values = {key: [float(v) for v in numbers.split(",")] for key, _, numbers in (p.partition("=") for p in text.split())}
+    except ValueError:
+        values = {}
+    if set(values) == set(notation.keys) and len(text.split()) == len(values):
+        try:
+            return notation.build(values, num_layers, n_visual)
+        except ValueError as error:
+            why = f": {error}"
+    raise ValueError(f"{text!r} is not in the notation of {name}{why}; expected such as {notation.example!r}: {notation.meaning}")
 
 
 def write_notation(name: str, config: PruningConfig, n_visual: int | None = None) -> str:
@@ -75,7 +75,7 @@ def _notation(name: str) -> Notation:
 
 
 def _integer(value: float, least: int = 0) -> int:
-    if value != int(value) or value < least:
+    if not value.is_integer() or value < least:
         raise ValueError(f"expected a whole number from {least}, got {value:g}")
     return int(value)
 

@@ -16,10 +16,13 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
     Raises ValueError that names file and line where the JSON is broken; OSError if the file cannot be read.
 
-    >>> with open("two.jsonl", "w") as file:
-    ...     _ = file.write('{"a": 1}\\n\\n{"a": 2}\\n')
-    >>> list(rows("two.jsonl"))
-    [('two.jsonl:1', {'a': 1}), ('two.jsonl:3', {'a': 2})]
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "two.jsonl")
+    ...     with open(path, "w") as file:
+    ...         _ = file.write('{"a": 1}\\n\\n{"a": 2}\\n')
+    ...     [(source.split(":")[-1], row) for source, row in rows(path)]
+    [('1', {'a': 1}), ('3', {'a': 2})]
     """
     name = os.fspath(path)
     try:
