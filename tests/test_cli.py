@@ -148,7 +148,7 @@ def test_evaluate_configs(capsys):
     assert main(["evaluate", "--config", config_file(), "--per-task", *SMALL, "--tasks", "count,digit"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].endswith("count  digit")
-    assert "8 questions of split 'test'" in out
+    assert "8 questions of testbed, split 'test'" in out
 
 
 def test_evaluate_a_frontier_then_plot_it(frontier_file, capsys):

@@ -370,7 +370,7 @@ def datasets(tmp_path, monkeypatch):
     return module
 
 
-def test_data_sets_of_the_library(datasets):
+def test_data_sets_of_the_library(datasets, monkeypatch):
     picture("pictures/a.png", (5, 7))
     encoded = {"bytes": Path("pictures/a.png").read_bytes(), "path": None}
     table = {"image": [encoded] * 20, "query": [f"q{i}" for i in range(20)], "label": [["x", "y", "y"]] * 20}
@@ -392,6 +392,10 @@ def test_data_sets_of_the_library(datasets):
         draw("split", 5, columns=names)
     with pytest.raises(ValueError, match="parquet: no data set could be loaded"):
         draw("parquet", 5, split="test")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: asked.append((*words, options)) or stored)
+    assert draw("owner/name:some", 5, columns=names, split="val").total == draw("owner/name", 5, columns=names).total == 20
+    assert asked == [("owner/name", "some", {"split": "val"}), ("owner/name", None, {"split": "train"})]
     several = datasets.Dataset.from_dict({"images": [["pictures/a.png"] * 2], "question": ["q"], "answer": ["a"]})
     several = several.cast_column("images", datasets.Sequence(datasets.Image()))
     several.save_to_disk("several")

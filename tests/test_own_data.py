@@ -142,6 +142,24 @@ def test_other_number_types(here, tmp_path, capsys):
     assert result["configurations"][0]["kl"] == pytest.approx(0, abs=1e-6) and result["full"]["accuracy"] > 0.8
 
 
+def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch, capsys):
+    """No code of the model's own, no pickles, unless it is asked for; a folder is never looked for elsewhere."""
+    import transformers
+
+    asked, testbed_parts = [], dict(zip(("AutoModelForImageTextToText", "AutoProcessor"), testbed.load("testbed-llava")))
+    for cls in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
+        monkeypatch.setattr(cls, "from_pretrained", lambda name, which=cls.__name__, **options: asked.append((which, name, options))
+                            or testbed_parts[which])
+    monkeypatch.chdir(tmp_path)
+    PruningConfig("fastv", [1.0] * 8).save("c.json")
+    words = ["apply", "--config", "c.json", "--repeats", "0", "--device", "cpu", "--model"]
+    assert main([*words, "owner/model", "--dtype", "bfloat16"]) == main([*words, str(tmp_path), "--trust-remote-code"]) == 0
+    (_, name, first), (_, _, second), (_, _, third), (_, _, fourth) = asked
+    assert name == "owner/model" and first == {"trust_remote_code": False, "local_files_only": False}
+    assert second == {**first, "dtype": "bfloat16", "use_safetensors": True}
+    assert third == {"trust_remote_code": True, "local_files_only": True} and fourth["use_safetensors"] is True
+
+
 # ---- what goes wrong ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("words", "expected"), [
     (["--data", "nothing.jsonl"], "nothing.jsonl: No such file"),

@@ -69,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _complain(message: str, code: int = 2) -> int:
-    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # nothing that a terminal would obey
     print(f"vispco: error: {line}" if code == 2 else f"vispco: {line}", file=sys.stderr)
     return code
 

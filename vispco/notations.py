@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import PruningConfig
 
@@ -113,7 +113,7 @@ NOTATIONS = {
                       lambda v, layers, n: PruningConfig.from_pdrop([_integer(x) for x in v["layers"]], v["ratios"], num_layers=layers),
                       _listed),
     "sparsevlm": Notation("layers=2,6,15 tokens=300,200,110", "after each layer, so many visual tokens remain",
-                          lambda v, layers, n: PruningConfig.from_sparsevlm(
-                              [_integer(x) for x in v["tokens"]], [_integer(x) for x in v["layers"]], num_layers=layers, n_visual=n),
+                          lambda v, layers, n: replace(PruningConfig.from_sparsevlm(
+                              [_integer(x) for x in v["tokens"]], [_integer(x) for x in v["layers"]], num_layers=layers, n_visual=n), n_visual=n),
                           _after),
 }

@@ -122,7 +122,8 @@ def add_model(sub: argparse.ArgumentParser) -> None:
     add("--model", default="testbed", metavar="PATH_OR_NAME",
         help="a folder that save_pretrained wrote, a name such as llava-hf/llava-1.5-7b-hf, testbed-llava (or testbed) "
              "or testbed-qwen (default: %(default)s)")
-    add("--dtype", choices=DTYPES, default="auto", help="of the weights: %(choices)s; auto: as stored (default: %(default)s)")
+    add("--dtype", choices=DTYPES, default="auto", metavar="TYPE",
+        help="of the weights: %(choices)s; auto is as stored (default: %(default)s)")
     add("--device", type=device, metavar="NAME",
         help="cpu, cuda, cuda:1; auto: spread over all there are, by accelerate (default: cuda if there is one, else cpu)")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with the model, if it needs its own")
@@ -135,7 +136,7 @@ def add_data(sub: argparse.ArgumentParser, limit: int, what: str, split: str) ->
         help="JSON lines or LLaVA-Instruct JSON; a folder or a name for the datasets library; or testbed (default: %(default)s)")
     add("--images", metavar="FOLDER", help="where relative paths start, and what all must lie in (default: the data's own folder)")
     add("--columns", type=columns, metavar="LIST", help="the data's own names, such as question=query,answer=label")
-    add("--split", help=f"of the testbed (default: {split}) or of a data set by name (default: train)")
+    add("--split", metavar="NAME", help=f"of the testbed (default: {split}) or of a data set by name (default: train)")
     add("--tasks", type=names, metavar="LIST",
         help="of the testbed, such as count,digit; `vispco list tasks` has them (default: all)")
     add("--limit", type=whole(1), default=limit, metavar="N", help=f"{what}, drawn by seed (default: %(default)s)")

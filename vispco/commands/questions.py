@@ -19,9 +19,9 @@ from .model import check_name, is_testbed
 
 @dataclass
 class Questions:
-    """name: for messages. tasks: of each question, in order. batches(model, processor): with labels."""
+    """split: that they are of, if their data has any. tasks: of each question, in order. batches(model, processor): with labels."""
 
-    name: str
+    split: str | None
     tasks: list[str]
     batches: Callable[[Any, Any], list[dict]]
 
@@ -44,7 +44,7 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
             print(preview(sample, made, adapter_for(model)(model), processor, options), file=sys.stderr)
         return made
 
-    return Questions(options.data, [c.task or "other" for c in sample.conversations], batches)
+    return Questions(options.split, [c.task or "other" for c in sample.conversations], batches)
 
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
         raise ValueError(f"{given[0].replace('_', '-')} is for data of your own: give --data too")
     kind = _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
     examples, size = testbed.examples(split, options.limit, options.seed, options.tasks), options.batch_size or 32
-    return Questions(f"split {split!r}", [e.task for e in examples], lambda model, processor: [
+    return Questions(split, [e.task for e in examples], lambda model, processor: [
         testbed.collate(examples[i:i + size], model=kind) for i in range(0, len(examples), size)])
 
 
