@@ -227,12 +227,19 @@ def test_a_system_prompt_is_not_labelled():
     ("{% for m in messages %}{% for p in m['content'] %}{{ p.get('text', '<image>') | upper }}{% endfor %}{% endfor %}", "alters the answers"),
     ("{% for m in messages %}{{ raise_exception('roles must alternate') }}{% endfor %}", "roles must alternate"),
     ("{% for m in messages %}", "cannot write this conversation"),
-    ("{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}{% endfor %}", "cannot process it"),
 ])
 def test_a_template_that_will_not_do_is_told(template, expected):
     with pytest.raises(ValueError, match=r"q\.jsonl:1") as error:
         collate(processor("bytes", "chatml"), [TALKS[1]], chat_template=template)
     assert expected in str(error.value)
+
+
+def test_a_template_that_loses_the_pictures_is_told():
+    """By some releases of transformers, and else by the search."""
+    model, own = testbed.load("testbed-llava")
+    lost = "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match="cannot process it|no visual tokens"):
+        prepare(model, [collate(own, [TALKS[0]], chat_template=lost)])
 
 
 def test_other_faults_are_told():
@@ -347,6 +354,7 @@ def test_other_families_expand_pictures_in_their_own_ways(name, side):
         assert made_of.tokenizer.decode(labels[labels != -100]) == "".join(f"{answer}<|im_end|>" for _, answer in conversation.turns)
 
 
+@pytest.mark.filterwarnings("ignore:__array__")
 def test_a_processor_that_puts_all_pictures_first_takes_one_turn_with_pictures():
     paligemma, _ = family("paligemma")
     made = collate(paligemma, [TALKS[0]], chat_template=CHATML)

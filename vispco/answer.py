@@ -71,11 +71,14 @@ def on_device(inputs: dict, device: torch.device) -> dict:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
-def side_by_side(full: dict, pruned: dict, question: str, expected: str | None = None, seconds: dict | None = None) -> str:
+def side_by_side(full: dict, pruned: dict, question: str, expected: str | None = None,
+                 seconds: dict | None = None) -> str:
     """Two results of `answer` as text, with the times to the first token if they were measured."""
-    rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), *([f"{1000 * seconds[name]:.1f} ms"] if seconds else []),
+    times = {name: [f"{1000 * s:.1f} ms"] for name, s in (seconds or {}).items()}
+    rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), *times.get(name, []),
              tokens(a["tokens"])] for name, a in (("full", full), ("pruned", pruned))]
     head = f"question: {question}" + (f"\nexpected: {expected}" if expected else "")
-    body = table(["model", "answer", "FLOPs", "share", *(["first token"] if seconds else []), "visual tokens entering each layer"], rows)
+    header = ["model", "answer", "FLOPs", "share", *["first token"] * bool(times), "visual tokens entering each layer"]
+    body = table(header, rows)
     legend = "where the visual tokens are, and how long they stay (█ longest, · shortest):"
     return f"{head}\n\n{body}\n\n{legend}\n{token_grid(pruned['depth'])}"

@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         examples = "\n".join(f"  vispco {name} {example}" for example in command.EXAMPLES)
-        sub = subparsers.add_parser(name, help=command.SUMMARY, description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.",
-                                    epilog=f"example:\n{examples}")
+        sub = subparsers.add_parser(name, help=command.SUMMARY, epilog=f"example:\n{examples}",
+                                    description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.")
         command.add_options(sub)
         sub.set_defaults(run=command.run)
     return parser
@@ -69,7 +69,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _complain(message: str, code: int = 2) -> int:
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # nothing that a terminal would obey
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else "?" for c in line)  # nothing that a terminal would obey
     print(f"vispco: error: {line}" if code == 2 else f"vispco: {line}", file=sys.stderr)
     return code
 

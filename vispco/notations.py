@@ -37,7 +37,8 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
     """
     notation, why = _notation(name), ""
     try:
-        values = {key: [float(v) for v in numbers.split(",")] for key, _, numbers in (p.partition("=") for p in text.split())}
+        pairs = [part.partition("=") for part in text.split()]
+        values = {key: [float(v) for v in numbers.split(",")] for key, _, numbers in pairs}
     except ValueError:
         values = {}
     if set(values) == set(notation.keys) and len(text.split()) == len(values):
@@ -45,7 +46,8 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
             return notation.build(values, num_layers, n_visual)
         except ValueError as error:
             why = f": {error}"
-    raise ValueError(f"{text!r} is not in the notation of {name}{why}; expected such as {notation.example!r}: {notation.meaning}")
+    raise ValueError(f"{text!r} is not in the notation of {name}{why}; expected such as {notation.example!r}: "
+                     f"{notation.meaning}")
 
 
 def write_notation(name: str, config: PruningConfig, n_visual: int | None = None) -> str:
@@ -74,10 +76,11 @@ def _notation(name: str) -> Notation:
     return NOTATIONS[name]
 
 
-def _integer(value: float, least: int = 0) -> int:
-    if not value.is_integer() or value < least:
-        raise ValueError(f"expected a whole number from {least}, got {value:g}")
-    return int(value)
+def _integers(values: list[float]) -> list[int]:
+    for value in values:
+        if not value.is_integer() or value < 0:
+            raise ValueError(f"expected a whole number from 0, got {value:g}")
+    return [int(value) for value in values]
 
 
 def _single(values: list[float], key: str) -> float:
@@ -105,15 +108,24 @@ def _listed(steps: dict[int, float], n_visual: int) -> dict:
     return {"layers": [*steps], "ratios": [*steps.values()]}
 
 
+def _fastv(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+    layer = _integers([_single(values["K"], "K")])[0]
+    return PruningConfig.from_fastv(layer, _single(values["R"], "R"), num_layers=num_layers)
+
+
+def _pdrop(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+    return PruningConfig.from_pdrop(_integers(values["layers"]), values["ratios"], num_layers=num_layers)
+
+
+def _sparsevlm(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+    tokens, layers = _integers(values["tokens"]), _integers(values["layers"])
+    config = PruningConfig.from_sparsevlm(tokens, layers, num_layers=num_layers, n_visual=n_visual)
+    return replace(config, n_visual=n_visual)
+
+
 NOTATIONS = {
-    "fastv": Notation("K=2 R=0.5", "before layer K, drop the fraction R of the visual tokens",
-                      lambda v, layers, n: PruningConfig.from_fastv(_integer(_single(v["K"], "K")), _single(v["R"], "R"), num_layers=layers),
-                      _one_step),
+    "fastv": Notation("K=2 R=0.5", "before layer K, drop the fraction R of the visual tokens", _fastv, _one_step),
     "pdrop": Notation("layers=8,16,24 ratios=0.5,0.25,0.125", "from each layer on, that fraction of the original tokens",
-                      lambda v, layers, n: PruningConfig.from_pdrop([_integer(x) for x in v["layers"]], v["ratios"], num_layers=layers),
-                      _listed),
+                      _pdrop, _listed),
     "sparsevlm": Notation("layers=2,6,15 tokens=300,200,110", "after each layer, so many visual tokens remain",
-                          lambda v, layers, n: replace(PruningConfig.from_sparsevlm(
-                              [_integer(x) for x in v["tokens"]], [_integer(x) for x in v["layers"]], num_layers=layers, n_visual=n), n_visual=n),
-                          _after),
-}
+                          _sparsevlm, _after)}

@@ -125,16 +125,20 @@ def add_model(sub: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, default="auto", metavar="TYPE",
         help="of the weights: %(choices)s; auto is as stored (default: %(default)s)")
     add("--device", type=device, metavar="NAME",
-        help="cpu, cuda, cuda:1; auto: spread over all there are, by accelerate (default: cuda if there is one, else cpu)")
-    add("--trust-remote-code", action="store_true", help="run Python code that comes with the model, if it needs its own")
+        help="cpu, cuda, cuda:1; auto: spread over all there are, by accelerate (default: cuda if there is one, "
+             "else cpu)")
+    add("--trust-remote-code", action="store_true",
+        help="run Python code that comes with the model, if it needs its own")
 
 
 def add_data(sub: argparse.ArgumentParser, limit: int, what: str, split: str) -> None:
     """--data and how to read it."""
     add = sub.add_argument_group("data").add_argument
     add("--data", default="testbed", metavar="PATH_OR_NAME",
-        help="JSON lines or LLaVA-Instruct JSON; a folder or a name for the datasets library; or testbed (default: %(default)s)")
-    add("--images", metavar="FOLDER", help="where relative paths start, and what all must lie in (default: the data's own folder)")
+        help="JSON lines or LLaVA-Instruct JSON; a folder or a name for the datasets library; or testbed "
+             "(default: %(default)s)")
+    add("--images", metavar="FOLDER",
+        help="where relative paths start, and what all must lie in (default: the data's own folder)")
     add("--columns", type=columns, metavar="LIST", help="the data's own names, such as question=query,answer=label")
     add("--split", metavar="NAME", help=f"of the testbed (default: {split}) or of a data set by name (default: train)")
     add("--tasks", type=names, metavar="LIST",
@@ -149,7 +153,8 @@ def add_data(sub: argparse.ArgumentParser, limit: int, what: str, split: str) ->
 def add_reading(sub: argparse.ArgumentParser, add: Callable | None = None) -> None:
     """How pictures are read and questions written."""
     add = add or sub.add_argument
-    add("--max-pixels", type=whole(1), default=MAX_PIXELS, metavar="N", help="refuse larger pictures (default: %(default)s)")
+    add("--max-pixels", type=whole(1), default=MAX_PIXELS, metavar="N",
+        help="refuse larger pictures (default: %(default)s)")
     add("--frames", type=whole(1), default=8, metavar="N", help="of each video, evenly spread (default: %(default)s)")
     add("--chat-template", metavar="FILE", help="a Jinja file, in place of the model's own")
 

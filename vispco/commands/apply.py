@@ -43,7 +43,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Answer twice, print both."""
     if bool(options.image or options.video) != (options.question is not None) or options.image and options.video:
-        raise ValueError("--image (or --video) and --question belong together: give both, or --index for a test question")
+        raise ValueError("--image (or --video) and --question belong together: give both, or --index for a test "
+                         "question")
     config = PruningConfig.load(options.config)
     reading = reading_options(options)
     asked, expected = _own(options) if options.question else _of_testbed(options)
@@ -67,8 +68,8 @@ def _own(options: argparse.Namespace) -> tuple[data.Conversation, None]:
     for path in media:
         os.stat(path)
     kind = "image" if options.image else "video"
-    row = {"images" if options.image else "video": [*media] if options.image else media[0], "question": options.question, "answer": "?"}
-    asked = data.parse(row, f"--{kind}", os.path.abspath(os.sep))
+    own = {"images": [*media]} if options.image else {"video": media[0]}
+    asked = data.parse({**own, "question": options.question, "answer": "?"}, f"--{kind}", os.path.abspath(os.sep))
     if kind == "image":
         check_files(asked, options.max_pixels)
     return asked, None

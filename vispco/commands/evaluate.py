@@ -54,15 +54,16 @@ def run(options: argparse.Namespace) -> None:
     if options.output:
         _with_metrics(frontier, rows).save(options.output)
     if options.json:
-        return print_json({"data": options.data, "split": asked.split, "seed": options.seed, "n": rows[0]["n"], "full": rows[0],
-                           "configurations": rows[1:]})
+        return print_json({"data": options.data, "split": asked.split, "seed": options.seed, "n": rows[0]["n"],
+                           "full": rows[0], "configurations": rows[1:]})
     columns = sorted(set(asked.tasks)) if options.per_task else []
     print(table(["configuration", "accuracy", "95 % interval", "KL", "FLOPs", "share", *columns],
                 [[r["name"], percent(r["accuracy"]), " – ".join(percent(v) for v in r["interval"]),
                   f"{r['kl']:.4f}", flops(r["flops"]), percent(r["share"]),
                   *(percent(r["tasks"][t], 0) for t in columns)] for r in rows]))
-    print(f"\n{rows[0]['n']} questions of {options.data}{f', split {asked.split!r}' if asked.split else ''}; accuracy: the whole answer is right, token by token, as greedy "
-          "decoding\nwould write it; share: of the prunable compute")
+    split = f", split {asked.split!r}" if asked.split else ""
+    print(f"\n{rows[0]['n']} questions of {options.data}{split}; share: of the prunable compute\n"
+          "accuracy: the whole answer is right, token by token, as greedy decoding would write it")
 
 
 def _measured(record: Record, tasks: list[str]) -> dict:

@@ -21,12 +21,12 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     Weights are read from safetensors only, and no code is run that comes with them unless `--trust-remote-code` is given.
     Raises ValueError that names the model.
     """
-    name, place = options.model, options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, place = options.model, options.device or _best()
     if is_testbed(name):
         model, processor = testbed.load(name)
         if options.dtype != "auto":
             model = model.to(getattr(torch, options.dtype))
-        return (model.to("cuda" if torch.cuda.is_available() else "cpu") if place == "auto" else model.to(place)), processor
+        return model.to(_best() if place == "auto" else place), processor
     check_name(name)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -40,6 +40,10 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError(f"{name}: no image-text-to-text model could be loaded{hint}: {shorten(str(error), 400)}") from error
     adapter_for(model)
     return (model if spread else model.to(place)).eval(), processor
+
+
+def _best() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def is_testbed(name: str) -> bool:

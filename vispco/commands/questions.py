@@ -19,7 +19,8 @@ from .model import check_name, is_testbed
 
 @dataclass
 class Questions:
-    """split: that they are of, if their data has any. tasks: of each question, in order. batches(model, processor): with labels."""
+    """split: that they are of, if their data has any. tasks: of each question, in order. batches(model, processor):
+    with labels."""
 
     split: str | None
     tasks: list[str]
@@ -53,7 +54,8 @@ def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
 
 
-def preview(sample: data.Sample, batches: list[dict], adapter, processor, options: argparse.Namespace, examples: int = 3) -> str:
+def preview(sample: data.Sample, batches: list[dict], adapter, processor, options: argparse.Namespace,
+            examples: int = 3) -> str:
     """What was drawn, in numbers; and some examples, with the words that are labelled."""
     rows = [(ids, labels, visual) for b in batches for ids, labels, visual in
             zip(b["input_ids"], b["labels"], adapter.visual_mask(b["input_ids"], None) & b["attention_mask"].bool())]
@@ -101,5 +103,6 @@ def _testbed_kind(model: str) -> str:
     check_name(model)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         words = json.loads((Path(model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[len({w for w in words if words[w] == QWEN_ID[w]})]
+        known = len({word for word in words if words[word] == QWEN_ID[word]})
+        return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]
     raise ValueError(f"{model} does not speak the testbed's vocabulary: give questions for it as --data")

@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
         asked = questions(options, "calibration")
         model, processor = load_model(options)
         batches = asked.batches(model, processor)
-        latency = _latency(model, batches) if any("latency" in b for b in options.budgets if isinstance(b, Mapping)) else None
+        timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
+        latency = _latency(model, batches) if timed else None
         with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
                 StepLog(folder / "log.jsonl") as log:
             frontier = search(model, batches, options.method, options.kernel, options.budgets,

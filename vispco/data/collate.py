@@ -50,8 +50,8 @@ def collate(processor: Any, conversations: Sequence[Conversation], *, padding_si
         added = len(texts[row]) - len(text)
         for turn, span in enumerate(spans):
             seen = sum(question.count(MARKERS[kind]) for question, _ in conversation.turns[:turn + 1])
-            (start, _), (stop, shared) = (_matching(processor, texts[row][:added + end], media[row][:seen], kind,
-                                                    conversation, whole) for end in span)
+            (start, _), (stop, shared) = (_matching(processor, texts[row][:added + end], media[row][:seen],
+                                                    kind, conversation, whole) for end in span)
             stop += shared or stop < len(whole) and whole[stop] in endings
             labels[row, columns[start:stop]] = ids[row, columns[start:stop]]
     return {**inputs, "labels": labels}
@@ -68,7 +68,8 @@ def prompt(processor: Any, conversation: Conversation, *, chat_template: str | N
 def check_kind(processor: Any, kind: str) -> None:
     """Raise ValueError unless the processor takes pictures, or videos."""
     if getattr(processor, "tokenizer", None) is None:
-        raise ValueError(f"expected the processor of a vision-language model, got a {type(processor).__name__} without tokenizer")
+        raise ValueError(f"expected the processor of a vision-language model, got a {type(processor).__name__} without "
+                         "tokenizer")
     if kind == "video" and getattr(processor, "video_processor", None) is None:
         raise ValueError(f"{type(processor).__name__} takes no video (some need torchvision for it: pip install torchvision); "
                          "give the frames as images")
@@ -110,7 +111,8 @@ def _process(processor: Any, texts: list[str], media: list[list], kind: str, con
         raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {shorten(str(error), 400)}") from error
 
 
-def _matching(processor: Any, text: str, media: list, kind: str, conversation: Conversation, whole: list[int]) -> tuple[int, bool]:
+def _matching(processor: Any, text: str, media: list, kind: str, conversation: Conversation,
+              whole: list[int]) -> tuple[int, bool]:
     """How many of the tokens `whole` lie within its beginning `text`, and whether the next one lies across its end."""
     part = _process(processor, [text], [media], kind, [conversation])["input_ids"][0].tolist()
     same = next((i for i, (a, b) in enumerate(zip(part, whole)) if a != b), min(len(part), len(whole)))

@@ -61,7 +61,7 @@ def _parse(row: Any, source: str, folder: str, columns: dict[str, str]) -> Conve
     given = [key for key in ("image", "images", "video") if own[key] not in (None, "", [])]
     if len(given) > 1:
         raise ValueError(f"expected one of image, images and video, got {' and '.join(given)}")
-    system, task = (_text(own[key], columns.get(key, key)) if own[key] is not None else None for key in ("system", "task"))
+    system, task = (None if own[key] is None else _text(own[key], columns.get(key, key)) for key in ("system", "task"))
     if own["conversations"] is not None:
         turns, opening = _turns(own["conversations"])
         system = opening or system
@@ -84,7 +84,8 @@ def _text(value: Any, key: str, row: Mapping | None = None) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if value is None and row is not None:
-        raise ValueError(f"expected a text under {key!r}, got the keys {', '.join(map(repr, row))}; is it there by another name?")
+        raise ValueError(f"expected a text under {key!r}, got the keys {', '.join(map(repr, row))}; is it there by another "
+                         "name?")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected a text that is not empty under {key!r}, got {_short(value)}")
     return value.strip()
@@ -110,15 +111,17 @@ def _turns(said: Any) -> tuple[list[tuple[str, str]], str | None]:
     system = spoken.pop(0)[1] if spoken[0][0] == "system" else None
     roles = [role for role, _ in spoken]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError(f"expected turns of human and gpt in alternation, the last one gpt's, got {', '.join(roles) or 'none'}")
+        raise ValueError("expected turns of human and gpt in alternation, the last one gpt's, got "
+                         f"{', '.join(roles) or 'none'}")
     return [(q[1], a[1]) for q, a in zip(spoken[::2], spoken[1::2])], system
 
 
 def _media(value: Any, kind: str, folder: str) -> tuple[Any, ...]:
     """Each picture (or the one video) as a path below `folder`, or bytes, or frames of those."""
     if kind == "video":
-        frames = tuple(_file(v, "video", folder) for v in value) if isinstance(value, list) else _file(value, "video", folder)
-        return (frames,)
+        if isinstance(value, list):
+            return (tuple(_file(v, "video", folder) for v in value),)
+        return (_file(value, "video", folder),)
     return tuple(_file(v, "image", folder) for v in (value if isinstance(value, list) else [value]))
 
 

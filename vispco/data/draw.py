@@ -55,7 +55,8 @@ def draw(data: str | os.PathLike, limit: int, seed: int = 0, *, images: str | os
         found, total = [c for c in read if c], len(table)
         skipped = len(read) - len(found)
     if not found:
-        raise ValueError(f"{name} holds no question about a picture" + (f", but {skipped} conversations without" if skipped else ""))
+        without = f", but {skipped} conversations without" if skipped else ""
+        raise ValueError(f"{name} holds no question about a picture{without}")
     for conversation in found:
         check_files(conversation, max_pixels)
     return Sample(sorted(found, key=lambda c: c.kind), total, skipped)

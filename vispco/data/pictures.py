@@ -49,7 +49,8 @@ def open_picture(source: str | bytes, folder: str | None = None, max_pixels: int
 def check_inside(path: str, folder: str | None) -> None:
     """Raise ValueError unless `path`, symbolic links followed, lies in `folder`."""
     if folder is not None and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(f"{path} is a link to a place outside of {folder}: give a folder that holds all pictures as --images")
+        raise ValueError(f"{path} is a link to a place outside of {folder}: give a folder that holds all pictures as "
+                         "--images")
 
 
 def open_video(source: Any, folder: str | None = None, frames: int = 8, max_pixels: int = MAX_PIXELS) -> list:
@@ -65,7 +66,8 @@ def open_video(source: Any, folder: str | None = None, frames: int = 8, max_pixe
             return _decode(source, frames, max_pixels)
         names = sorted(name for name in os.listdir(source) if name.lower().endswith(_PICTURES))
         if not names:
-            raise ValueError(f"{source}: expected a video, or a folder of frames ({', '.join(_PICTURES)}), got no picture in it")
+            raise ValueError(f"{source}: expected a video, or a folder of frames ({', '.join(_PICTURES)}), got no picture "
+                             "in it")
         source = [os.path.join(source, name) for name in names]
     return [open_picture(source[i], folder, max_pixels) for i in spread(len(source), frames)]
 

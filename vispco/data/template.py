@@ -17,7 +17,8 @@ PLAIN = """\
 {%- endfor %}"""
 
 
-def render(processor: Any, conversation: Conversation, chat_template: str | None = None) -> tuple[str, list[tuple[int, int]]]:
+def render(processor: Any, conversation: Conversation,
+           chat_template: str | None = None) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as the model is to read it, and (start, end) of each answer in that text.
 
     The template writes the conversation once with its answers and once with marks in their place, so the places are
@@ -28,7 +29,8 @@ def render(processor: Any, conversation: Conversation, chat_template: str | None
     marks = [f"\ue000{i}\ue001" for i in range(len(answers))]  # private use: nobody's words
     for inline in (False, True):  # most templates want lists of parts, older ones want strings
         try:
-            marked, text = (_write(processor, messages(processor, conversation, said, inline), chat_template) for said in (marks, answers))
+            marked, text = (_write(processor, messages(processor, conversation, said, inline), chat_template)
+                            for said in (marks, answers))
         except Exception as error:  # whatever a template may raise
             reason = f"{type(error).__name__}: {error}"
             continue
