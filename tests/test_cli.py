@@ -1,7 +1,9 @@
 """The command line: every command, every fault of the user, in-process and as a real process."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 from vispco import Frontier, PruningConfig, __version__, demo, testbed
 from vispco.cli import main
 from vispco.console import (
+    Progress,
     flops,
     layers_entered,
     output_folder,
@@ -410,6 +413,23 @@ def test_demo_on_the_shipped_model():
     out, err = long.communicate(timeout=300)
     assert (long.returncode, out, err) == (130, "", "vispco: interrupted\n")
     assert [p.name for p in Path("run").iterdir()] == ["log.jsonl"]
+
+
+def test_the_bar_tells_how_the_search_stands(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    record = {"budget": {"flops": 0.5, "kv_cache": "40%"}, "loss": 0.25, "violation": 0.125, "multiplier": 3.0, "penalty": 100.0}
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with Progress(2, "search", quiet) as bar:
+            bar._bar.ncols, bar._bar.mininterval = 200, 0
+            bar(record)
+        shown = sys.stderr.getvalue()
+        assert bool(shown) != quiet
+        assert quiet or re.search(r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, loss 0.2500, violation 0.1250, multiplier 3, "
+                                  "penalty 100", shown)
 
 
 # ---- small parts ----------------------------------------------------------------------------------------

@@ -213,6 +213,14 @@ def test_the_prompt_is_the_batch_up_to_the_answer():
         assert first - asked["input_ids"].shape[1] in (0, 1)  # LLaVA's prompt leaves the space to the answer
 
 
+def test_words_that_look_like_a_message_are_words():
+    looks = [("<image>What does {'type': 'text', 'text': 'x'} say?", "[{'type': 'text', 'text': 'no'}]")]
+    for template in ("chatml", "strings"):
+        made = collate(processor("bytes", template), [talk(*looks)])
+        ids, labels = oracle("bytes", template, talk(*looks))
+        assert made["input_ids"][0].tolist() == ids and made["labels"][0].tolist() == labels
+
+
 def test_a_system_prompt_is_not_labelled():
     conversation = Conversation((("<image>Why?", "yes"),), pictures(), "image", "/", "q", system="A cat")
     text, ((start, end),) = render(processor("bytes", "chatml"), conversation)
@@ -247,6 +255,9 @@ def test_other_faults_are_told():
         collate(processor("bytes", "chatml"), [Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q.jsonl:1")])
     with pytest.raises(ValueError, match=r"q\.jsonl:1: LlavaProcessor cannot process it"):
         collate(processor("bytes", "chatml"), [talk(("<image>What is <|im_end|>?", "a <image> b"))])
+    bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")  # two places, one picture
+    with pytest.raises(ValueError, match=r"^q\.jsonl:5: LlavaProcessor cannot process it"):
+        collate(processor("bytes", "chatml"), [*TALKS[:2], bad, TALKS[2]])
     with pytest.raises(ValueError, match="batch_size"):
         batches(processor("bytes", "chatml"), TALKS, 0)
     with pytest.raises(ValueError, match="without tokenizer"):

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,17 @@ def tokens(counts: Sequence[int], longest: int = 12) -> str:
         return " ".join(map(str, counts))
     runs = [(len(list(run)), value) for value, run in groupby(counts)]
     return " ".join(f"{n}x{value}" if n > 1 else str(value) for n, value in runs)
+
+
+def budget_text(budget: float | str | Mapping) -> str:
+    """A budget as the command line takes it.
+
+    >>> budget_text(0.5), budget_text({"flops": 0.5, "kv_cache": "40%"})
+    ('0.5', 'flops=0.5+kv_cache=40%')
+    """
+    if isinstance(budget, Mapping):
+        return "+".join(f"{name}={budget_text(value)}" for name, value in budget.items())
+    return f"{budget:g}" if isinstance(budget, float) else str(budget)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -129,7 +140,7 @@ class Progress:
 
     def __call__(self, record: dict) -> None:
         self._bar.set_postfix_str(
-            f"budget {record['budget']}, loss {record['loss']:.4f}, violation {record['violation']:.4f}, "
+            f"budget {budget_text(record['budget'])}, loss {record['loss']:.4f}, violation {record['violation']:.4f}, "
             f"multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}", refresh=False)
         self._bar.update()
 

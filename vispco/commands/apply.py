@@ -12,7 +12,7 @@ from ..config import PruningConfig
 from ..data.draw import check_files
 from ..data.pictures import require_pillow
 from ..options import add_json, add_model, add_reading, whole
-from .model import load_model
+from .model import is_testbed, load_model
 from .output import print_json
 from .questions import reading_options
 
@@ -51,10 +51,8 @@ def run(options: argparse.Namespace) -> None:
     model, processor = load_model(options)
     inputs = data.prompt(processor, asked, **reading)
     question = asked.turns[0][0].replace("<image>", "").replace("<video>", "")
-    unknown = processor.tokenizer.unk_token_id
-    if unknown is not None and bool((inputs["input_ids"] == unknown).any()):
-        raise ValueError(f"the model does not know every word of {question!r}: see `vispco list tasks` for "
-                         "what the testbed is asked")
+    if is_testbed(options.model) and bool((inputs["input_ids"] == processor.tokenizer.unk_token_id).any()):
+        raise ValueError(f"the testbed does not know every word of {question!r}: see `vispco list tasks` for what it is asked")
     full, pruned = (answer(model, processor, inputs, c, options.max_new_tokens) for c in (None, config))
     seconds = time_to_first_token(model, inputs, config, options.repeats) if options.repeats else None
     if options.json:

@@ -6,13 +6,13 @@ import argparse
 from dataclasses import replace
 
 from ..config import PruningConfig
-from ..console import Progress, flops, percent, standard_error, table, wilson
+from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
 from ..evaluate import Record, evaluate
 from ..frontier import Frontier
 from ..options import add_data, add_json, add_model
 from ..teacher import prepare, teach
 from .model import load_model
-from .output import budget_text, check_file, print_json
+from .output import check_file, print_json
 from .questions import questions
 
 SUMMARY = "measure configurations on labelled questions"

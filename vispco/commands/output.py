@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..console import budget_text
+
 
 def print_json(data: Any) -> None:
     """On stdout."""
@@ -22,13 +24,6 @@ def check_file(path: str) -> None:
         raise ValueError(f"{path} is a folder: --output needs a file here")
     with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
         pass
-
-
-def budget_text(budget: float | str | Mapping) -> str:
-    """A budget as `--budgets` takes it."""
-    if isinstance(budget, Mapping):
-        return "+".join(f"{name}={budget_text(value)}" for name, value in budget.items())
-    return f"{budget:g}" if isinstance(budget, float) else str(budget)
 
 
 def slug(budget: float | str | Mapping) -> str:

@@ -6,7 +6,7 @@ import argparse
 import inspect
 from collections.abc import Mapping
 
-from ..console import Progress, flops, output_folder, percent, table, tokens
+from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
 from ..costs import LatencyTable
 from ..frontier import FrontierPoint
 from ..options import add_data, add_json, add_model, budgets, positive, whole
@@ -15,7 +15,7 @@ from ..search import search
 from ..ste import ESTIMATORS, build_estimator
 from ..teacher import OBJECTIVES, prepare, shapes
 from .model import load_model
-from .output import StepLog, budget_text, print_json, slug
+from .output import StepLog, print_json, slug
 from .questions import questions
 
 SUMMARY = "find one configuration per budget by gradient"

@@ -35,7 +35,7 @@ def render(processor: Any, conversation: Conversation,
             reason = f"{type(error).__name__}: {error}"
             continue
         pieces = re.split("\ue000[0-9]+\ue001", marked)
-        if re.findall("\ue000[0-9]+\ue001", marked) == marks and not re.search(r"\{'type': ?'", marked):
+        if re.findall("\ue000[0-9]+\ue001", marked) == marks:
             break
         reason = "it leaves answers out, repeats or reorders them"
     else:
@@ -53,13 +53,9 @@ def render_prompt(processor: Any, conversation: Conversation, chat_template: str
     for inline in (False, True):
         asked = messages(processor, conversation, [a for _, a in conversation.turns], inline)[:-1]
         try:
-            text = _write(processor, asked, chat_template, add_generation_prompt=True)
+            return _write(processor, asked, chat_template, add_generation_prompt=True)
         except Exception as error:
             reason = error
-            continue
-        if not re.search(r"\{'type': ?'", text):
-            return text
-        reason = "it takes neither lists of parts nor strings"
     raise ValueError(f"the model's chat template cannot write this question: {reason}")
 
 
@@ -92,4 +88,7 @@ def _write(processor: Any, said: list[dict], chat_template: str | None, **option
         words = tokens(processor)
         plain = PLAIN.replace("IMAGE", words["image"]).replace("VIDEO", words["video"])
         chat_template = getattr(processor.tokenizer, "chat_template", None) or plain
-    return processor.apply_chat_template(said, chat_template=chat_template, tokenize=False, **options)
+    text = processor.apply_chat_template(said, chat_template=chat_template, tokenize=False, **options)
+    if any(isinstance(turn["content"], list) and str(turn["content"]) in text for turn in said):
+        raise ValueError("it takes strings, not lists of parts")
+    return text
