@@ -284,8 +284,9 @@ def test_convert_there_and_back(tmp_path, monkeypatch, capsys):
 
 
 # ---- a real process -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("own", ["testbed-llava"], indirect=True)
 def test_as_a_process(own, tmp_path):
-    folder, name, _ = own
+    folder, _, _ = own
     environment = {**os.environ, "PYTHONPATH": str(Path(vispco.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", "vispco", "search", *OWN, *FAST, "--budgets", "0.5", "-o", str(tmp_path / "run"), "--json"],
                           cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
