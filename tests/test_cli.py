@@ -1,7 +1,9 @@
 """The command line: every command, every fault of the user, in-process and as a real process."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 from vispco import Frontier, PruningConfig, __version__, demo, testbed
 from vispco.cli import main
 from vispco.console import (
+    Progress,
     flops,
     layers_entered,
     output_folder,
@@ -25,7 +28,7 @@ from vispco.console import (
 from vispco.options import budgets
 from vispco.testbed.model import build_config, build_processor
 
-COMMANDS = ("search", "evaluate", "plot", "apply", "list", "demo")
+COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
 SMALL = ["--limit", "8", "--batch-size", "8"]
 TINY_DEMO = {"budgets": (0.3, 0.7), "n_calibration": 8, "n_test": 8, "steps": 2, "grid_ratios": 2,
              "n_random": 2}
@@ -128,7 +131,9 @@ def test_a_budget_that_needs_no_search(capsys):
 @pytest.mark.parametrize(("text", "expected"), [
     ("0.2,0.5", [0.2, 0.5]), ("50%", [0.5]), ("0.1:0.9:9", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
     ("20%:40%:3,0.3", [0.2, 0.3, 0.4]), ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
-    ("2e6", [2e6]), (" 1 , 0", [1, 0]),
+    ("2e6", [2e6]), (" 1 , 0", [1, 0]), ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
+    ("0.5,flops=1e+12+latency=20ms,flops=0.2", [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}]),
+    ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
 ])
 def test_budgets(text, expected):
     assert budgets(text) == expected
@@ -146,7 +151,7 @@ def test_evaluate_configs(capsys):
     assert main(["evaluate", "--config", config_file(), "--per-task", *SMALL, "--tasks", "count,digit"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].endswith("count  digit")
-    assert "8 questions of split 'test'" in out
+    assert "8 questions of testbed, split 'test'" in out
 
 
 def test_evaluate_a_frontier_then_plot_it(frontier_file, capsys):
@@ -268,7 +273,8 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--limit", "0"], "from 1"),
     (["search", "--batch-size", "0"], "from 1"),
     (["search", "--seed", "-1"], "from 0"),
-    (["search", "--data", "coco"], "pass batches with labels to vispco.search()"),
+    (["search", "--data", "no/such.jsonl"], "no/such.jsonl: No such file"),
+    (["search", "--data", "coco"], "'coco' is no file and no folder here"),
     (["search", "--tasks", "ocr"], "'easy_vqa'"),
     (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
     (["search", "--model", "."], "vocabulary"),
@@ -345,29 +351,29 @@ def test_without_the_testbed_extra(monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite(monkeypatch, capsys):
-    import vispco.cli
+    import vispco.commands.search
 
     def diverge(*args, **options):
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr(vispco.cli, "search", diverge)
+    monkeypatch.setattr(vispco.commands.search, "search", diverge)
     fails(["search", *SMALL], capsys, "the loss is nan")
 
 
 def test_interrupted(monkeypatch, capsys):
-    import vispco.cli
+    import vispco.commands.search
 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vispco.cli, "search", interrupt)
+    monkeypatch.setattr(vispco.commands.search, "search", interrupt)
     fails(["search", *SMALL], capsys, "interrupted", code=130)
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    import vispco.cli
+    import vispco.commands.search
 
-    monkeypatch.setattr(vispco.cli, "search", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(vispco.commands.search, "search", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["search", *SMALL])
 
@@ -407,6 +413,23 @@ def test_demo_on_the_shipped_model():
     out, err = long.communicate(timeout=300)
     assert (long.returncode, out, err) == (130, "", "vispco: interrupted\n")
     assert [p.name for p in Path("run").iterdir()] == ["log.jsonl"]
+
+
+def test_the_bar_tells_how_the_search_stands(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    record = {"budget": {"flops": 0.5, "kv_cache": "40%"}, "loss": 0.25, "violation": 0.125, "multiplier": 3.0, "penalty": 100.0}
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with Progress(2, "search", quiet) as bar:
+            bar._bar.ncols, bar._bar.mininterval = 200, 0
+            bar(record)
+        shown = sys.stderr.getvalue()
+        assert bool(shown) != quiet
+        assert quiet or re.search(r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, loss 0.2500, violation 0.1250, multiplier 3, "
+                                  "penalty 100", shown)
 
 
 # ---- small parts ----------------------------------------------------------------------------------------

@@ -35,17 +35,20 @@ FLOORS = [
     {"methods", "models"},
     {"prefill", "pruning"},
     {"evaluate", "surrogate", "refine", "downsample", "search", "baselines", "amortised", "presets", "schedules"},
-    {"plot", "console", "options", "testbed", "data"},
+    {"plot", "console", "notations", "testbed", "data"},
+    {"options", "answer"},
     {"demo", "reproduction"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
-MAY_USE_TRANSFORMERS = {"models", "testbed", "cli", "data", "demo"}
+MAY_USE_TRANSFORMERS = {"models", "testbed", "cli", "commands", "data", "demo"}
 MAY_USE_MORE = {
     "plot",
     "testbed",
     "cli",
+    "commands",
     "demo",
     "console",
     "data",

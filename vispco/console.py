@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,17 @@ def tokens(counts: Sequence[int], longest: int = 12) -> str:
     return " ".join(f"{n}x{value}" if n > 1 else str(value) for n, value in runs)
 
 
+def budget_text(budget: float | str | Mapping) -> str:
+    """A budget as the command line takes it.
+
+    >>> budget_text(0.5), budget_text({"flops": 0.5, "kv_cache": "40%"})
+    ('0.5', 'flops=0.5+kv_cache=40%')
+    """
+    if isinstance(budget, Mapping):
+        return "+".join(f"{name}={budget_text(value)}" for name, value in budget.items())
+    return f"{budget:g}" if isinstance(budget, float) else str(budget)
+
+
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval for a proportion (95 % at z = 1.96); unlike p +- z s.e. it stays within [0, 1].
 
@@ -117,8 +128,8 @@ def _shade(depth: int, least: int, most: int) -> str:
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`: beside the time left it shows the KL, the slack (negative:
-    over the budget), the multiplier and the penalty.
+    An instance is a callback for `vispco.search`: beside the time left it shows the loss, the violation of the budget,
+    the multiplier and the penalty.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
@@ -129,7 +140,7 @@ class Progress:
 
     def __call__(self, record: dict) -> None:
         self._bar.set_postfix_str(
-            f"budget {record['budget']}, KL {record['loss']:.4f}, slack {record['slack']:+.4f}, "
+            f"budget {budget_text(record['budget'])}, loss {record['loss']:.4f}, violation {record['violation']:.4f}, "
             f"multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}", refresh=False)
         self._bar.update()
 

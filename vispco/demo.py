@@ -11,30 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import testbed
+from .answer import answer, side_by_side
 from .baselines import published, random_schedules, single_layer_grid
 from .budget import Budget
 from .config import PruningConfig
 from .console import (
     Progress,
     flops,
-    layers_entered,
     output_folder,
     percent,
     standard_error,
     table,
-    token_grid,
     tokens,
     wilson,
 )
 from .downsample import evaluate_downsampled
 from .evaluate import Record, evaluate
-from .flops import CostModel, count_flops
+from .flops import CostModel
 from .frontier import Frontier, FrontierPoint
 from .plot import plot_frontier, require_matplotlib
-from .pruning import apply
 from .registry import adapter_for, build_method
 from .schedules import fitprune_schedule
 from .search import search
@@ -96,8 +92,9 @@ def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = 
     print(report(frontier))
     middle, example = frontier.points[len(frontier) // 3].config, testbed.examples("test", n_test, seed)[0]
     print(f"\nOne test question, within {percent(middle.budget, 0)} of the prunable compute:\n")
-    print(side_by_side(model, processor, middle, testbed.collate([example], with_answers=False, model=model_name),
-                       example.question + "?", example.answer))
+    inputs = testbed.collate([example], with_answers=False, model=model_name)
+    print(side_by_side(answer(model, processor, inputs), answer(model, processor, inputs, middle), example.question + "?",
+                       example.answer))
     print(f"\n{folder}{os.sep} holds frontier.json, frontier.svg, frontier.png and {len(frontier)} "
           "configurations, pruning_config-<budget>.json")
     return frontier
@@ -269,42 +266,6 @@ def _rivalry(comparison: list[dict], name: str) -> str:
                      f"{chance['beaten']:.0f} %" if chance else "–"])
     return table(["budget", "found", "grid", "hindsight", "FitPrune's fit", "random: mean ± s.d.", "best random",
                   "random ones beaten"], rows)
-
-
-# ---- one question ---------------------------------------------------------------------------------------
-def answer(model, processor, inputs: dict, config: PruningConfig | None = None) -> dict:
-    """One unpadded prompt, answered greedily in full or under `config`.
-
-    Returns answer, tokens (entering each layer), flops and share (of this prompt's prefill), depth (how many
-    layers each visual token entered).
-    """
-    adapter = adapter_for(model)(model)
-    visual, layers = adapter.visual_mask(inputs["input_ids"], None)[0], len(adapter.layers)
-    n_visual, n_all = int(visual.sum()), len(visual)
-    depth, options = [layers] * n_visual, {"max_new_tokens": 16, "do_sample": False}
-    with torch.no_grad():
-        if config is None:
-            output = model.generate(**inputs, **options)
-        else:
-            with apply(model, config) as pruner:
-                output = model.generate(**inputs, **options)
-                kept = {layer: mask[0] for layer, mask in pruner.kept().items()}
-            depth = layers_entered(kept, visual, layers)
-    count = count_flops(model, config, n_visual, n_all - n_visual)
-    return {"answer": processor.decode(output[0, n_all:], skip_special_tokens=True).strip(),
-            "tokens": count.tokens, "flops": count.total, "share": count.prunable_share, "depth": depth}
-
-
-def side_by_side(model, processor, config: PruningConfig, inputs: dict, question: str,
-                 expected: str | None = None) -> str:
-    """One question answered by the full and by the pruned model, as text."""
-    full, pruned = answer(model, processor, inputs), answer(model, processor, inputs, config)
-    rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), tokens(a["tokens"])]
-            for name, a in (("full", full), ("pruned", pruned))]
-    head = f"question: {question}" + (f"\nexpected: {expected}" if expected else "")
-    body = table(["model", "answer", "FLOPs", "share", "visual tokens entering each layer"], rows)
-    legend = "where the visual tokens are, and how long they stay (█ longest, · shortest):"
-    return f"{head}\n\n{body}\n\n{legend}\n{token_grid(pruned['depth'])}"
 
 
 def _write(frontier: Frontier, folder: Path) -> None:

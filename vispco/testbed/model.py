@@ -155,7 +155,8 @@ def _qwen_processor():
     template = (
         "{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}"
         + VISION_START + IMAGE_PAD + VISION_END
-        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        + "{% elif part['type'] == 'text' %}{{ ' ' if turn['role'] == 'assistant' }}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     )  # fmt: skip
     return PaddleOCRVLProcessor(images, build_tokenizer(QWEN_ID, special), chat_template=template)
 

@@ -1,0 +1,83 @@
+"""`vispco evaluate`: accuracy, divergence and FLOPs of configurations on labelled questions."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from ..config import PruningConfig
+from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
+from ..evaluate import Record, evaluate
+from ..frontier import Frontier
+from ..options import add_data, add_json, add_model
+from ..teacher import prepare, teach
+from .model import load_model
+from .output import check_file, print_json
+from .questions import questions
+
+SUMMARY = "measure configurations on labelled questions"
+EXAMPLES = ("--model testbed --frontier run/frontier.json --per-task",
+            "--model llava-hf/llava-1.5-7b-hf --data test.jsonl --config pruning_config.json")
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    """Of `vispco evaluate`."""
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", nargs="+", metavar="FILE", help="pruning configurations")
+    what.add_argument("--frontier", metavar="FILE", help="a frontier: all of its configurations")
+    sub.add_argument("--per-task", action="store_true", help="a column of accuracy for every task")
+    sub.add_argument("--output", "-o", metavar="FILE",
+                     help="write the frontier with what was measured, ready to plot")
+    add_json(sub)
+    add_model(sub)
+    add_data(sub, limit=512, what="questions", split="test")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure the full model and every configuration on the same questions."""
+    frontier = Frontier.load(options.frontier) if options.frontier else None
+    if options.output:
+        if frontier is None:
+            raise ValueError("--output writes a frontier with its metrics: give it together with --frontier")
+        check_file(options.output)
+    named = [(budget_text(p.budget), p.config) for p in frontier.points] if frontier else \
+        [(path, PruningConfig.load(path)) for path in options.config]
+    asked = questions(options, "test")
+    model, processor = load_model(options)
+    batches = asked.batches(model, processor)
+    with Progress(len(named) + 1, "evaluate", options.quiet) as bar:
+        lessons = teach(model, prepare(model, batches))
+        rows = []
+        for name, config in [("full", None), *named]:
+            rows.append({"name": name, **_measured(evaluate(model, lessons, config), asked.tasks)})
+            bar.update()
+    if options.output:
+        _with_metrics(frontier, rows).save(options.output)
+    if options.json:
+        return print_json({"data": options.data, "split": asked.split, "seed": options.seed, "n": rows[0]["n"],
+                           "full": rows[0], "configurations": rows[1:]})
+    columns = sorted(set(asked.tasks)) if options.per_task else []
+    print(table(["configuration", "accuracy", "95 % interval", "KL", "FLOPs", "share", *columns],
+                [[r["name"], percent(r["accuracy"]), " – ".join(percent(v) for v in r["interval"]),
+                  f"{r['kl']:.4f}", flops(r["flops"]), percent(r["share"]),
+                  *(percent(r["tasks"][t], 0) for t in columns)] for r in rows]))
+    split = f", split {asked.split!r}" if asked.split else ""
+    print(f"\n{rows[0]['n']} questions of {options.data}{split}; share: of the prunable compute\n"
+          "accuracy: the whole answer is right, token by token, as greedy decoding would write it")
+
+
+def _measured(record: Record, tasks: list[str]) -> dict:
+    """A record with its interval and its accuracy by task; `share` is of the prunable compute."""
+    right: dict[str, list[bool]] = {task: [] for task in tasks}
+    for task, correct in zip(tasks, record.correct.tolist()):
+        right[task].append(correct)
+    return {"accuracy": record.accuracy, "standard_error": standard_error(record.accuracy, record.n),
+            "interval": list(wilson(int(record.correct.sum()), record.n)), "kl": record.kl,
+            "flops": record.flops, "share": record.prunable_share, "n": record.n,
+            "tasks": {task: sum(c) / len(c) for task, c in right.items()}}
+
+
+def _with_metrics(frontier: Frontier, rows: list[dict]) -> Frontier:
+    full, *rest = [{k: v for k, v in row.items() if k != "name"} for row in rows]
+    points = [replace(p, metrics=m) for p, m in zip(frontier.points, rest)]
+    return Frontier(points, {**frontier.meta, "full_accuracy": full["accuracy"]})

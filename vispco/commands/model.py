@@ -1,0 +1,58 @@
+"""The model that `--model` names, and its processor."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+
+from .. import testbed
+from ..registry import adapter_for
+
+
+def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """(model in eval mode, processor): of the testbed, of a local folder, or by name.
+
+    Weights are read from safetensors only, and no code is run that comes with them unless `--trust-remote-code` is given.
+    Raises ValueError that names the model.
+    """
+    name, place = options.model, options.device or _best()
+    if is_testbed(name):
+        model, processor = testbed.load(name)
+        if options.dtype != "auto":
+            model = model.to(getattr(torch, options.dtype))
+        return model.to(_best() if place == "auto" else place), processor
+    check_name(name)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    common = {"trust_remote_code": options.trust_remote_code, "local_files_only": os.path.isdir(name)}
+    spread = {"device_map": "auto"} if place == "auto" else {}
+    try:
+        processor = AutoProcessor.from_pretrained(name, **common)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, use_safetensors=True, **spread, **common)
+    except Exception as error:  # anything may be wrong with a folder, or with the network
+        hint = "; with --trust-remote-code it may" if "trust_remote_code" in str(error) else ""
+        raise ValueError(f"{name}: no image-text-to-text model could be loaded{hint}: {shorten(str(error), 400)}") from error
+    adapter_for(model)
+    return (model if spread else model.to(place)).eval(), processor
+
+
+def _best() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_testbed(name: str) -> bool:
+    """Whether the model ships with vispco."""
+    return name == "testbed" or name in testbed.MODELS
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` is a folder, or looks like OWNER/MODEL."""
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise ValueError(f"unknown model {name!r}: expected testbed, {', '.join(testbed.MODELS)}, a local folder with a Hugging "
+                         "Face model, or its name OWNER/MODEL")

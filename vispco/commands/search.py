@@ -1,0 +1,99 @@
+"""`vispco search`: one configuration per budget, written down."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Mapping
+
+from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
+from ..costs import LatencyTable
+from ..frontier import FrontierPoint
+from ..options import add_data, add_json, add_model, budgets, positive, whole
+from ..registry import KERNELS, METHODS
+from ..search import search
+from ..ste import ESTIMATORS, build_estimator
+from ..teacher import OBJECTIVES, prepare, shapes
+from .model import load_model
+from .output import StepLog, print_json, slug
+from .questions import questions
+
+SUMMARY = "find one configuration per budget by gradient"
+EXAMPLES = ("--model testbed --budgets 0.2,0.5,0.8 --output run",
+            "--model llava-hf/llava-1.5-7b-hf --data questions.jsonl --images pictures \\\n"
+            "      --method fastv --kernel multi_step --budgets 0.2:0.9:8 --dtype bfloat16 --output run")
+_DEFAULTS = {name: p.default for name, p in inspect.signature(search).parameters.items()}
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    """Of `vispco search`."""
+    add = sub.add_argument
+    add("--method", default=_DEFAULTS["method"], help="who ranks the tokens (default: %(default)s)")
+    add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules (default: %(default)s)")
+    add("--budgets", type=budgets, default=list(_DEFAULTS["budgets"]), metavar="LIST",
+        help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count (0.1:0.9:9), absolute "
+             "(1.8TFLOPs), or several limits at once (flops=0.5+kv_cache=40%%+latency=20ms); default: "
+             + ",".join(map(str, _DEFAULTS["budgets"])))
+    add("--objective", choices=OBJECTIVES, default=_DEFAULTS["objective"],
+        help="kl: stay close to the full model; task: answer right (default: %(default)s)")
+    add("--estimator", metavar="NAME", help=f"of the gradient through hard masks: {', '.join(ESTIMATORS)}")
+    add("--steps", type=whole(1), default=_DEFAULTS["steps"], metavar="N",
+        help="gradient steps per budget (default: %(default)s)")
+    add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
+        help="of Adam, on the kernel's parameters (default: %(default)s)")
+    add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
+        help="rounds of local moves on what the gradient found (default: %(default)s)")
+    add("--output", "-o", default="vispco-run", metavar="FOLDER",
+        help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
+    add_json(sub)
+    add_model(sub)
+    add_data(sub, limit=256, what="calibration questions", split="calibration")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search, write, print."""
+    METHODS.get(options.method), KERNELS.get(options.kernel), build_estimator(options.estimator)
+    with output_folder(options.output) as folder:
+        if (folder / "frontier.json").exists() and not options.overwrite:
+            raise ValueError(f"{folder} holds a frontier.json: choose another --output, or --overwrite it")
+        asked = questions(options, "calibration")
+        model, processor = load_model(options)
+        batches = asked.batches(model, processor)
+        timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
+        latency = _latency(model, batches) if timed else None
+        with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
+                StepLog(folder / "log.jsonl") as log:
+            frontier = search(model, batches, options.method, options.kernel, options.budgets,
+                              seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
+                              objective=options.objective, estimator=options.estimator, latency=latency,
+                              refinement=options.refinement,
+                              callback=lambda record: (bar(record), log(record)))
+        frontier.meta |= {"model": options.model, "data": options.data}
+        files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
+        for point, name in zip(frontier.points, files):
+            point.config.save(folder / name)
+        if latency:
+            latency.save(folder / "latency.json")
+        frontier.save(folder / "frontier.json")
+    rows = [{**_summary(p, options.objective), "file": str(folder / name)} for p, name in zip(frontier.points, files)]
+    if options.json:
+        return print_json({"frontier": str(folder / "frontier.json"), "log": str(folder / "log.jsonl"),
+                           "configurations": rows, "meta": frontier.meta})
+    print(table(["budget", "FLOPs", "share", "visual tokens entering each layer",
+                 {"kl": "KL", "task": "task loss"}[options.objective], "file"],
+                [[budget_text(r["budget"]), flops(r["flops"]), percent(r["share"]), tokens(r["tokens"]),
+                  f"{r[options.objective]:.4f}", r["file"]] for r in rows]))
+    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}")
+
+
+def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:
+    """The decoder's times up to the longest prompt."""
+    longest = int(sum(shapes(prepare(model, batches))).max())
+    return LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
+
+
+def _summary(point: FrontierPoint, objective: str) -> dict:
+    config = point.config
+    return {"budget": point.budget, "flops": point.flops, "share": point.share, objective: point.loss,
+            "keep_ratios": list(config.keep_ratios), "tokens": config.tokens(config.n_visual)}
