@@ -149,6 +149,29 @@ def test_the_model_is_in_full_again_after_a_pruned_run(folder, items):
     assert pruned != model.generate_until(requests) == independent(folder, items, None)
 
 
+@pytest.mark.parametrize("length", [3, 20])
+def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
+    """Frame i is a grey of 10 i: the greys tell which were taken, and a short video gives all it has."""
+    import av
+    import numpy as np
+
+    with av.open(str(tmp_path / "v.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for i in range(length):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * i, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    model = SimpleNamespace(max_num_frames=5)
+    frames = VispcoModel._frames(model, {"video": str(tmp_path / "v.mp4")})
+    wanted = np.linspace(0, length - 1, min(5, length)).round()
+    assert frames.shape == (min(5, length), 64, 64, 3)
+    assert np.abs(frames.mean((1, 2, 3)) - 10 * wanted).max() <= 13  # one frame aside, and what encoding loses
+    assert VispcoModel._frames(model, {"video": frames}) is frames
+    with pytest.raises(ValueError, match="whole videos"):
+        VispcoModel._frames(model, {"video": "v.mp4", "video_start": 1.0})
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({}, "lacks pretrained"),
     ({"pretrained": "x", "prunning_config": "y"}, "unknown names: prunning_config"),

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.load_video import read_video
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -33,7 +34,7 @@ class VispcoModel(lmms):
     dtype: auto (as stored), float32, float16 or bfloat16. device: auto, cpu, cuda, cuda:1, ...; under
         `accelerate launch` each process takes its own. device_map: for a model that needs several devices, "auto".
     attn_implementation: as in `from_pretrained`. chat_template: a Jinja file, for a processor that has none.
-    max_num_frames: frames taken evenly from each video file.
+    max_num_frames: frames taken evenly from each video file; their times are not passed on to the processor.
     trust_remote_code: run code that comes with the model; only if you say so.
     batch_size: comes from lmms-eval's `--batch_size`.
 
@@ -56,7 +57,8 @@ class VispcoModel(lmms):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if not isinstance(trust_remote_code, bool):
             raise ValueError(f"trust_remote_code must be True or False, got {trust_remote_code!r}")
-        self.batch_size, self.max_num_frames = _positive("batch_size", batch_size), _positive("max_num_frames", max_num_frames)
+        self.batch_size = _positive("batch_size", batch_size)
+        self.max_num_frames = _positive("max_num_frames", max_num_frames)
         self.pruning = None if pruning_config is None else PruningConfig.load(pruning_config)
 
         kwargs = {"trust_remote_code": trust_remote_code}
@@ -102,16 +104,25 @@ class VispcoModel(lmms):
         """Answers to requests (context, doc_to_messages, options, document id, task, split) with the same options."""
         conversations = [ChatMessages(messages=to_messages(self.task_dict[task][split][document])).to_hf_messages()
                          for _, to_messages, _, document, task, split in batch]
-        parts = {part["type"] for turns in conversations for turn in turns for part in turn["content"]}
+        videos = [part for turns in conversations for turn in turns for part in turn["content"] if part["type"] == "video"]
+        for part in videos:
+            part["video"] = self._frames(part)
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, return_dict=True, add_generation_prompt=True,
             processor_kwargs={"padding": True, "return_tensors": "pt",
-                              **({"num_frames": self.max_num_frames} if "video" in parts else {})},
+                              **({"do_sample_frames": False} if videos else {})},
         ).to(self.device, dtype=self.model.dtype)
         options, until = generation_options(batch[0][2])
         output = self.model.generate(**inputs, **options)
         texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         return [cut(text, until) for text in texts]
+
+    def _frames(self, part: dict):
+        """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader; what is no file stays as it is."""
+        if "video_start" in part or "video_end" in part:
+            raise ValueError("this task asks for a part of a video, by its times; the model vispco takes whole videos")
+        path = part["video"]
+        return read_video(path, num_frm=self.max_num_frames) if isinstance(path, str) else path
 
     def loglikelihood(self, requests):
         """Refused: lmms-eval hands a chat model requests to generate only."""
