@@ -1,0 +1,166 @@
+"""The model `vispco` of lmms-eval: any vision-language model of Hugging Face, in full or pruned.
+
+    lmms-eval --model vispco --model_args pretrained=FOLDER,pruning_config=pruning_config.json --tasks chartqa
+
+Without `pruning_config` the same code runs the full model: the baseline and the pruned model differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.load_video import read_video
+from lmms_eval.protocol import ChatMessages
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..config import PruningConfig
+from ..pruning import apply, check_fits
+from ..registry import adapter_for
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
+SAMPLING = ("temperature", "top_p", "top_k")  # transformers warns when these come with greedy decoding
+
+
+class VispcoModel(lmms):
+    """`--model vispco`; the parameters are lmms-eval's `--model_args name=value,...`.
+
+    pretrained: folder or name, loaded with AutoModelForImageTextToText and AutoProcessor.
+    pruning_config: a file that `PruningConfig.save` (or `vispco search`) wrote; None: the full model.
+    dtype: auto (as stored), float32, float16 or bfloat16. device: auto, cpu, cuda, cuda:1, ...; under
+        `accelerate launch` each process takes its own. device_map: for a model that needs several devices, "auto".
+    attn_implementation: as in `from_pretrained`. chat_template: a Jinja file, for a processor that has none.
+    max_num_frames: frames taken evenly from each video file; their times are not passed on to the processor.
+    trust_remote_code: run code that comes with the model; only if you say so.
+    batch_size: comes from lmms-eval's `--batch_size`.
+
+    Raises ValueError for arguments, files and models that do not fit, before the first question.
+    """
+
+    is_simple = False  # wants messages for the chat template, not a string with placeholders
+
+    def __init__(self, pretrained: str | None = None, pruning_config: str | None = None, dtype: str = "auto",
+                 device: str | None = None, device_map: str | None = None, attn_implementation: str | None = None,
+                 chat_template: str | None = None, max_num_frames: int = 32, trust_remote_code: bool = False,
+                 batch_size: int | str = 1, max_batch_size: int | None = None, **unknown):
+        super().__init__()
+        if unknown:
+            raise ValueError(f"model_args has unknown names: {', '.join(sorted(unknown))}; see the docstring of "
+                             "vispco.integrations.lmms_eval.VispcoModel for those there are")
+        if not pretrained:
+            raise ValueError("model_args lacks pretrained: pass --model_args pretrained=FOLDER_OR_NAME")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if not isinstance(trust_remote_code, bool):
+            raise ValueError(f"trust_remote_code must be True or False, got {trust_remote_code!r}")
+        self.batch_size = _positive("batch_size", batch_size)
+        self.max_num_frames = _positive("max_num_frames", max_num_frames)
+        self.pruning = None if pruning_config is None else PruningConfig.load(pruning_config)
+
+        kwargs = {"trust_remote_code": trust_remote_code}
+        self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
+        self.processor.tokenizer.padding_side = "left"  # new tokens come after the prompt, in every row
+        if chat_template is not None:
+            with open(chat_template, encoding="utf-8") as file:
+                self.processor.chat_template = file.read()
+        if not self.processor.chat_template:
+            raise ValueError(f"the processor of {pretrained} has no chat template: pass chat_template=FILE.jinja")
+        if attn_implementation is not None:
+            kwargs["attn_implementation"] = attn_implementation
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if device_map is not None:
+            kwargs["device_map"] = device_map
+        self.model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, **kwargs).eval()
+        if device_map is None:
+            own = self._world_size > 1 or device in (None, "auto")
+            self.model.to(self.accelerator.device if own else device)
+        self.device = self.model.device
+        if self.pruning is not None:
+            check_fits(self.pruning, adapter_for(self.model)(self.model))
+
+    @torch.inference_mode()
+    def generate_until(self, requests) -> list[str]:
+        """One answer per request, in their order. Requests that share their generation options run in batches."""
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(repr(request.args[2]), []).append(i)
+        answers = [""] * len(requests)
+        with (nullcontext() if self.pruning is None else apply(self.model, self.pruning),
+              tqdm(total=len(requests), desc="vispco", disable=self.rank != 0) as bar):
+            for indices in groups.values():
+                for start in range(0, len(indices), self.batch_size):
+                    chosen = indices[start : start + self.batch_size]
+                    for i, answer in zip(chosen, self._answer([requests[i].args for i in chosen]), strict=True):
+                        answers[i] = answer
+                    bar.update(len(chosen))
+        return answers
+
+    def _answer(self, batch: list[tuple]) -> list[str]:
+        """Answers to requests (context, doc_to_messages, options, document id, task, split) with the same options."""
+        conversations = [ChatMessages(messages=to_messages(self.task_dict[task][split][document])).to_hf_messages()
+                         for _, to_messages, _, document, task, split in batch]
+        videos = [part for turns in conversations for turn in turns for part in turn["content"] if part["type"] == "video"]
+        for part in videos:
+            part["video"] = self._frames(part)
+        inputs = self.processor.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, add_generation_prompt=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt",
+                              **({"do_sample_frames": False} if videos else {})},
+        ).to(self.device, dtype=self.model.dtype)
+        options, until = generation_options(batch[0][2])
+        output = self.model.generate(**inputs, **options)
+        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        return [cut(text, until) for text in texts]
+
+    def _frames(self, part: dict):
+        """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader; what is no file stays as it is."""
+        if "video_start" in part or "video_end" in part:
+            raise ValueError("this task asks for a part of a video, by its times; the model vispco takes whole videos")
+        path = part["video"]
+        return read_video(path, num_frm=self.max_num_frames) if isinstance(path, str) else path
+
+    def loglikelihood(self, requests):
+        """Refused: lmms-eval hands a chat model requests to generate only."""
+        raise NotImplementedError("the model vispco generates answers; of this benchmark choose a task with "
+                                  "output_type generate_until (for example seedbench, not seedbench_ppl)")
+
+    def generate_until_multi_round(self, requests):
+        """Refused: several rounds are not supported."""
+        raise NotImplementedError("the model vispco answers in one round; choose a task with output_type generate_until")
+
+
+def generation_options(asked: dict) -> tuple[dict, list[str]]:
+    """What a task asks for, as arguments of `generate` and the strings that end an answer.
+
+    Greedy unless the task asks for a temperature above 0; 1024 new tokens unless it says how many. What is meant for
+    single models (image_aspect_ratio, ...) is left out.
+
+    >>> generation_options({"until": "ASSISTANT:", "temperature": 0, "top_p": 1.0, "image_aspect_ratio": "pad"})
+    ({'max_new_tokens': 1024, 'do_sample': False}, ['ASSISTANT:'])
+    """
+    options = {"max_new_tokens": 1024, **{k: asked[k] for k in PASSED_ON if asked.get(k) is not None}}
+    options["do_sample"] = bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
+    if not options["do_sample"]:
+        options = {k: v for k, v in options.items() if k not in SAMPLING}
+    until = asked.get("until") or []
+    return options, [until] if isinstance(until, str) else list(until)
+
+
+def cut(text: str, until: list[str]) -> str:
+    """`text` before the first of the strings `until`, without blanks at its ends.
+
+    >>> cut(" red. ASSISTANT: blue", ["ASSISTANT:"])
+    'red.'
+    """
+    return min((text.split(stop)[0] for stop in until if stop), key=len, default=text).strip()
+
+
+def _positive(name: str, value) -> int:
+    if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)

@@ -1,0 +1,118 @@
+"""The five usual scores of one answer, each in [0, 1]; an empty answer scores 0 in all of them.
+
+For real benchmarks use lmms-eval's own (see docs/lmms-eval.md): published figures depend on details of each benchmark.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+_ARTICLES = {"a", "an", "the"}
+_DIGITS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(answer: str, truth: str) -> float:
+    """1 if the strings are equal but for case and outer blanks (SQuAD, Rajpurkar et al. 2016, without its normalisation).
+
+    >>> exact_match(" Red", "red"), exact_match("red circle", "red")
+    (1.0, 0.0)
+    """
+    return float(bool(_plain(answer)) and _plain(answer) == _plain(truth))
+
+
+def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
+    """Mean over all N - 1 of the N annotators' `truths` of min(matches / 3, 1) (VQA, Antol et al. 2015, and its code).
+
+    Case, punctuation, articles, and numbers up to ten in words do not count. Of one truth no annotator would be left;
+    it is compared as it is. Raises ValueError without truths.
+
+    >>> vqa_accuracy("two", ["2"] * 3 + ["3"] * 7)
+    0.9
+    """
+    matches, n = sum(_words(truth) == _words(answer) for truth in _given(truths)), len(truths)
+    if not _words(answer) or n == 1:
+        return float(bool(_words(answer)) and matches == 1)
+    # One of the matches is left out in `matches` of the n subsets, somebody else's answer in the others.
+    return (matches * min((matches - 1) / 3, 1) + (n - matches) * min(matches / 3, 1)) / n
+
+
+def anls(answer: str, truths: Sequence[str], threshold: float = 0.5) -> float:
+    """Normalised Levenshtein similarity 1 - d / longer length to the best of `truths`; 0 if not over `threshold`.
+
+    (ST-VQA, Biten et al. 2019, eq. 1.) Case and outer blanks do not count. Raises ValueError without truths.
+
+    >>> anls("Color", ["colour"]), anls("blue", ["red"])
+    (0.8333333333333334, 0.0)
+    """
+    answer = _plain(answer)
+    scores = [1 - levenshtein(answer, truth) / max(len(answer), len(truth), 1) for truth in map(_plain, _given(truths))]
+    return max(scores) if answer and max(scores) > threshold else 0.0
+
+
+def relaxed_accuracy(answer: str, truth: str, tolerance: float = 0.05) -> float:
+    """1 if a number is within `tolerance` of the true one, relatively; other answers as in `exact_match`.
+
+    (PlotQA, Methani et al. 2020; ChartQA, Masry et al. 2022.) "12 %" is the number 0.12. A true 0 must be hit exactly.
+
+    >>> relaxed_accuracy("104", "100"), relaxed_accuracy("106", "100"), relaxed_accuracy("Red", "red")
+    (1.0, 0.0, 1.0)
+    """
+    got, wanted = _number(answer), _number(truth)
+    if got is None or wanted is None:
+        return exact_match(answer, truth)
+    return float(abs(got - wanted) <= tolerance * abs(wanted))
+
+
+def multiple_choice(answer: str, truth: str, choices: Sequence[str] = ()) -> float:
+    """1 if the answer is the option's letter `truth`, alone or before a mark, or the text of that choice.
+
+    (A-OKVQA, Schwenk et al. 2022; the first step of MMBench, Liu et al. 2023: no guessing, no language model.)
+
+    >>> [multiple_choice(a, "B", ["a cat", "a dog"]) for a in ("B", "(b)", "B. a dog", "A dog", "A", "")]
+    [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    """
+    letter = re.match(r"\(?([a-z])(?:[).:,]|$)", _plain(answer))
+    if letter:
+        return exact_match(letter[1], truth)
+    return max((exact_match(answer, text) for mark, text in zip(string.ascii_lowercase, choices)
+                if mark == _plain(truth)), default=0.0)
+
+
+def levenshtein(a: str, b: str) -> int:
+    """The least number of insertions, deletions and substitutions that turn `a` into `b`.
+
+    >>> levenshtein("kitten", "sitting")
+    3
+    """
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower()
+
+
+def _words(text: str) -> list[str]:
+    words = _plain(text).translate(_NO_PUNCTUATION).split()
+    return [_DIGITS.get(word, word) for word in words if word not in _ARTICLES]
+
+
+def _number(text: str) -> float | None:
+    text = _plain(text)
+    try:
+        return float(text.rstrip("% ")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def _given(truths: Sequence[str]) -> Sequence[str]:
+    if isinstance(truths, str) or not truths:
+        raise ValueError(f"truths must be a list of at least one right answer, got {truths!r}")
+    return truths
