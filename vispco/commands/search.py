@@ -49,7 +49,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
         help="of Adam, on the kernel's parameters (default: %(default)s)")
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
-        help="rounds of local moves on what the gradient found (default: %(default)s)")
+        help="schedules per budget that are tried after the gradient (default: %(default)s)")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
         help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
