@@ -21,7 +21,7 @@ from pathlib import Path
 IMAGES = Path(__file__).parent / "images"
 CODE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 OUTPUT = re.compile(r"\n```output( varies)?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def run(page: Path) -> list[str]:
