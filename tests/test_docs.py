@@ -104,7 +104,7 @@ def test_the_reference_shows_signatures_and_docstrings():
     spec.loader.exec_module(reference)
     page = reference.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
     assert ":::" not in page and page.count("```") % 2 == 0
-    assert "soft_threshold(scores: Tensor, keep: Tensor, alive: Tensor, sigma: float | None = None) -> Tensor" in page
+    assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
     assert all(f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load"))
     assert ".update(self, slack: Tensor | float | Sequence[float])" in page  # a method of AugmentedLagrangian
 
