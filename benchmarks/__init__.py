@@ -1,1 +1,1 @@
-"""Benchmarks: run as `python -m benchmarks.NAME` from the root of the repository; see docs/benchmarks.md."""
+"""Benchmarks: run as `python -m benchmarks.NAME` from the root of the repository; see docs/10-benchmarks.md."""

@@ -1,7 +1,8 @@
-"""The README's and the documentation's Python runs, top to bottom, offline; so do the docstrings' examples."""
+"""The documentation runs, top to bottom, offline, and prints what it says; its links lead somewhere; docstrings' examples run."""
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -12,20 +13,100 @@ import vispco
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "vispco" / "testbed" / "README.md"]
+
+spec = importlib.util.spec_from_file_location("docs_run", ROOT / "docs" / "run.py")
+docs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(docs)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_page(page, tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": page.stem})
+    for printed, record in zip(docs.run(page), docs.recorded(page), strict=True):
+        if record:
+            assert not docs.differences(record[0], printed, varies=record[1]), f"python docs/run.py {name(page)} --write"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links(page):
-    """Links to files in the repository exist."""
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        assert target.startswith(("http:", "https:")) or (page.parent / target).exists(), target
+def test_outputs_differ_where_words_or_numbers_do():
+    assert doctest.testmod(docs).failed == 0
+    assert docs.differences("a 1.00", "a 1.30") and not docs.differences("a 1.00", "a 1.10")
+    assert not docs.differences("[3, -1]", "[2, +1]", varies=True)
+    assert docs.differences("[3, 1]", "[3, 1, 1]", varies=True)
+
+
+def test_writing_a_page_records_what_its_blocks_print(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python\nx = 2\nprint(x)\n```\n\n```output\n```\n\n```python\nprint(x + 1)\n```\n\nEnd.\n")
+    docs.write(page, docs.run(page))
+    assert docs.recorded(page) == [("2\n", False), None]
+    once = page.read_text()
+    docs.write(page, docs.run(page))
+    assert page.read_text() == once and once.endswith("```\n\nEnd.\n")
+
+
+def test_a_traceback_names_the_line_of_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n```python\nx = 2\n```\n\ntext\n\n```python\nx / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        docs.run(page)
+    assert error.traceback[-1].lineno + 1 == 10
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """Of the headings, as GitHub and mkdocs both make them; those that appear twice are made differently."""
+    headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+    return {slug for slug in slugs if slugs.count(slug) == 1 and "--" not in slug}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name)
+def test_links_lead_to_files_and_headings_in_the_repository(page):
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose(page)):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+        if page.is_relative_to(ROOT / "docs"):
+            assert linked.is_relative_to(ROOT / "docs"), f"{target}: the site has nothing but docs/"
+
+
+def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
+    numbered = sorted(page.name for page in (ROOT / "docs").glob("[0-9]*.md"))
+    assert [int(page[:2]) for page in numbered] == list(range(11))
+    assert all(f"]({page})" in prose(ROOT / "docs" / "README.md") for page in numbered)
+    for page in numbered:
+        assert re.match(rf"# {int(page[:2])}\. ", (ROOT / "docs" / page).read_text(encoding="utf-8")), page
+
+
+def test_the_reference_has_every_public_name():
+    reference = set(re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    public = {f"{v.__module__}.{k}" for k, v in vars(vispco).items()
+              if not k.startswith("_") and getattr(v, "__module__", "").startswith("vispco")}
+    missing = {n for n in public if n not in reference and n.rsplit(".", 1)[0] not in reference}
+    assert not missing
+
+
+def test_the_reference_shows_signatures_and_docstrings():
+    """docs/reference.py, which mkdocs calls when it builds the site."""
+    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs" / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    page = reference.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    assert ":::" not in page and page.count("```") % 2 == 0
+    assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
+    assert all(f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load"))
+    assert ".update(self, slack: Tensor | float | Sequence[float])" in page  # a method of AugmentedLagrangian
 
 
 def modules():

@@ -16,7 +16,7 @@ from tiny import IMAGE, PAD, PER_IMAGE, batch, without_labels
 from tiny_families import TEXT
 from vispco.registry import ADAPTERS, METHODS, adapter_for
 
-PAGE = Path(__file__).parent.parent / "docs" / "add-a-model-family.md"
+PAGE = Path(__file__).parent.parent / "docs" / "08-add-a-model-family.md"
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
           "image_size": 16, "patch_size": 4, "vision_use_head": False, "initializer_range": 0.2}
 
