@@ -27,6 +27,7 @@ FLOORS = [
         "context",
         "vision",
         "masks",
+        "attention",
         "budget",
         "costs",
         "predictor",
