@@ -99,9 +99,10 @@ def measure(options) -> list[dict]:
                 tower = times["tower"]["ratio"], (whole.vision + whole.projector) * setting["batch"]
                 row["with_tower"] = realised(times, name, flops, tower)
             figures.append(row)
+            cache = row["kv_bytes"] / shapes.kv_bytes(caches["full"])
             print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {name:<6} {row['speedup']:.3f}x of "
                   f"{row['flops_ratio']:.3f}x: realised {row['realised']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
-                  f"decode {row['decode_speedup']:.3f}x, KV cache {row['kv_bytes'] / figures[-1 - list(caches).index(name)]['kv_bytes']:.3f}"
+                  f"decode {row['decode_speedup']:.3f}x, KV cache {cache:.3f}"
                   + (f", TTFT {row['ttft_ms']:.1f} ms" if row["ttft_ms"] else ""))
     return figures
 

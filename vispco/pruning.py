@@ -31,8 +31,8 @@ _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> it
 def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
     """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
 
-    model: any model with a registered adapter; one that `torch.compile` returned runs uncompiled meanwhile. mode: "deploy" (tokens physically dropped, KV cache shorter) or
-    "search" (tokens masked; the same logits at the kept positions).
+    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. mode: "deploy" (tokens
+    physically dropped, KV cache shorter) or "search" (tokens masked; the same logits at the kept positions).
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
     >>> import vispco
@@ -207,15 +207,16 @@ class Pruner:
         if decoding and not masks:
             add(self.adapter.layers[0].register_forward_pre_hook(self._on_watch, with_kwargs=True))
             return
+        run = self._decode if decoding else self._prefill
         for i, layer in enumerate(self.adapter.layers):
-            add(layer.register_forward_pre_hook(self._on_layer(i, self._decode if decoding else self._prefill), with_kwargs=True))
+            add(layer.register_forward_pre_hook(self._on_layer(i, run), with_kwargs=True))
             for kind, module in () if decoding else self.adapter.projections(i).items():
                 add(module.register_forward_hook(self._on_projection(i, kind)))
 
     def _on_watch(self, module, args, kwargs):
         packed = getattr(kwargs.get("past_key_values"), "vispco_packed", {}).values()
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if packed and not (kwargs.get("attention_mask") is None and hidden.shape[1] == 1 and all(p.dense for p in packed)):
+        hidden, mask = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
+        if packed and (mask is not None or hidden.shape[1] > 1 or not all(p.dense for p in packed)):
             self._attach(decoding=True, masks=True)
             return self._on_layer(0, self._decode)(module, args, kwargs)
 
@@ -353,8 +354,7 @@ class Pruner:
 class Eagerly:
     """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
 
-    Compiled code does not look whether hooks have come or gone: compiled before `apply` it would not prune, compiled
-    within it would go on pruning afterwards.
+    Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
     """
 
     _count, _stance = 0, None
