@@ -222,7 +222,8 @@ class Pruner:
 
     def _on_projection(self, i: int, kind: str):
         def hook(module, args, output):
-            if self.mode == "search" or self.prefill.cut(i + 1):
+            running = bool(self.prefill.inputs)  # else a layer runs again, for its gradient
+            if running and (self.mode == "search" or self.prefill.cut(i + 1)):
                 self.prefill.captured[kind] = output
 
         return hook
