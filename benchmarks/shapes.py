@@ -133,9 +133,9 @@ def schedules(layers: int, method: str = "fastv") -> dict[str, PruningConfig]:
     return {name: PruningConfig(method, kept) for name, kept in ratios.items()}
 
 
-def add_arguments(parser, model: str, visual: list[int]) -> None:
-    """The options that name a model and its prompts."""
-    parser.add_argument("--model", default=model, choices=list(TEXT), help="whose layer shapes")
+def add_arguments(parser, model: str, visual: list[int], extra: tuple[str, ...] = ()) -> None:
+    """The options that name a model and its prompts. extra: further models to choose from."""
+    parser.add_argument("--model", default=model, choices=[*TEXT, *extra], help="whose layer shapes")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than it has")
     parser.add_argument("--vision-layers", type=int, help="fewer layers of the vision tower")
     parser.add_argument("--visual", type=int, nargs="+", default=visual, help="numbers of visual tokens")

@@ -26,6 +26,7 @@ FLOORS = [
         "context",
         "vision",
         "masks",
+        "attention",
         "budget",
         "costs",
         "predictor",

@@ -82,7 +82,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
              between: tuple[float, float] | None = None, *, conditioned: bool = False, steps: int = 200,
              learning_rate: float = 0.1, seed: int = 0, method_options: Mapping | None = None,
              kernel_options: Mapping | None = None, estimator: str | Mapping | None = None,
-             callback: Callable[[dict], Any] | None = None) -> Amortised:
+             checkpoint: bool = False, callback: Callable[[dict], Any] | None = None) -> Amortised:
     """Learn the frontier between two budgets (shares of the prunable cost) in one run of `steps` batches.
 
     between: the least and the largest budget that will be asked for; None: all that can be reached, up to 0.95.
@@ -117,7 +117,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     groups = [{"params": [predictor.table], "lr": learning_rate}, *([{"params": network, "lr": learning_rate / 20}] * conditioned)]
     optimizer = torch.optim.Adam(groups)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
-    with frozen(model):
+    with frozen(model, checkpoint):
         teach(model, lessons)
         with Pruner(adapter, scorer, torch.ones(1, requires_grad=True), "search", estimator).install() as pruner:
             for step in range(steps):

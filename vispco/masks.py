@@ -100,17 +100,27 @@ def hide(mask: Tensor, hidden: Tensor) -> Tensor:
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
-def soft_bias(mask: Tensor | None, policy: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, S, S) of softmax with policy `policy` (B, S) on top of the model's mask.
+def log_policy(policy: Tensor) -> Tensor:
+    """What softmax with policy adds to the logits of each key, in float32 at least.
 
     `log(m + 1e-30)`: a clamp would give dropped tokens no gradient, a larger constant would let them leak
     (the error is about the constant times dropped over kept attention), 0 would give NaN.
     """
-    size = policy.shape[1]
-    itself = torch.eye(size, dtype=torch.bool, device=policy.device)
+    return (policy.to(torch.promote_types(policy.dtype, torch.float32)) + 1e-30).log()
+
+
+def soft_bias(mask: Tensor | None, bias: Tensor, dtype: torch.dtype, rows: slice = slice(0, None),
+              seen: int | None = None) -> Tensor:
+    """Additive mask (B, 1, S, S) of softmax with policy, on top of the model's mask (None: causal).
+
+    bias: (B, S), `log_policy` of the policy. rows, seen: of these queries only, for the first `seen` keys.
+    """
+    rows, seen = range(bias.shape[1])[rows], bias.shape[1] if seen is None else seen
     if mask is None:
-        mask = torch.ones(size, size, dtype=torch.bool, device=policy.device).tril()[None, None]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    bias = (policy.float() + 1e-30).log().to(dtype)[:, None, None, :].masked_fill(itself, 0.0)
-    return mask.masked_fill(itself, 0.0) + bias
+        mask = torch.ones(len(rows), seen, dtype=torch.bool, device=bias.device).tril(rows.start)[None, None]
+    else:
+        mask = mask[:, :, rows.start:rows.stop, :seen]
+    bias = bias[:, None, None, :seen].to(dtype)
+    bias = torch.where(mask, bias, torch.finfo(dtype).min) if mask.dtype == torch.bool else mask + bias
+    bias.diagonal(rows.start, -2, -1).zero_()  # each token sees itself
+    return bias

@@ -15,9 +15,10 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from .attention import SoftMask
 from .config import PruningConfig
 from .context import take, take_rotary
-from .masks import Packed, decode_mask, pack, prefill_mask, soft_bias
+from .masks import Packed, decode_mask, pack, prefill_mask
 from .prefill import Prefill, merged
 from .registry import METHODS, adapter_for, build_method
 from .relaxation import hard_mask
@@ -221,7 +222,8 @@ class Pruner:
 
     def _on_projection(self, i: int, kind: str):
         def hook(module, args, output):
-            if self.mode == "search" or self.prefill.cut(i + 1):
+            running = bool(self.prefill.inputs)  # else a layer runs again, for its gradient
+            if running and (self.mode == "search" or self.prefill.cut(i + 1)):
                 self.prefill.captured[kind] = output
 
         return hook
@@ -336,7 +338,7 @@ class Pruner:
             return hidden, {}
         mask = kwargs.get("attention_mask")
         if id(mask) not in self._memo:
-            self._memo[id(mask)] = {"attention_mask": soft_bias(mask, state.policy, hidden.dtype)}
+            self._memo[id(mask)] = {"attention_mask": SoftMask.of(mask, state.policy, hidden.dtype, state.plain)}
         return hidden, self._memo[id(mask)]
 
     def _bounded(self, gradient: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
            learning_rate: float = 0.2, inner: int = 5, relative_to: str = "prunable", objective: str = "kl",
            latency: LatencyTable | None = None, method_options: Mapping | None = None,
            kernel_options: Mapping | None = None, estimator: str | Mapping | None = None,
-           constraint: Mapping | None = None, refinement: int = 6, callback: Callable[[dict], Any] | None = None) -> Frontier:
+           constraint: Mapping | None = None, refinement: int = 6, checkpoint: bool = False,
+           callback: Callable[[dict], Any] | None = None) -> Frontier:
     """Find one pruning configuration per budget by gradient.
 
     model: any model with a registered adapter; its weights are not changed. batches: dicts of model inputs with
@@ -48,6 +49,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
     refinement: schedules per budget that are tried in the end (`vispco.refine`), of those that the kernel can form.
+    checkpoint: keep the inputs of the layers only, and run them again in the backward pass: less memory, more time.
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
@@ -81,7 +83,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
 
     samples = count(sum(map(len, lessons)))
     passes, benches, thetas = samples, [], []
-    with frozen(model):
+    with frozen(model, checkpoint):
         teach(model, lessons)
         for limit, alm in zip(limits, solvers):
             bench = Bench(model, lessons, {

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as _checkpoint
 
 from .context import before_answer
 from .distributed import gathered
@@ -89,16 +91,34 @@ def shapes(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for the weights, until the block ends; then both are as they were."""
+def frozen(model: nn.Module, checkpoint: bool = False) -> Iterator[None]:
+    """Evaluation mode and no gradients for the weights, until the block ends; then both are as they were.
+
+    checkpoint: of each decoder layer a gradient keeps the input only, and runs the layer again when it needs more. The
+    pruner's hooks stay outside: tokens are ranked and drawn once.
+    """
     learning, training = [p for p in model.parameters() if p.requires_grad], model.training
+    layers = adapter_for(model)(model).layers if checkpoint else ()
+    patched = [vars(layer).get("forward") for layer in layers]  # by others, such as accelerate
     model.requires_grad_(False).eval()
     try:
+        for layer in layers:
+            layer.forward = partial(_checkpointed, layer.forward)
         yield
     finally:
+        for layer, before in zip(layers, patched):
+            del layer.forward
+            if before is not None:
+                layer.forward = before
         for parameter in learning:
             parameter.requires_grad_(True)
         model.train(training)
+
+
+def _checkpointed(forward, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return _checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:

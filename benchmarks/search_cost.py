@@ -1,0 +1,107 @@
+"""What one step of the search costs: loss and gradient of the keep ratios, against one plain forward pass of the batch.
+
+    python -m benchmarks.search_cost --model small --visual 576 2880 --output search_cost.json
+    python -m benchmarks.search_cost --model tiny --visual 64 256 1024 4096 16384 --rounds 3
+    python -m benchmarks.search_cost --model testbed-qwen --batch 8 32
+
+Time: against a forward pass without gradients (target: at most 3.0x). Memory: against a forward pass that keeps what a
+gradient with respect to the input embeddings needs, the weights being frozen (target: at most 1.5x).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from vispco import testbed
+from vispco.kernels import Monotone
+from vispco.pruning import Pruner
+from vispco.registry import METHODS, adapter_for, build_method
+from vispco.search import _divergence, whole
+from vispco.teacher import Lesson, answer_logits, frozen, prepare, teach
+
+from . import shapes
+from .side_by_side import arguments, peak_memory, run, side_by_side
+
+
+def settings(options):
+    """Each model and batch in turn: a testbed model with its own questions, or random weights and prompts."""
+    if options.model in testbed.MODELS:
+        model = testbed.load(options.model)[0].to(options.device, getattr(torch, options.dtype))
+        for batch in options.batch:
+            lesson, = prepare(model, testbed.batches("calibration", batch, batch, options.seed, model=options.model))
+            yield model, lesson, {"model": options.model, "layers": len(adapter_for(model)(model).layers), "batch": batch,
+                                  "n_visual": int(lesson.n_visual.max()), "n_text": int(lesson.n_text.max())}
+        return
+    for model, prompt, setting in shapes.settings(options):
+        labels = torch.full_like(prompt.inputs["input_ids"], -100)
+        labels[:, -1] = prompt.inputs["input_ids"][:, -1]  # one answer token
+        lesson, = prepare(model, [{**prompt.inputs, "labels": labels}])
+        yield model, lesson, setting
+
+
+@torch.no_grad()
+def plain(model: nn.Module, lesson: Lesson) -> None:
+    """One forward pass of the model alone."""
+    answer_logits(model, lesson)
+
+
+@torch.enable_grad()
+def kept(model: nn.Module, lesson: Lesson) -> None:
+    """One forward pass, with all that the gradient of the input embeddings needs."""
+    def hook(module, args, output):
+        return output.requires_grad_()
+
+    handle = model.get_input_embeddings().register_forward_hook(hook)
+    try:
+        answer_logits(model, lesson)
+    finally:
+        handle.remove()
+
+
+@torch.enable_grad()
+def step(model: nn.Module, lesson: Lesson, curve: Monotone, pruner: Pruner) -> None:
+    """One step of `vispco.search`: theta, keep ratios, the masked model, and back to theta."""
+    pruner.ratios = whole(curve(), int(lesson.n_visual.max()))
+    torch.autograd.grad(_divergence(model, lesson, pruner, "kl"), curve.theta)
+
+
+def measure(options) -> list[dict]:
+    """Ratios of a step's time and memory, with and without checkpointing, for each batch."""
+    figures = []
+    for model, lesson, setting in settings(options):
+        adapter, scorer = adapter_for(model)(model), build_method(options.method, {})
+        curve = Monotone(len(adapter.layers), scorer.first_layer)
+
+        def searching(checkpoint: bool):
+            with frozen(model, checkpoint), Pruner(adapter, scorer, curve(), "search").install() as pruner:
+                step(model, lesson, curve, pruner)
+
+        with frozen(model):
+            teach(model, [lesson])
+            calls = {"plain": partial(plain, model, lesson), "kept": partial(kept, model, lesson),
+                     "step": partial(searching, False), "checkpoint": partial(searching, True)}
+            times = side_by_side(calls, baseline="plain", rounds=options.rounds, warmup=options.warmup, device=options.device)
+            memory = {name: peak_memory(call, options.device) for name, call in calls.items()}
+        for name in calls:
+            row = {**setting, "method": options.method, "call": name, **times[name], "peak_bytes": memory[name],
+                   "memory_ratio": memory[name] / memory["kept"]}
+            figures.append(row)
+            print(f"{row['n_visual']:>6} visual, {row['layers']} layers, batch {row['batch']}, {name:<10} "
+                  f"{row['ratio']:.2f}x the time ({row['low']:.2f} to {row['high']:.2f}), {row['memory_ratio']:.2f}x the "
+                  f"memory of a pass that keeps its activations ({memory[name] / 2**20:.1f} MiB)")
+    return figures
+
+
+def main(argv=None) -> int:
+    """Run the command; returns the exit code."""
+    parser = arguments("benchmarks.search_cost", __doc__, "search_cost.json")
+    shapes.add_arguments(parser, "small", [576], extra=testbed.MODELS)
+    parser.add_argument("--method", default="fastv", choices=METHODS.names(), help="that ranks the tokens")
+    return run(parser, measure, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

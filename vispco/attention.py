@@ -1,0 +1,104 @@
+"""Softmax with policy for search mode, a block of queries at a time: memory that grows with S, not with S^2.
+
+Search needs the gradient of an attention bias. Given one that has a gradient, `scaled_dot_product_attention` leaves its
+fast kernels, and keeps every probability of every layer for the backward pass. But the bias of softmax with policy is
+one number per key (B, S), and so is its gradient: probabilities are made again, block by block, and let go.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map_only
+
+from .masks import log_policy, soft_bias
+
+
+class SoftMask(Tensor):
+    """The mask `soft_bias(mask, policy)` (B, 1, S, S), which is made only if something else than sdpa looks at it.
+
+    mask: the model's own, (B or 1, 1, S, S) or None. policy: (B, S), may require a gradient. causal: no token of the
+    model sees ahead. As a `torch.nn.attention.bias.CausalBias` does, it tells sdpa what to do; eager attention gets numbers.
+
+    >>> from torch.nn.functional import scaled_dot_product_attention
+    >>> q = k = v = torch.randn(1, 2, 4, 8)
+    >>> mask = SoftMask.of(None, torch.tensor([[1.0, 0.0, 1.0, 1.0]]), torch.float32, causal=True)
+    >>> mask.shape, torch.allclose(scaled_dot_product_attention(q, k, v, mask), scaled_dot_product_attention(q, k, v, mask + 0))
+    (torch.Size([1, 1, 4, 4]), True)
+    """
+
+    @classmethod
+    def of(cls, mask: Tensor | None, policy: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
+        batch, size = policy.shape
+        self = torch.empty((), dtype=dtype, device=policy.device).expand(batch, 1, size, size).as_subclass(cls)
+        self.own, self.bias, self.causal = mask, log_policy(policy), causal
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is scaled_dot_product_attention:
+            return _sdpa(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            if getattr(function, "__name__", None) != "__get__":  # anything but .shape, .dtype, ...
+                args, kwargs = tree_map_only(SoftMask, lambda m: soft_bias(m.own, m.bias, m.dtype), (args, kwargs))
+            return function(*args, **kwargs)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: SoftMask, dropout_p: float = 0.0, is_causal: bool = False,
+          scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return Blockwise.apply(query, key, value, attn_mask.bias, attn_mask.own, attn_mask.causal, scale)
+
+
+class Blockwise(torch.autograd.Function):
+    """softmax(scale q k^T + bias + mask) v, where each token's bias for itself is 0.
+
+    q, k, v: (B, H, S, E). bias: (B, S), per key. With p the probabilities, of one head and sample,
+
+        ds_ij = p_ij (do_i . v_j - do_i . o_i),    dbias_j = sum over heads and i != j of ds_ij
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, mask, causal, scale):
+        ctx.mask, ctx.causal, ctx.scale = mask, causal, scale
+        out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
+        for rows, seen in _blocks(q, causal):
+            block = soft_bias(mask, bias, q.dtype, rows, seen)
+            out[:, :, rows] = scaled_dot_product_attention(q[:, :, rows], k[:, :, :seen], v[:, :, :seen], block, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, bias, out = ctx.saved_tensors
+        precise = torch.promote_types(q.dtype, torch.float32)
+        onwards = ctx.needs_input_grad[0]  # not at the first layer that is pruned: only its policy has a gradient
+        dq, dk, dv = (torch.zeros_like(x) if onwards else None for x in (q, k, v))
+        dbias = torch.zeros_like(bias)
+        for rows, seen in _blocks(q, ctx.causal):
+            q_, k_, v_, grad_ = q[:, :, rows] * ctx.scale, k[:, :, :seen], v[:, :, :seen], grad[:, :, rows]
+            p = (q_ @ k_.transpose(-1, -2)).to(precise)  # (B, H, R, seen)
+            p = p.add_(soft_bias(ctx.mask, bias, p.dtype, rows, seen)).softmax(-1)
+            ds = (grad_ @ v_.transpose(-1, -2)).to(precise)
+            ds = ds.sub_((grad_.to(precise) * out[:, :, rows].to(precise)).sum(-1, keepdim=True)).mul_(p)
+            if onwards:
+                dv[:, :, :seen] += p.to(v.dtype).transpose(-1, -2) @ grad_
+                dq[:, :, rows] = ds.to(k.dtype) @ k_ * ctx.scale
+                dk[:, :, :seen] += ds.to(q.dtype).transpose(-1, -2) @ q_
+            ds = ds.sum(1)  # (B, R, seen)
+            ds.diagonal(rows.start, -2, -1).zero_()
+            dbias[:, :seen] += ds.sum(1)
+        return dq, dk, dv, dbias, None, None, None
+
+
+def _blocks(q: Tensor, causal: bool):
+    """Slices of queries, and how many keys each can see at most; small on a CPU, to stay in its cache."""
+    batch, heads, size, _ = q.shape
+    step = 64 if q.device.type == "cpu" else min(1024, max(64, 2**26 // (batch * heads * size)))
+    for start in range(0, size, step):
+        stop = min(size, start + step)
+        yield slice(start, stop), stop if causal else size
