@@ -67,12 +67,12 @@ def plot_tokens(model, processor, inputs: Mapping[str, Any], picture, config: Pr
     kind = picture_kind(path)
     require_matplotlib()
     kept, pixels = kept_patches(model, inputs, config), np.asarray(seen(processor, picture).convert("RGB"))
-    steps = [(layer, mask) for layer, mask in kept.layers.items()]
-    columns = min(4, len(steps) + 1)
-    rows = math.ceil((len(steps) + 1) / columns)
+    count = 1 + len(kept.layers)
+    columns = min(4, count)
+    rows = math.ceil(count / columns)
     tall = max(1.2, 2.8 * kept.rows / kept.columns)
     write_text(path, render(lambda figure: _draw(figure, pixels, kept, rows, columns, title),
-                            max(5.6, 2.8 * columns), rows * (min(tall, 5.6) + 0.5) + 0.6, kind))
+                            max(5.6, 2.8 * columns), rows * (min(tall, 5.6) + 0.3) + 0.5, kind))
 
 
 def seen(processor, picture):
@@ -100,6 +100,7 @@ def _draw(figure, pixels: np.ndarray, kept: Kept, rows: int, columns: int, title
     figure.suptitle(clean(title, 90), x=0.02, ha="left", fontsize=11, color=INK)
     edges = (0, kept.columns, kept.rows, 0)
     panels[0].imshow(pixels, extent=edges, interpolation="nearest")
+    panels[0].set(xlim=(-0.15, kept.columns + 0.15), ylim=(kept.rows + 0.15, -0.15))
     panels[0].set_title(f"the picture: {kept.rows * kept.columns} tokens", fontsize=9)
     for axes, (layer, mask) in zip(panels[1:], kept.layers.items()):
         axes.imshow(pixels, extent=edges, interpolation="nearest")
