@@ -37,7 +37,7 @@ FLOORS = [
     {"prefill", "pruning"},
     {"evaluate", "surrogate", "refine", "downsample", "search", "baselines", "amortised", "presets", "schedules"},
     {"plot", "console", "notations", "testbed", "data"},
-    {"options", "answer"},
+    {"options", "answer", "report"},
     {"demo", "reproduction", "integrations"},
     {"commands"},
     {"cli"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
         options = build_parser().parse_args(argv)
+        options.command = shlex.join(["vispco", *(sys.argv[1:] if argv is None else argv)])
         with _quiet_transformers():
             options.run(options)
         sys.stdout.flush()

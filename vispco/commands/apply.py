@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 
 from .. import data, testbed
 from ..answer import answer, side_by_side, time_to_first_token
 from ..config import PruningConfig
-from ..data.draw import check_files
-from ..data.pictures import require_pillow
 from ..options import add_json, add_model, add_reading, whole
-from .model import is_testbed, load_model
+from .asked import about, check_words, of_testbed, words
+from .model import load_model
 from .output import print_json
 from .questions import reading_options
 
@@ -47,12 +44,15 @@ def run(options: argparse.Namespace) -> None:
                          "question")
     config = PruningConfig.load(options.config)
     reading = reading_options(options)
-    asked, expected = _own(options) if options.question else _of_testbed(options)
+    if options.question:
+        kind, expected = "image" if options.image else "video", None
+        asked = about(options.image or [options.video], kind, options.question, options.max_pixels)
+    else:
+        asked, expected = _of_testbed(options)
     model, processor = load_model(options)
     inputs = data.prompt(processor, asked, **reading)
-    question = asked.turns[0][0].replace("<image>", "").replace("<video>", "")
-    if is_testbed(options.model) and bool((inputs["input_ids"] == processor.tokenizer.unk_token_id).any()):
-        raise ValueError(f"the testbed does not know every word of {question!r}: see `vispco list tasks` for what it is asked")
+    question = words(asked)
+    check_words(options.model, processor, inputs, question)
     full, pruned = (answer(model, processor, inputs, c, options.max_new_tokens) for c in (None, config))
     seconds = time_to_first_token(model, inputs, config, options.repeats) if options.repeats else None
     if options.json:
@@ -61,22 +61,6 @@ def run(options: argparse.Namespace) -> None:
     print(side_by_side(full, pruned, question, expected, seconds))
 
 
-def _own(options: argparse.Namespace) -> tuple[data.Conversation, None]:
-    media = tuple(map(os.path.abspath, options.image or [options.video]))
-    for path in media:
-        os.stat(path)
-    kind = "image" if options.image else "video"
-    own = {"images": [*media]} if options.image else {"video": media[0]}
-    asked = data.parse({**own, "question": options.question, "answer": "?"}, f"--{kind}", os.path.abspath(os.sep))
-    if kind == "image":
-        check_files(asked, options.max_pixels)
-    return asked, None
-
-
 def _of_testbed(options: argparse.Namespace) -> tuple[data.Conversation, str]:
-    image, _ = require_pillow()
     example = testbed.examples(options.split, options.index + 1, options.seed)[options.index]
-    file = io.BytesIO()
-    image.fromarray(example.image).save(file, "png")
-    row = {"image": {"bytes": file.getvalue()}, "question": example.question + "?", "answer": example.answer}
-    return data.parse(row, f"question {options.index}"), example.answer
+    return of_testbed(example, f"question {options.index}"), example.answer

@@ -15,17 +15,19 @@ from .. import data, testbed
 from ..distributed import rank, share
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
+from .asked import of_testbed
 from .model import check_name, is_testbed
 
 
 @dataclass
 class Questions:
     """split: that they are of, if their data has any. tasks: of each question, in order. batches(model, processor):
-    with labels."""
+    with labels. some(n): up to n of them about one picture each, as conversations."""
 
     split: str | None
     tasks: list[str]
     batches: Callable[[Any, Any], list[dict]]
+    some: Callable[[int], list[data.Conversation]]
 
 
 def questions(options: argparse.Namespace, split: str) -> Questions:
@@ -46,7 +48,8 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
             print(preview(sample, made, adapter_for(model)(model), processor, options), file=sys.stderr)
         return made
 
-    return Questions(options.split, [c.task or "other" for c in sample.conversations], batches)
+    return Questions(options.split, [c.task or "other" for c in sample.conversations], batches,
+                     lambda n: [c for c in sample.conversations if c.kind == "image" and len(c.media) == 1][:n])
 
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
     kind = _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
     examples, size = testbed.examples(split, options.limit, options.seed, options.tasks), options.batch_size or 32
     return Questions(split, [e.task for e in examples], lambda model, processor: [
-        testbed.collate(share(examples[i:i + size]), model=kind) for i in range(0, len(examples), size)])
+        testbed.collate(share(examples[i:i + size]), model=kind) for i in range(0, len(examples), size)],
+        lambda n: [of_testbed(e, f"question {i}") for i, e in enumerate(examples[:n])])
 
 
 def _testbed_kind(model: str) -> str:

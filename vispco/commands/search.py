@@ -12,18 +12,22 @@ from dataclasses import replace
 
 import torch
 
+from .. import data
 from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
 from ..costs import LatencyTable
 from ..distributed import launched, rank, total
-from ..frontier import FrontierPoint
+from ..frontier import Frontier, FrontierPoint
 from ..options import add_data, add_json, add_model, budgets, positive, whole
+from ..plot import plot_tokens
 from ..registry import KERNELS, METHODS
+from ..report import Overlay, write_report
 from ..search import search
 from ..ste import ESTIMATORS, build_estimator
 from ..teacher import OBJECTIVES, prepare, shapes
+from .asked import words
 from .model import load_model
 from .output import StepLog, print_json, slug
-from .questions import questions
+from .questions import Questions, questions, reading_options
 
 SUMMARY = "find one configuration per budget by gradient"
 EXAMPLES = ("--model testbed --budgets 0.2,0.5,0.8 --output run",
@@ -51,7 +55,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
         help="schedules per budget that are tried after the gradient (default: %(default)s)")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
-        help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
+        help="for frontier.json, config-<budget>.json, log.jsonl and report.html (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
     add_json(sub)
     add_model(sub)
@@ -77,14 +81,14 @@ def _run(options: argparse.Namespace) -> None:
         model, processor = load_model(options)
         batches = asked.batches(model, processor)
         timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
-        latency = _latency(model, batches) if timed else None
+        latency, steps = _latency(model, batches) if timed else None, []
         with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
                 StepLog(folder / "log.jsonl") as log:
             frontier = search(model, batches, options.method, options.kernel, options.budgets,
                               seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
                               objective=options.objective, estimator=options.estimator, latency=latency,
                               refinement=options.refinement,
-                              callback=lambda record: (bar(record), log(record)))
+                              callback=lambda record: (bar(record), log(record), steps.append(record)))
         frontier.meta |= {"model": options.model, "data": options.data}
         files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
         for point, name in zip(frontier.points, files):
@@ -92,15 +96,18 @@ def _run(options: argparse.Namespace) -> None:
         if latency:
             latency.save(folder / "latency.json")
         frontier.save(folder / "frontier.json")
+        overlays, note = _overlays(options, frontier, asked, model, processor)
+        write_report(folder / "report.html", frontier, steps, options.command, overlays, note)
     rows = [{**_summary(p, options.objective), "file": str(folder / name)} for p, name in zip(frontier.points, files)]
     if options.json:
         return print_json({"frontier": str(folder / "frontier.json"), "log": str(folder / "log.jsonl"),
+                           "report": str(folder / "report.html"),
                            "configurations": rows, "meta": frontier.meta})
     print(table(["budget", "FLOPs", "share", "visual tokens entering each layer",
                  {"kl": "KL", "task": "task loss"}[options.objective], "file"],
                 [[budget_text(r["budget"]), flops(r["flops"]), percent(r["share"]), tokens(r["tokens"]),
                   f"{r[options.objective]:.4f}", r["file"]] for r in rows]))
-    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}")
+    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, with pictures in {folder / 'report.html'}")
 
 
 def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:
@@ -109,6 +116,27 @@ def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:
     table = LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
     seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all
     return replace(table, seconds=total(seconds).tolist())
+
+
+def _overlays(options: argparse.Namespace, frontier: Frontier, asked: Questions, model, processor,
+              count: int = 3) -> tuple[list[Overlay], str]:
+    """How the configuration in the middle of the frontier treats some calibration questions; or why none can be shown."""
+    point, reading = frontier.points[(len(frontier) - 1) // 2], reading_options(options)
+    if min(point.config.keep_ratios) == 1:
+        return [], "Nothing is dropped."
+
+    def overlay(conversation: data.Conversation) -> Overlay:
+        def draw(path) -> None:
+            picture = data.open_picture(conversation.media[0], conversation.folder, options.max_pixels)
+            plot_tokens(model, processor, data.prompt(processor, conversation, **reading), picture, point.config, path)
+
+        return Overlay(f"{words(conversation)} (budget {budget_text(point.budget)})", draw)
+
+    try:
+        found = [overlay(conversation) for conversation in asked.some(count)]
+    except ImportError as error:
+        return [], str(error)
+    return found, "None of the questions is about one picture."
 
 
 def _summary(point: FrontierPoint, objective: str) -> dict:

@@ -4,5 +4,6 @@ from .collate import batches, collate, prompt
 from .conversation import Conversation, parse
 from .draw import Sample, draw, reservoir
 from .lines import rows
+from .pictures import open_picture
 
-__all__ = ["Conversation", "Sample", "batches", "collate", "draw", "parse", "prompt", "reservoir", "rows"]
+__all__ = ["Conversation", "Sample", "batches", "collate", "draw", "open_picture", "parse", "prompt", "reservoir", "rows"]

@@ -1,0 +1,8 @@
+"""Pictures: frontiers with their schedules, kept tokens over the image, the course of a search."""
+
+from .convergence import plot_convergence
+from .figure import picture_kind, require_matplotlib
+from .frontiers import plot_frontier
+from .tokens import plot_tokens
+
+__all__ = ["picture_kind", "plot_convergence", "plot_frontier", "plot_tokens", "require_matplotlib"]

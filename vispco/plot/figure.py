@@ -1,0 +1,77 @@
+"""The look that the pictures share, and their bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..console import budget_text
+
+# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+INK = "#222222"
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 160, "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 10, "text.color": INK,
+    "text.parse_math": False,  # names and questions may hold any number of $
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "axes.titlesize": 11, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True,
+    "xtick.color": INK, "ytick.color": INK, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
+    "legend.frameon": False, "legend.fontsize": 9}
+
+
+def picture_kind(path: str | os.PathLike) -> str:
+    """"svg" or "png". Raises ValueError for anything else."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".svg", ".png"):
+        raise ValueError(f"{os.fspath(path)}: the name of a picture must end in .svg or .png")
+    return suffix[1:]
+
+
+def require_matplotlib() -> None:
+    """Raise ImportError, with the command that helps, unless matplotlib is there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "vispco[plot]"') from error
+
+
+def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
+    """What `draw(figure)` draws, in inches, as "svg" or "png"; the same input gives the same bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's style sheet must not change the picture
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def percents(axis) -> None:
+    """Shares as percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+
+
+def budget_label(budget: float | str | Mapping) -> str:
+    """As it reads best: shares in percent, everything else as it was asked for."""
+    if isinstance(budget, (str, Mapping)):
+        return budget_text(budget)
+    return f"{budget * 100:.4g} %" if budget <= 1 else f"{budget:.4g}"
+
+
+def clean(text: str, longest: int = 50) -> str:
+    """On one line, without what an SVG cannot hold; of a text that is too long both ends."""
+    text = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return text if len(text) <= longest else f"{text[:longest // 2]}…{text[-longest // 2:]}"
