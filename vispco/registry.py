@@ -74,7 +74,8 @@ class Registry:
                 try:
                     self.register(point.name, point.load(), overwrite=True)
                 except Exception as error:  # somebody else's package: name it, and go on
-                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}")
+                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}",
+                                  stacklevel=2)
 
 
 METHODS = Registry("method", "vispco.methods")
