@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
     """Logits (A, vocabulary), float32, at the positions that predict answer tokens."""
-    device = model.device
+    device: Any = model.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in lesson.inputs.items()}
     if pruner is not None:
         pruner.labels = lesson.labels  # so that no score looks at the answer
