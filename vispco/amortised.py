@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .budget import Budget, on_budget
 from .config import PruningConfig
 from .context import before_answer
+from .distributed import count, gathered, processes, rank, total
 from .flops import CostModel
 from .frontier import Frontier
 from .kernels import Kernel
@@ -50,7 +51,7 @@ class Amortised:
         for lesson in self.lessons if self.predictor.conditioned else self.lessons[:1]:
             theta = self.predictor(torch.full((len(lesson),), float(budget)), *features(self.model, lesson, self.predictor))
             schedules.append(self.kernel.schedule(theta))
-        return torch.cat(schedules).double().mean(0)
+        return gathered(torch.cat(schedules).double()).mean(0)
 
     def frontier(self, budgets: Sequence[float], refinement: int = 0, seed: int = 0, passes: float = math.inf) -> Frontier:
         """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
@@ -122,30 +123,34 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
             for step in range(steps):
                 queue = queue or torch.randperm(len(lessons), generator=generator).tolist()
                 lesson = lessons[queue.pop()]
-                share = torch.rand(len(lesson), generator=generator) + torch.randperm(len(lesson), generator=generator)
-                budget = low + (high - low) * share / len(lesson)  # stratified
+                samples = count(len(lesson))
+                share = torch.rand(samples, generator=generator) + torch.randperm(samples, generator=generator)
+                budget = (low + (high - low) * share / samples)[rank()::processes()]  # stratified
                 theta = predictor(budget, *features(model, lesson, predictor))
                 text, full = cost.text_only(lesson.n_text).double(), cost.full(lesson.n_visual, lesson.n_text).double()
                 ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
                 pruner.ratios = whole(ratios, tokens)
                 kl = per_sample(model, lesson, pruner)
-                loss = (kl + 1e-2).log().mean()
+                loss = (kl + 1e-2).log().sum() / count(len(kl))
+                optimizer.zero_grad()
+                loss.backward()
+                for parameter in predictor.parameters():
+                    parameter.grad = None if parameter.grad is None else total(parameter.grad)
+                loss = total(loss)
                 if not loss.isfinite():
                     raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
                                              "with a smaller learning rate")
-                optimizer.zero_grad()
-                loss.backward()
                 optimizer.step()
                 decay.step()
-                seen += len(lesson)
+                seen += samples
                 if callback:
-                    callback({"step": step, "steps": steps, "loss": float(kl.detach().mean()), "log": float(loss.detach())})
+                    callback({"step": step, "steps": steps, "loss": float(gathered(kl.detach()).mean()), "log": float(loss.detach())})
     meta = {"method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
             "conditioned": conditioned, "between": [low, high], "model_type": adapter.config.model_type,
-            "num_layers": len(adapter.layers), "n_visual": tokens, "samples": sum(map(len, lessons)),
+            "num_layers": len(adapter.layers), "n_visual": tokens, "samples": count(sum(map(len, lessons))),
             "full_flops": float(cost.full(*shapes(lessons)).double().mean()),
             "text_flops": float(cost.text_only(shapes(lessons)[1]).double().mean()),
-            "forward_passes": sum(map(len, lessons)) + 3 * seen, "versions": versions()}
+            "forward_passes": count(sum(map(len, lessons))) + 3 * seen, "versions": versions()}
     return Amortised(model, lessons, predictor.eval(), curve, method, method_options or {}, meta)
 
 
@@ -153,10 +158,10 @@ def per_sample(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
     """Mean KL(pruned || full) of each sample that has an answer (samples,); bounds its tokens' gradients by log KL's."""
     divergence = kl_divergence(answer_logits(model, lesson, pruner), lesson.log_probs)  # (A,)
     rows = lesson.rows.to(divergence.device)
-    count = torch.bincount(rows, minlength=len(lesson)).to(divergence)
-    kl = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, divergence) / count.clamp(min=1)
-    pruner.bound = (kl.detach() / (kl.detach() + 1e-2)) / int((count > 0).sum())
-    return kl[count > 0]
+    answers = torch.bincount(rows, minlength=len(lesson)).to(divergence)
+    kl = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, divergence) / answers.clamp(min=1)
+    pruner.bound = (kl.detach() / (kl.detach() + 1e-2)) / count(int((answers > 0).sum()))
+    return kl[answers > 0]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PruningConfig
+from .distributed import gathered
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .registry import adapter_for, build_method
@@ -87,7 +88,7 @@ def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def record(grades: list[tuple[Tensor, Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:
     """The means over all samples; FLOPs (samples,) as they ran, in full and without visual tokens."""
-    correct, divergence, task = (torch.cat(part) for part in zip(*grades))
+    correct, divergence, task = (gathered(torch.cat(part)) for part in zip(*grades))
     return Record(float(correct.float().mean()), float(divergence.mean().clamp(min=0)), float(task.mean()), float(flops.mean()),
                   float(flops.sum() / full.sum()), float((flops - text).sum() / (full - text).sum()), len(correct), correct)
 

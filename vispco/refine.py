@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from .budget import Limit
 from .config import PruningConfig
+from .distributed import count
 from .evaluate import Record, evaluate
 from .frontier import FrontierPoint
 from .surrogate import Surrogate
@@ -33,7 +34,7 @@ class Bench:
 
     def __init__(self, model: nn.Module, lessons: Sequence[Lesson], template: dict, objective: str = "kl"):
         self.model, self.lessons, self.template, self.objective = model, list(lessons), template, objective
-        self.samples = sum(map(len, self.lessons))
+        self.samples = count(sum(map(len, self.lessons)))
         self.records: dict[Schedule, Record] = {}
         self.passes = 0
 
@@ -60,7 +61,7 @@ class Bench:
             return self.records[schedule]
         lessons = self.lessons if part is None else [self.lessons[i] for i in part]
         record = evaluate(self.model, lessons, self.config(schedule))
-        self.passes += sum(map(len, lessons))
+        self.passes += count(sum(map(len, lessons)))
         if part is None:
             self.records[schedule] = record
         return record

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .alm import AugmentedLagrangian
 from .budget import Limit, limit_for
 from .costs import LatencyTable, cost_models
+from .distributed import count, processes, total
 from .frontier import Frontier
 from .kernels import Kernel
 from .pruning import Pruner
@@ -78,7 +79,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     limits.sort(key=lambda limit: float(limit.slack(torch.ones(limit.layers))), reverse=True)
     solvers = [_solver(limit, constraint) for limit in limits]  # bad options are refused before anything runs
 
-    passes, benches, thetas = sum(map(len, lessons)), [], []
+    samples = count(sum(map(len, lessons)))
+    passes, benches, thetas = samples, [], []
     with frozen(model):
         teach(model, lessons)
         for limit, alm in zip(limits, solvers):
@@ -98,7 +100,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     return Frontier([bench.point(limit) for bench, limit in zip(benches, limits)], {
         "method": method, "kernel": kernel, "objective": objective, "seed": seed, "steps": steps,
         "learning_rate": learning_rate, "inner": inner, "relative_to": relative_to, "model_type": adapter.config.model_type,
-        "num_layers": len(adapter.layers), "n_visual": limits[0].tokens, "samples": sum(map(len, lessons)),
+        "num_layers": len(adapter.layers), "n_visual": limits[0].tokens, "samples": samples,
         "full_flops": float(full.double().mean()), "text_flops": float(text.double().mean()),
         "forward_passes": passes + sum(bench.passes for bench in benches),
         "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
@@ -170,15 +172,16 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
                 ratios = curve()
                 pruner.ratios = whole(ratios, limit.tokens)
                 value, slacks = _divergence(adapter.model, lesson, pruner, bench.objective), limit.slacks(ratios)
-                loss = alm.loss(value, slacks.to(value))
+                loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
+                curve.theta.grad = total(torch.autograd.grad(loss, curve.theta)[0])
+                loss, value = total(loss), total(value)
                 if not loss.isfinite():
                     raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
                                              "search in float32 or bfloat16, with a smaller learning rate")
-                curve.theta.grad, = torch.autograd.grad(loss, curve.theta)
                 norm = float(curve.theta.grad.norm())
                 optimizer.step()
                 decay.step()
-                seen += len(lesson)
+                seen += count(len(lesson))
                 if callback:
                     callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(value.detach()),
                               "slack": float(slacks.detach().min()), "slacks": slacks.tolist(),
@@ -193,12 +196,14 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
 
 
 def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:
-    """Mean objective over the answer tokens; bounds the gradient of each token by its sample's part of it."""
+    """This process's part of the mean objective over the answer tokens; bounds the gradient of each token by its sample's
+    part of it."""
     losses = token_losses(answer_logits(model, lesson, pruner), lesson, objective)  # (A,)
     rows = lesson.rows.to(losses.device)
-    part = losses.detach() / len(rows)
+    tokens = count(len(rows))
+    part = losses.detach() / tokens
     pruner.bound = torch.zeros(len(lesson), device=rows.device).index_add(0, rows, part)
-    return losses.mean()
+    return losses.sum() / tokens
 
 
 def whole(ratios: Tensor, tokens: int) -> Tensor:

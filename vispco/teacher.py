@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .context import before_answer
+from .distributed import gathered
 from .registry import adapter_for
 
 
@@ -83,8 +84,8 @@ def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
 
 
 def shapes(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
-    """Visual and text tokens of every prompt: two (samples,) tensors."""
-    n_visual, n_text = (torch.cat([getattr(lesson, name) for lesson in lessons]) for name in ("n_visual", "n_text"))
+    """Visual and text tokens of every prompt, of all processes: two (samples,) tensors."""
+    n_visual, n_text = (gathered(torch.cat([getattr(lesson, name) for lesson in lessons])) for name in ("n_visual", "n_text"))
     return n_visual, n_text
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import data, testbed
+from ..distributed import rank, share
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
 from .model import check_name, is_testbed
@@ -41,7 +42,7 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
 
     def batches(model, processor) -> list[dict]:
         made = data.batches(processor, sample.conversations, options.batch_size or 4, **reading)
-        if not options.quiet:
+        if not options.quiet and not rank():
             print(preview(sample, made, adapter_for(model)(model), processor, options), file=sys.stderr)
         return made
 
@@ -93,7 +94,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
     kind = _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
     examples, size = testbed.examples(split, options.limit, options.seed, options.tasks), options.batch_size or 32
     return Questions(split, [e.task for e in examples], lambda model, processor: [
-        testbed.collate(examples[i:i + size], model=kind) for i in range(0, len(examples), size)])
+        testbed.collate(share(examples[i:i + size]), model=kind) for i in range(0, len(examples), size)])
 
 
 def _testbed_kind(model: str) -> str:

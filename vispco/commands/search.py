@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
+import io
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
 
 from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
 from ..costs import LatencyTable
+from ..distributed import launched, rank, total
 from ..frontier import FrontierPoint
 from ..options import add_data, add_json, add_model, budgets, positive, whole
 from ..registry import KERNELS, METHODS
@@ -42,7 +49,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
         help="of Adam, on the kernel's parameters (default: %(default)s)")
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
-        help="rounds of local moves on what the gradient found (default: %(default)s)")
+        help="schedules per budget that are tried after the gradient (default: %(default)s)")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
         help="for frontier.json, config-<budget>.json and log.jsonl (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
@@ -52,7 +59,16 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Search, write, print."""
+    """Search, write, print; with the processes of `torchrun`, of which the first writes and prints."""
+    with launched():
+        if not rank():
+            return _run(options)
+        with tempfile.TemporaryDirectory() as nowhere, contextlib.redirect_stdout(io.StringIO()):
+            options.output, options.quiet = nowhere, True
+            _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     METHODS.get(options.method), KERNELS.get(options.kernel), build_estimator(options.estimator)
     with output_folder(options.output) as folder:
         if (folder / "frontier.json").exists() and not options.overwrite:
@@ -90,7 +106,9 @@ def run(options: argparse.Namespace) -> None:
 def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:
     """The decoder's times up to the longest prompt."""
     longest = int(sum(shapes(prepare(model, batches))).max())
-    return LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
+    table = LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
+    seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all
+    return replace(table, seconds=total(seconds).tolist())
 
 
 def _summary(point: FrontierPoint, objective: str) -> dict:

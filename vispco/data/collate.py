@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 
+from ..distributed import share
 from .conversation import MARKERS, Conversation
 from .pictures import MAX_PIXELS, open_picture, open_video
 from .template import render, render_prompt, tokens
 
 
 def batches(processor: Any, conversations: Sequence[Conversation], batch_size: int = 8, **options) -> list[dict]:
-    """`collate` over conversations in order, `batch_size` at a time; pictures and videos never share a batch."""
+    """`collate` over conversations in order, `batch_size` at a time; pictures and videos never share a batch.
+
+    Of several processes that search together (`vispco.distributed`), each gets its own share of every batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     groups = [list(group) for _, group in groupby(conversations, key=lambda c: c.kind)]
-    return [collate(processor, group[i:i + batch_size], **options) for group in groups
+    return [collate(processor, share(group[i:i + batch_size]), **options) for group in groups
             for i in range(0, len(group), batch_size)]
 
 

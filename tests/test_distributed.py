@@ -1,0 +1,97 @@
+"""Two processes find what one finds on the same batches; and they do not meet unless they are asked to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vispco import distributed
+
+HERE = Path(__file__).parent
+
+
+def launch(processes, *arguments):
+    """A module or script under torchrun; raises with its stderr."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d",
+               "--rdzv-endpoint=localhost:0"] if processes > 1 else [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """{(processes, rank): what it found}."""
+    folder = tmp_path_factory.mktemp("shared")
+    for processes in (1, 2):
+        launch(processes, HERE / "share_work.py", folder)
+    return {tuple(map(int, path.stem.split("-"))): json.loads(path.read_text()) for path in folder.iterdir()}
+
+
+def close(a, b):
+    return torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=2e-3, atol=2e-4)
+
+
+def test_sums_and_rows_of_all(found):
+    assert found[2, 0]["total"] == found[2, 1]["total"] == [2.0, 1.0]
+    assert found[2, 0]["gathered"] == found[2, 1]["gathered"] == [[0, 0], [1, 1], [1, 1]]
+    assert found[1, 0]["total"] == [1.0, 0.0] and found[1, 0]["processes"] == 1
+
+
+def test_both_find_the_same(found):
+    assert found[2, 0] == found[2, 1]
+
+
+def test_an_evaluation_is_that_of_all_questions(found):
+    one, two = found[1, 0]["accuracy"], found[2, 0]["accuracy"]
+    assert one.keys() == two.keys() and one["n"] == two["n"] == 24 and one["accuracy"] == two["accuracy"]
+    close(list(one.values()), list(two.values()))
+
+
+def test_every_step_has_the_loss_and_the_gradient_of_the_whole_batch(found):
+    one, two = found[1, 0]["steps"], found[2, 0]["steps"]
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two):
+        close(list(a.values()), list(b.values()))
+
+
+@pytest.mark.parametrize("name", ["search", "multi_step", "amortised", "conditioned"])
+def test_two_processes_find_what_one_finds(found, name):
+    one, two = found[1, 0]["frontiers"][name], found[2, 0]["frontiers"][name]
+    assert one["tokens"] == two["tokens"] and one["passes"] == two["passes"] and one["samples"] == two["samples"] == 24
+    close(one["loss"], two["loss"])
+    close(one["flops"], two["flops"])
+
+
+def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp_path):
+    options = ["search", "--model", "testbed", "--limit", 16, "--batch-size", 8, "--budgets", "0.5", "--steps", 2, "--refinement", 1,
+               "--quiet", "--json", "--output"]
+    shown = [json.loads(launch(n, "-m", "vispco", *options, tmp_path / str(n)).stdout) for n in (1, 2)]
+    one, two = (json.loads((tmp_path / str(n) / "frontier.json").read_text()) for n in (1, 2))
+    assert [p["config"]["keep_ratios"] for p in one["points"]] == [p["config"]["keep_ratios"] for p in two["points"]]
+    assert shown[0]["configurations"][0]["tokens"] == shown[1]["configurations"][0]["tokens"]
+    assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
+
+
+def test_alone_everything_is_as_it_was():
+    x = torch.arange(3.0, requires_grad=True)
+    assert distributed.total(x) is x and distributed.gathered(x) is x and distributed.count(7) == 7
+    assert distributed.share([1, 2, 3]) == [1, 2, 3] and (distributed.rank(), distributed.processes()) == (0, 1)
+
+
+def test_a_batch_too_small_to_share_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    with pytest.raises(ValueError, match="a batch of 3 questions cannot be shared by 4 processes: choose a batch size"):
+        distributed.share([1, 2, 3])
+
+
+def test_processes_that_were_not_asked_to_do_not_meet(monkeypatch):
+    """A user's own process group is none of ours: nothing is sent outside of `together`."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a: pytest.fail("nobody asked"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert float(distributed.total(torch.tensor(3.0))) == 3
