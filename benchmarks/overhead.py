@@ -32,12 +32,12 @@ def measure(options) -> list[dict]:
                 shapes.decode(model, cache, 1, first)
                 yield
 
-        for work, bare, config, within in [
-                ("prefill", partial(shapes.prefill, model, prompt), keep_all, lambda: vispco.apply(model, keep_all)),
-                ("decode", partial(shapes.decode, model, full, options.steps, first), keep_all,
+        for work, bare, within in [
+                ("prefill", partial(shapes.prefill, model, prompt), lambda: vispco.apply(model, keep_all)),
+                ("decode", partial(shapes.decode, model, full, options.steps, first),
                  lambda: settled(keep_all, full)),
                 # Without padding the bare model decodes a pruned cache as well: the same keys in each layer.
-                ("decode after pruning", partial(shapes.decode, model, short, options.steps, first), half,
+                ("decode after pruning", partial(shapes.decode, model, short, options.steps, first),
                  lambda: settled(half, short))]:
             times = side_by_side({"bare": bare, "applied": bare}, baseline="bare", rounds=options.rounds,
                                  warmup=options.warmup, device=options.device, within={"applied": within})

@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="update the outputs in the pages, and docs/images")
     options = parser.parse_args()
+    if missing := [page for page in options.pages if not page.is_file()]:
+        parser.error(f"{missing[0]} is not a file: give pages such as docs/00-quickstart.md")
     for page in (page.resolve() for page in options.pages):
         if not options.write:
             print(*run(page), sep="\n")

@@ -178,7 +178,7 @@ def test_fastv_scores_are_the_eager_attention(name, text, padding, layer):
 
 @everything
 def test_bfloat16_is_finite(name, samples):
-    model, (inputs, n_visual) = copy.deepcopy(build(name)).bfloat16(), mixed(name, samples)
+    model, (inputs, _) = copy.deepcopy(build(name)).bfloat16(), mixed(name, samples)
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
     config = PruningConfig("pdrop", SCHEDULES["several"])
     for mode in ("deploy", "search"):

@@ -19,7 +19,7 @@ from vispco import testbed
 from vispco.testbed.data import collate
 
 pytest.importorskip("lmms_eval", reason='needs lmms-eval: pip install "vispco[eval]"')
-from vispco.integrations.lmms_eval import VispcoModel, cut, generation_options  # noqa: E402
+from vispco.integrations.lmms_eval import VispcoModel, cut, generation_options
 
 N = 48
 TEMPLATE = ("{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}<image>"

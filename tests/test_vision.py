@@ -15,7 +15,7 @@ from naive_vision import NAIVE_VISION
 from oracles import error, hook_counts, pruned_with
 from test_families import IMAGES, VIDEO_SAMPLES, generate, image_sizes
 from tiny import FAMILIES, PER_IMAGE, batch, make, without_labels
-from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompts, tiled
+from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompts
 from vispco import PruningConfig
 from vispco.methods.pool import Pool
 from vispco.registry import METHODS, adapter_for

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except SystemExit as stop:  # --help and --version
-        return stop.code or 0
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -139,7 +139,8 @@ class LatencyTable(LayerSum):
         adapter = adapter_for(model)(model)
         if any(layer._forward_pre_hooks for layer in adapter.layers):
             raise ValueError("the decoder's layers have hooks: measure the full model, outside of any `with vispco.apply`")
-        dimensions, device = adapter.dimensions(adapter.config), model.device
+        dimensions = adapter.dimensions(adapter.config)
+        device: Any = model.device
 
         def wait() -> None:
             if device.type != "cpu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -104,5 +105,5 @@ def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple
     return cost(counts, n_visual, n_text).double(), full, text
 
 
-def _are_lessons(batches) -> bool:
+def _are_lessons(batches) -> TypeGuard[list[Lesson]]:
     return isinstance(batches, list) and bool(batches) and all(isinstance(b, Lesson) for b in batches)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Set
 from typing import Any
 
 SCHEMA_VERSION = 1
 
 
-def checked_keys(data: Any, what: str, *, required: set[str], optional: set[str] = frozenset()) -> dict:
+def checked_keys(data: Any, what: str, *, required: Set[str], optional: Set[str] = frozenset()) -> dict:
     """`data` as a dict with exactly these keys (and the right schema version), or ValueError."""
     if not isinstance(data, dict):
         raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")

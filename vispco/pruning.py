@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class Pruner:
         self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
-        self.prefill: Prefill | None = None
+        self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass

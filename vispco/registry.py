@@ -48,7 +48,7 @@ class Registry:
 
         return add if cls is None else add(cls)
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[Any]:
         """The class registered under `name`. Raises ValueError with the nearest name if there is none."""
         self._load_entry_points()
         if not isinstance(name, str) or name not in self._classes:
@@ -74,7 +74,8 @@ class Registry:
                 try:
                     self.register(point.name, point.load(), overwrite=True)
                 except Exception as error:  # somebody else's package: name it, and go on
-                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}")
+                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}",
+                                  stacklevel=2)
 
 
 METHODS = Registry("method", "vispco.methods")
@@ -95,7 +96,7 @@ def build_method(name: str, options: Mapping[str, Any] | None = None):
         raise ValueError(f"method {name!r} does not take the options {options}: {error}") from error
 
 
-def adapter_for(model: Any) -> type:
+def adapter_for(model: Any) -> type[Any]:
     """The adapter whose `handles` accepts a model (by its class) or a configuration (by its `model_type`).
 
     Raises ValueError that names the class and the adapters there are.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ def _checkpointed(forward, *args, **kwargs):
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
     """Logits (A, vocabulary), float32, at the positions that predict answer tokens."""
-    device = model.device
+    device: Any = model.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in lesson.inputs.items()}
     if pruner is not None:
         pruner.labels = lesson.labels  # so that no score looks at the answer

@@ -33,11 +33,11 @@ class Adapter:
     causal: bool = True
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self.config = model.config
-        self.decoder = model.get_decoder()
+        self.model: Any = model  # to a type checker, any attribute of an nn.Module is a tensor or a module
+        self.config: Any = model.config
+        self.decoder = self.model.get_decoder()
         self.layers = self.decoder.layers
-        text = model.config.get_text_config(decoder=True)
+        text = self.config.get_text_config(decoder=True)
         windows = ["sliding_attention"] if getattr(text, "sliding_window", None) else []
         self.causal = self.causal and {*(getattr(text, "layer_types", None) or windows)} <= {"full_attention"}
 
