@@ -101,7 +101,7 @@ def test_search_writes_what_it_found(capsys):
     assert main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL]) == 0
     out, err = capsys.readouterr()
     assert sorted(p.name for p in Path("deep/run").iterdir()) == [
-        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl"]
+        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl", "report.html"]
     frontier = Frontier.load("deep/run/frontier.json")
     assert [p.budget for p in frontier.points] == [0.3, 0.7] and frontier.meta["data"] == "testbed"
     assert all(p.share <= p.budget for p in frontier.points)
