@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..config import PruningConfig
 from ..console import budget_text, flops, percent, tokens
 from ..files import write_text
 from ..frontier import Frontier
@@ -101,9 +102,13 @@ def _table(frontier: Frontier) -> str:
     name = {"task": "task loss"}.get(frontier.meta.get("objective"), "KL")
     measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
     header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
-    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), tokens(p.config.tokens(p.config.n_visual or 100)),
-             f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
+    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config), f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
     return _rows(header, rows, numbers={1, 2, *range(4, len(header))})
+
+
+def _entering(config: PruningConfig) -> str:
+    """Counts, or shares where the configuration does not say of how many."""
+    return tokens(config.tokens(config.n_visual)) if config.n_visual else " ".join(percent(r, 0) for r in config.keep_ratios)
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int] = frozenset()) -> str:
