@@ -61,8 +61,8 @@ def plot_tokens(model, processor, inputs: Mapping[str, Any], picture, config: Pr
                 title: str = "") -> None:
     """Draw the patches of `picture` that enter each layer at which some are dropped, to an `.svg` or `.png` file.
 
-    Of more than 11 such layers, 11 evenly spread ones. inputs: of one prompt about it, as `processor` makes them. picture: a PIL image. What the processor crops off
-    is not shown. Raises ValueError as `kept_patches` does, ImportError without matplotlib.
+    Of more than 11 such layers, 11 evenly spread ones. inputs: of one prompt about it, as `processor` makes them.
+    picture: a PIL image. What the processor crops off is not shown. Raises ValueError as `kept_patches` does, ImportError without matplotlib.
     """
     kind = picture_kind(path)
     require_matplotlib()
@@ -118,8 +118,8 @@ def _draw(figure, pixels: np.ndarray, kept: Kept, rows: int, columns: int, title
         veil[..., :3], veil[..., 3] = 1, 0.82 * (~mask.numpy())  # dropped patches fade into the paper
         axes.imshow(veil, extent=edges, interpolation="nearest")
         corners = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
-        axes.add_collection(LineCollection([[(column + x, row + y) for x, y in corners] for row, column in mask.nonzero().tolist()],
-                                           colors=COLOURS[1], linewidths=0.7))
+        outlines = [[(column + x, row + y) for x, y in corners] for row, column in mask.nonzero().tolist()]
+        axes.add_collection(LineCollection(outlines, colors=COLOURS[1], linewidths=0.7))
         axes.plot([0, kept.columns, kept.columns, 0, 0], [0, 0, kept.rows, kept.rows, 0], color="#8a8a8a",
                   linewidth=0.6)
         axes.set_title(f"layer {layer}: {int(mask.sum())} of {mask.numel()} enter", fontsize=9)

@@ -65,7 +65,8 @@ def write_report(path: str | os.PathLike, frontier: Frontier, steps: Sequence[Ma
     write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
                      f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
                      f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
-                     f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n")
+                     f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+                     + "\n".join(parts) + "\n</body>\n</html>\n")
 
 
 def _text(text: object) -> str:
@@ -102,7 +103,8 @@ def _table(frontier: Frontier) -> str:
     name = {"task": "task loss"}.get(frontier.meta.get("objective"), "KL")
     measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
     header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
-    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config), f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
+    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config),
+             f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
     return _rows(header, rows, numbers={1, 2, *range(4, len(header))})
 
 
