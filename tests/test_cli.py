@@ -101,7 +101,7 @@ def test_search_writes_what_it_found(capsys):
     assert main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL]) == 0
     out, err = capsys.readouterr()
     assert sorted(p.name for p in Path("deep/run").iterdir()) == [
-        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl"]
+        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl", "report.html"]
     frontier = Frontier.load("deep/run/frontier.json")
     assert [p.budget for p in frontier.points] == [0.3, 0.7] and frontier.meta["data"] == "testbed"
     assert all(p.share <= p.budget for p in frontier.points)
@@ -152,6 +152,30 @@ def test_evaluate_configs(capsys):
     out = capsys.readouterr().out
     assert out.splitlines()[0].endswith("count  digit")
     assert "8 questions of testbed, split 'test'" in out
+
+
+def test_published_configurations_are_measured_with_a_frontier(frontier_file, capsys):
+    assert main(["evaluate", "--frontier", frontier_file, "--published", "-o", "measured.json", *SMALL]) == 0
+    others = Frontier.load("measured.json").meta["competitors"]
+    assert [o["label"] for o in others] == ["fastv k2-r50", "fastv k3-r50", "fastv k3-r75"]
+    assert all(0 < o["share"] < 1 and o["kind"] == "published" for o in others)
+    assert "fastv k3-r75" in capsys.readouterr().out
+    assert main(["evaluate", "--config", config_file(), "--published", *SMALL]) == 2
+    assert "--published goes together with --frontier" in capsys.readouterr().err
+
+
+def test_plot_draws_kept_tokens(capsys):
+    pytest.importorskip("matplotlib")
+    Image = pytest.importorskip("PIL.Image")
+    example = testbed.examples("test", 1)[0]
+    Image.fromarray(example.image).save("a.png")
+    asked = ["--tokens", "a.png", "--question", example.question, "--config", config_file()]
+    assert main(["plot", *asked, "-o", "tokens.svg", "-o", "tokens.png"]) == 0
+    assert "layer 3: 16 of 64 enter" in Path("tokens.svg").read_text()
+    for wrong, words in ((asked[:4], "--tokens PICTURE with --question and --config"), ([], "give frontier.json"),
+                         ([*asked[:3], "zebra", *asked[4:]], "does not know every word")):
+        assert main(["plot", *wrong, "-o", "other.svg"]) == 2
+        assert words in capsys.readouterr().err and not Path("other.svg").exists()
 
 
 def test_evaluate_a_frontier_then_plot_it(frontier_file, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from ..baselines import published
 from ..config import PruningConfig
 from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
 from ..evaluate import Record, evaluate
@@ -25,6 +26,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", nargs="+", metavar="FILE", help="pruning configurations")
     what.add_argument("--frontier", metavar="FILE", help="a frontier: all of its configurations")
+    sub.add_argument("--published", action="store_true",
+                     help="with --frontier: also the published configurations of its method, moved to this model's depth")
     sub.add_argument("--per-task", action="store_true", help="a column of accuracy for every task")
     sub.add_argument("--output", "-o", metavar="FILE",
                      help="write the frontier with what was measured, ready to plot")
@@ -42,6 +45,11 @@ def run(options: argparse.Namespace) -> None:
         check_file(options.output)
     named = [(budget_text(p.budget), p.config) for p in frontier.points] if frontier else \
         [(path, PruningConfig.load(path)) for path in options.config]
+    if options.published:
+        if frontier is None or not len(frontier):
+            raise ValueError("--published goes together with --frontier: it has the method whose configurations are meant")
+        config = frontier.points[0].config
+        named += [(f"{config.method} {name}", c) for name, c in published(config.method, config.num_layers).items()]
     asked = questions(options, "test")
     model, processor = load_model(options)
     batches = asked.batches(model, processor)
@@ -79,5 +87,9 @@ def _measured(record: Record, tasks: list[str]) -> dict:
 
 def _with_metrics(frontier: Frontier, rows: list[dict]) -> Frontier:
     full, *rest = [{k: v for k, v in row.items() if k != "name"} for row in rows]
+    others = [{"kind": "published", "label": row["name"], **{k: row[k] for k in ("share", "flops", "accuracy", "kl")}}
+              for row in rows[1 + len(frontier):]]
     points = [replace(p, metrics=m) for p, m in zip(frontier.points, rest)]
-    return Frontier(points, {**frontier.meta, "full_accuracy": full["accuracy"]})
+    known = [c for c in frontier.meta.get("competitors", []) if c.get("kind") != "published"] if others else []
+    return Frontier(points, {**frontier.meta, "full_accuracy": full["accuracy"],
+                             **({"competitors": known + others} if others else {})})

@@ -107,7 +107,8 @@ def _run(options: argparse.Namespace) -> None:
                  {"kl": "KL", "task": "task loss"}[options.objective], "file"],
                 [[budget_text(r["budget"]), flops(r["flops"]), percent(r["share"]), tokens(r["tokens"]),
                   f"{r[options.objective]:.4f}", r["file"]] for r in rows]))
-    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, with pictures in {folder / 'report.html'}")
+    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
+          f"with pictures in {folder / 'report.html'}")
 
 
 def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:

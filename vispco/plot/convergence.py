@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ..files import write_text
-from .figure import COLOURS, DASHES, MARKERS, budget_label, picture_kind, render, require_matplotlib
+from .figure import COLOURS, DASHES, MARKERS, budget_label, picture_kind, plain_log, render, require_matplotlib
 
 _PANELS = {"loss": "loss", "violation": "violation of the budget", "multiplier": "multiplier", "penalty": "penalty",
            "gradient": "norm of the gradient"}
@@ -16,8 +16,8 @@ _PANELS = {"loss": "loss", "violation": "violation of the budget", "multiplier":
 def plot_convergence(steps: Sequence[Mapping], path: str | os.PathLike) -> None:
     """Draw loss, violation, multiplier, penalty and norm of the gradient against the step, a line a budget.
 
-    steps: what `vispco.search` gives its callback, or the lines of `log.jsonl`. Penalty, violation and gradient are on a
-    symmetric-logarithmic scale. Raises ValueError for another suffix or no steps, ImportError without matplotlib.
+    steps: what `vispco.search` gives its callback, or the lines of `log.jsonl`. Penalty and gradient are on
+    logarithmic scales. Raises ValueError for another suffix or no steps, ImportError without matplotlib.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +43,9 @@ def _draw(figure, steps: Sequence[Mapping], shown: Mapping[str, str]) -> None:
             axes.plot(*zip(*own), color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
                       marker=MARKERS[i % len(MARKERS)], markersize=4, markevery=max(1, len(own) // 8),
                       label=labels[budget])
-        if name in ("violation", "penalty", "gradient"):
-            axes.set_yscale("symlog", linthresh=1e-3)
+        if name in ("penalty", "gradient"):
+            axes.set_yscale("log")
+            plain_log(axes.yaxis)
         axes.set(title=title, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in list(panels.flat)[len(shown):]:

@@ -64,10 +64,19 @@ def percents(axis) -> None:
     axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
 
+def plain_log(axis, least: float = 0.0) -> None:
+    """Plain numbers on a logarithmic axis, at 1, 2 and 5. least: where the axis begins to mean "or less"."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{'≤ ' if v == least else ''}{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def budget_label(budget: float | str | Mapping) -> str:
     """As it reads best: shares in percent, everything else as it was asked for."""
     if isinstance(budget, (str, Mapping)):
-        return budget_text(budget)
+        return clean(budget_text(budget))
     return f"{budget * 100:.4g} %" if budget <= 1 else f"{budget:.4g}"
 
 

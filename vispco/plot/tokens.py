@@ -61,18 +61,26 @@ def plot_tokens(model, processor, inputs: Mapping[str, Any], picture, config: Pr
                 title: str = "") -> None:
     """Draw the patches of `picture` that enter each layer at which some are dropped, to an `.svg` or `.png` file.
 
-    inputs: of one prompt about it, as `processor` makes them. picture: a PIL image. What the processor crops off
-    is not shown. Raises ValueError as `kept_patches` does, ImportError without matplotlib.
+    Of more than 11 such layers, 11 evenly spread ones. inputs: of one prompt about it, as `processor` makes them.
+    picture: a PIL image. What the processor crops off is not shown. Raises ValueError as `kept_patches` does, ImportError without matplotlib.
     """
     kind = picture_kind(path)
     require_matplotlib()
-    kept, pixels = kept_patches(model, inputs, config), np.asarray(seen(processor, picture).convert("RGB"))
+    kept, pixels = _few(kept_patches(model, inputs, config)), np.asarray(seen(processor, picture).convert("RGB"))
     count = 1 + len(kept.layers)
     columns = min(4, count)
     rows = math.ceil(count / columns)
     tall = max(1.2, 2.8 * kept.rows / kept.columns)
     write_text(path, render(lambda figure: _draw(figure, pixels, kept, rows, columns, title),
                             max(5.6, 2.8 * columns), rows * (min(tall, 5.6) + 0.3) + 0.5, kind))
+
+
+def _few(kept: Kept, most: int = 11) -> Kept:
+    """Of many layers some, evenly spread, with the first and the last."""
+    names = list(kept.layers)
+    if len(names) > most:
+        names = [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
+    return Kept(kept.rows, kept.columns, {name: kept.layers[name] for name in names})
 
 
 def seen(processor, picture):
@@ -94,6 +102,8 @@ def seen(processor, picture):
 
 
 def _draw(figure, pixels: np.ndarray, kept: Kept, rows: int, columns: int, title: str) -> None:
+    from matplotlib.collections import LineCollection
+
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
@@ -107,9 +117,9 @@ def _draw(figure, pixels: np.ndarray, kept: Kept, rows: int, columns: int, title
         veil = np.zeros((*mask.shape, 4))
         veil[..., :3], veil[..., 3] = 1, 0.82 * (~mask.numpy())  # dropped patches fade into the paper
         axes.imshow(veil, extent=edges, interpolation="nearest")
-        for row, column in mask.nonzero().tolist():
-            axes.plot([column, column + 1, column + 1, column, column], [row, row, row + 1, row + 1, row],
-                      color=COLOURS[1], linewidth=0.7)
+        corners = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
+        outlines = [[(column + x, row + y) for x, y in corners] for row, column in mask.nonzero().tolist()]
+        axes.add_collection(LineCollection(outlines, colors=COLOURS[1], linewidths=0.7))
         axes.plot([0, kept.columns, kept.columns, 0, 0], [0, 0, kept.rows, kept.rows, 0], color="#8a8a8a",
                   linewidth=0.6)
         axes.set_title(f"layer {layer}: {int(mask.sum())} of {mask.numel()} enter", fontsize=9)

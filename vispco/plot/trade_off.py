@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..pareto import is_non_dominated
-from .figure import COLOURS, DASHES, INK, MARKERS, percents
+from .figure import COLOURS, DASHES, INK, MARKERS, clean, percents, plain_log
 from .read import LEAST_KL, Dot
 
 X_LABELS = {"share": "compute spent on visual tokens (share of the prunable FLOPs)",
@@ -97,7 +97,7 @@ def _draw_published(axes, points: list[dict], others: list[tuple[float, float]])
     box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
     line = {"arrowstyle": "-", "color": _PUBLISHED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
     for point, start in zip(points, taken[:len(points)]):
-        label = str(point.get("label", ""))
+        label = clean(str(point.get("label", "")))
         left, middle = _place(start, 0.013 * len(label), taken)
         taken += [(left + 0.013 * i, middle) for i in range(len(label))]
         axes.annotate(label, (point["x"], point["y"]), xytext=(left, middle), textcoords="axes fraction",
@@ -118,7 +118,7 @@ def _place(start, width: float, taken) -> tuple[float, float]:
 
 def _limits(axes, heights: list[float], x: str, y: str) -> None:
     """Scales, limits and tick labels of the left panel."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter
+    from matplotlib.ticker import EngFormatter
 
     if x == "share":
         axes.set_xlim(-0.03, 1.03)
@@ -132,5 +132,5 @@ def _limits(axes, heights: list[float], x: str, y: str) -> None:
         percents(axes.yaxis)
     else:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{'≤ ' if v == LEAST_KL else ''}{v:g}"))
+        plain_log(axes.yaxis, LEAST_KL)
         axes.set_ylim(min(heights) / 1.5, max(*heights, 10 * LEAST_KL) * 2)

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..config import PruningConfig
 from ..console import budget_text, flops, percent, tokens
 from ..files import write_text
 from ..frontier import Frontier
@@ -60,19 +61,25 @@ def write_report(path: str | os.PathLike, frontier: Frontier, steps: Sequence[Ma
     parts = [_frontier(frontier, missing), _section("Configurations", _table(frontier)),
              _overlays(overlays, note, missing), _convergence(steps, missing),
              _section("How it was made", _made(frontier.meta, command))]
-    title = escape(f"vispco: {frontier.meta.get('method', 'a search')} on {frontier.meta.get('model', 'a model')}")
+    title = _text(f"vispco: {frontier.meta.get('method', 'a search')} on {frontier.meta.get('model', 'a model')}")
     write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
                      f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
                      f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
-                     f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n" + "\n".join(parts) + "\n</body>\n</html>\n")
+                     f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+                     + "\n".join(parts) + "\n</body>\n</html>\n")
+
+
+def _text(text: object) -> str:
+    """As HTML that shows it: no tags, no quotes that end an attribute, no control characters."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text)))
 
 
 def _section(title: str, *parts: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
+    return f"<h2>{_text(title)}</h2>\n" + "\n".join(parts)
 
 
 def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{_text(text)}</p>'
 
 
 def _picture(draw: Callable[[Path], None], prefix: str, description: str, missing: str) -> str:
@@ -81,7 +88,7 @@ def _picture(draw: Callable[[Path], None], prefix: str, description: str, missin
         return _note(f"No picture: {missing}")
     try:
         return f"<figure>{drawn(draw, prefix, description)}</figure>"
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _note(f"No picture: {error}")
 
 
@@ -96,20 +103,25 @@ def _table(frontier: Frontier) -> str:
     name = {"task": "task loss"}.get(frontier.meta.get("objective"), "KL")
     measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
     header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
-    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), tokens(p.config.tokens(p.config.n_visual or 100)),
+    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config),
              f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
     return _rows(header, rows, numbers={1, 2, *range(4, len(header))})
 
 
+def _entering(config: PruningConfig) -> str:
+    """Counts, or shares where the configuration does not say of how many."""
+    return tokens(config.tokens(config.n_visual)) if config.n_visual else " ".join(percent(r, 0) for r in config.keep_ratios)
+
+
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int] = frozenset()) -> str:
-    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f'<td class="n">{escape(str(c))}</td>' if i in numbers else f"<td>{escape(str(c))}</td>"
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(f'<td class="n">{_text(c)}</td>' if i in numbers else f"<td>{_text(c)}</td>"
                                       for i, c in enumerate(row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
 def _overlays(overlays: Sequence[Overlay], note: str, missing: str) -> str:
-    parts = [f"<h3>{escape(o.title)}</h3>\n" + _picture(o.draw, f"tokens-{i}", f"kept tokens: {o.title}", missing)
+    parts = [f"<h3>{_text(o.title)}</h3>\n" + _picture(o.draw, f"tokens-{i}", f"kept tokens: {o.title}", missing)
              for i, o in enumerate(overlays)]
     return _section("Kept tokens", *(parts or [_note(note or "None were drawn.")]))
 
@@ -129,5 +141,5 @@ def _made(meta: Mapping[str, Any], command: str) -> str:
     rows = [[name, value if isinstance(value, str) else ", ".join(f"{k} {v}" for k, v in value.items())
              if isinstance(value, Mapping) else json.dumps(value)]
             for name, value in meta.items() if name != "competitors"]
-    typed = f"<pre>{escape(command)}</pre>\n" if command else ""
+    typed = f"<pre>{_text(command)}</pre>\n" if command else ""
     return typed + _rows(["setting", "value"], rows)

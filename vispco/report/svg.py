@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..plot.figure import clean
+
 _SVG = "http://www.w3.org/2000/svg"
 _DROPPED = {f"{{{_SVG}}}metadata"}
 
@@ -34,7 +36,7 @@ def drawn(draw: Callable[[Path], None], prefix: str, description: str) -> str:
     for name in ("width", "height"):  # the page decides; viewBox keeps the proportions
         root.attrib.pop(name, None)
     root.set("role", "img")
-    root.set("aria-label", description)
+    root.set("aria-label", clean(description, 200))
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     return ElementTree.tostring(root, encoding="unicode")
