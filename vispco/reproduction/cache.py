@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURING = ("config.py", "context.py", "downsample.py", "evaluate.py", "masks.py", "prefill.py", "pruning.py",
              "relaxation.py", "teacher.py", "testbed/*.py", "vision.py", "methods/*.py", "models/*.py")
 SEARCHING = ("*.py", "methods/*.py", "models/*.py")
-DISPLAY = {"cli.py", "console.py", "demo.py", "files.py", "options.py", "plot.py", "__main__.py", "__init__.py"}
+DISPLAY = {"cli.py", "console.py", "demo.py", "files.py", "options.py", "__main__.py", "__init__.py"}
 
 
 def key(**parts: Any) -> str:
