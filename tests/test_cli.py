@@ -101,7 +101,7 @@ def test_search_writes_what_it_found(capsys):
     assert main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL]) == 0
     out, err = capsys.readouterr()
     assert sorted(p.name for p in Path("deep/run").iterdir()) == [
-        "config-0.3.json", "config-0.7.json", "frontier.json", "log.jsonl", "report.html"]
+        "config-0.3.json", "config-0.7.json", "frontier.json", "journal.jsonl", "log.jsonl", "report.html"]
     frontier = Frontier.load("deep/run/frontier.json")
     assert [p.budget for p in frontier.points] == [0.3, 0.7] and frontier.meta["data"] == "testbed"
     assert all(p.share <= p.budget for p in frontier.points)
@@ -435,8 +435,9 @@ def test_demo_on_the_shipped_model():
         time.sleep(0.2)
     long.send_signal(signal.SIGINT)
     out, err = long.communicate(timeout=300)
-    assert (long.returncode, out, err) == (130, "", "vispco: interrupted\n")
-    assert [p.name for p in Path("run").iterdir()] == ["log.jsonl"]
+    assert (long.returncode, out) == (130, "")
+    assert err == "vispco: interrupted; `vispco search --steps 10000 -o run --resume` goes on where it was\n"
+    assert sorted(p.name for p in Path("run").iterdir()) == ["journal.jsonl", "log.jsonl"]
 
 
 def test_the_bar_tells_how_the_search_stands(monkeypatch):

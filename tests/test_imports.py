@@ -14,7 +14,7 @@ ROOT = Path(vispco.__file__).parent
 
 #: Rooms, floor by floor: imports go to the same floor or further down. A new module needs a floor here.
 FLOORS = [
-    {"registry", "files", "version", "distributed"},
+    {"registry", "files", "version", "distributed", "digest"},
     {"config"},
     {
         "kernels",
@@ -32,6 +32,7 @@ FLOORS = [
         "predictor",
         "teacher",
         "frontier",
+        "journal",
     },
     {"methods", "models"},
     {"prefill", "pruning"},

@@ -71,7 +71,7 @@ def test_search_is_the_librarys_own_on_the_same_batches(here, tmp_path, capsys):
     assert [p.loss for p in found.points] == pytest.approx([p.loss for p in want.points], rel=1e-4, abs=1e-6)
     assert found.meta["model"] == "model" and found.meta["data"] == "questions.jsonl"
     files = {p.name for p in run.iterdir()}
-    assert files == {"frontier.json", "log.jsonl", "report.html", "config-0.4.json", "config-flops-0.6+kv_cache-70.json"}
+    assert files == {"frontier.json", "log.jsonl", "report.html", "journal.jsonl", "config-0.4.json", "config-flops-0.6+kv_cache-70.json"}
     assert "flops=0.6+kv_cache=70%" in out
     counts, *shown = err.splitlines()
     assert f"{N} questions, 8 drawn with seed 0" in counts and "64 visual tokens" in counts and "2 of answers" in counts

@@ -9,10 +9,10 @@ import random
 import pytest
 import torch
 
-from vispco import PruningConfig, evaluate, testbed
+from vispco import PruningConfig, digest, evaluate, testbed
 from vispco.pareto import hypervolume
 from vispco.refine import Bench
-from vispco.reproduction import cache as caches, figures, jobs, paper, report, stats
+from vispco.reproduction import figures, jobs, paper, report, stats
 from vispco.reproduction.__main__ import main, sized
 from vispco.reproduction.arena import Arena
 from vispco.reproduction.cache import Cache
@@ -88,25 +88,25 @@ def test_what_can_change_a_measurement_is_in_its_key(tmp_path):
 
 def test_the_digest_of_a_model_sees_weights_and_configuration():
     model, _ = testbed.load("testbed-llava")
-    before = caches.of_model(model)
+    before = digest.of_model(model)
     model.config._name_or_path = "/elsewhere"
-    assert caches.of_model(model) == before
+    assert digest.of_model(model) == before
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
-    changed = caches.of_model(model)
+    changed = digest.of_model(model)
     assert changed != before
     model.config.text_config.rms_norm_eps *= 2
-    assert caches.of_model(model) not in (before, changed)
+    assert digest.of_model(model) not in (before, changed)
 
 
 def test_the_digest_of_the_questions_sees_every_number():
     batch = testbed.batches("test", 4, 4)[0]
-    before = caches.of_batches([batch])
-    assert caches.of_batches([dict(reversed(batch.items()))]) == before
+    before = digest.of_batches([batch])
+    assert digest.of_batches([dict(reversed(batch.items()))]) == before
     for name, tensor in batch.items():
         other = tensor.clone(memory_format=torch.contiguous_format)
         other.view(-1)[0] += 1
-        assert caches.of_batches([{**batch, name: other}]) != before
+        assert digest.of_batches([{**batch, name: other}]) != before
 
 
 def test_a_torn_line_is_ignored(tmp_path):

@@ -10,6 +10,7 @@ divergence a hundred times that of large ones.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from .context import before_answer
 from .distributed import count, gathered, processes, rank, total
 from .flops import CostModel
 from .frontier import Frontier
+from .journal import Journal, name_of, opened, packed, unpacked
 from .kernels import Kernel
 from .predictor import RatioPredictor
 from .pruning import Pruner
@@ -53,23 +55,30 @@ class Amortised:
             schedules.append(self.kernel.schedule(theta))
         return gathered(torch.cat(schedules).double()).mean(0)
 
-    def frontier(self, budgets: Sequence[float], refinement: int = 0, seed: int = 0, passes: float = math.inf) -> Frontier:
+    def frontier(self, budgets: Sequence[float], refinement: int = 0, seed: int = 0, passes: float = math.inf,
+                 journal: Journal | str | os.PathLike | None = None) -> Frontier:
         """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
 
         refinement: schedules tried per budget (`vispco.refine`), as long as they cost at most `passes` forward passes.
+        journal: as of `vispco.search`, another file than `amortise` had.
         """
         adapter = adapter_for(self.model)(self.model)
         scorer = build_method(self.method, self.method_options)
         cost, limits, benches = CostModel(adapter.dimensions(adapter.config), scorer), [], []
-        for budget in sorted(budgets):
-            limit = Budget(budget, cost, *shapes(self.lessons), scorer.first_layer)
-            bench = Bench(self.model, self.lessons, {
-                "method": self.method, "method_options": self.method_options, "model_type": adapter.config.model_type,
-                "budget": budget, "n_visual": limit.tokens})
-            bench.losses([tuple(limit.harden(self.ratios(budget)))])
-            limits.append(limit)
-            benches.append(bench)
-        refine(benches, limits, refinement, seed, passes=passes)
+        with opened(journal) as kept:
+            kept.begin("vispco.amortise: frontier", self.model, self.lessons, {
+                "method": self.method, "method_options": self.method_options, "kernel": type(self.kernel).__name__,
+                "predictor": name_of(*self.predictor.parameters()), "budgets": list(budgets), "refinement": refinement, "seed": seed,
+                "passes": passes})
+            for budget in sorted(budgets):
+                limit = Budget(budget, cost, *shapes(self.lessons), scorer.first_layer)
+                bench = Bench(self.model, self.lessons, {
+                    "method": self.method, "method_options": self.method_options, "model_type": adapter.config.model_type,
+                    "budget": budget, "n_visual": limit.tokens}, journal=kept)
+                bench.losses([tuple(limit.harden(self.ratios(budget)))])
+                limits.append(limit)
+                benches.append(bench)
+            refine(benches, limits, refinement, seed, passes=passes)
         points, passes = [b.point(limit) for b, limit in zip(benches, limits)], sum(b.passes for b in benches)
         return Frontier(points, {**self.meta, "forward_passes": self.meta["forward_passes"] + passes})
 
@@ -82,7 +91,8 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
              between: tuple[float, float] | None = None, *, conditioned: bool = False, steps: int = 200,
              learning_rate: float = 0.1, seed: int = 0, method_options: Mapping | None = None,
              kernel_options: Mapping | None = None, estimator: str | Mapping | None = None,
-             checkpoint: bool = False, callback: Callable[[dict], Any] | None = None) -> Amortised:
+             checkpoint: bool = False, journal: Journal | str | os.PathLike | None = None,
+             callback: Callable[[dict], Any] | None = None) -> Amortised:
     """Learn the frontier between two budgets (shares of the prunable cost) in one run of `steps` batches.
 
     between: the least and the largest budget that will be asked for; None: all that can be reached, up to 0.95.
@@ -113,38 +123,52 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
         torch.manual_seed(seed)
         predictor = RatioPredictor(curve, adapter.dimensions(adapter.config).hidden if conditioned else None, (low, high))
     generator, queue, seen = torch.Generator().manual_seed(seed), [], 0
-    network = [p for p in predictor.parameters() if p is not predictor.table]
+    parameters = list(predictor.parameters())
+    network = [p for p in parameters if p is not predictor.table]
     groups = [{"params": [predictor.table], "lr": learning_rate}, *([{"params": network, "lr": learning_rate / 20}] * conditioned)]
     optimizer = torch.optim.Adam(groups)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
-    with frozen(model, checkpoint):
+    with opened(journal) as kept, frozen(model, checkpoint):
+        kept.begin("vispco.amortise", model, lessons, {
+            "method": method, "kernel": kernel, "between": [low, high], "conditioned": conditioned, "steps": steps,
+            "learning_rate": learning_rate, "seed": seed, "method_options": method_options, "kernel_options": kernel_options,
+            "estimator": estimator, "checkpoint": checkpoint})
         teach(model, lessons)
         with Pruner(adapter, scorer, torch.ones(1, requires_grad=True), "search", estimator).install() as pruner:
             for step in range(steps):
                 queue = queue or torch.randperm(len(lessons), generator=generator).tolist()
-                lesson = lessons[queue.pop()]
+                number = queue.pop()
+                lesson = lessons[number]
                 samples = count(len(lesson))
                 share = torch.rand(samples, generator=generator) + torch.randperm(samples, generator=generator)
-                budget = (low + (high - low) * share / samples)[rank()::processes()]  # stratified
-                theta = predictor(budget, *features(model, lesson, predictor))
-                text, full = cost.text_only(lesson.n_text).double(), cost.full(lesson.n_visual, lesson.n_text).double()
-                ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
-                pruner.ratios = whole(ratios, tokens)
-                kl = per_sample(model, lesson, pruner)
-                loss = (kl + 1e-2).log().sum() / count(len(kl))
-                optimizer.zero_grad()
-                loss.backward()
-                for parameter in predictor.parameters():
-                    parameter.grad = None if parameter.grad is None else total(parameter.grad)
-                loss = total(loss)
-                if not loss.isfinite():
-                    raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
-                                             "with a smaller learning rate")
+                share = low + (high - low) * share / samples  # stratified
+
+                def gradient() -> dict:
+                    budget = share[rank()::processes()]
+                    theta = predictor(budget, *features(model, lesson, predictor))
+                    text, full = cost.text_only(lesson.n_text).double(), cost.full(lesson.n_visual, lesson.n_text).double()
+                    ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
+                    pruner.ratios = whole(ratios, tokens)
+                    pruner.estimator.reseed(step)
+                    kl = per_sample(model, lesson, pruner)
+                    loss = (kl + 1e-2).log().sum() / count(len(kl))
+                    found = torch.autograd.grad(loss, parameters)
+                    loss = total(loss)
+                    if not loss.isfinite():
+                        raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
+                                                 "with a smaller learning rate")
+                    return {"loss": float(gathered(kl.detach()).mean()), "log": float(loss.detach()),
+                            "gradients": [packed(total(part)) for part in found]}
+
+                done = kept.recall({"step": step, "lesson": number, "budgets": name_of(share), "predictor": name_of(*parameters)},
+                                   gradient)
+                for parameter, found in zip(parameters, done["gradients"]):
+                    parameter.grad = unpacked(found, parameter)
                 optimizer.step()
                 decay.step()
                 seen += samples
                 if callback:
-                    callback({"step": step, "steps": steps, "loss": float(gathered(kl.detach()).mean()), "log": float(loss.detach())})
+                    callback({"step": step, "steps": steps, "loss": done["loss"], "log": done["log"]})
     meta = {"method": method, "kernel": kernel, "seed": seed, "steps": steps, "learning_rate": learning_rate,
             "conditioned": conditioned, "between": [low, high], "model_type": adapter.config.model_type,
             "num_layers": len(adapter.layers), "n_visual": tokens, "samples": count(sum(map(len, lessons))),

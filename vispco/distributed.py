@@ -91,6 +91,20 @@ def count(n: int) -> int:
     return int(total(torch.tensor(n))) if _together else n
 
 
+def told(text: str | None) -> str | None:
+    """The first process's text, or None, for all."""
+    if not _together:
+        return text
+    own = bytearray(b"" if text is None or rank() else b"=" + text.encode())
+    data = torch.frombuffer(own, dtype=torch.uint8).to(_device()) if own else None
+    size = count(len(own))
+    if not size:
+        return None
+    data = torch.zeros(size, dtype=torch.uint8, device=_device()) if data is None else data
+    distributed.broadcast(data, 0)
+    return data.cpu().numpy().tobytes().decode()[1:]
+
+
 def gathered(x: Tensor) -> Tensor:
     """Everybody's rows of `x` (n, ...), one process after the other; n may differ."""
     if not _together:

@@ -1,12 +1,14 @@
-"""JSON files, read strictly and written atomically."""
+"""Files: JSON read strictly, everything written atomically, and one that is locked while a process works on it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Set
-from typing import Any
+from typing import Any, BinaryIO
 
 SCHEMA_VERSION = 1
 
@@ -47,8 +49,43 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def locked(path: str | os.PathLike) -> BinaryIO:
+    """Open a file for reading and appending, made if it is not there, that no other process can open so until it is closed
+    or its process has ended, however that ended.
+
+    Raises ValueError if another process has it. Warns on a file system that has no locks.
+    """
+    while True:
+        file = open(path, "a+b")
+        try:
+            _lock(file)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                warnings.warn(f"{os.fspath(path)} cannot be locked ({error.strerror}): let no other process work here",
+                              stacklevel=2)
+                return file
+            file.close()
+            raise ValueError(f"{os.fspath(path)}: another process is at work here; wait for it, or choose another place") from None
+        file.close()  # who had it has taken it away meanwhile
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a locked byte cannot be read: one far behind the end
+        import msvcrt
+        os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

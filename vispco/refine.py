@@ -20,6 +20,7 @@ from .config import PruningConfig
 from .distributed import count
 from .evaluate import Record, evaluate
 from .frontier import FrontierPoint
+from .journal import Journal
 from .surrogate import Surrogate
 from .teacher import Lesson
 
@@ -29,14 +30,16 @@ Schedule = tuple[float, ...]
 class Bench:
     """Hardened schedules, measured on the calibration data, each only once; counts the forward passes.
 
-    template: a configuration whose keep ratios will be replaced. objective: what is measured, "kl" or "task".
+    template: a configuration whose keep ratios will be replaced. objective: what is measured, "kl" or "task". journal: where
+    measurements are kept.
     """
 
-    def __init__(self, model: nn.Module, lessons: Sequence[Lesson], template: dict, objective: str = "kl"):
+    def __init__(self, model: nn.Module, lessons: Sequence[Lesson], template: dict, objective: str = "kl",
+                 journal: Journal | None = None):
         self.model, self.lessons, self.template, self.objective = model, list(lessons), template, objective
         self.samples = count(sum(map(len, self.lessons)))
         self.records: dict[Schedule, Record] = {}
-        self.passes = 0
+        self.passes, self.journal = 0, journal or Journal()
 
     def config(self, schedule: Schedule) -> PruningConfig:
         """The configuration with these keep ratios."""
@@ -60,7 +63,9 @@ class Bench:
         if part is None and schedule in self.records:
             return self.records[schedule]
         lessons = self.lessons if part is None else [self.lessons[i] for i in part]
-        record = evaluate(self.model, lessons, self.config(schedule))
+        found = self.journal.recall({"schedule": schedule, "lessons": part or "all", "budget": self.template.get("budget")},
+                                    lambda: _written(evaluate(self.model, lessons, self.config(schedule))))
+        record = Record(**{**found, "correct": torch.tensor(found["correct"], dtype=torch.bool)})
         self.passes += count(sum(map(len, lessons)))
         if part is None:
             self.records[schedule] = record
@@ -75,6 +80,10 @@ class Bench:
     def best(self) -> Schedule:
         """The best schedule among those measured on all lessons."""
         return self.ranking[0]
+
+
+def _written(record: Record) -> dict:
+    return {**record.to_dict(), "correct": record.correct.int().tolist()}
 
 
 def refine(benches: Sequence[Bench], limits: Sequence[Limit], rounds: int, seed: int = 0, *, passes: float = math.inf,

@@ -9,6 +9,7 @@ gradients straight through; the augmented Lagrangian holds the budget; the resul
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .budget import Limit, limit_for
 from .costs import LatencyTable, cost_models
 from .distributed import count, processes, total
 from .frontier import Frontier
+from .journal import Journal, name_of, opened, packed, unpacked
 from .kernels import Kernel
 from .pruning import Pruner
 from .refine import Bench, Schedule, fitted, refine
@@ -36,7 +38,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
            latency: LatencyTable | None = None, method_options: Mapping | None = None,
            kernel_options: Mapping | None = None, estimator: str | Mapping | None = None,
            constraint: Mapping | None = None, refinement: int = 6, checkpoint: bool = False,
-           callback: Callable[[dict], Any] | None = None) -> Frontier:
+           journal: Journal | str | os.PathLike | None = None, callback: Callable[[dict], Any] | None = None) -> Frontier:
     """Find one pruning configuration per budget by gradient.
 
     model: any model with a registered adapter; its weights are not changed. batches: dicts of model inputs with
@@ -50,11 +52,14 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
     refinement: schedules per budget that are tried in the end (`vispco.refine`), of those that the kernel can form.
     checkpoint: keep the inputs of the layers only, and run them again in the backward pass: less memory, more time.
+    journal: a file that holds every step as soon as it is done. The same search with the same journal goes on after the last
+    one, and ends as if it had never stopped, to the bit; the callback hears of all steps again (`vispco.journal`).
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
     own starts, whichever is best.
-    Raises ValueError for bad input, before anything runs; FloatingPointError if the loss is not finite.
+    Raises ValueError for bad input, or a journal of another search, before anything runs; FloatingPointError if the loss is
+    not finite.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -83,12 +88,17 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
 
     samples = count(sum(map(len, lessons)))
     passes, benches, thetas = samples, [], []
-    with frozen(model, checkpoint):
+    with opened(journal) as kept, frozen(model, checkpoint):
+        kept.begin("vispco.search", model, lessons, {
+            "method": method, "kernel": kernel, "budgets": list(budgets), "seed": seed, "steps": steps,
+            "learning_rate": learning_rate, "inner": inner, "relative_to": relative_to, "objective": objective,
+            "latency": latency and latency.to_dict(), "method_options": method_options, "kernel_options": kernel_options,
+            "estimator": estimator, "constraint": constraint, "refinement": refinement, "checkpoint": checkpoint})
         teach(model, lessons)
         for limit, alm in zip(limits, solvers):
             bench = Bench(model, lessons, {
                 "method": method, "method_options": method_options or {}, "model_type": adapter.config.model_type,
-                "budget": limit.value, "n_visual": limit.tokens}, objective)
+                "budget": limit.value, "n_visual": limit.tokens}, objective, kept)
             benches.append(bench)
             if limit.holds([limit.tokens] * limit.layers):
                 bench.losses([(1.0,) * limit.layers])
@@ -98,6 +108,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
                                        seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
             thetas.append(curve.theta.detach().clone())
         refine(benches, limits, refinement, seed, propose=None if curve.free else formed(curve, thetas, limits))
+        seconds = time.perf_counter() - started + kept.seconds
     full, text = costs["flops"].full(*prompts), costs["flops"].text_only(prompts[1])
     return Frontier([bench.point(limit) for bench, limit in zip(benches, limits)], {
         "method": method, "kernel": kernel, "objective": objective, "seed": seed, "steps": steps,
@@ -105,7 +116,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         "num_layers": len(adapter.layers), "n_visual": limits[0].tokens, "samples": samples,
         "full_flops": float(full.double().mean()), "text_flops": float(text.double().mean()),
         "forward_passes": passes + sum(bench.passes for bench in benches),
-        "seconds": round(time.perf_counter() - started, 3), "versions": versions()})
+        "seconds": round(seconds, 3), "versions": versions()})
 
 
 def start(curve: Kernel, limit: Limit, bench: Bench, seed: int) -> None:
@@ -170,23 +181,20 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
         with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
             for step in range(begin, min(begin + inner, steps)):
                 queue = queue or torch.randperm(len(lessons), generator=order).tolist()
-                lesson = lessons[queue.pop()]
-                ratios = curve()
-                pruner.ratios = whole(ratios, limit.tokens)
-                value, slacks = _divergence(adapter.model, lesson, pruner, bench.objective), limit.slacks(ratios)
-                loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
-                curve.theta.grad = total(torch.autograd.grad(loss, curve.theta)[0])
-                loss, value = total(loss), total(value)
-                if not loss.isfinite():
-                    raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
-                                             "search in float32 or bfloat16, with a smaller learning rate")
+                number = queue.pop()
+                slacks = limit.slacks(curve()).detach()
+                done = bench.journal.recall(
+                    {"budget": limit.value, "step": step, "lesson": number, "theta": name_of(curve.theta),
+                     "multiplier": alm.multiplier, "penalty": alm.penalty},
+                    lambda: _gradient(curve, lessons[number], limit, alm, pruner, bench.objective, step))
+                curve.theta.grad = unpacked(done["gradient"], curve.theta)
                 norm = float(curve.theta.grad.norm())
                 optimizer.step()
                 decay.step()
-                seen += count(len(lesson))
+                seen += count(len(lessons[number]))
                 if callback:
-                    callback({"budget": limit.value, "step": step, "steps": steps, "loss": float(value.detach()),
-                              "slack": float(slacks.detach().min()), "slacks": slacks.tolist(),
+                    callback({"budget": limit.value, "step": step, "steps": steps, "loss": done["loss"],
+                              "slack": float(slacks.min()), "slacks": slacks.tolist(),
                               "violation": float(alm.violations(slacks).max()), "multiplier": max(alm.multiplier),
                               "penalty": max(alm.penalty), "gradient": norm, **curve.describe()})
         alm.update(limit.slacks(curve()).detach())
@@ -195,6 +203,21 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
         if limit.reachable(ratios):
             bench.losses({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))})
     return seen
+
+
+def _gradient(curve: Kernel, lesson: Lesson, limit: Limit, alm: AugmentedLagrangian, pruner: Pruner, objective: str, step: int) -> dict:
+    """All that a step costs: the objective's value and, packed, the gradient of the augmented Lagrangian in theta."""
+    ratios = curve()
+    pruner.ratios = whole(ratios, limit.tokens)
+    pruner.estimator.reseed(step)
+    value, slacks = _divergence(pruner.adapter.model, lesson, pruner, objective), limit.slacks(ratios)
+    loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
+    gradient = total(torch.autograd.grad(loss, curve.theta)[0])
+    loss, value = total(loss), total(value)
+    if not loss.isfinite():
+        raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
+                                 "search in float32 or bfloat16, with a smaller learning rate")
+    return {"loss": float(value.detach()), "gradient": packed(gradient)}
 
 
 def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:

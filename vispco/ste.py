@@ -207,14 +207,18 @@ class Estimator:
                              f"{', '.join(ESTIMATORS)}")
         options = dict(options or {})
         self.name, self.options = name, dict(options)
-        self.clip, seed = options.pop("clip", name not in _UNCLIPPED), options.pop("seed", 0)
+        self.clip, self._seed = options.pop("clip", name not in _UNCLIPPED), options.pop("seed", 0)
         self._function, self._options = ESTIMATORS[name], options
         takes = [p.name for p in inspect.signature(self._function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         if unknown := sorted(set(options) - set(takes)):
             raise ValueError(f"estimator {name!r} does not take the option {unknown[0]!r}: it takes "
                              f"{', '.join([*takes, 'clip', 'seed'])}")
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(self._seed)
         self._dither = torch.zeros(0)
+
+    def reseed(self, step: int) -> None:
+        """Draw what step `step` draws from now on, whatever was drawn before: a resumed search skips what it knows."""
+        self._generator.manual_seed(self._seed + 7919 * step)
 
     def __call__(self, scores: Tensor, keep: Tensor, keep_tokens: Tensor, alive: Tensor,
                  weight: Tensor | None = None) -> Tensor:

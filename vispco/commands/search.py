@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import inspect
 import io
+import shlex
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,6 +20,7 @@ from ..console import Progress, budget_text, flops, output_folder, percent, tabl
 from ..costs import LatencyTable
 from ..distributed import launched, rank, total
 from ..frontier import Frontier, FrontierPoint
+from ..journal import Journal
 from ..options import add_data, add_json, add_model, budgets, positive, whole
 from ..plot import plot_tokens
 from ..registry import KERNELS, METHODS
@@ -55,8 +59,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
         help="schedules per budget that are tried after the gradient (default: %(default)s)")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
-        help="for frontier.json, config-<budget>.json, log.jsonl and report.html (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an earlier frontier in that folder")
+        help="for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl (default: %(default)s)")
+    again = sub.add_mutually_exclusive_group().add_argument
+    again("--overwrite", action="store_true", help="replace an earlier search in that folder, finished or not")
+    again("--resume", action="store_true",
+          help="go on with the search that was interrupted in that folder, with the same options; start one if there is none")
     add_json(sub)
     add_model(sub)
     add_data(sub, limit=256, what="calibration questions", split="calibration")
@@ -74,30 +81,31 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     METHODS.get(options.method), KERNELS.get(options.kernel), build_estimator(options.estimator)
-    with output_folder(options.output) as folder:
-        if (folder / "frontier.json").exists() and not options.overwrite:
-            raise ValueError(f"{folder} holds a frontier.json: choose another --output, or --overwrite it")
+    with output_folder(options.output) as folder, Journal(folder / "journal.jsonl", options.overwrite) as journal:
+        begun = journal.search
+        _check_folder(folder, options, begun)
         asked = questions(options, "calibration")
         model, processor = load_model(options)
         batches = asked.batches(model, processor)
         timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
-        latency, steps = _latency(model, batches) if timed else None, []
-        with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
-                StepLog(folder / "log.jsonl") as log:
-            frontier = search(model, batches, options.method, options.kernel, options.budgets,
-                              seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
-                              objective=options.objective, estimator=options.estimator, latency=latency,
-                              refinement=options.refinement,
-                              callback=lambda record: (bar(record), log(record), steps.append(record)))
-        frontier.meta |= {"model": options.model, "data": options.data}
-        files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
-        for point, name in zip(frontier.points, files):
-            point.config.save(folder / name)
-        if latency:
-            latency.save(folder / "latency.json")
-        frontier.save(folder / "frontier.json")
-        overlays, note = _overlays(options, frontier, asked, model, processor)
-        write_report(folder / "report.html", frontier, steps, options.command, overlays, note)
+        latency, steps = _latency(model, batches, begun) if timed else None, []
+        with _resumable(folder, options, journal):
+            with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
+                    StepLog(folder / "log.jsonl") as log:
+                frontier = search(model, batches, options.method, options.kernel, options.budgets,
+                                  seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
+                                  objective=options.objective, estimator=options.estimator, latency=latency,
+                                  refinement=options.refinement, journal=journal,
+                                  callback=lambda record: (bar(record), log(record), steps.append(record)))
+            frontier.meta |= {"model": options.model, "data": options.data}
+            files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
+            for point, name in zip(frontier.points, files):
+                point.config.save(folder / name)
+            if latency:
+                latency.save(folder / "latency.json")
+            frontier.save(folder / "frontier.json")
+            overlays, note = _overlays(options, frontier, asked, model, processor)
+            write_report(folder / "report.html", frontier, steps, options.command, overlays, note)
     rows = [{**_summary(p, options.objective), "file": str(folder / name)} for p, name in zip(frontier.points, files)]
     if options.json:
         return print_json({"frontier": str(folder / "frontier.json"), "log": str(folder / "log.jsonl"),
@@ -111,8 +119,36 @@ def _run(options: argparse.Namespace) -> None:
           f"with pictures in {folder / 'report.html'}")
 
 
-def _latency(model, batches: list[dict], points: int = 8) -> LatencyTable:
-    """The decoder's times up to the longest prompt."""
+def _check_folder(folder: Path, options: argparse.Namespace, begun: dict | None) -> None:
+    """Raise ValueError if the folder holds a search that nobody said what to do with."""
+    if options.overwrite or options.resume and begun:
+        return
+    done = (folder / "frontier.json").exists()
+    if done or begun:
+        raise ValueError(f"{folder} holds {'a frontier.json' if done else 'a search that was interrupted'}: choose another --output, "
+                         f"{'--resume it, ' if begun else ''}or --overwrite it")
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path, options: argparse.Namespace, journal: Journal) -> Iterator[None]:
+    """Whoever stops the search, or the disk when it is full, is told how to go on; who has gone on, how far it was."""
+    command = [word for word in shlex.split(options.command) if word not in ("--overwrite", "--resume")]
+    how = f"`{shlex.join([*command, '--resume'])}` goes on where it was"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {how}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; {how}", error.filename) from None
+    if options.resume and not options.quiet and journal.recalled:
+        done = "had finished" if not journal.computed else f"went on after {journal.recalled} results, with {journal.computed} more"
+        print(f"{folder}: the search {done}", file=sys.stderr)
+
+
+def _latency(model, batches: list[dict], begun: dict | None, points: int = 8) -> LatencyTable:
+    """The decoder's times up to the longest prompt; of a search that has begun, those that it began with."""
+    if begun and begun.get("latency"):
+        return LatencyTable.from_dict(begun["latency"])
     longest = int(sum(shapes(prepare(model, batches))).max())
     table = LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
     seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import testbed
 from ..budget import Budget
 from ..config import PruningConfig
+from ..digest import key, of_batches, of_model
 from ..downsample import evaluate_downsampled
 from ..evaluate import Record, grade
 from ..flops import CostModel
@@ -20,7 +21,7 @@ from ..pruning import apply
 from ..refine import Bench
 from ..registry import adapter_for, build_method
 from ..teacher import Lesson, answer_logits, prepare, shapes, teach
-from .cache import MEASURING, SEARCHING, Cache, code, key, of_batches, of_model
+from .cache import MEASURING, SEARCHING, Cache, code
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from ..version import versions
 
@@ -30,15 +27,6 @@ SEARCHING = ("*.py", "methods/*.py", "models/*.py")
 DISPLAY = {"cli.py", "console.py", "demo.py", "files.py", "options.py", "__main__.py", "__init__.py"}
 
 
-def key(**parts: Any) -> str:
-    """The hash of named JSON-ready parts, whatever their order.
-
-    >>> key(a=1, b=[2]) == key(b=[2], a=1) != key(a=1, b=[3])
-    True
-    """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
 @cache
 def code(patterns: tuple[str, ...] = MEASURING) -> str:
     """Digest of the library's source files, and of the versions below it."""
@@ -47,32 +35,6 @@ def code(patterns: tuple[str, ...] = MEASURING) -> str:
         if path.name not in DISPLAY:
             digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of tensors: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in named:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def of_model(model: nn.Module) -> str:
-    """Digest of a model: its weights, and its configuration without where it lay."""
-    config = json.dumps(_without_origin(model.config.to_dict()), sort_keys=True, default=str)
-    return key(weights=of_tensors(model.state_dict().items()), config=config, attention=model.config._attn_implementation)
-
-
-def _without_origin(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(k): _without_origin(v) for k, v in data.items() if k not in ("_name_or_path", "transformers_version")}
-    return data
-
-
-def of_batches(batches: Iterable[Mapping]) -> str:
-    """Digest of model inputs."""
-    return key(batches=[of_tensors(sorted((k, v) for k, v in b.items() if isinstance(v, Tensor))) for b in batches])
 
 
 def of_file(path: str | os.PathLike) -> str:
