@@ -213,6 +213,17 @@ def rows(ratios):
     return [pytest.approx(row, abs=1e-3) for row in ratios]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_only_layer_0_is_whole_by_default(name):
+    kernel = KERNELS.get(name)(8)
+    assert kernel.first_layer == 1 and kernel.settled(kernel.initial() - 5)[1] < 1
+
+
+@pytest.mark.parametrize(("make", "k"), [(Exponential, 1 / 28), (Linear, sigmoid(2) / 28)])
+def test_losses_from_layer_to_layer_start_so_that_some_tokens_reach_the_end(make, k):
+    assert make(27).describe() == {"k": pytest.approx(k), "r": pytest.approx(sigmoid(2))}
+
+
 @pytest.mark.parametrize("first_layer", [1, 3])
 def test_a_search_for_one_step_starts_before_each_layer(first_layer):
     kernel = SingleLayer(8, first_layer)
@@ -290,7 +301,8 @@ def test_steps_that_leave_next_to_nothing_leave_nothing(left, deployed):
 # ---- errors and extension -------------------------------------------------------------------------------
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SingleLayer(0), "num_layers must be at least 1, got 0"),
-    (lambda: SingleLayer(4, first_layer=4), r"first_layer must be in 0\.\.3, got 4"),
+    (lambda: SingleLayer(4, first_layer=4),
+     r"^first_layer must be in 0\.\.3, got 4: no layer would be left to prune; pass a smaller first_layer$"),
     (lambda: SingleLayer(4, first_layer=-1), r"first_layer must be in 0\.\.3, got -1"),
     (lambda: PSigmoid(4, gamma=0), "gamma must be a positive number, got 0"),
     (lambda: SingleLayer(4, gamma=-1), "gamma must be a positive"),

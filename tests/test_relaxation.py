@@ -351,7 +351,7 @@ def test_samples_do_not_mix(how):
     (lambda s, a, k: soft_mask(s, k, a[:, :2]), r"same shape, got scores \(2, 3\) and alive \(2, 2\)"),
     (lambda s, a, k: soft_mask(s, k[:1], a), r"one number of tokens per sample, shape \(2,\), got \(1,\)"),
     (lambda s, a, k: hard_mask(s, k[0].long(), a), r"number of tokens per sample, shape \(2,\), got \(\)"),
-    (lambda s, a, k: soft_threshold(s, k, a, sigma=0), 
+    (lambda s, a, k: soft_threshold(s, k, a, sigma=0),
      "^sigma must be a positive number of tokens, or None for the default, got 0$"),
     (lambda s, a, k: soft_mask(s, k, a, temperature=0), "temperature must be positive, got 0"),
 ])
