@@ -41,6 +41,7 @@ def test_sums_and_rows_of_all(found):
     assert found[2, 0]["total"] == found[2, 1]["total"] == [2.0, 1.0]
     assert found[2, 0]["gathered"] == found[2, 1]["gathered"] == [[0, 0], [1, 1], [1, 1]]
     assert found[1, 0]["total"] == [1.0, 0.0] and found[1, 0]["processes"] == 1
+    assert all(one["told"] == ["é, said process 0", "", None] for one in found.values())
 
 
 def test_both_find_the_same(found):
@@ -68,6 +69,12 @@ def test_two_processes_find_what_one_finds(found, name):
     close(one["flops"], two["flops"])
 
 
+def strip(line):
+    """What a line of a journal says, without the time it took."""
+    entry = json.loads(line)
+    return entry["of"], entry["value"]
+
+
 def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp_path):
     options = ["search", "--model", "testbed", "--limit", 16, "--batch-size", 8, "--budgets", "0.5", "--steps", 2, "--refinement", 1,
                "--quiet", "--json", "--output"]
@@ -76,6 +83,14 @@ def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp
     assert [p["config"]["keep_ratios"] for p in one["points"]] == [p["config"]["keep_ratios"] for p in two["points"]]
     assert shown[0]["configurations"][0]["tokens"] == shown[1]["configurations"][0]["tokens"]
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
+    # as if both had been killed in the middle of a line: told by the first what is known, they end where they had ended
+    journal = tmp_path / "2" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:6]) + lines[6][:20])
+    again = json.loads(launch(2, "-m", "vispco", *options, tmp_path / "2", "--resume").stdout)
+    assert len(lines) > 8 and again["configurations"] == shown[1]["configurations"]
+    assert [strip(line) for line in lines] == [strip(line) for line in journal.read_bytes().splitlines()]
+    assert json.loads(lines[0])["of"]["processes"] == 2
 
 
 def test_alone_everything_is_as_it_was():

@@ -71,6 +71,11 @@ def test_noise_is_a_function_of_the_seed(name):
     runs = [slopes(e, scores, keep, whole, alive) for e in (first, first, second, second)]
     assert torch.equal(runs[0], runs[2]) and torch.equal(runs[1], runs[3]) and not torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], slopes(Estimator(name, {"seed": 1}), scores, keep, whole, alive))
+    steps = []
+    for estimator, step in ((first, 3), (first, 4), (second, 4), (Estimator(name, {"seed": 1}), 4)):
+        estimator.reseed(step)  # whatever was drawn before
+        steps.append(slopes(estimator, scores, keep, whole, alive))
+    assert torch.equal(steps[1], steps[2]) and not torch.equal(steps[0], steps[1]) and not torch.equal(steps[2], steps[3])
 
 
 # ---- the formulas ------------------------------------------------------------------------------------------

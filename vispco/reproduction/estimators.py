@@ -31,6 +31,7 @@ from torch import Tensor
 from .. import testbed
 from ..budget import Budget
 from .gradients import central_difference, score_function
+from ..files import write_text
 from ..flops import CostModel
 from ..pruning import Pruner
 from ..registry import adapter_for, build_method
@@ -271,8 +272,8 @@ def main() -> None:
     found = study(options.model, options.method, options.seed, options.questions, options.only, options.steps)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "estimators.json").write_text(json.dumps(found, indent=1) + "\n")
-        (options.output / "estimators.md").write_text(table(found))
+        write_text(options.output / "estimators.json", json.dumps(found, indent=1) + "\n")
+        write_text(options.output / "estimators.md", table(found))
 
 
 if __name__ == "__main__":
