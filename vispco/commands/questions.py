@@ -54,7 +54,10 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
-    template = Path(options.chat_template).read_text(encoding="utf-8") if options.chat_template else None
+    try:
+        template = Path(options.chat_template).read_text(encoding="utf-8") if options.chat_template else None
+    except ValueError as error:
+        raise ValueError(f"{options.chat_template}: expected a Jinja template in UTF-8, but {error}") from None
     return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
 
 
@@ -106,7 +109,7 @@ def _testbed_kind(model: str) -> str:
     if is_testbed(model):
         return model
     check_name(model)
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         words = json.loads((Path(model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         known = len({word for word in words if words[word] == QWEN_ID[word]})
         return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]
