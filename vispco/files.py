@@ -92,6 +92,15 @@ def brief(text: object, longest: int = 400) -> str:
     return text if len(text) <= longest else f"{text[:head]}...{text[head + 3 - longest:]}"
 
 
+def printable(text: object) -> str:
+    """A text with `?` for line breaks, escape sequences and all else that a terminal would obey or cannot show.
+
+    >>> printable("\x1b[31mred")
+    '?[31mred'
+    """
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
 def write_json(path: str | os.PathLike, data: Any) -> None:
     """Write JSON next to `path` and rename it there: a reader never sees half a file."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")

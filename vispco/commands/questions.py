@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import data, testbed
 from ..distributed import rank, share
+from ..files import printable
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
 from .asked import of_testbed
@@ -89,7 +90,7 @@ def _span(numbers: list[int]) -> str:
 
 def _clean(text: str, longest: int = 70) -> str:
     """On one line, not too long, and nothing that a terminal would obey."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= longest else f"{text[:longest - 3]}..."
 
 
