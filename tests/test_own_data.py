@@ -146,7 +146,8 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     """No code of the model's own, no pickles, unless it is asked for; a folder is never looked for elsewhere."""
     import transformers
 
-    asked, testbed_parts = [], dict(zip(("AutoModelForImageTextToText", "AutoProcessor"), testbed.load("testbed-llava")))
+    model, processor = testbed.load("testbed-llava")
+    asked, testbed_parts = [], {"AutoModelForImageTextToText": (model, {"missing_keys": set()}), "AutoProcessor": processor}
     for cls in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
         monkeypatch.setattr(cls, "from_pretrained", lambda name, which=cls.__name__, **options: asked.append((which, name, options))
                             or testbed_parts[which])
@@ -156,7 +157,7 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     assert main([*words, "owner/model", "--dtype", "bfloat16"]) == main([*words, str(tmp_path), "--trust-remote-code"]) == 0
     (_, name, first), (_, _, second), (_, _, third), (_, _, fourth) = asked
     assert name == "owner/model" and first == {"trust_remote_code": False, "local_files_only": False}
-    assert second == {**first, "dtype": "bfloat16", "use_safetensors": True}
+    assert second == {**first, "dtype": "bfloat16", "use_safetensors": True, "output_loading_info": True}
     assert third == {"trust_remote_code": True, "local_files_only": True} and fourth["use_safetensors"] is True
 
 

@@ -12,7 +12,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from .commands import COMMANDS
+from .files import brief, printable
 from .version import __version__
 
 _INTRODUCTION = """\
@@ -22,6 +25,9 @@ vision-language model needs, for any compute budget; measure it, draw it, try it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and answers may hold what cannot be encoded
     try:
         options = build_parser().parse_args(argv)
         options.command = shlex.join(["vispco", *(sys.argv[1:] if argv is None else argv)])
@@ -42,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{where}{error.strerror or error}")
     except (ValueError, ImportError, FloatingPointError) as error:
         return _complain(str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _complain(f"out of memory ({str(error) or 'of this machine'}): take a smaller --batch-size, fewer --limit, "
+                         "smaller pictures, or --dtype bfloat16")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,8 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _complain(message: str, code: int = 2) -> int:
-    line = " ".join(message.split())
-    line = "".join(c if c.isprintable() else "?" for c in line)  # nothing that a terminal would obey
+    line = printable(brief(" ".join(message.split()), 1500))
     print(f"vispco: error: {line}" if code == 2 else f"vispco: {line}", file=sys.stderr)
     return code
 

@@ -71,6 +71,8 @@ class PruningConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
                 raise ValueError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+            if isinstance(value, (int, float)) and not 0 <= value <= _LARGEST:
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
 
     @property
     def num_layers(self) -> int:
@@ -102,10 +104,11 @@ class PruningConfig:
     def from_dict(cls, data: Any) -> PruningConfig:
         """The inverse of `to_dict`. Raises ValueError on missing or unknown keys, or another schema."""
         names = {f.name for f in dataclasses.fields(cls)}
-        data = checked_keys(data, "a pruning configuration", required={"method", "keep_ratios"}, optional=names)
+        data = checked_keys(data, "a pruning configuration", required={"method", "keep_ratios"},
+                            optional=names | {"num_layers"})
         layers = data.pop("num_layers", None)
         config = cls(**data)
-        if layers is not None and layers != config.num_layers:
+        if layers is not None and (type(layers) is not int or layers != config.num_layers):
             raise ValueError(f"num_layers says {layers!r}, but there are {config.num_layers} keep_ratios")
         return config
 
@@ -142,6 +145,7 @@ class PruningConfig:
 
 
 _PROVENANCE = {"model_type": (str,), "budget": (int, float, str, dict), "flops": (int, float), "n_visual": (int,)}
+_LARGEST = 1e300  # so that sums, products and ratios of a few such numbers are floats
 
 
 def _checked_ratios(ratios: Any) -> tuple[float, ...]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .files import printable
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns aligned with two spaces between them: numbers to the right, words to the left.
@@ -23,7 +25,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         1  first
        10  last
     """
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    cells = [[*map(printable, row)] for row in (header, *rows)]
     columns = list(zip(*cells))
     right = [len(column) > 1 and all(map(_numeric, column[1:])) for column in columns]
     widths = [max(map(len, column)) for column in columns]

@@ -6,7 +6,6 @@ Both are sums over the decoder's layers of what the tokens that enter one cost t
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import statistics
 import time
@@ -103,8 +102,10 @@ class LatencyTable(LayerSum):
     unit = "seconds"
 
     def __post_init__(self):
+        if bad := [k for k, v in dataclasses.asdict(self.dimensions).items() if type(v) is not int or not 0 <= v < 2**53]:
+            raise ValueError(f"dimensions must be whole numbers, got {bad[0]}={getattr(self.dimensions, bad[0])!r}")
         object.__setattr__(self, "lengths", _checked_lengths(self.lengths))
-        numbers = [s for s in self.seconds if isinstance(s, Real) and math.isfinite(s) and s > 0]
+        numbers = [s for s in self.seconds if isinstance(s, Real) and not isinstance(s, bool) and 0 < s < float("inf")]
         if len(numbers) != len(self.seconds) or len(numbers) != len(self.lengths):
             raise ValueError(f"seconds must be one positive number per length ({len(self.lengths)}), got {self.seconds!r}")
         object.__setattr__(self, "seconds", tuple(accumulate(map(float, numbers), max)))
@@ -177,7 +178,7 @@ class LatencyTable(LayerSum):
             dimensions = Dimensions(**data["dimensions"])
             return cls(dimensions, tuple(data["lengths"]), tuple(data["seconds"]), dict(data["meta"]))
         except TypeError as error:
-            raise ValueError(f"a latency table needs an object dimensions, and lists lengths and seconds: {error}") from None
+            raise ValueError(f"a latency table needs objects dimensions and meta, and lists lengths and seconds: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON, atomically."""
@@ -191,7 +192,7 @@ class LatencyTable(LayerSum):
 
 def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
     found = tuple(lengths)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in found)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**53 for n in found)
     if len(found) < 2 or not whole or list(found) != sorted(set(found)):
         raise ValueError(f"lengths must be two or more increasing numbers of tokens, such as [64, 256, 704], got {lengths!r}")
     return found

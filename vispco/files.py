@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -11,6 +12,8 @@ from collections.abc import Set
 from typing import Any, BinaryIO
 
 SCHEMA_VERSION = 1
+#: Of a JSON file: characters, levels of nesting, and digits of a whole number (a float holds 308).
+_LONGEST, _DEEPEST, _DIGITS = 1 << 25, 64, 300
 
 
 def checked_keys(data: Any, what: str, *, required: Set[str], optional: Set[str] = frozenset()) -> dict:
@@ -19,22 +22,85 @@ def checked_keys(data: Any, what: str, *, required: Set[str], optional: Set[str]
         raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")
     data = dict(data)
     version = data.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(f"{what} has schema_version {version!r}, this vispco reads {SCHEMA_VERSION}")
     if missing := required - data.keys():
         raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
-    if unknown := data.keys() - required - optional - {"num_layers"}:
+    if unknown := data.keys() - required - optional:
         raise ValueError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
     return data
 
 
 def read_json(path: str | os.PathLike, build):
-    """`build(json)`, with every fault of the file reported as one ValueError that names the file."""
+    """`build(json)`, with every fault of the file reported as one ValueError that names the file.
+
+    Refused are files that could not be written again as they are: with NaN, infinity or numbers beyond a float, with a key
+    twice in one object, nested deeper than 64 levels, or longer than 32 Mi characters.
+    """
     with open(path, encoding="utf-8") as file:
         try:
-            return build(json.load(file))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            text = file.read(_LONGEST + 1)
+            if len(text) > _LONGEST:
+                raise ValueError(f"expected at most {_LONGEST:,} characters, got more; is it the right file?")
+            data = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_object)
+            _check_depth(data)
+            return build(data)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{os.fspath(path)}: {brief(error)}") from error
+        except RecursionError as error:
+            raise ValueError(f"{os.fspath(path)}: {_TOO_DEEP}") from error
+
+
+_TOO_DEEP = f"expected JSON nested at most {_DEEPEST} levels deep, got more"
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"expected finite numbers, got {brief(text, 40)}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"expected numbers of at most {_DIGITS} digits, got {brief(text, 40)}")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"expected each key once, got {key!r} twice in one object")
+        found[key] = value
+    return found
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(_DEEPEST + 1):
+        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def brief(text: object, longest: int = 400) -> str:
+    """A text on one line; both ends of one that is too long for a message.
+
+    >>> brief("0123456789" * 3, 14), brief("a\\nb")
+    ('0123456...6789', 'a b')
+    """
+    text, head = " ".join(str(text).splitlines()), longest // 2
+    return text if len(text) <= longest else f"{text[:head]}...{text[head + 3 - longest:]}"
+
+
+def printable(text: object) -> str:
+    """A text with `?` for line breaks, escape sequences and all else that a terminal would obey or cannot show.
+
+    >>> printable("\x1b[31mred")
+    '?[31mred'
+    """
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

@@ -35,8 +35,11 @@ class FrontierPoint:
         if not isinstance(data, dict) or set(data) != {"config", "budget", "flops", "share", "loss", "metrics"}:
             raise ValueError("a frontier's point needs exactly config, budget, flops, share, loss, metrics")
         for name in ("flops", "share", "loss"):
-            if isinstance(data[name], bool) or not isinstance(data[name], (int, float)):
-                raise ValueError(f"a point's {name} must be a number, got {data[name]!r}")
+            value = data[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+                raise ValueError(f"a point's {name} must be a finite number, got {value!r}")
+            if value < 0 and name != "loss":
+                raise ValueError(f"a point's {name} must not be negative, got {value!r}")
         if not isinstance(data["metrics"], dict):
             raise ValueError(f"a point's metrics must be an object, got {data['metrics']!r}")
         check_budget(data["budget"])
@@ -87,4 +90,7 @@ class Frontier:
         data = checked_keys(data, "a frontier", required={"meta", "points"})
         if not isinstance(data["points"], list) or not isinstance(data["meta"], dict):
             raise ValueError("a frontier needs a list of points and an object meta")
+        rivals = data["meta"].get("competitors", [])
+        if not isinstance(rivals, list) or not all(isinstance(rival, dict) for rival in rivals):
+            raise ValueError("meta['competitors'] must be a list of objects")
         return cls([FrontierPoint.from_dict(p) for p in data["points"]], data["meta"])

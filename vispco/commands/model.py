@@ -6,12 +6,12 @@ import argparse
 import os
 import re
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 
 from .. import testbed
+from ..files import brief
 from ..registry import adapter_for
 
 
@@ -34,10 +34,13 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     spread = {"device_map": "auto"} if place == "auto" else {}
     try:
         processor = AutoProcessor.from_pretrained(name, **common)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, use_safetensors=True, **spread, **common)
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **spread, **common)
+        if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers
+            raise ValueError(f"its files lack {len(missing)} of its weights, such as {missing[0]}")
     except Exception as error:  # anything may be wrong with a folder, or with the network
         hint = "; with --trust-remote-code it may" if "trust_remote_code" in str(error) else ""
-        raise ValueError(f"{name}: no image-text-to-text model could be loaded{hint}: {shorten(str(error), 400)}") from error
+        raise ValueError(f"{name}: no image-text-to-text model could be loaded{hint}: {brief(error)}") from error
     adapter_for(model)
     return (model if spread else model.to(place)).eval(), processor
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import data, testbed
 from ..distributed import rank, share
+from ..files import printable
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
 from .asked import of_testbed
@@ -54,7 +55,10 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
-    template = Path(options.chat_template).read_text(encoding="utf-8") if options.chat_template else None
+    try:
+        template = Path(options.chat_template).read_text(encoding="utf-8") if options.chat_template else None
+    except ValueError as error:
+        raise ValueError(f"{options.chat_template}: expected a Jinja template in UTF-8, but {error}") from None
     return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
 
 
@@ -86,7 +90,7 @@ def _span(numbers: list[int]) -> str:
 
 def _clean(text: str, longest: int = 70) -> str:
     """On one line, not too long, and nothing that a terminal would obey."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= longest else f"{text[:longest - 3]}..."
 
 
@@ -106,7 +110,7 @@ def _testbed_kind(model: str) -> str:
     if is_testbed(model):
         return model
     check_name(model)
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         words = json.loads((Path(model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         known = len({word for word in words if words[word] == QWEN_ID[word]})
         return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from textwrap import shorten
 from typing import Any
 
 import torch
 
 from ..distributed import share
+from ..files import brief
 from .conversation import MARKERS, Conversation
 from .pictures import MAX_PIXELS, open_picture, open_video
 from .template import render, render_prompt, tokens
@@ -84,7 +84,7 @@ def _open(conversation: Conversation, max_pixels: int, frames: int) -> list:
             return [open_video(m, conversation.folder, frames, max_pixels) for m in conversation.media]
         return [open_picture(m, conversation.folder, max_pixels) for m in conversation.media]
     except (ValueError, OSError) as error:
-        raise ValueError(f"{conversation.source}: {error}") from error
+        raise ValueError(f"{conversation.source}: {brief(error, 600)}") from error
 
 
 def _begun(processor: Any, text: str) -> str:
@@ -113,7 +113,7 @@ def _process(processor: Any, texts: list[str], media: list[list], kind: str, con
         for alone in zip(texts, media, conversations) if len(texts) > 1 else ():  # whose fault is it?
             _process(processor, *([part] for part in alone[:2]), kind, [alone[2]])
         where = conversations[0].source + (f" to {conversations[-1].source}" if len(conversations) > 1 else "")
-        raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {shorten(str(error), 400)}") from error
+        raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {brief(error)}") from error
 
 
 def _matching(processor: Any, text: str, media: list, kind: str, conversation: Conversation,

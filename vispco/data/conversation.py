@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import brief
+
 #: How a question says where a picture or a video stands.
 MARKERS = {"image": "<image>", "video": "<video>"}
 #: What a row is asked for.
@@ -51,7 +53,7 @@ def parse(row: Any, source: str, folder: str | os.PathLike = ".",
     try:
         return _parse(row, source, os.path.abspath(folder), dict(columns or {}))
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(f"{source}: {brief(error)}") from None
 
 
 def _parse(row: Any, source: str, folder: str, columns: dict[str, str]) -> Conversation | None:
@@ -132,11 +134,11 @@ def _file(value: Any, key: str, folder: str) -> str | bytes:
         value = value.get("path")
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"expected a path under {key!r}, got {_short(value)}")
-    if "://" in value:
-        raise ValueError(f"expected a path under {key!r}, got the address {value!r}: nothing is downloaded")
+    if "://" in value or value.startswith(("data:", "file:")):
+        raise ValueError(f"expected a path under {key!r}, got the address {_short(value)}: nothing is downloaded")
     path = os.path.normpath(os.path.join(folder, value))
     if os.path.commonpath([path, folder]) != folder:
-        raise ValueError(f"{value!r} lies outside of {folder}: give a folder that holds all pictures as --images")
+        raise ValueError(f"{_short(value)} lies outside of {folder}: give a folder that holds all pictures as --images")
     return path
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..files import brief
 from .conversation import Conversation, parse
-from .library import load
+from .library import load, row
 from .lines import rows
 from .pictures import MAX_PIXELS, check_inside, open_picture
 
@@ -51,7 +52,7 @@ def draw(data: str | os.PathLike, limit: int, seed: int = 0, *, images: str | os
         table = load(name, split or "train")
         folder = images or (name if os.path.isdir(name) else ".")
         chosen = random.Random(seed).sample(range(len(table)), min(limit, len(table)))
-        read = [parse(table[i], f"{name}[{i}]", folder, columns) for i in chosen]
+        read = [parse(row(table, i, f"{name}[{i}]"), f"{name}[{i}]", folder, columns) for i in chosen]
         found, total = [c for c in read if c], len(table)
         skipped = len(read) - len(found)
     if not found:
@@ -103,10 +104,10 @@ def check_files(conversation: Conversation, max_pixels: int = MAX_PIXELS) -> Non
                 check_inside(medium, conversation.folder)
                 os.stat(medium)
         except FileNotFoundError:
-            raise ValueError(f"{conversation.source}: expected the file {medium}, which is not there; relative paths start "
+            raise ValueError(f"{conversation.source}: expected the file {brief(medium, 200)}, which is not there; relative paths start "
                              f"from {conversation.folder}, or from --images FOLDER") from None
         except (ValueError, OSError) as error:
-            raise ValueError(f"{conversation.source}: {error}") from error
+            raise ValueError(f"{conversation.source}: {brief(error, 600)}") from error
 
 
 def _flat(media: Iterable[Any]) -> Iterable[Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from textwrap import shorten
 from typing import Any
+
+from ..files import brief
 
 
 def load(name: str, split: str) -> Any:
@@ -30,7 +31,7 @@ def load(name: str, split: str) -> Any:
         saved = any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json"))
         found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None, split=split)
     except Exception as error:  # of the network, of files, of builders
-        raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {shorten(str(error), 400)}") from error
+        raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {brief(error)}") from error
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
@@ -45,3 +46,11 @@ def load(name: str, split: str) -> Any:
         elif isinstance(inner, datasets.Image):
             found = found.cast_column(column, type(feature)(datasets.Image(decode=False)))
     return found
+
+
+def row(table: Any, index: int, source: str) -> dict[str, Any]:
+    """Row `index`, which is read, and may turn out to be damaged, only now. Raises ValueError that names `source`."""
+    try:
+        return table[index]
+    except Exception as error:
+        raise ValueError(f"{source}: the data set cannot be read: {brief(error)}") from error

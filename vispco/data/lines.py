@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -36,52 +37,63 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), ""), 1):
+        if len(line) > _LONGEST:
+            raise ValueError(f"{name}:{number}: expected at most {_LONGEST:,} characters on a line, got more")
         if line.strip():
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise ValueError(f"{name}:{number}: expected a JSON object on one line, got {_start(line)}: {error}") from None
+            except RecursionError:
+                raise ValueError(f"{name}:{number}: expected a JSON object on one line, got one too deeply nested") from None
             yield f"{name}:{number}", row
 
 
 def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
     """Objects of a list. An object ends with its brace, so each is complete as soon as it can be decoded."""
-    decode, text, line, count, wanted = json.JSONDecoder().raw_decode, "", 1, 0, "["
-    while text or (text := file.read(_CHUNK)):
-        rest = text.lstrip()
-        line, text = line + text.count("\n", 0, len(text) - len(rest)), rest
-        if not text:
+    text, at, line, count, wanted = "", 0, 1, 0, "["
+    while True:
+        begin = _BLANK.match(text, at).end()
+        line, at = line + text.count("\n", at, begin), begin
+        if at == len(text):
+            text, at = file.read(_CHUNK), 0
+            if not text:
+                break
             continue
-        if (sign := text[0]) not in wanted:
+        if (sign := text[at]) not in wanted:
             raise ValueError(f"{name}:{line}: expected {' or '.join(wanted) or 'nothing more'} in a list of objects, got "
-                             f"{_start(text)}")
+                             f"{_start(text[at:])}")
         if sign == "{":
             count += 1
             where = f"{name}:{line} (item {count})"
-            text, row, end = _object(decode, file, text, where)
+            text, at, row, end = _object(file, text, at, where)
             yield where, row
-            line, text, wanted = line + text.count("\n", 0, end), text[end:], ",]"
+            line, at, wanted = line + text.count("\n", at, end), end, ",]"
         else:
-            text, wanted = text[1:], {"[": "{]", ",": "{", "]": ""}[sign]
+            at, wanted = at + 1, {"[": "{]", ",": "{", "]": ""}[sign]
     if wanted:
         raise ValueError(f"{name}:{line}: expected {' or '.join(wanted)}, got the end of the file")
 
 
-def _object(decode, file: TextIO, text: str, where: str) -> tuple[str, Any, int]:
-    """Decode the object that `text` starts with, reading on as far as it goes: (text read, object, its end)."""
+_BLANK = re.compile(r"\s*")
+_DECODE = json.JSONDecoder().raw_decode
+
+
+def _object(file: TextIO, text: str, at: int, where: str) -> tuple[str, int, Any, int]:
+    """Decode the object that begins at `text[at]`, reading on as far as it goes: (text, begin, object, end)."""
     while True:
         try:
-            return text, *decode(text)
+            return text, at, *_DECODE(text, at)
         except RecursionError:
             raise ValueError(f"{where}: expected a JSON object, got one too deeply nested") from None
         except ValueError as error:
-            more = file.read(max(_CHUNK, len(text))) if len(text) < _LONGEST else ""
+            more = file.read(max(_CHUNK, len(text) - at)) if len(text) - at < _LONGEST else ""
             if not more:
-                raise ValueError(f"{where}: expected a JSON object, got {_start(text)}: {error}") from None
-            text += more
+                raise ValueError(f"{where}: expected a JSON object, got {_start(text[at:])}: {error}") from None
+            text, at = text[at:] + more, 0
 
 
 def _start(text: str) -> str:
-    text = text.strip()
+    text = text[:1000].strip()
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..files import brief
 from .conversation import MARKERS, Conversation
 
 #: For processors without a chat template: each turn's question and answer on lines of their own, answers ended.
@@ -39,7 +40,7 @@ def render(processor: Any, conversation: Conversation,
             break
         reason = "it leaves answers out, repeats or reorders them"
     else:
-        raise ValueError(f"{conversation.source}: the model's chat template cannot write this conversation: {reason}")
+        raise ValueError(f"{conversation.source}: the model's chat template cannot write this conversation: {brief(reason)}")
     spans, at = [], 0
     for piece, answer in zip(pieces, answers):
         spans.append((at + len(piece), at := at + len(piece) + len(answer)))
@@ -56,7 +57,7 @@ def render_prompt(processor: Any, conversation: Conversation, chat_template: str
             return _write(processor, asked, chat_template, add_generation_prompt=True)
         except Exception as error:
             reason = error
-    raise ValueError(f"the model's chat template cannot write this question: {reason}")
+    raise ValueError(f"{conversation.source}: the model's chat template cannot write this question: {brief(reason)}")
 
 
 def messages(processor: Any, conversation: Conversation, answers: list[str], inline: bool = False) -> list[dict]:

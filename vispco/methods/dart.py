@@ -44,7 +44,7 @@ class DART(Method):
         words, asked = question(ctx)
         features = unit[ctx.visual]  # (B, V, D)
         place = descending_ranks(size[ctx.visual], ctx.valid)  # (B, V)
-        chosen = place < ctx.valid.sum(1, keepdim=True).clamp(max=self.visual)
+        chosen = place < min(self.visual, place.shape[1])
         count = chosen.sum(1, keepdim=True)  # (B, 1)
         image = largest(size, ctx.visual[1], ctx.valid, self.visual)
         text = largest(size, words[1], asked, self.text)
@@ -65,7 +65,8 @@ class DART(Method):
 
 
 def largest(size, columns, alive, count):
-    """Those of `columns` (B, K), `alive`, where `size` (B, N) is largest: (B, count), and which of them exist."""
-    rank, wanted = descending_ranks(size.gather(1, columns), alive), torch.arange(count, device=size.device)
+    """Those of `columns` (B, K), `alive`, where `size` (B, N) is largest: (B, count or K), and which of them exist."""
+    wanted = torch.arange(min(count, columns.shape[1]), device=size.device)
+    rank = descending_ranks(size.gather(1, columns), alive)
     found = alive[:, None] & (rank[:, None] == wanted[:, None])  # (B, count, K)
     return columns.gather(1, found.long().argmax(-1)), found.any(-1)

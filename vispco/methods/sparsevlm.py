@@ -106,7 +106,7 @@ class SparseVLM(Method):
         size = torch.maximum(raters.sum(1), tokens)  # of the block without padding
         values = torch.linalg.svdvals(block)  # (B, min(T, V)), descending
         rank = (values > values[:, :1] * size[:, None] * torch.finfo(values.dtype).eps).sum(1)
-        limit = (self.adaptive * rank + 1e-6).long().clamp(min=1)
+        limit = (min(self.adaptive, 1e9) * rank + 1e-6).long().clamp(min=1)
         return torch.minimum(ctx.keep, limit.where(raters.any(1) & (ctx.keep < tokens), ctx.keep))
 
     def _clusters(self, ctx, rows, raters):

@@ -56,7 +56,7 @@ class VisPruner(Method):
             (_, odd), other = positions(left & (count % 2 == 0), width)
             pairs = alike[batch[..., None], even[..., None], odd[:, None]]  # (B, V / 2, V / 2)
             twin = pairs.masked_fill(~other[:, None], float("-inf")).amax(-1)
-            gone = there & (descending_ranks(twin, there) < surplus.clamp(max=self.step)[:, None])
+            gone = there & (descending_ranks(twin, there) < surplus.clamp(max=min(self.step, number.numel()))[:, None])
             left = left.scatter(1, even, left.gather(1, even) & ~gone)
             stayed = stayed + left
         stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)

@@ -100,12 +100,16 @@ def _frontier(frontier: Frontier, missing: str) -> str:
 
 
 def _table(frontier: Frontier) -> str:
-    name = {"task": "task loss"}.get(str(frontier.meta.get("objective")), "KL")
+    name = "task loss" if frontier.meta.get("objective") == "task" else "KL"
     measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
     header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
     rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config),
-             f"{p.loss:.4f}", *(f"{p.metrics[m]:.4f}" if m in p.metrics else "" for m in measured)] for p in frontier.points]
+             f"{p.loss:.4f}", *(_decimals(p.metrics.get(m)) for m in measured)] for p in frontier.points]
     return _rows(header, rows, numbers={1, 2, *range(4, len(header))})
+
+
+def _decimals(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "" if value is None else str(value)
 
 
 def _entering(config: PruningConfig) -> str:

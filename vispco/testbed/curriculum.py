@@ -47,8 +47,15 @@ class Curriculum:
         return {"accuracy": self.accuracy.tolist(), "open": self.open.tolist()}
 
     def restore(self, state: dict) -> None:
-        """The inverse of `state`."""
-        self.accuracy, self.open = np.array(state["accuracy"]), np.array(state["open"])
+        """The inverse of `state`. Raises ValueError for anything else."""
+        try:
+            accuracy, opened = np.array(state["accuracy"], dtype=float), np.array(state["open"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("expected the accuracy of each question family, and which are open") from None
+        if accuracy.shape != self.accuracy.shape or opened.shape != self.open.shape or opened.dtype != bool or not (
+                (accuracy >= 0) & (accuracy <= 1)).all():
+            raise ValueError(f"expected the accuracy of {len(self.names)} question families, and which are open")
+        self.accuracy, self.open = accuracy, opened
 
     def by_task(self) -> dict[str, float]:
         """Running accuracy by task, its families weighted by their share."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import brief
 from .vocab import (CELLS, EOS, ID, IMAGE, IMAGE_PAD, PAD, QWEN_ID, VIDEO_PAD, VISION_END, VISION_START, WORDS,
                     build_tokenizer)  # fmt: skip
 
@@ -167,7 +168,10 @@ def build_processor(name: str = "testbed-llava"):
 
 
 def load(name: str = "testbed-llava"):
-    """Load a shipped model by name: (model in eval mode and float32, processor). Touches no network."""
+    """Load a shipped model by name: (model in eval mode and float32, processor). Touches no network.
+
+    Raises ValueError that names the folder if its files are damaged; FileNotFoundError if there are none.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
@@ -177,12 +181,18 @@ def load(name: str = "testbed-llava"):
         raise FileNotFoundError(
             f"no checkpoint in {folder}: make it with `python -m vispco.testbed.train --model {key}`"
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
-    )
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a remark on how the processor's class is written is of no use to its users
     try:
+        # The sizes come from here, not from the folder: a damaged number there would make a model without end.
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, config=build_config(key), dtype=torch.float32, local_files_only=True, use_safetensors=True,
+            attn_implementation="sdpa", output_loading_info=True,
+        )  # fmt: skip
+        if found["missing_keys"] or found["unexpected_keys"]:
+            raise ValueError(f"its weights are not those of {key}")
         return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # readers of damaged files raise anything
+        raise ValueError(f"{folder}: the checkpoint is damaged, install vispco again: {brief(error)}") from error
     finally:
         logging.set_verbosity(level)

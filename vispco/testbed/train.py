@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import brief, read_json
 from . import easyvqa, scenes
 from .curriculum import Curriculum
 from .evaluate import report
@@ -131,19 +132,37 @@ def save_state(folder: Path, step: int, modules: dict, optims: list, ladder: Cur
 
 
 def load_state(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> tuple[int, list]:
-    """The inverse of `save_state`: returns the next step and the log."""
-    tensors, saved = load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+    """The inverse of `save_state`: returns the next step and the log. Raises ValueError that names a damaged folder."""
+    try:
+        return _restored(folder, modules, optims, ladder)
+    except Exception as error:  # of safetensors, of JSON, of tensors that do not fit
+        raise ValueError(f"{folder}: expected the state of this training, but {brief(error)}; train without --resume") from error
+
+
+def _restored(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> tuple[int, list]:
+    tensors, saved = load_file(folder / "state.safetensors"), read_json(folder / "state.json", _checked)
     for key, module in modules.items():
         module.load_state_dict({n.split("/", 1)[1]: v for n, v in tensors.items() if n.startswith(f"{key}/")})
     for number, optim in enumerate(optims):
-        full = optim.state_dict()
+        full, sizes = optim.state_dict(), [p.shape for group in optim.param_groups for p in group["params"]]
         for name, value in tensors.items():
             if name.startswith(f"optimiser{number}/"):
                 _, index, key = name.split("/")
+                if value.ndim and value.shape != sizes[int(index)]:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(sizes[int(index)])}")
                 full["state"].setdefault(int(index), {})[key] = value
         optim.load_state_dict(full)
     ladder.restore(saved["curriculum"])
     return saved["step"], saved["log"]
+
+
+def _checked(saved: dict) -> dict:
+    """What `save_state` wrote as JSON, or ValueError."""
+    if not isinstance(saved, dict) or type(saved.get("step")) is not int or saved["step"] < 0:
+        raise ValueError("expected a step, a curriculum and a log")
+    if not isinstance(saved.get("log"), list) or not all(isinstance(e, dict) and "easy_vqa" in e.get("tasks", ()) for e in saved["log"]):
+        raise ValueError("expected a log of entries with the accuracy of each task")
+    return saved
 
 
 def train(args: argparse.Namespace) -> nn.Module:
