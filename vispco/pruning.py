@@ -275,7 +275,6 @@ class Pruner:
         context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
         scores, target = state.rank(method, context, target)
         chosen = hard_mask(scores, context.keep, context.valid, check=False)  # (B, V)
-        state.faulty.append((scores.isnan() & context.valid).any())
         hidden = merged(hidden, context, chosen, method.merge(context, chosen))
         keep = context.present & ~context.visual_mask  # text stays, padding goes
         keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
