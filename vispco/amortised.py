@@ -28,7 +28,7 @@ from .pruning import Pruner
 from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
 from .search import whole
-from .teacher import Lesson, answer_logits, frozen, kl_divergence, prepare, shapes, teach
+from .teacher import Lesson, answer_logits, during, frozen, kl_divergence, prepare, shapes, teach
 from .version import versions
 
 
@@ -130,16 +130,17 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
                 text, full = cost.text_only(lesson.n_text).double(), cost.full(lesson.n_visual, lesson.n_text).double()
                 ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
                 pruner.ratios = whole(ratios, tokens)
-                kl = per_sample(model, lesson, pruner)
+                with during(f"step {step}"):
+                    kl = per_sample(model, lesson, pruner)
                 loss = (kl + 1e-2).log().sum() / count(len(kl))
                 optimizer.zero_grad()
                 loss.backward()
                 for parameter in predictor.parameters():
                     parameter.grad = None if parameter.grad is None else total(parameter.grad)
-                loss = total(loss)
-                if not loss.isfinite():
-                    raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
-                                             "with a smaller learning rate")
+                loss, norm = total(loss), sum(float(p.grad.norm()) for p in predictor.parameters() if p.grad is not None)
+                if not math.isfinite(float(loss.detach()) + norm):
+                    raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}, its gradient {norm}; learn in float32 "
+                                             "or bfloat16, with a smaller learning rate")
                 optimizer.step()
                 decay.step()
                 seen += samples

@@ -21,7 +21,7 @@ from .distributed import count
 from .evaluate import Record, evaluate
 from .frontier import FrontierPoint
 from .surrogate import Surrogate
-from .teacher import Lesson
+from .teacher import Lesson, during
 
 Schedule = tuple[float, ...]
 
@@ -60,7 +60,8 @@ class Bench:
         if part is None and schedule in self.records:
             return self.records[schedule]
         lessons = self.lessons if part is None else [self.lessons[i] for i in part]
-        record = evaluate(self.model, lessons, self.config(schedule))
+        with during(f"budget {self.template.get('budget')!r}, keep ratios {[round(r, 4) for r in schedule]}"):
+            record = evaluate(self.model, lessons, self.config(schedule))
         self.passes += count(sum(map(len, lessons)))
         if part is None:
             self.records[schedule] = record

@@ -9,6 +9,7 @@ gradients straight through; the augmented Lagrangian holds the budget; the resul
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from .pruning import Pruner
 from .refine import Bench, Schedule, fitted, refine
 from .registry import KERNELS, adapter_for, build_method
 from .ste import build_estimator
-from .teacher import Lesson, answer_logits, check_objective, frozen, prepare, shapes, teach, token_losses
+from .teacher import Lesson, answer_logits, check_objective, during, frozen, prepare, shapes, teach, token_losses
 from .version import versions
 
 
@@ -54,7 +55,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
     own starts, whichever is best.
-    Raises ValueError for bad input, before anything runs; FloatingPointError if the loss is not finite.
+    Raises ValueError for bad input, before anything runs; FloatingPointError, naming budget, step and layer, for numbers that are not
+    finite: logits, hidden states, scores, the loss or its gradient.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -173,14 +175,15 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
                 lesson = lessons[queue.pop()]
                 ratios = curve()
                 pruner.ratios = whole(ratios, limit.tokens)
-                value, slacks = _divergence(adapter.model, lesson, pruner, bench.objective), limit.slacks(ratios)
+                with during(f"budget {limit.value!r}, step {step}"):
+                    value, slacks = _divergence(adapter.model, lesson, pruner, bench.objective), limit.slacks(ratios)
                 loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
                 curve.theta.grad = total(torch.autograd.grad(loss, curve.theta)[0])
                 loss, value = total(loss), total(value)
-                if not loss.isfinite():
-                    raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
-                                             "search in float32 or bfloat16, with a smaller learning rate")
                 norm = float(curve.theta.grad.norm())
+                if not math.isfinite(float(loss.detach()) + norm):
+                    raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}, its gradient "
+                                             f"{norm}; search in float32 or bfloat16, with a smaller learning rate")
                 optimizer.step()
                 decay.step()
                 seen += count(len(lesson))
