@@ -271,7 +271,7 @@ def test_bad_values(estimator, message):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_nan_scores_are_refused(name):
-    with pytest.raises(ValueError, match="scores contain NaN"):
+    with pytest.raises(FloatingPointError, match="scores contain NaN"):
         Estimator(name)(torch.full((1, 3), math.nan), torch.ones(1, requires_grad=True), torch.tensor([1]), every(1, 3))
 
 

@@ -30,7 +30,7 @@ from .pruning import Pruner
 from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
 from .search import whole
-from .teacher import Lesson, answer_logits, frozen, kl_divergence, prepare, shapes, teach
+from .teacher import Lesson, answer_logits, during, frozen, kl_divergence, prepare, shapes, teach
 from .version import versions
 
 
@@ -150,15 +150,16 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
                     ratios = on_budget(curve.schedule(theta), cost, lesson.n_visual, lesson.n_text, text + budget * (full - text))
                     pruner.ratios = whole(ratios, tokens)
                     pruner.estimator.reseed(step)
-                    kl = per_sample(model, lesson, pruner)
+                    with during(f"step {step}"):
+                        kl = per_sample(model, lesson, pruner)
                     loss = (kl + 1e-2).log().sum() / count(len(kl))
-                    found = torch.autograd.grad(loss, parameters)
-                    loss = total(loss)
-                    if not loss.isfinite():
-                        raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; learn in float32 or bfloat16, "
-                                                 "with a smaller learning rate")
+                    found = [total(part) for part in torch.autograd.grad(loss, parameters)]
+                    loss, norm = total(loss), sum(float(part.norm()) for part in found)
+                    if not math.isfinite(float(loss.detach()) + norm):
+                        raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}, its gradient {norm}; learn in "
+                                                 "float32 or bfloat16, with a smaller learning rate")
                     return {"loss": float(gathered(kl.detach()).mean()), "log": float(loss.detach()),
-                            "gradients": [packed(total(part)) for part in found]}
+                            "gradients": [packed(part) for part in found]}
 
                 done = kept.recall({"step": step, "lesson": number, "budgets": name_of(share), "predictor": name_of(*parameters)},
                                    gradient)

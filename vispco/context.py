@@ -113,16 +113,16 @@ class Context:
         """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R); default the last prompt token.
 
         The probabilities are those of the layer just run (default; nothing is recomputed but these rows), or
-        what `ctx.layer` would compute on the tokens as they are (`layer=ctx.layer`).
+        what `ctx.layer` would compute on the tokens as they are (`layer=ctx.layer`). A row that sees nothing is 0.
         """
         at = self.last if at is None else at
-        q, k = self.queries(layer, at), self.keys(layer)
+        q, k = (without_overflow(x) for x in (self.queries(layer, at), self.keys(layer)))
         groups = q.shape[1] // k.shape[1]
         scores = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3) @ k.transpose(-1, -2)  # (B, G, groups R, N)
         scores = scores.unflatten(2, (groups, -1)).flatten(1, 2).float() * self.adapter.scaling(self._layer(layer))
         scores = self.adapter.cap(self._layer(layer), scores)
-        seen = self._seen(self._layer(layer), at) & self.present[:, None]  # (B, R, N)
-        return scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+        unseen = ~(self._seen(self._layer(layer), at) & self.present[:, None])[:, None]  # (B, 1, R, N)
+        return masked_softmax(scores, unseen)
 
     def _seen(self, layer: int, at: Tensor) -> Tensor:
         """(B, R, N) bool: which tokens the model's mask of `layer` lets the rows `at` see."""
@@ -149,6 +149,21 @@ class Context:
             states = self.captured[kind] if at is None else take(self.captured[kind], at)
         rotary = self.captured["rotary"][layer]
         return self.adapter.rotate(layer, kind, states, rotary if at is None else take_rotary(rotary, at))
+
+
+def without_overflow(x: Tensor) -> Tensor:
+    """float16 as float32: its products of queries and keys may exceed 65504 where the model's fused attention does not."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
+    """Softmax of `scores` (..., N) over those that are not `hidden`, which get 0, all of them if need be; NaN stays NaN.
+
+    >>> masked_softmax(torch.tensor([[1.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), torch.tensor([[False, False, True], [True, True, True]]))
+    tensor([[0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 0.0000]])
+    """
+    return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(hidden, 0.0)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .distributed import gathered
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .registry import adapter_for, build_method
-from .teacher import Lesson, answer_logits, kl_divergence, prepare, shapes, teach, token_losses
+from .teacher import Lesson, answer_logits, during, kl_divergence, prepare, shapes, teach, token_losses
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
 
     batches: dicts of model inputs with `labels` (-100 outside the answer). To evaluate many configurations, pass
     `lessons = teach(model, prepare(model, batches))` (from `vispco.teacher`): the full model then runs only once.
-    Raises ValueError for batches without answers or visual tokens, and as `apply` does.
+    Raises ValueError for batches without answers or visual tokens, and as `apply` does; FloatingPointError, naming batch and
+    layer, if logits, hidden states or scores are not finite.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -67,8 +68,10 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
     try:
         teach(model, lessons)
         with nullcontext() if config is None else apply(model, config, mode=mode) as pruner:
-            grades = [grade(lesson, lesson.log_probs if pruner is None else answer_logits(model, lesson, pruner))
-                      for lesson in lessons]
+            grades = []
+            for i, lesson in enumerate(lessons):
+                with during(f"batches[{i}]"):
+                    grades.append(grade(lesson, lesson.log_probs if pruner is None else answer_logits(model, lesson, pruner)))
     finally:
         model.train(training)
     return record(grades, *costs(adapter, lessons, config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor
 from .config import whole_tokens
 from .context import Context, before_answer, positions, take_rotary
 from .masks import Packed
-from .relaxation import NAN_SCORES
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Prefill:
     captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
     packed: Packed | None = None  # deploy: the tokens that remain
     policy: Tensor | None = None  # search: (B, S) straight-through mask so far
-    faulty: list[Tensor] = field(default_factory=list)  # whether scores were NaN, at each step: not looked at before the end
+    faulty: dict[int, Tensor] = field(default_factory=dict)  # whether hidden states, scores were, at each step: see `check`
     steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
     sources: dict[str, Callable[[], Any]] = field(default_factory=dict)  # what methods may ask for, made once, on demand
 
@@ -59,10 +59,20 @@ class Prefill:
         return cls(inputs, visual, real, before_answer(real, labels), n_visual, n_real, tail, ends, causal and plain, n_visual,
                    ratios.detach().expand(len(n_visual), -1).tolist())
 
-    def finish(self) -> None:
-        """Raise ValueError if any scores were NaN."""
-        if self.faulty and bool(torch.stack(self.faulty).any()):
-            raise ValueError(NAN_SCORES)
+    def check(self) -> None:
+        """Raise FloatingPointError, naming the layer, if what was ranked, or the scores, were not finite.
+
+        It waits for the device: so in deploy, a device other than the CPU is asked once, at the end of the pass.
+        """
+        found, self.faulty = self.faulty, {}
+        for layer, (hidden, scores) in zip(found, torch.stack([*found.values()]).tolist() if found else ()):
+            if hidden:
+                raise FloatingPointError(f"the hidden states that enter layer {layer} are not finite: check the model's inputs "
+                                         "and weights, and load it in float32 or bfloat16 (float16 ends at 65504)")
+            if scores:
+                raise FloatingPointError(f"the scores at layer {layer} contain NaN or infinity: expected numbers (-inf for never) "
+                                         "that rank the tokens; look for a division by zero, an overflow or an all-masked "
+                                         "softmax in the scoring method")
 
     def release(self) -> None:
         """Let go of what only this forward pass needed; `steps` stay."""
@@ -122,6 +132,11 @@ class Prefill:
         if scores.shape != context.valid.shape:
             raise ValueError(f"{type(method).__name__}.score returned shape {tuple(scores.shape)}, expected one score per "
                              f"visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
+        sizes = torch.linalg.vector_norm(context.hidden, 1, -1, dtype=torch.promote_types(context.hidden.dtype, torch.float32))
+        self.faulty[context.layer] = torch.stack([(~sizes.isfinite() & context.present).any(),
+                                                  (~(scores < math.inf) & context.valid).any()])
+        if context.exhaustive or scores.device.type == "cpu":
+            self.check()
         limit = method.limit(context, scores)
         if limit is not None:
             limit = torch.maximum(limit.to(context.keep), context.keep.clamp(max=1))  # 0 only where 0 were asked for

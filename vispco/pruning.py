@@ -247,7 +247,7 @@ class Pruner(Handle):
 
     def _on_output(self, module, args, output):
         if not self.decoding:
-            self.prefill.finish()
+            self.prefill.check()
             if self.prefill.packed is not None:
                 output["last_hidden_state"] = self.prefill.packed.restore(output["last_hidden_state"])
         return output
@@ -330,7 +330,6 @@ class Pruner(Handle):
         context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
         scores, target = state.rank(method, context, target)
         chosen = hard_mask(scores, context.keep, context.valid, check=False)  # (B, V)
-        state.faulty.append((scores.isnan() & context.valid).any())
         hidden = merged(hidden, context, chosen, method.merge(context, chosen))
         keep = context.present & ~context.visual_mask  # text stays, padding goes
         keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)

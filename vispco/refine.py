@@ -22,7 +22,7 @@ from .evaluate import Record, evaluate
 from .frontier import FrontierPoint
 from .journal import Journal
 from .surrogate import Surrogate
-from .teacher import Lesson
+from .teacher import Lesson, during
 
 Schedule = tuple[float, ...]
 
@@ -63,9 +63,10 @@ class Bench:
         if part is None and schedule in self.records:
             return self.records[schedule]
         lessons = self.lessons if part is None else [self.lessons[i] for i in part]
-        found = self.journal.recall({"schedule": schedule, "lessons": part or "all", "budget": self.template.get("budget")},
-                                    lambda: _written(evaluate(self.model, lessons, self.config(schedule))))
-        record = Record(**{**found, "correct": torch.tensor(found["correct"], dtype=torch.bool)})
+        with during(f"budget {self.template.get('budget')!r}, keep ratios {[round(r, 4) for r in schedule]}"):
+            found = self.journal.recall({"schedule": schedule, "lessons": part or "all", "budget": self.template.get("budget")},
+                                        lambda: _written(evaluate(self.model, lessons, self.config(schedule))))
+            record = Record(**{**found, "correct": torch.tensor(found["correct"], dtype=torch.bool)})
         self.passes += count(sum(map(len, lessons)))
         if part is None:
             self.records[schedule] = record

@@ -18,8 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NAN_SCORES = ("scores contain NaN: expected numbers (-inf for never) that rank the tokens; "
-              "look for a division by zero or an all-masked softmax in the scoring method")
 NORMALISATIONS = ("rank", "minmax", "log-minmax", "none")
 
 
@@ -135,7 +133,7 @@ def hard_mask(scores: Tensor, keep_tokens: Tensor, alive: Tensor, check: bool = 
 
     keep_tokens: whole numbers, `(B,)`.
     check: look for NaN (on an accelerator this waits for the device).
-    Raises ValueError if an alive score is NaN; -inf is a score like any other.
+    Raises FloatingPointError if an alive score is NaN; -inf is a score like any other.
 
     >>> alive = torch.ones(1, 4, dtype=torch.bool)
     >>> hard_mask(torch.tensor([[1., 7., 7., 7.]]), torch.tensor([2]), alive).tolist()
@@ -143,7 +141,7 @@ def hard_mask(scores: Tensor, keep_tokens: Tensor, alive: Tensor, check: bool = 
     """
     _check_shapes(scores, alive, keep_tokens)
     if check and (scores.isnan() & alive).any():
-        raise ValueError(NAN_SCORES)
+        raise FloatingPointError("scores contain NaN: expected numbers (-inf for never) that rank the tokens")
     return alive & (descending_ranks(scores, alive) < keep_tokens[:, None])
 
 

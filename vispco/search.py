@@ -9,6 +9,7 @@ gradients straight through; the augmented Lagrangian holds the budget; the resul
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from .pruning import Pruner
 from .refine import Bench, Schedule, fitted, refine
 from .registry import KERNELS, adapter_for, build_method
 from .ste import build_estimator
-from .teacher import Lesson, answer_logits, check_objective, frozen, prepare, shapes, teach, token_losses
+from .teacher import Lesson, answer_logits, check_objective, during, frozen, prepare, shapes, teach, token_losses
 from .version import versions
 
 
@@ -58,8 +59,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
     own starts, whichever is best.
-    Raises ValueError for bad input, or a journal of another search, before anything runs; FloatingPointError if the loss is
-    not finite.
+    Raises ValueError for bad input, or a journal of another search, before anything runs; FloatingPointError, naming budget,
+    step and layer, for numbers that are not finite: logits, hidden states, scores, the loss or its gradient.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -212,14 +213,15 @@ def _gradient(curve: Kernel, lesson: Lesson, limit: Limit, alm: AugmentedLagrang
     ratios = curve()
     pruner.ratios = whole(ratios, limit.tokens)
     pruner.estimator.reseed(step)
-    value, slacks = _divergence(pruner.adapter.model, lesson, pruner, objective), limit.slacks(ratios)
+    with during(f"budget {limit.value!r}, step {step}"):
+        value, slacks = _divergence(pruner.adapter.model, lesson, pruner, objective), limit.slacks(ratios)
     loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
     gradient = total(torch.autograd.grad(loss, curve.theta)[0])
-    loss, value = total(loss), total(value)
-    if not loss.isfinite():
-        raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss.detach())}; "
-                                 "search in float32 or bfloat16, with a smaller learning rate")
-    return {"loss": float(value.detach()), "gradient": packed(gradient)}
+    loss, value = total(loss.detach()), total(value.detach())
+    if not math.isfinite(float(loss) + float(gradient.norm())):
+        raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss)}, its gradient "
+                                 f"{float(gradient.norm())}; search in float32 or bfloat16, with a smaller learning rate")
+    return {"loss": float(value), "gradient": packed(gradient)}
 
 
 def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -123,23 +123,72 @@ def _checkpointed(forward, *args, **kwargs):
 
 
 def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
-    """Logits (A, vocabulary), float32, at the positions that predict answer tokens."""
+    """Logits (A, vocabulary), float32, at the positions that predict answer tokens.
+
+    Raises FloatingPointError if they are not finite, naming the first layer where the hidden states are not.
+    """
     device: Any = model.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in lesson.inputs.items()}
-    if pruner is not None:
-        pruner.labels = lesson.labels  # so that no score looks at the answer
-    output = model(**inputs, logits_to_keep=lesson.columns.to(device), use_cache=False)
-    return output.logits[lesson.answers.to(device)].float()
+
+    def run() -> Tensor:
+        if pruner is not None:
+            pruner.labels = lesson.labels  # so that no score looks at the answer
+        output = model(**inputs, logits_to_keep=lesson.columns.to(device), use_cache=False)
+        return output.logits[lesson.answers.to(device)].float()
+
+    logits = run()
+    if not logits.isfinite().all():
+        with torch.no_grad():
+            where = _first_not_finite(model, run, inputs.get("attention_mask"))
+        raise FloatingPointError(f"the {'full' if pruner is None else 'pruned'} model's logits are not finite{where}; check its "
+                                 "inputs and weights, and load it in float32 or bfloat16 (float16 ends at 65504)")
+    return logits
+
+
+def _first_not_finite(model: nn.Module, run: Callable[[], Any], mask: Tensor | None) -> str:
+    """Where numbers fail first, by a pass that is run again: padding may hold anything."""
+    adapter, found = adapter_for(model)(model), []
+
+    def look(states, where: str) -> None:
+        states = states[0] if isinstance(states, tuple) else states  # in older releases
+        real = mask.bool() if mask is not None and mask.shape == states.shape[:2] else ...
+        if not states[real].isfinite().all():
+            found.append(where)
+
+    hooks = [adapter.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: look(kwargs["inputs_embeds"], ", already in what enters layer 0"), with_kwargs=True)]
+    hooks += [layer.register_forward_hook(lambda module, args, output, i=i: look(output, f", from the output of layer {i} on"))
+              for i, layer in enumerate(adapter.layers)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ", though every layer's output is"
+
+
+@contextmanager
+def during(what: str) -> Iterator[None]:
+    """A FloatingPointError in the block says that it came up during `what`.
+
+    >>> with during("step 3"):
+    ...     raise FloatingPointError("the loss is nan")
+    Traceback (most recent call last):
+    FloatingPointError: step 3: the loss is nan
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{what}: {error}") from error
 
 
 @torch.no_grad()
 def teach(model: nn.Module, lessons: list[Lesson]) -> list[Lesson]:
-    """Run the full model once over the lessons (those that it has not seen)."""
-    for lesson in lessons:
+    """Run the full model once over the lessons (those that it has not seen). Raises FloatingPointError as `answer_logits`."""
+    for i, lesson in enumerate(lessons):
         if lesson.log_probs is None:
-            lesson.log_probs = answer_logits(model, lesson).log_softmax(-1)
-            if not lesson.log_probs.isfinite().all():
-                raise FloatingPointError("the full model's logits are not finite; load it in float32 or bfloat16")
+            with during(f"batches[{i}]"):
+                lesson.log_probs = answer_logits(model, lesson).log_softmax(-1)
     return lessons
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .hooks import Replaced, named
 
+from .context import masked_softmax, without_overflow
+
 CHUNK = 2**24  # attention probabilities at a time
 
 class Tower:
@@ -124,7 +126,7 @@ class Tower:
         else:
             query, key = (seen[p].unflatten(-1, (heads, -1)) for p in ("query", "key"))  # (tiles, n, H, E)
             if self.adapter.class_token(self.adapter.config):
-                logits = full_precision((query[:, :1] * key).sum(-1)) * query.shape[-1] ** -0.5
+                logits = full_precision((without_overflow(query[:, :1]) * without_overflow(key)).sum(-1)) * query.shape[-1] ** -0.5
                 attention = logits.softmax(1).mean(-1)
             else:
                 real = real_patches(seen.get("attention_mask"), key.shape[:2])
@@ -144,13 +146,13 @@ def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:
     real: (n,) bool, False for patches of padding, which neither get nor give. In chunks of query rows.
     """
     n, heads, size = query.shape
-    columns, total = key.permute(1, 2, 0), 0
+    query, columns, total = without_overflow(query), without_overflow(key).permute(1, 2, 0), 0
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
     step = max(1, CHUNK // (n * heads))
     for rows, weight in zip(query.transpose(0, 1).split(step, 1), real.split(step)):
         logits = full_precision(rows @ columns) * size**-0.5  # (H, rows, n)
-        total = total + (logits.masked_fill(~real, float("-inf")).softmax(-1) * weight[:, None]).sum((0, 1))
-    return total / (heads * real.sum())
+        total = total + masked_softmax(logits, ~real).masked_fill(~weight[:, None], 0.0).sum((0, 1))
+    return total / (heads * real.sum().clamp(min=1))
 
 
 def real_patches(mask: Tensor | None, shape: tuple[int, int]) -> Tensor | list[None]:

@@ -23,7 +23,7 @@ def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 def masked_mean(rows: Tensor, real: Tensor) -> Tensor:
     """Mean (B, K) of the `real` (B, R) among `rows` (B, R, K); 0 if none is."""
-    return (rows * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    return rows.masked_fill(~real[..., None], 0.0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
 
 def directions(x: Tensor) -> Tensor:

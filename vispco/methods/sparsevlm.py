@@ -6,7 +6,7 @@ from numbers import Real
 
 import torch
 
-from ..context import take
+from ..context import masked_softmax, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
@@ -87,8 +87,7 @@ class SparseVLM(Method):
         """Head-mean attention of text to visual tokens (B, T, V), and which text is a rater (B, T)."""
         text, real = question(ctx)
         v, t = ctx.embeddings[ctx.visual].float(), ctx.embeddings[text].float()
-        related = (v @ t.transpose(1, 2)).masked_fill(~real[:, None], float("-inf")).softmax(-1)  # (B, V, T)
-        share = masked_mean(related.nan_to_num(), ctx.valid)
+        share = masked_mean(masked_softmax(v @ t.transpose(1, 2), ~real[:, None]), ctx.valid)  # (B, T), of (B, V, T)
         average = share.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         raters = (share >= average * (1 - 1e-6)) & real
         rows = ctx.attention(at=text[1]).mean(1)  # (B, T, N)
