@@ -121,6 +121,18 @@ def test_search_json_and_overwrite(capsys):
     assert result["meta"]["kernel"] == "linear" and result["configurations"][0]["tokens"][0] == 64
     assert Path(result["configurations"][0]["file"]).exists() and Path(result["log"]).exists()
     assert main([*command, "--overwrite"]) == 0
+    assert json.loads(capsys.readouterr().out)["configurations"] == result["configurations"]
+
+
+def test_resume_says_how_far_the_search_was(capsys):
+    command = ["search", "--budgets", "0.5", "--steps", "2", "--refinement", "0", "-o", "run", *SMALL, "--resume"]
+    for whole, said in ((99, ""), (99, "run: the search had finished\n"), (3, "run: the search went on after 2 results, with {} more\n")):
+        if said:
+            lines = Path("run/journal.jsonl").read_text().splitlines(keepends=True)
+            Path("run/journal.jsonl").write_text("".join(lines[:whole]))
+        assert main(command) == 0
+        shown = capsys.readouterr()
+        assert shown.err == said.format(len(lines) - 3 if said else None) and "run/config-0.5.json" in shown.out
 
 
 def test_a_budget_that_needs_no_search(capsys):

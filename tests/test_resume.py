@@ -17,9 +17,15 @@ import torch
 import vispco
 from tiny import batch, tiny_llava
 from vispco import files, journal as journals
+from vispco.baselines import random_search
+from vispco.budget import Budget
+from vispco.costs import cost_models
 from vispco.files import locked
 from vispco.journal import Journal, differences, packed, unpacked
+from vispco.refine import Bench
+from vispco.registry import adapter_for
 from vispco.reproduction.cache import Cache
+from vispco.teacher import prepare, shapes, teach
 
 HERE = Path(__file__).parent
 SEED = 0  # of the moments; tests print what they do, and pytest shows it where one fails
@@ -249,6 +255,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypat
         vispco.search(model, BATCHES, **OPTIONS, journal=path)
     assert max(json.loads(line)["of"].get("step", -1) for line in path.read_text().splitlines()) == 0
     assert vispco.search(model, BATCHES, **OPTIONS, journal=path).points == vispco.search(model, BATCHES, **OPTIONS).points
+
+
+def test_searches_without_a_gradient_have_a_journal_too(tmp_path):
+    """Random search on a bench: what `bench.losses` measures is all that it costs."""
+    model = tiny_llava(layers=3)
+    lessons, cost = teach(model, prepare(model, BATCHES)), cost_models(adapter_for(model)(model))["flops"]
+    limit, found = Budget(0.7, cost, *shapes(lessons), 1), []
+    for _ in range(2):
+        with Journal(tmp_path / "journal.jsonl") as journal:
+            journal.begin("random search", model, lessons, {"seed": 1})
+            bench = Bench(model, lessons, {"method": "fastv"}, journal=journal)
+            random_search(bench, limit, passes=4 * bench.samples, seed=1)
+        found.append((bench.records, bench.passes, journal.computed))
+        (tmp_path / "journal.jsonl").write_bytes((tmp_path / "journal.jsonl").read_bytes()[:-9])
+    assert found[0][:2] == found[1][:2] and len(found[0][0]) == 4 and (found[0][2], found[1][2]) == (4, 1)
 
 
 # ---- the file --------------------------------------------------------------------------------------------------
