@@ -149,7 +149,7 @@ def test_frontier_round_trip(tmp_path, llava, batches):
 @pytest.mark.parametrize("edit, message", [
     (lambda d: d.update(schema_version=99), "schema_version 99"), (lambda d: d.pop("points"), "lacks points"),
     (lambda d: d.update(extra=1), "unknown keys: extra"), (lambda d: d["points"][0].pop("loss"), "exactly"),
-    (lambda d: d["points"][0].update(loss="low"), "must be a number"), (lambda d: d.update(points={}), "list of points"),
+    (lambda d: d["points"][0].update(loss="low"), "must be a finite number"), (lambda d: d.update(points={}), "list of points"),
     (lambda d: d["points"][0]["config"].update(keep_ratios=[0.1, 0.5]), "must not increase")])
 def test_hand_edited_frontier(tmp_path, edit, message):
     path = tmp_path / "f.json"
