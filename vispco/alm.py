@@ -199,12 +199,12 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
                                      f"{slack.tolist()}; use a smaller learning rate or penalty")
         return objective, slack
 
-    def closure() -> Tensor:
+    def closure() -> float:
         for parameter in parameters:
             parameter.grad = None
         phi = alm.loss(*evaluate())
         phi.backward()
-        return phi
+        return float(phi.detach())
 
     for _ in range(outer):
         good = [parameter.detach().clone() for parameter in parameters]

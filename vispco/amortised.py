@@ -122,7 +122,8 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = RatioPredictor(curve, adapter.dimensions(adapter.config).hidden if conditioned else None, (low, high))
-    generator, queue, seen = torch.Generator().manual_seed(seed), [], 0
+    generator, seen = torch.Generator().manual_seed(seed), 0
+    queue: list[int] = []
     parameters = list(predictor.parameters())
     network = [p for p in parameters if p is not predictor.table]
     groups = [{"params": [predictor.table], "lr": learning_rate}, *([{"params": network, "lr": learning_rate / 20}] * conditioned)]
@@ -195,8 +196,12 @@ def features(model: nn.Module, lesson: Lesson, predictor: RatioPredictor) -> tup
     if not predictor.conditioned:
         return ()
     decoder, caught = adapter_for(model)(model).decoder, []
-    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: caught.append(kwargs["inputs_embeds"]) or stop(),
-                                             with_kwargs=True)
+
+    def catch(module, args, kwargs):
+        caught.append(kwargs["inputs_embeds"])
+        raise Stop
+
+    hook = decoder.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         answer_logits(model, lesson)
     except Stop:
@@ -210,8 +215,3 @@ def features(model: nn.Module, lesson: Lesson, predictor: RatioPredictor) -> tup
 
 class Stop(Exception):
     """The embeddings are known; the rest of the forward pass is not needed."""
-
-
-def stop():
-    """Leave a forward pass."""
-    raise Stop

@@ -70,7 +70,7 @@ def published(method: str, num_layers: int, at: str = "depth") -> dict[str, Prun
     if at == "depth":
         return {name: preset.config for name, preset in presets(method, num_layers).items()}
     found = {name: preset.config for name, preset in presets(method).items() if max(preset.config.steps) < num_layers}
-    return {name: replace(c, keep_ratios=(c.keep_ratios + c.keep_ratios[-1:] * num_layers)[:num_layers])
+    return {name: replace(c, keep_ratios=[*c.keep_ratios, *[c.keep_ratios[-1]] * num_layers][:num_layers])
             for name, c in found.items()}
 
 

@@ -51,7 +51,7 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
     forms = f"a share in [0, 1] such as 0.5 or '50%', or absolute {unit} such as {examples}"
     value, absolute = budget, False
     if isinstance(budget, str):
-        match = re.fullmatch(r"\s*([-+.\deE]*\d\.?)\s*(%|[a-z]*)\s*", budget, re.IGNORECASE)
+        match: Any = re.fullmatch(r"\s*([-+.\deE]*\d\.?)\s*(%|[a-z]*)\s*", budget, re.IGNORECASE)
         try:
             value, suffix = float(match[1]), match[2].lower()
             value = value / 100 if suffix == "%" else value * {"": 1.0, **suffixes}[suffix]
@@ -103,10 +103,25 @@ def limit_for(budget: float | str | Mapping, costs: Mapping, n_visual: Tensor, n
 class Limit:
     """What a schedule must stay within, and hardening to whole tokens that never exceeds it.
 
-    Subclasses set `value` (as asked for, JSON), `tokens`, `layers`, `first_layer`, and define:
-    fits(counts (C, L)): which schedules of whole tokens are within, (C,) bool. slacks(ratios): (..., m), one per
-    constraint, see `Budget`.
+    value: as asked for, JSON. tokens: of the largest sample. layers, first_layer: of the schedules.
     """
+
+    value: Any
+    tokens: int
+    layers: int
+    first_layer: int
+
+    def fits(self, counts: Tensor) -> Tensor:
+        """Which schedules of whole tokens (C, L) no sample exceeds the budget with: (C,) bool."""
+        raise NotImplementedError
+
+    def slacks(self, ratios: Tensor) -> Tensor:
+        """(..., m): one per constraint, see `Budget`, differentiable in the keep ratios (..., L)."""
+        raise NotImplementedError
+
+    def share(self, counts: list[int]) -> float:
+        """Of the prunable cost, of the costliest sample."""
+        raise NotImplementedError
 
     def holds(self, counts: Sequence[int]) -> bool:
         """Whether no sample exceeds the budget when `counts[i]` of `tokens` enter layer i."""

@@ -57,7 +57,7 @@ class PruningConfig:
     keep_ratios: Sequence[float]
     method_options: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None
-    budget: float | str | dict | None = None
+    budget: Any = None
     flops: float | None = None
     n_visual: int | None = None
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def key(**parts: Any) -> str:
@@ -31,11 +31,12 @@ def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in named:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         if not tensor.is_meta:
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            content: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(content)
     return digest.hexdigest()
 
 
-def of_model(model: nn.Module) -> str:
+def of_model(model: Any) -> str:
     """Digest of a model: its weights, and its configuration without where it lay."""
     config = json.dumps(_without_origin(model.config.to_dict()), sort_keys=True, default=str)
     return key(weights=of_tensors(model.state_dict().items()), config=config, attention=model.config._attn_implementation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
     adapter = adapter_for(model)(model)
     if config is not None:
         check_fits(config, adapter)
-    lessons = batches if _are_lessons(batches) else prepare(model, batches)
+    given: Any = batches
+    lessons = given if _are_lessons(given) else prepare(model, given)
     training = model.training
     model.eval()
     try:

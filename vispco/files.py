@@ -152,6 +152,6 @@ def _lock(file: BinaryIO) -> None:
     except ImportError:  # Windows, where a locked byte cannot be read: one far behind the end
         import msvcrt
         os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

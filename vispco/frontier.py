@@ -18,7 +18,7 @@ class FrontierPoint:
     on the calibration data, or whatever the search's objective was. metrics: whatever was measured later (held-out accuracy, ...)."""
 
     config: PruningConfig
-    budget: float | str | dict
+    budget: Any
     flops: float
     share: float
     loss: float

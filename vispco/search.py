@@ -125,8 +125,8 @@ def start(curve: Kernel, limit: Limit, bench: Bench, seed: int) -> None:
 
     Where the last budget ended may be a trap for a smaller one. The thetas race on a part of the calibration data.
     """
-    thetas = torch.cat([curve.theta.detach()[None], curve.starts().to(curve.theta)])
-    thetas = [theta for theta in thetas if limit.reachable(curve.settled(theta))] or list(thetas)
+    every = list(torch.cat([curve.theta.detach()[None], curve.starts().to(curve.theta)]))
+    thetas = [theta for theta in every if limit.reachable(curve.settled(theta))] or every
     hardened = [_hardened(curve, theta, limit) for theta in thetas]
     bench.losses(hardened[:1])
     race(bench, hardened[1:], 2, generator=torch.Generator().manual_seed(seed))
@@ -179,7 +179,8 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
     settle = steps - inner  # the last steps are small, so that they end where the last multipliers hold the budget
     decay = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) * (0.25 if step >= settle else 1))
-    order, queue, seen = torch.Generator().manual_seed(seed), [], 0
+    order, seen = torch.Generator().manual_seed(seed), 0
+    queue: list[int] = []
     for begin in range(0, steps, inner):
         with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
             for step in range(begin, min(begin + inner, steps)):

@@ -36,7 +36,7 @@ class Lesson:
     rows: Tensor
     n_visual: Tensor
     n_text: Tensor
-    log_probs: Tensor | None = None
+    log_probs: Any = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from .. import data, testbed
 from ..data.draw import check_files
@@ -18,7 +19,7 @@ def about(media: Sequence[str], kind: str, question: str, max_pixels: int) -> da
     for path in media:
         os.stat(path)
     own = {"images": [*media]} if kind == "image" else {"video": media[0]}
-    asked = data.parse({**own, "question": question, "answer": "?"}, f"--{kind}", os.path.abspath(os.sep))
+    asked: Any = data.parse({**own, "question": question, "answer": "?"}, f"--{kind}", os.path.abspath(os.sep))
     if kind == "image":
         check_files(asked, max_pixels)
     return asked
@@ -30,7 +31,8 @@ def of_testbed(example: testbed.Example, source: str) -> data.Conversation:
     file = io.BytesIO()
     image.fromarray(example.image).save(file, "png")
     row = {"image": {"bytes": file.getvalue()}, "question": example.question + "?", "answer": example.answer}
-    return data.parse(row, source)
+    found: Any = data.parse(row, source)
+    return found
 
 
 def words(asked: data.Conversation) -> str:

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     lists = {what: LISTERS[what]() for what in ([options.what] if options.what else LISTERS)}
     if options.json:
         return print_json(lists[options.what] if options.what else lists)
-    blocks = [table([what, ""], lines.items()) for what, lines in lists.items()]
+    blocks = [table([what, ""], [*lines.items()]) for what, lines in lists.items()]
     print("\n\n".join(blocks))
 
 

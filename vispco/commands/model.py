@@ -34,8 +34,9 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     spread = {"device_map": "auto"} if place == "auto" else {}
     try:
         processor = AutoProcessor.from_pretrained(name, **common)
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **spread, **common)
+        model, found = loaded
         if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers
             raise ValueError(f"its files lack {len(missing)} of its weights, such as {missing[0]}")
     except Exception as error:  # anything may be wrong with a folder, or with the network

@@ -92,11 +92,16 @@ def _run(options: argparse.Namespace) -> None:
         with _resumable(folder, options, journal):
             with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
                     StepLog(folder / "log.jsonl") as log:
+                def on_step(record: dict) -> None:
+                    bar(record)
+                    log(record)
+                    steps.append(record)
+
                 frontier = search(model, batches, options.method, options.kernel, options.budgets,
                                   seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
                                   objective=options.objective, estimator=options.estimator, latency=latency,
                                   refinement=options.refinement, journal=journal,
-                                  callback=lambda record: (bar(record), log(record), steps.append(record)))
+                                  callback=on_step)
             frontier.meta |= {"model": options.model, "data": options.data}
             files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
             for point, name in zip(frontier.points, files):
@@ -149,10 +154,11 @@ def _latency(model, batches: list[dict], begun: dict | None, points: int = 8) ->
     """The decoder's times up to the longest prompt; of a search that has begun, those that it began with."""
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
-    longest = int(sum(shapes(prepare(model, batches))).max())
+    n_visual, n_text = shapes(prepare(model, batches))
+    longest = int((n_visual + n_text).max())
     table = LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
     seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all
-    return replace(table, seconds=total(seconds).tolist())
+    return replace(table, seconds=tuple(total(seconds).tolist()))
 
 
 def _overlays(options: argparse.Namespace, frontier: Frontier, asked: Questions, model, processor,
@@ -179,4 +185,4 @@ def _overlays(options: argparse.Namespace, frontier: Frontier, asked: Questions,
 def _summary(point: FrontierPoint, objective: str) -> dict:
     config = point.config
     return {"budget": point.budget, "flops": point.flops, "share": point.share, objective: point.loss,
-            "keep_ratios": list(config.keep_ratios), "tokens": config.tokens(config.n_visual)}
+            "keep_ratios": list(config.keep_ratios), "tokens": config.tokens(config.n_visual or 0)}

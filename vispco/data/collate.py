@@ -111,7 +111,7 @@ def _process(processor: Any, texts: list[str], media: list[list], kind: str, con
         return dict(processor(text=texts, **options))
     except Exception as error:  # of pictures too small, of special tokens in questions: anything
         for alone in zip(texts, media, conversations) if len(texts) > 1 else ():  # whose fault is it?
-            _process(processor, *([part] for part in alone[:2]), kind, [alone[2]])
+            _process(processor, [alone[0]], [alone[1]], kind, [alone[2]])
         where = conversations[0].source + (f" to {conversations[-1].source}" if len(conversations) > 1 else "")
         raise ValueError(f"{where}: {type(processor).__name__} cannot process it: {brief(error)}") from error
 

@@ -52,9 +52,9 @@ def draw(data: str | os.PathLike, limit: int, seed: int = 0, *, images: str | os
         table = load(name, split or "train")
         folder = images or (name if os.path.isdir(name) else ".")
         chosen = random.Random(seed).sample(range(len(table)), min(limit, len(table)))
-        read = [parse(row(table, i, f"{name}[{i}]"), f"{name}[{i}]", folder, columns) for i in chosen]
-        found, total = [c for c in read if c], len(table)
-        skipped = len(read) - len(found)
+        drawn = [parse(row(table, i, f"{name}[{i}]"), f"{name}[{i}]", folder, columns) for i in chosen]
+        found, total = [c for c in drawn if c], len(table)
+        skipped = len(drawn) - len(found)
     if not found:
         without = f", but {skipped} conversations without" if skipped else ""
         raise ValueError(f"{name} holds no question about a picture{without}")

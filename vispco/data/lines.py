@@ -76,7 +76,7 @@ def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{name}:{line}: expected {' or '.join(wanted)}, got the end of the file")
 
 
-_BLANK = re.compile(r"\s*")
+_BLANK: Any = re.compile(r"\s*")
 _DECODE = json.JSONDecoder().raw_decode
 
 

@@ -8,6 +8,7 @@ Without `pruning_config` the same code runs the full model: the baseline and the
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -61,7 +62,7 @@ class VispcoModel(lmms):
         self.max_num_frames = _positive("max_num_frames", max_num_frames)
         self.pruning = None if pruning_config is None else PruningConfig.load(pruning_config)
 
-        kwargs = {"trust_remote_code": trust_remote_code}
+        kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
         self.processor.tokenizer.padding_side = "left"  # new tokens come after the prompt, in every row
         if chat_template is not None:

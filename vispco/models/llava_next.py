@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,8 @@ class LlavaNext(Llava):
     def pack(self, tiles, sizes) -> list[Tensor]:
         """The model's own way to put the tiles (tiles, patches, C) of each image together: (n, C) each."""
         newline, strategy = tiles[0].new_zeros(tiles[0].shape[-1]), self.config.vision_feature_select_strategy
-        return self.backbone.pack_image_features(tiles, sizes, strategy, newline)[0]
+        backbone: Any = self.backbone
+        return backbone.pack_image_features(tiles, sizes, strategy, newline)[0]
 
     def tiles_of_images(self, inputs) -> list[int]:
         """Number of tiles of each image, the whole included."""

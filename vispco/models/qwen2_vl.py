@@ -90,7 +90,7 @@ class Qwen2VL(Adapter):
         if images is None:
             height = max((h for h in range(1, isqrt(n_visual) + 1) if n_visual % h == 0), default=0)
             images = [(1, height * merge, n_visual // height * merge)] if height else []
-        grids = [tuple(int(x) for x in row) for row in images]
+        grids = [(int(t), int(h), int(w)) for t, h, w in images]
         tokens = sum(t * h * w for t, h, w in grids) // merge**2
         if tokens != n_visual:
             raise ValueError(f"images of {grids} patches (time, height, width) give {tokens} visual tokens, "
