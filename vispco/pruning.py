@@ -217,7 +217,7 @@ class Pruner(Handle):
 
     def _check_attention(self) -> None:
         name = getattr(self.adapter.decoder.config, "_attn_implementation", "sdpa")
-        if name not in ("sdpa", "eager"):
+        if name not in ("sdpa", "eager", None):
             raise ValueError(f"attention implementation {name!r} takes no mask, or finds one in position_ids, and would not see "
                              "which tokens are left: model.set_attn_implementation('sdpa') has fast kernels too")
 
