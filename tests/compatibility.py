@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 @dataclass
 class Case:
-    """One row. verdict: "works", or the message of the refusal. test: file::name."""
+    """One row. verdict: "works", or how it is refused. test: file::name."""
 
     section: str
     use: str
@@ -33,15 +33,15 @@ def section(title):
     SECTIONS.append(title)
 
 
-def also(use, test):
+def also(use, test, verdict="works"):
     """Works, as a test in another file shows."""
-    CASES.append(Case(SECTIONS[-1], use, "works", test))
+    CASES.append(Case(SECTIONS[-1], use, verdict, test))
 
 
-def works(use):
+def works(use, verdict="works"):
     """Enrol a test that shows that it works."""
     def enrol(test):
-        also(use, f"{Path(test.__code__.co_filename).name}::{test.__name__}")
+        also(use, f"{Path(test.__code__.co_filename).name}::{test.__name__}", verdict)
         return test
 
     return enrol
@@ -50,7 +50,7 @@ def works(use):
 def refused(use, message):
     """Enrol a test that shows that it is refused; within `refusal()`, it must be, with this message."""
     def enrol(test):
-        CASES.append(Case(SECTIONS[-1], use, message, f"{Path(test.__code__.co_filename).name}::{test.__name__}"))
+        works(use, f"refused: “{message}”")(test)
         return pytest.mark.parametrize("refusal", [lambda: pytest.raises(ValueError, match=re.escape(message))],
                                        ids=[""])(test)
 
@@ -67,8 +67,7 @@ def page():
     """The page, as Markdown."""
     parts = [HEAD]
     for title in SECTIONS:
-        rows = [f"| {c.use} | {'works' if c.verdict == 'works' else f'refused: “{c.verdict}”'} | `{c.test}` |"
-                for c in CASES if c.section == title]
+        rows = [f"| {c.use} | {c.verdict} | `{c.test}` |" for c in CASES if c.section == title]
         parts.append("\n".join([f"## {title}\n", "| use | | test |", "|---|---|---|", *rows]))
     return "\n\n".join([*parts, TAIL]) + "\n"
 
@@ -83,7 +82,8 @@ TAIL = """## Not tested
 
 - bitsandbytes needs a GPU that these tests do not have. Quantised weights work wherever linear layers are modules that are called, as a
   test with int8 ones shows.
-- The offloaded KV cache is tested where there is a GPU only, and so is DataParallel over several: its wrapper is refused.
+- The offloaded KV cache needs a GPU in transformers: its test runs where there is one.
+- Tests of PEFT and accelerate run where they are installed; the page was made with peft 0.21 and accelerate 1.15.
 - FSDP, tensor parallelism and DeepSpeed: shard after the search, and compare a few answers with those of one device.
 - Contrastive search and other strategies that transformers downloads as code (`trust_remote_code`), and those that it does not offer for
   vision-language models (`assistant_early_exit`).

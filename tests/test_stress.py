@@ -171,6 +171,21 @@ def test_a_method_that_breaks_off(model, mode, error):
         assert torch.equal(logits(model, MANY), expected)
 
 
+@refused("running a pruned model within its own forward pass (in a method's `score`, or a hook)", "a pruned model cannot run within its own "
+         "forward pass: not in a method's `score`, nor in a hook")
+def test_a_model_within_itself(model, refusal):
+    class Asks(Constant):
+        def score(self, ctx):
+            with refusal():
+                logits(model, ONE)
+            return super().score(ctx)
+
+    with pruned_with(model, Constant(), STEPS.keep_ratios):
+        expected = logits(model, MANY)
+    with pruned_with(model, Asks(), STEPS.keep_ratios):
+        assert torch.equal(logits(model, MANY), expected)
+
+
 @works("a generator that holds the `with` block and is closed early, or forgotten")
 @pytest.mark.parametrize("how", ["close", "del"])
 def test_a_generator_closed_early(model, how):
@@ -526,7 +541,7 @@ def test_other_ways_to_the_same_cache(model, config):
 also("sliding windows and hybrid layers (Gemma 3, Mistral, Gemma 2)", "test_families.py::test_sliding_windows_count_original_positions")
 
 
-@works("the offloaded cache (on a GPU, where transformers has it)")
+@works("the offloaded cache", "not run yet: needs a GPU")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the offloaded cache needs a GPU")
 def test_the_offloaded_cache():
     model, inputs = tiny_llava().cuda(), {k: v.cuda() for k, v in ONE.items()}
@@ -644,17 +659,26 @@ def test_a_cache_that_is_used_again(model, second):
     assert torch.equal(*found)
 
 
-@refused("`cache.crop(length)` with a length to keep (`crop(-n)` works)", "the layers of a pruned KV cache have different lengths, so it cannot "
-         "be cropped to 20 tokens: say how many to take away, crop(-n)")
-def test_crop_counts_what_to_take_away(model, refusal):
-    with vispco.apply(model, STEPS), torch.no_grad():
+@works("`cache.crop(-n)`, and where transformers has it (in older releases) `cache.crop(length)`, of the original length")
+@pytest.mark.parametrize("config", [STEPS, EARLY])
+def test_a_cache_is_cropped(model, config):
+    step, guess = {"input_ids": torch.tensor([[9]])}, torch.tensor([[7, 8]])
+    with vispco.apply(model, config), torch.no_grad():
         cache = model(**ONE).past_key_values
-        with refusal():
-            cache.crop(20)
-        expected = model(input_ids=torch.tensor([[9]]), past_key_values=copy.deepcopy(cache)).logits
-        model(input_ids=torch.tensor([[7, 8]]), past_key_values=cache)
+        expected = model(**step, past_key_values=copy.deepcopy(cache)).logits
+        model(input_ids=guess, past_key_values=cache)
+        size = ONE["input_ids"].shape[1]
+        assert cache.get_seq_length() == size + 2
+        absolute = copy.deepcopy(cache)
         cache.crop(-2)
-        assert torch.equal(model(input_ids=torch.tensor([[9]]), past_key_values=cache).logits, expected)
+        assert torch.equal(model(**step, past_key_values=cache).logits, expected)
+        lengths = [layer.keys.shape[-2] for layer in absolute.layers]
+        try:
+            absolute.crop(size)
+        except ValueError:
+            assert [layer.keys.shape[-2] for layer in absolute.layers] == lengths
+        else:
+            assert torch.equal(model(**step, past_key_values=absolute).logits, expected)
 
 
 # ---- training ----------------------------------------------------------------------------------------------

@@ -46,6 +46,23 @@ class SoftMask(Tensor):
             return function(*args, **kwargs)
 
 
+class Bound:
+    """Clips the loss's gradient by each token's mask (B, V) to +-`value` (B,) of its sample; None: leaves it.
+
+    At m = 0 the slope of softmax with policy is the token's weight over the weight of all that is kept. That is
+    unbounded (a dropped token may have been attended to e^20 times as much), but keeping the token cannot take away
+    more divergence than its sample has.
+    Autograd's graph holds this object. It must not hold the pruner, for the pruner holds tensors of the graph, and no
+    garbage collector sees such a circle.
+    """
+
+    value: Tensor | None = None
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        bound = None if self.value is None else self.value[:, None].to(gradient)
+        return gradient if bound is None else gradient.clamp(-bound, bound)
+
+
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: SoftMask, dropout_p: float = 0.0, is_causal: bool = False,
           scale: float | None = None, enable_gqa: bool = False) -> Tensor:
     if dropout_p:  # probabilities that are dropped have to be kept

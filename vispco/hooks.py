@@ -7,7 +7,8 @@ import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class Handle:
         self.model = model
         self.hooks: list = []
         self._open = False  # its `with` block
+        self._turns = threading.RLock()
 
     def _register(self, add: Callable) -> None:
         """Put the hooks in; `add` each."""
@@ -56,6 +58,17 @@ class Handle:
             self.hooks.pop().remove()
         if self.installed:
             del _applied[self.model]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """What one thread at a time may do. Raises ValueError if another is at it."""
+        if not self._turns.acquire(blocking=False):
+            raise ValueError("this pruned model is running already, in another thread: let threads take turns, or give each "
+                             "a model of its own")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def __enter__(self):
         if self._open:

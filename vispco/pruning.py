@@ -10,13 +10,12 @@ positions of all tokens stay as they were. The output has its original length: z
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attention import SoftMask
+from .attention import Bound, SoftMask
 from .config import PruningConfig
 from .context import take, take_rotary
 from .hooks import Eagerly, Handle, Replaced, named
@@ -97,14 +96,14 @@ class Pruner(Handle):
         self.adapter, self.method, self._ratios, self.mode = adapter, method, ratios, mode
         self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
-        self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
+        self._bound = Bound()
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._layer_hooks: list = []  # of prefill, or of decoding
         self._attached: tuple | None = None
-        self._running = threading.Lock()
+        self._running = False  # the backbone
         self._memory: Any = None  # of the KV cache in use
 
     # ---- life -------------------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ class Pruner(Handle):
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
         if self.tower:
-            self.tower.register(add, attention=self.method.reads_vision)
+            self.tower.register(add, attention=self.method.reads_vision, turn=self.turn)
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
@@ -139,6 +138,15 @@ class Pruner(Handle):
         if self.installed and not self.hooks:  # the one before kept all
             self._register(self.hooks.append)
 
+    @property
+    def bound(self) -> Tensor | None:
+        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.attention.Bound`)."""
+        return self._bound.value
+
+    @bound.setter
+    def bound(self, bound: Tensor | None) -> None:
+        self._bound.value = bound
+
     def kept(self) -> dict[int, Tensor]:
         """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
         steps = self.prefill.steps if self.prefill else {}
@@ -152,12 +160,13 @@ class Pruner(Handle):
         arguments = named(forward)
 
         def run(*args, **kwargs):
-            labels = arguments(args, kwargs).get("labels")
-            self.labels = self.labels if labels is None else labels
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.labels = None
+            with self.turn():
+                labels = arguments(args, kwargs).get("labels")
+                self.labels = self.labels if labels is None else labels
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    self.labels = None
 
         return run
 
@@ -167,15 +176,16 @@ class Pruner(Handle):
         def run(*args, **kwargs):
             if not self.installed:  # any more, but somebody has put a method of his own around this one
                 return forward(*args, **kwargs)
-            if not self._running.acquire(blocking=False):
-                raise ValueError("this pruned model is running already, in another thread: let threads take turns, or give "
-                                 "each a model of its own")
-            try:
-                self._begin(arguments(args, kwargs))
-                return forward(*args, **kwargs)
-            finally:
-                self._end()
-                self._running.release()
+            with self.turn():
+                if self._running:
+                    raise ValueError("a pruned model cannot run within its own forward pass: not in a method's `score`, nor in a hook")
+                self._running = True
+                try:
+                    self._begin(arguments(args, kwargs))
+                    return forward(*args, **kwargs)
+                finally:
+                    self._end()
+                    self._running = False
 
         return run
 
@@ -207,7 +217,7 @@ class Pruner(Handle):
 
     def _check_attention(self) -> None:
         name = getattr(self.adapter.decoder.config, "_attn_implementation", "sdpa")
-        if name not in ("sdpa", "eager"):
+        if name not in ("sdpa", "eager", None):
             raise ValueError(f"attention implementation {name!r} takes no mask, or finds one in position_ids, and would not see "
                              "which tokens are left: model.set_attn_implementation('sdpa') has fast kernels too")
 
@@ -237,7 +247,7 @@ class Pruner(Handle):
                 "grid": source("reads_grid", self.adapter.grid)}
 
     def _on_decoder(self, module, args, kwargs):
-        if not self._running.locked():
+        if not self._running:
             raise ValueError(f"the decoder of a pruned model was called by itself, where no token is known to be visual: call "
                              f"the whole {type(self.adapter.model).__name__}")
         if not self.decoding:
@@ -317,9 +327,7 @@ class Pruner(Handle):
             state.rotary = kwargs["position_embeddings"]
             return hidden, {}
         if cache is not None:
-            if i == 0:
-                cache.layers[0].dropped = state.packed.length - hidden.shape[1]
-            cache.vispco.packed[i] = state.packed
+            kv.shorten(cache, i, state.packed)
         changed = self._packed_inputs(kwargs)
         state.rotary = changed["position_embeddings"]
         return hidden, changed
@@ -382,7 +390,7 @@ class Pruner(Handle):
             weight = None if state.policy is None else state.policy[context.visual]
             mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
             if mask.requires_grad and self.estimator.clip:
-                mask.register_hook(self._bounded)
+                mask.register_hook(self._bound)
             mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
             policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
             state.policy = policy if state.policy is None else state.policy * policy
@@ -395,13 +403,3 @@ class Pruner(Handle):
         if id(mask) not in self._memo:
             self._memo[id(mask)] = {"attention_mask": SoftMask.of(mask, state.policy, hidden.dtype, state.plain)}
         return hidden, self._memo[id(mask)]
-
-    def _bounded(self, gradient: Tensor) -> Tensor:
-        """Clip the loss's gradient by each token's mask (B, V) to +-`bound` of its sample.
-
-        At m = 0 the slope of softmax with policy is the token's weight over the weight of all that is kept. That is
-        unbounded (a dropped token may have been attended to e^20 times as much), but keeping the token cannot
-        take away more divergence than its sample has.
-        """
-        bound = None if self.bound is None else self.bound[:, None].to(gradient)
-        return gradient if bound is None else gradient.clamp(-bound, bound)

@@ -105,4 +105,5 @@ def adapter_for(model: Any) -> type[Any]:
         if ADAPTERS.get(name).handles(model):
             return ADAPTERS.get(name)
     raise ValueError(f"no adapter for {type(model).__name__}: registered are {', '.join(ADAPTERS.names())}; "
-                     "write one (a small class) and register it with vispco.register_adapter()")
+                     "write one (a small class) and register it with vispco.register_adapter(); of a wrapper (PEFT, "
+                     "torch.compile) give the model inside")

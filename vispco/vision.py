@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ class Tower:
         self._always = False  # a backbone that makes them in its own forward pass: whatever runs is of images
         self._seen: dict[str, dict[str, Any]] = {}  # by kind: what went through the attention
 
-    def register(self, add: Callable, attention: bool = True) -> None:
-        """Start to listen; `add` gets handles with `.remove()`. attention: whether `read` will be called."""
+    def register(self, add: Callable, attention: bool = True, turn: Callable = nullcontext) -> None:
+        """Start to listen; `add` gets handles with `.remove()`. attention: whether `read` will be called. turn: makes the
+        context that features are made in."""
         backbone = self.adapter.backbone
         self._always = not hasattr(backbone, "get_image_features")
         for kind in ("image", "video"):
             if hasattr(backbone, f"get_{kind}_features"):
-                add(Replaced(backbone, f"get_{kind}_features", functools.partial(self._listening, kind)))
+                add(Replaced(backbone, f"get_{kind}_features", functools.partial(self._listening, kind, turn)))
         if attention:
             module = self.adapter.vision_attention()
             add(module.register_forward_pre_hook(self._on_attention, with_kwargs=True))
@@ -51,22 +53,23 @@ class Tower:
         """Forget the prompt."""
         self.inputs, self._seen = {}, {}
 
-    def _listening(self, kind: str, method: Callable) -> Callable:
+    def _listening(self, kind: str, turn: Callable, method: Callable) -> Callable:
         arguments = named(method)
 
         def features(*args, **kwargs):
-            if self._kind is not None:  # some make the features of videos with the method for images
-                return method(*args, **kwargs)
-            made_from = arguments(args, kwargs)
-            self._kind, self._seen[kind] = kind, {"inputs": made_from}
-            try:
-                out = method(*args, **kwargs)
-            finally:
-                self._kind = None
-            self.inputs.update(made_from)
-            if hasattr(out, "pooler_output"):  # `generate` hands this to the model, perhaps at every step
-                out.vispco = self._seen[kind]
-            return out
+            with turn():
+                if self._kind is not None:  # some make the features of videos with the method for images
+                    return method(*args, **kwargs)
+                made_from = arguments(args, kwargs)
+                self._kind, self._seen[kind] = kind, {"inputs": made_from}
+                try:
+                    out = method(*args, **kwargs)
+                finally:
+                    self._kind = None
+                self.inputs.update(made_from)
+                if hasattr(out, "pooler_output"):  # `generate` hands this to the model, perhaps at every step
+                    out.vispco = self._seen[kind]
+                return out
 
         return features
 

@@ -23,14 +23,15 @@ class Memory:
     running: bool = True
 
 
-class FirstLayer(DynamicLayer):
-    """The first layer's keys and values. Hugging Face derives position ids and masks from the length of this one layer.
+class PrunedLayer(DynamicLayer):
+    """Keys and values of a layer that some tokens did not enter; lengths are those of the ORIGINAL sequence.
 
-    memory: the cache's. dropped: tokens that did not enter this layer.
+    Hugging Face derives position ids and masks from the length of the first layer, which is always one of these.
     """
 
-    memory: Memory
-    dropped = 0
+    def __init__(self, memory: Memory, dropped: int = 0):
+        super().__init__()
+        self.memory, self.dropped = memory, dropped
 
     def get_seq_length(self) -> int:
         """Tokens seen, dropped ones included."""
@@ -46,11 +47,11 @@ class FirstLayer(DynamicLayer):
         return super().update(*args, **kwargs)
 
     def crop(self, tokens: int) -> None:
-        """Take away the last `-tokens`. Raises ValueError for a length to keep (older transformers): layers differ in theirs."""
-        if tokens > 0:
-            raise ValueError(f"the layers of a pruned KV cache have different lengths, so it cannot be cropped to {tokens} "
-                             "tokens: say how many to take away, crop(-n)")
-        super().crop(tokens)
+        """Take away the last `-tokens`; in releases where a positive number is a length to keep, down to that."""
+        DynamicLayer().crop(tokens)  # raises ValueError where it is not
+        away = -tokens if tokens <= 0 else max(0, self.get_seq_length() - tokens)
+        if away and self.is_initialized:
+            self.keys, self.values = self.keys[..., :-away, :], self.values[..., :-away, :]
 
 
 def check(cache: Any) -> None:
@@ -59,7 +60,7 @@ def check(cache: Any) -> None:
         raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
                          "default cache (leave cache_implementation out)")
     for layer in getattr(cache, "layers", ()):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FirstLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer):
             raise ValueError(f"a KV cache with layers of {type(layer).__name__} cannot hold a pruned prompt: use the default "
                              "cache (leave cache_implementation out)")
 
@@ -70,8 +71,13 @@ def claim(cache: Any) -> Memory:
     Windows would count kept tokens instead of positions, so sliding layers keep all; the model's masks still hide what
     is out of the window.
     """
-    layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
-    layers[:1] = [FirstLayer()]
-    cache.layers[:] = layers
-    cache.vispco = layers[0].memory = Memory()
+    cache.vispco = Memory()
+    cache.layers[:] = [DynamicLayer() if layer.is_sliding or isinstance(layer, PrunedLayer) else layer for layer in cache.layers]
+    cache.layers[:1] = [PrunedLayer(cache.vispco)]
     return cache.vispco
+
+
+def shorten(cache: Any, layer: int, packed: Packed) -> None:
+    """Make an empty layer of a cache that was claimed ready for the tokens that remain."""
+    cache.vispco.packed[layer] = packed
+    cache.layers[layer:layer + 1] = [PrunedLayer(cache.vispco, packed.length - packed.order.shape[1])]
