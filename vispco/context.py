@@ -166,6 +166,15 @@ def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(hidden, 0.0)
 
 
+def column_sum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Sum over `dim`, not the last, as if in exact arithmetic: equal columns have equal sums, wherever they stand.
+
+    On a CPU, PyTorch adds up the last few columns in another order than the others. In float32, tokens with equal scores
+    would come to differ by a rounding, and ties would not go to the first. (mps has no float64.)
+    """
+    return x.sum(dim, dtype=torch.float32 if x.device.type == "mps" else torch.float64).to(x.dtype)
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]

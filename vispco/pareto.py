@@ -79,7 +79,7 @@ def _volume(p: Tensor, r: Tensor) -> float:
     """Hypervolume of minimised points `(N, M)`, all strictly below `r` `(M,)`."""
     if len(p) == 0:
         return 0.0
-    p = p[p[:, -1].argsort()]
+    p = p[p[:, -1].argsort(stable=True)]
     thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,): from each to the next
     if p.shape[1] == 1:
         return float(thickness.sum())

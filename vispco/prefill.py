@@ -132,8 +132,8 @@ class Prefill:
         if scores.shape != context.valid.shape:
             raise ValueError(f"{type(method).__name__}.score returned shape {tuple(scores.shape)}, expected one score per "
                              f"visual slot, {tuple(context.valid.shape)}: index with [ctx.visual]")
-        sizes = torch.linalg.vector_norm(context.hidden, 1, -1, dtype=torch.promote_types(context.hidden.dtype, torch.float32))
-        self.faulty[context.layer] = torch.stack([(~sizes.isfinite() & context.present).any(),
+        sums = context.hidden.sum(-1, dtype=torch.promote_types(context.hidden.dtype, torch.float32))
+        self.faulty[context.layer] = torch.stack([(~sums.isfinite() & context.present).any(),
                                                   (~(scores < math.inf) & context.valid).any()])
         if context.exhaustive or scores.device.type == "cpu":
             self.check()

@@ -123,7 +123,7 @@ def _most_promising(candidates: Tensor, bench: Bench, limit: Limit, surrogate: S
     """(expected improvement, schedule in whole tokens) of the best candidate that has not been measured yet."""
     candidates = (candidates * limit.tokens).round().unique(dim=0) / limit.tokens
     gains = surrogate.expected_improvement(candidates, bench.loss(bench.records[bench.best]))
-    for i in gains.argsort(descending=True).tolist():
+    for i in gains.argsort(descending=True, stable=True).tolist():
         if tuple(candidates[i].tolist()) not in bench.records:
             schedule = tuple(limit.harden(candidates[i]))
             if schedule not in bench.records:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .hooks import Replaced, named
 
-from .context import masked_softmax, without_overflow
+from .context import column_sum, masked_softmax, without_overflow
 
 CHUNK = 2**24  # attention probabilities at a time
 
@@ -154,7 +154,7 @@ def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:
     step = max(1, CHUNK // (n * heads))
     for rows, weight in zip(query.transpose(0, 1).split(step, 1), real.split(step)):
         logits = full_precision(rows @ columns) * size**-0.5  # (H, rows, n)
-        total = total + masked_softmax(logits, ~real).masked_fill(~weight[:, None], 0.0).sum((0, 1))
+        total = total + column_sum(masked_softmax(logits, ~real).masked_fill(~weight[:, None], 0.0), (0, 1))
     return total / (heads * real.sum().clamp(min=1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_method
 from .base import Method
+from .shared import head_mean
 
 
 @register_method("fastv")
@@ -21,7 +22,7 @@ class FastV(Method):
 
     def score(self, ctx):
         """(B, n_visual) attention probabilities."""
-        return ctx.attention().mean(1)[:, 0][ctx.visual]
+        return head_mean(ctx.attention())[:, 0][ctx.visual]
 
     def flops(self, dimensions, n_visual, n_text):
         """One row of q k^T."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_method
 from .base import Method
+from .shared import head_mean
 
 
 @register_method("pdrop")
@@ -22,7 +23,7 @@ class PDrop(Method):
 
     def score(self, ctx):
         """(B, n_visual) attention probabilities."""
-        return ctx.attention(ctx.layer).mean(1)[:, 0][ctx.visual]
+        return head_mean(ctx.attention(ctx.layer))[:, 0][ctx.visual]
 
     def flops(self, dimensions, n_visual, n_text):
         """The next layer's keys, one query and one row of q k^T."""

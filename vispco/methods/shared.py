@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..context import Context, positions, take
+from ..context import Context, column_sum, positions, take
 
 
 def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -23,7 +23,12 @@ def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 def masked_mean(rows: Tensor, real: Tensor) -> Tensor:
     """Mean (B, K) of the `real` (B, R) among `rows` (B, R, K); 0 if none is."""
-    return rows.masked_fill(~real[..., None], 0.0).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+    return column_sum(rows.masked_fill(~real[..., None], 0.0), 1) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def head_mean(attention: Tensor) -> Tensor:
+    """Mean (B, R, N) of `attention` (B, H, R, N) over the heads."""
+    return column_sum(attention, 1) / attention.shape[1]
 
 
 def directions(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ..context import masked_softmax, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import masked_mean, question
+from .shared import head_mean, masked_mean, question
 
 NEIGHBOURS = 5  # of DPC-kNN
 
@@ -90,7 +90,7 @@ class SparseVLM(Method):
         share = masked_mean(masked_softmax(v @ t.transpose(1, 2), ~real[:, None]), ctx.valid)  # (B, T), of (B, V, T)
         average = share.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         raters = (share >= average * (1 - 1e-6)) & real
-        rows = ctx.attention(at=text[1]).mean(1)  # (B, T, N)
+        rows = head_mean(ctx.attention(at=text[1]))  # (B, T, N)
         return rows.gather(2, ctx.visual[1][:, None].expand(-1, rows.shape[1], -1)), raters
 
     def _count(self, ctx, rows, raters):

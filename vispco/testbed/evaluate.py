@@ -75,7 +75,7 @@ def _right(model, batch: dict[str, torch.Tensor], keep: list[int]) -> np.ndarray
                 if score is None or target == 0:
                     kept = torch.arange(target).expand(len(rows), -1)
                 else:
-                    kept = score.topk(target, dim=1).indices.sort(dim=1).values
+                    kept = score.argsort(dim=1, descending=True, stable=True)[:, :target].sort(dim=1).values
                 around = torch.arange(hidden.shape[1]).expand(len(rows), -1)
                 kept = torch.cat([around[:, :lead], lead + kept, around[:, lead + now :]], dim=1)
                 hidden, position = hidden[rows[:, None], kept], position[:, rows[:, None], kept]
