@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
@@ -14,6 +14,7 @@ from vispco.version import versions
 
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("mutation", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])  # no shrinking
 settings.load_profile("ci")
 
 

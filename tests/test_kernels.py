@@ -1,5 +1,6 @@
 """Kernel functions: bounds and monotonicity for any theta, gradients, and the published formulas by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -102,6 +103,11 @@ def test_describe_is_plain_numbers(name):
         assert all(isinstance(v, float) for v in (value if isinstance(value, list) else [value]))
 
 
+def test_describe_names_one_number_or_several():
+    assert SingleLayer(28).describe() == {"k": 14, "r": .5}
+    assert MultiStep(4, steps=2).describe() == {"k": pytest.approx([1, 3]), "v": [.5, .5], "r": .5}
+
+
 # ---- the formulas, by hand ------------------------------------------------------------------------------
 THETA = torch.tensor([math.log(3), -math.log(4)], dtype=torch.float64)  # sigmoid: 3/4 and 1/5
 
@@ -197,10 +203,106 @@ def test_monotone_reaches_every_schedule(num_layers, seed):
     torch.testing.assert_close(kernel(drops.log()), 1 - drops.cumsum(0)[:-1])
 
 
+# ---- where a search starts, and what is deployed --------------------------------------------------------
+def staircase(num_layers, *steps):
+    """Ratios that fall to `ratio` before `layer`, for each (layer, ratio)."""
+    return [min([1, *(ratio for layer, ratio in steps if i >= layer)]) for i in range(num_layers)]
+
+
+def rows(ratios):
+    return [pytest.approx(row, abs=1e-3) for row in ratios]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_layer_0_is_whole_by_default(name):
+    kernel = KERNELS.get(name)(8)
+    assert kernel.first_layer == 1 and kernel.settled(kernel.initial() - 5)[1] < 1
+
+
+@pytest.mark.parametrize(("make", "k"), [(Exponential, 1 / 28), (Linear, sigmoid(2) / 28)])
+def test_losses_from_layer_to_layer_start_so_that_some_tokens_reach_the_end(make, k):
+    assert make(27).describe() == {"k": pytest.approx(k), "r": pytest.approx(sigmoid(2))}
+
+
+@pytest.mark.parametrize("first_layer", [1, 3])
+def test_a_search_for_one_step_starts_before_each_layer(first_layer):
+    kernel = SingleLayer(8, first_layer)
+    first, *others = kernel.starts()
+    assert torch.equal(first, kernel.initial())
+    assert [kernel.settled(theta).tolist() for theta in others] == rows(
+        staircase(8, (layer, .5)) for layer in range(first_layer, 8))
+
+
+def test_a_place_before_layer_0_is_as_near_to_it_as_a_sigmoid_comes():
+    starts = PSigmoid(5, first_layer=0).starts()
+    assert (5 * starts[1:, 0].sigmoid()).tolist() == pytest.approx([.25, .5, 1.5, 2.5, 3.5])
+    assert starts.shape == (6, 2) and (starts[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_search_for_steps_starts_at_one_layer_or_drops_everything_at_a_second(weights):
+    kernel = MultiStep(12, steps=3, learn_weights=weights)
+    starts = kernel.starts()
+    assert torch.equal(starts[0], kernel.initial()) and starts.dtype == torch.float32
+    single = [staircase(12, (layer, .5)) for layer in range(1, 12)]
+    spread = [1, 2, 4, 5, 7, 8, 10, 11]  # eight of the eleven
+    double = [staircase(12, (a, 1 / 3), (b, 0)) for a, b in itertools.combinations(spread, 2)]
+    assert kernel.settled(starts)[1:].tolist() == rows(single + double)
+
+
+def test_fewer_steps_or_layers_have_fewer_starts():
+    assert MultiStep(12, steps=1).settled(MultiStep(12, steps=1).starts()[1:]).tolist() == rows(
+        staircase(12, (layer, .5)) for layer in range(1, 12))
+    short = MultiStep(4, steps=2)
+    assert short.settled(short.starts()[4:]).tolist() == rows(
+        staircase(4, (a, .5), (b, 0)) for a, b in ((1, 2), (1, 3), (2, 3)))
+    fixed = MultiStep(12, learn_positions=False)
+    assert torch.equal(fixed.starts(), fixed.initial()[None])
+
+
+def test_a_free_search_starts_at_equal_drops_or_at_a_large_one_before_each_layer():
+    kernel = Monotone(6, first_layer=2)
+    large, small = math.exp(3) / (math.exp(3) + 4), 1 / (math.exp(3) + 4)
+    drops = -kernel.schedule(kernel.starts())[:, 1:].diff()  # (5, 4), before layers 2 to 5
+    expected = torch.full((5, 4), small) + (large - small) * torch.eye(5, 4).roll(1, 0)
+    expected[0] = 1 / 5
+    torch.testing.assert_close(drops, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_deployed_needs_no_gradient_and_is_of_its_own_theta_by_default(name):
+    kernel = KERNELS.get(name)(8)
+    with torch.no_grad():
+        kernel.theta += torch.linspace(-1, 1, kernel.num_parameters)
+    own, other = kernel.settled(), torch.full_like(kernel.theta, .3)
+    assert not own.requires_grad and torch.equal(own, kernel.settled(kernel.theta))
+    assert not torch.equal(own, kernel.settled(other))
+    if not kernel.stairs:
+        assert torch.equal(own, kernel()) and torch.equal(kernel.settled(other), kernel(other))
+
+
+def test_steps_are_deployed_sharp_and_learned_gently():
+    kernel = SingleLayer(8, gamma=.5)
+    gentle = kernel()
+    assert kernel.settled(torch.tensor([math.log(5.2 / 2.8), -math.log(4)])).tolist() == pytest.approx(
+        staircase(8, (6, .2)))
+    with pytest.raises(ValueError, match="theta must have shape"):
+        kernel.settled(torch.zeros(3))
+    assert kernel.gamma == .5 and torch.equal(kernel(), gentle)  # also after the error
+
+
+@pytest.mark.parametrize(("left", "deployed"), [(.0049, 0), (.0051, .0051), (.3, .3)])
+def test_steps_that_leave_next_to_nothing_leave_nothing(left, deployed):
+    theta = torch.tensor([0., math.log(left / (1 - left))], dtype=torch.float64)
+    assert SingleLayer(9).settled(theta)[-1].item() == pytest.approx(deployed)
+    assert SingleLayer(9)(theta)[-1].item() == pytest.approx(left)
+
+
 # ---- errors and extension -------------------------------------------------------------------------------
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SingleLayer(0), "num_layers must be at least 1, got 0"),
-    (lambda: SingleLayer(4, first_layer=4), r"first_layer must be in 0\.\.3, got 4"),
+    (lambda: SingleLayer(4, first_layer=4),
+     r"^first_layer must be in 0\.\.3, got 4: no layer would be left to prune; pass a smaller first_layer$"),
     (lambda: SingleLayer(4, first_layer=-1), r"first_layer must be in 0\.\.3, got -1"),
     (lambda: PSigmoid(4, gamma=0), "gamma must be a positive number, got 0"),
     (lambda: SingleLayer(4, gamma=-1), "gamma must be a positive"),

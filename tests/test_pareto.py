@@ -96,6 +96,8 @@ def test_lists_arrays_and_tensors_of_any_dtype(make):
 def test_differences_below_float32_are_seen():
     assert is_non_dominated([(1 + 1e-12, 0), (1, 0)]).tolist() == [False, True]
     assert hypervolume([(1 + 1e-12, 0.)], (2., 1.)) < 1
+    assert hypervolume([(0., 0.)], (.1, .1)) == .1 * .1  # nor is the reference rounded
+    assert interpolate([(.1, 1.), (.1 + 1e-12, 2.)], .1).item() == 1  # nor the cost
 
 
 @pytest.mark.parametrize("empty", [[], np.empty((0, 2)), torch.empty(0, 2)])
@@ -153,6 +155,7 @@ def test_hypervolume_by_hand():
     assert hypervolume([(0, 1, 1), (1, 0, 1), (1, 1, 0)], (2, 2, 2)) == 4
     assert hypervolume([(1., .5), (2., .75)], (4., 0.), (False, True)) == 2
     assert hypervolume([(4, 0)], (4, 4)) == 0  # on the reference's edge
+    assert hypervolume([(4, -math.inf), (2, 2)], (4, 4)) == 4  # though infinitely good elsewhere
 
 
 def test_hypervolume_of_a_frontier_of_700_configurations_is_quick():
@@ -177,18 +180,20 @@ def test_interpolate_many_costs():
 
 # ---- errors ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: is_non_dominated([(1, 2), (math.nan, 1)]), "points contain NaN in row 1"),
+    (lambda: is_non_dominated([(1, 2), (math.nan, 1)]), "^points contain NaN in row 1: drop failed evaluations first, NaN has no order$"),
     (lambda: is_non_dominated([1., 2.]), r"shape \(N, M\), one row per point, got \(2,\)"),
     (lambda: is_non_dominated(torch.zeros(2, 0)), r"shape \(N, M\)"),
     (lambda: is_non_dominated([(1, 2)], (True,)), r"one bool or one per objective \(2\), got 1"),
     (lambda: hypervolume([(1, 2)], (3,)), r"shape \(N, 1\), one row per point, got \(1, 2\)"),
     (lambda: hypervolume([(math.nan, 1)], (3, 3)), "points contain NaN in row 0"),
     (lambda: hypervolume([(1, 1)], (3, math.nan)), "the reference must be finite, got"),
-    (lambda: hypervolume([(-math.inf, 1)], (3, 3)), "points must be finite"),
+    (lambda: hypervolume([(-math.inf, 1)], (3, 3)),
+     "^points must be finite: an infinitely good one has no finite volume$"),
     (lambda: hypervolume([(1, 1)], (3, math.inf)), "the reference must be finite"),
     (lambda: interpolate([(1, 2, 3)], 1), r"shape \(N, 2\)"),
     (lambda: interpolate([(1, math.nan)], 1), "points contain NaN in row 0"),
-    (lambda: interpolate([(1, 1)], math.nan), "cost is NaN"),
+    (lambda: interpolate([(1, 1)], math.nan),
+     "^cost is NaN: expected numbers in the units of the points' first column$"),
 ])
 def test_errors_say_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):

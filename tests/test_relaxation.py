@@ -131,6 +131,30 @@ def test_log_minmax_puts_zeros_with_the_lowest_positive_score():
     torch.testing.assert_close(s, torch.tensor([[0., 0., .5, 1., 0.]]))
 
 
+def test_the_logarithm_of_a_zero_has_no_gradient():
+    scores = torch.tensor([[0., .01, .1, 1., -7.]], requires_grad=True)
+    normalise(scores, every(1, 5), "log-minmax")[0, 2].backward()
+    assert scores.grad.isfinite().all() and scores.grad[0, [0, 4]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("how", "value"), [("rank", .5), ("minmax", .5), ("log-minmax", .5), ("none", 8.)])
+def test_one_token_is_in_the_middle(how, value):
+    assert normalise(torch.tensor([[8., 99.]]), torch.tensor([[True, False]]), how).tolist() == [[value, 0]]
+
+
+def test_without_a_finite_score_infinities_are_zero():
+    assert normalise(torch.tensor([[INF, -INF]]), every(1, 2), "none").tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("how", NORMALISATIONS)
+def test_double_precision_stays(how):
+    scores = torch.tensor([[1 / 3, .2, 1.]], dtype=torch.float64)
+    by_hand = {"rank": [.5, 1 / 6, 5 / 6], "minmax": [(1 / 3 - .2) / .8, 0, 1], "none": [1 / 3, .2, 1],
+               "log-minmax": [math.log(5 / 3) / math.log(5), 0, 1]}
+    s = normalise(scores, every(1, 3), how)
+    assert s.dtype == torch.float64 and s.tolist() == [pytest.approx(by_hand[how], rel=1e-14)]
+
+
 @given(scored(elements=st.floats(-100, 100, width=32)), st.sampled_from(["minmax", "log-minmax", "none"]))
 def test_gradients_to_the_scores_are_finite(drawn, how):
     scores, alive = drawn
@@ -185,7 +209,23 @@ def test_default_window_is_ten_tokens_in_576_and_never_below_one(n):
     padded = torch.cat([scores, torch.rand(1, 100)], -1)  # of the alive tokens, whatever the padding
     alive = (torch.arange(n + 100) < n)[None]
     expected = soft_threshold(scores, keep, every(1, n), sigma)
-    torch.testing.assert_close(soft_threshold(padded, keep, alive), expected)
+    torch.testing.assert_close(soft_threshold(padded, keep, alive), expected, rtol=1e-12, atol=0)
+
+
+def test_soft_mask_by_hand():
+    scores, keep = [.9, .1, .4, .8, .35], 1.7
+    for sigma, temperature in ((1.3, .1), (3., .5)):
+        tau = oracle_threshold(scores, keep, sigma)
+        mask = soft_mask(torch.tensor([scores]).double(), torch.tensor([keep]).double(), every(1, 5), sigma, temperature)
+        assert mask[0].tolist() == pytest.approx([1 / (1 + math.exp((tau - s) / temperature)) for s in scores])
+    by_default = soft_mask(torch.tensor([scores]), torch.tensor([keep]), every(1, 5))
+    torch.testing.assert_close(by_default, soft_mask(torch.tensor([scores]), torch.tensor([keep]), every(1, 5), 1., .1))
+
+
+def test_the_precision_is_that_of_the_scores():
+    scores, keep = torch.rand(1, 9), torch.tensor([2.5], dtype=torch.float64)
+    assert soft_threshold(scores, keep, every(1, 9)).dtype == torch.float32
+    assert soft_mask(scores.double(), keep.float(), every(1, 9)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("n", [64, 576, 16384])
@@ -293,22 +333,26 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert torch.equal(hard_mask(scores, keep.long(), alive), hard_mask(scores.float(), keep.long(), alive))
 
 
-def test_samples_do_not_mix():
-    scores, alive, keep = torch.rand(5, 20), torch.rand(5, 20) < .7, torch.rand(5) * 14
-    together = soft_mask(normalise(scores, alive), keep, alive)
-    for b in range(5):
+@pytest.mark.parametrize("how", NORMALISATIONS)
+def test_samples_do_not_mix(how):
+    scores, alive, keep = torch.rand(6, 20), torch.rand(6, 20) < .7, torch.rand(6) * 14
+    scores[4], alive[5] = INF, False
+    scores *= torch.tensor([1., 10., 100., 1000., 1., 1.])[:, None]
+    together = soft_mask(normalise(scores, alive, how), keep, alive)
+    for b in range(6):
         s, a = scores[b:b + 1], alive[b:b + 1]
-        torch.testing.assert_close(soft_mask(normalise(s, a), keep[b:b + 1], a), together[b:b + 1])
+        torch.testing.assert_close(soft_mask(normalise(s, a, how), keep[b:b + 1], a), together[b:b + 1])
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda s, a, k: normalise(s, a, "ranks"), "unknown normalisation 'ranks': expected one of rank"),
+    (lambda s, a, k: normalise(s, a, "ranks"), "'ranks': expected one of rank, minmax, log-minmax, none$"),
     (lambda s, a, k: normalise(s[0], a[0]), r"expected scores \(B, N\) and a bool mask.* got scores \(3,\)"),
     (lambda s, a, k: hard_mask(s, k.long(), a.float()), "bool mask alive of the same shape.* torch.float32"),
     (lambda s, a, k: soft_mask(s, k, a[:, :2]), r"same shape, got scores \(2, 3\) and alive \(2, 2\)"),
     (lambda s, a, k: soft_mask(s, k[:1], a), r"one number of tokens per sample, shape \(2,\), got \(1,\)"),
     (lambda s, a, k: hard_mask(s, k[0].long(), a), r"number of tokens per sample, shape \(2,\), got \(\)"),
-    (lambda s, a, k: soft_threshold(s, k, a, sigma=0), "sigma must be a positive number of tokens.* got 0"),
+    (lambda s, a, k: soft_threshold(s, k, a, sigma=0),
+     "^sigma must be a positive number of tokens, or None for the default, got 0$"),
     (lambda s, a, k: soft_mask(s, k, a, temperature=0), "temperature must be positive, got 0"),
 ])
 def test_errors_say_what_was_expected(call, message):

@@ -69,4 +69,4 @@ def without_labels(inputs):
 def our_hooks(model):
     """Hooks that vispco registered on any module (transformers leaves some of its own)."""
     return [hook for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)
-            for hook in hooks.values() if getattr(hook, "__module__", "").startswith("vispco")]
+            for hook in hooks.values() if getattr(getattr(hook, "func", hook), "__module__", "").startswith("vispco")]

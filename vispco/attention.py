@@ -48,6 +48,9 @@ class SoftMask(Tensor):
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: SoftMask, dropout_p: float = 0.0, is_causal: bool = False,
           scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    if dropout_p:  # probabilities that are dropped have to be kept
+        mask = soft_bias(attn_mask.own, attn_mask.bias, query.dtype)
+        return scaled_dot_product_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -12,9 +12,11 @@ the counts and never falling with one; `text_only(n_text)`; `dimensions.layers`;
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -102,8 +104,13 @@ class Limit:
     """What a schedule must stay within, and hardening to whole tokens that never exceeds it.
 
     Subclasses set `value` (as asked for, JSON), `tokens`, `layers`, `first_layer`, and define:
-    holds(counts): whether a schedule of whole tokens is within. slacks(ratios): (..., m), one per constraint, see `Budget`.
+    fits(counts (C, L)): which schedules of whole tokens are within, (C,) bool. slacks(ratios): (..., m), one per
+    constraint, see `Budget`.
     """
+
+    def holds(self, counts: Sequence[int]) -> bool:
+        """Whether no sample exceeds the budget when `counts[i]` of `tokens` enter layer i."""
+        return bool(self.fits(torch.tensor([counts])))
 
     @property
     def least(self) -> list[int]:
@@ -116,47 +123,70 @@ class Limit:
 
     def reachable(self, ratios: Tensor) -> bool:
         """Whether the schedule can keep its form on the budget: it fits once all is dropped wherever anything is."""
-        return self.holds(self._whole(_scaled(ratios.detach().double().cpu(), 1e9)))
+        return self.holds(self._whole(_stretched(ratios.tolist(), 1e9)))
 
     def harden(self, ratios: Tensor) -> list[float]:
-        """Keep ratios in whole tokens: never above the budget, and as close below it as whole tokens allow.
+        """Keep ratios (L,) in whole tokens: never above the budget, and as close below it as whole tokens allow.
 
         First all drops are scaled by one factor until the nearest whole tokens fit (the schedule keeps its
         shape); then tokens are added one at a time, where most was rounded away, until none fits any more.
+
+        Every sample that the limit was made for is within, counted in whole tokens, with what ranking them costs. And the
+        result is within one token of the best: one more (of the largest sample's) in any single layer would exceed the
+        budget, or let the schedule rise. Where a drop costs nothing of itself, it follows that nothing fits that keeps as
+        many tokens everywhere and more somewhere. Where ranking costs FLOPs, a token more in several layers at once may
+        still fit: in one of them alone, it would be one more drop to pay for.
+        Raises FloatingPointError if a ratio is not finite.
+
+        >>> from vispco.flops import CostModel, Dimensions
+        >>> limit = Budget(0.5, CostModel(Dimensions(3, 8, 2, 2, 4, 16, 10)), torch.tensor([16]), torch.tensor([4]))
+        >>> counts = [round(r * 16) for r in limit.harden(torch.tensor([1.0, 0.4, 0.2]))]
+        >>> counts, limit.holds(counts), limit.holds([16, 6, 4]), limit.holds([16, 7, 3])
+        ([16, 6, 3], True, False, False)
         """
-        ratios = ratios.detach().double().cpu()
-        prunable = torch.arange(self.layers) >= self.first_layer
+        found = ratios.detach().double().tolist()
+        if not all(map(math.isfinite, found)):
+            raise FloatingPointError(f"keep ratios to harden must be finite, got {found}")
 
-        def shifted(t: float) -> Tensor:  # for schedules that keep everything where they must not
-            return (ratios - t * prunable).clamp(0, 1)
+        def lowered(t: float) -> list[float]:  # for schedules that keep everything where they must not
+            return [min(max(r - t * (i >= self.first_layer), 0.0), 1.0) for i, r in enumerate(found)]
 
-        path, high = (lambda t: _scaled(ratios, t), 1e9) if self.reachable(ratios) else (shifted, 1.0)
+        path, high = (lambda t: _stretched(found, t), 1e9) if self.reachable(ratios) else (lowered, 1.0)
+
+        @functools.cache
+        def holds(counts: tuple[int, ...]) -> bool:  # neighbouring factors give the same whole tokens
+            return self.holds(counts)
+
         low = 0.0  # too dear, high: fits. On a scale of t / (1 + t), so that 60 halvings reach everywhere.
-        if self.holds(self._whole(path(low))):
+        if holds(self._whole(path(low))):
             high = low
         for _ in range(60 if high else 0):
             middle = (low / (1 + low) + high / (1 + high)) / 2
             middle /= 1 - middle
-            low, high = (low, middle) if self.holds(self._whole(path(middle))) else (middle, high)
-        wanted, counts = path(high) * self.tokens, self._whole(path(high))
+            low, high = (low, middle) if holds(self._whole(path(middle))) else (middle, high)
+        counts, wanted = list(self._whole(path(high))), [r * self.tokens for r in path(high)]
         while self._add_token(counts, wanted):
             pass
         return [c / self.tokens for c in counts]
 
-    def _whole(self, ratios: Tensor) -> list[int]:
+    def _whole(self, ratios: list[float]) -> tuple[int, ...]:
         """Nearest whole tokens, but one where there is a fraction of one."""
-        counts = (ratios * self.tokens).round().long()
-        return torch.where(ratios > 0, counts.clamp(min=1), counts).tolist()
+        return tuple(max(1, round(r * self.tokens)) if r > 0 else 0 for r in ratios)
 
-    def _add_token(self, counts: list[int], wanted: Tensor) -> bool:
+    def _add_token(self, counts: list[int], wanted: list[float]) -> bool:
         above = [self.tokens, *counts[:-1]]
         raisable = [i for i in range(self.first_layer, self.layers) if counts[i] < above[i]]
-        for i in sorted(raisable, key=lambda i: (counts[i] - float(wanted[i]), i)):
+        raisable.sort(key=lambda i: (counts[i] - wanted[i], i))
+        fits = self.fits(torch.tensor(counts) + torch.eye(self.layers, dtype=torch.long)[raisable])
+        for i in itertools.compress(raisable, fits.tolist()):
             counts[i] += 1
-            if self.holds(counts):
-                return True
-            counts[i] -= 1
+            return True
         return False
+
+
+def _stretched(ratios: list[float], t: float) -> list[float]:
+    """`_scaled`, of Python's floats."""
+    return [min(max(1 - t * (1 - r), 0.0), 1.0) for r in ratios]
 
 
 def _scaled(ratios: Tensor, t: float | Tensor) -> Tensor:
@@ -198,14 +228,14 @@ class Budget(Limit):
             raise ValueError(f"budget {budget!r} cannot be reached: with every visual token dropped from layer {first_layer} "
                              f"on (the first that this method can prune), the reachable range is {reach}")
 
-    def _costs(self, counts: list[int]) -> Tensor:
-        """Costs (shapes,) of whole counts out of `tokens`, with each sample's own whole tokens."""
-        ratios = torch.tensor(counts, dtype=torch.float64) / self.tokens
+    def _costs(self, counts: Sequence[int] | Tensor) -> Tensor:
+        """Costs (..., shapes) of whole counts (..., L) out of `tokens`, with each sample's own whole tokens."""
+        ratios = torch.as_tensor(counts, dtype=torch.float64)[..., None, :] / self.tokens
         return self.cost(whole_tokens(ratios, self.n_visual[:, None]), self.n_visual, self.n_text).double()
 
-    def holds(self, counts: list[int]) -> bool:
-        """Whether no sample exceeds the budget when `counts[i]` of `tokens` enter layer i."""
-        return bool((self._costs(counts) <= self.limit).all())
+    def fits(self, counts: Tensor) -> Tensor:
+        """Which schedules (C, L) of `counts` out of `tokens` exceed no sample's budget: (C,) bool."""
+        return (self._costs(counts) <= self.limit).all(-1)
 
     def slacks(self, ratios: Tensor) -> Tensor:
         """(..., 1): least (B - F) / (prunable cost) over the samples, differentiable in the keep ratios (..., L)."""
@@ -244,9 +274,9 @@ class Joint(Limit):
         for name in ("n_visual", "n_text", "tokens", "layers", "first_layer", "limit", "cost", "full", "text"):
             setattr(self, name, getattr(first, name))
 
-    def holds(self, counts: list[int]) -> bool:
-        """Whether no sample exceeds any budget."""
-        return all(limit.holds(counts) for limit in self.limits.values())
+    def fits(self, counts: Tensor) -> Tensor:
+        """Which schedules (C, L) exceed no budget of any sample: (C,) bool."""
+        return torch.stack([limit.fits(counts) for limit in self.limits.values()]).all(0)
 
     def slacks(self, ratios: Tensor) -> Tensor:
         """Slack of each budget (..., m), differentiable in the keep ratios (..., L)."""

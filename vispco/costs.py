@@ -69,7 +69,8 @@ class KVCacheMemory(LayerSum):
     def __init__(self, dimensions: Dimensions, bytes_per_element: float = 2):
         if isinstance(bytes_per_element, bool) or not isinstance(bytes_per_element, Real) or bytes_per_element <= 0:
             raise ValueError(f"bytes_per_element must be a positive number (2 for bfloat16), got {bytes_per_element!r}")
-        self.dimensions, self.bytes_per_element = dimensions, bytes_per_element
+        self.dimensions = dimensions
+        self.bytes_per_element: float = bytes_per_element
 
     def layer(self, tokens: Tensor) -> Tensor:
         """Bytes of the keys and values of `tokens` (...)."""
@@ -146,7 +147,8 @@ class LatencyTable(LayerSum):
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
 
-        generator, times = torch.Generator().manual_seed(0), {n: [] for n in lengths}
+        generator = torch.Generator().manual_seed(0)
+        times: dict[int, list[float]] = {n: [] for n in lengths}
         with frozen(model), torch.no_grad():
             for _ in range(repeats + 2):
                 for n in lengths:

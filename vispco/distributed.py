@@ -110,9 +110,9 @@ def gathered(x: Tensor) -> Tensor:
     if not _together:
         return x
     place = x.device
-    rows = torch.zeros(processes(), dtype=torch.long)
-    rows[rank()] = len(x)
-    rows = total(rows).tolist()
+    lengths = torch.zeros(processes(), dtype=torch.long)
+    lengths[rank()] = len(x)
+    rows = total(lengths).tolist()
     padded = x.new_zeros(max(rows), *x.shape[1:]).to(_device())
     padded[:len(x)] = x
     parts = [torch.empty_like(padded) for _ in rows]

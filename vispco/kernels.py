@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class Kernel(nn.Module):
         """The formula's own quantities from theta `(..., P)`, within bounds: each `(..., 1)` or longer."""
         return {"theta": theta}
 
-    def ratios(self, i: Tensor, **named: Tensor) -> Tensor:
+    def ratios(self, i: Tensor, *args: Any, **named: Any) -> Tensor:
         """The formula as published, before clipping: layer indices `(L,)` -> ratios `(..., L)`."""
         raise NotImplementedError(f"{type(self).__name__} must define ratios(i, ...): the curve, (..., L)")
 
@@ -114,11 +115,12 @@ class Kernel(nn.Module):
         return {name: value[0] if len(value) == 1 else value for name, value in values.items()}
 
 
-class Stairs:
+class Stairs(Kernel):
     """Mixin for kernels of steps: gamma, which gives a gradient to their places, is not what they mean; and so little
     left that no finite theta could drop it means nothing left."""
 
     stairs = True
+    gamma: float
 
     def settled(self, theta: Tensor | None = None) -> Tensor:
         gamma, self.gamma = self.gamma, 1e6

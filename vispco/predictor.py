@@ -13,9 +13,10 @@ class FiLM(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.modulation = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        nn.init.zeros_(self.modulation[-1].weight)
-        nn.init.zeros_(self.modulation[-1].bias)
+        last = nn.Linear(width, 2 * width)
+        self.modulation = nn.Sequential(nn.Linear(1, width), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, budget: Tensor) -> Tensor:
         """x (B, S, width), budget (B,) in [0, 1]."""
@@ -48,7 +49,7 @@ class RatioPredictor(nn.Module):
         self.between = between
         self.table = nn.Parameter(kernel.initial().float().expand(knots, -1).clone())  # (knots, P)
         self.conditioned = hidden is not None
-        if self.conditioned:
+        if hidden is not None:
             self.embed = nn.Linear(hidden, width)
             self.blocks = nn.ModuleList(
                 nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))

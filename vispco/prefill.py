@@ -42,23 +42,32 @@ class Prefill:
     sources: dict[str, Callable[[], Any]] = field(default_factory=dict)  # what methods may ask for, made once, on demand
 
     @classmethod
-    def start(cls, inputs: dict, visual: Tensor, mask: Tensor | None, labels: Tensor | None, causal: bool,
-              ratios: Tensor) -> Prefill:
-        """mask: the caller's attention mask. causal: whether no token of this model sees ahead. ratios: (L,) or (B, L)."""
+    def start(cls, inputs: dict, visual: Tensor, labels: Tensor | None, causal: bool, ratios: Tensor) -> Prefill:
+        """inputs: the caller's. causal: whether no token of this model sees ahead. ratios: (L,) or (B, L).
+
+        Raises ValueError if several prompts are packed into a row, one after the other.
+        """
+        mask = inputs.get("attention_mask")
         plain = mask is None or mask.ndim == 2
         real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
         visual = visual & real
-        flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1]]
-        n_visual, n_real, tail, ends = torch.stack(flags).tolist()  # the one synchronisation
+        flags = [visual.sum(1), real.sum(1), ~real[:, -1], visual[:, -1], starts(inputs, visual)]
+        n_visual, n_real, tail, ends, restarts = torch.stack(flags).tolist()  # the one synchronisation
+        if any(n_visual) and (any(restarts) or inputs.get("cu_seq_lens_q") is not None):
+            raise ValueError("several prompts are packed into one row (position_ids start again, or cu_seq_lens_q is given), "
+                             "and would be pruned as one: give each a row of its own, padded")
         return cls(inputs, visual, real, before_answer(real, labels), n_visual, n_real, tail, ends, causal and plain, n_visual,
                    ratios.detach().expand(len(n_visual), -1).tolist())
 
     def finish(self) -> None:
-        """Let go of what only this forward pass needed; `steps` stay. Raises ValueError if any scores were NaN."""
-        self.inputs, self.captured, self.sources = {}, {}, {}
-        self.embeddings = self.late = self.rotary = self.mask = None
+        """Raise ValueError if any scores were NaN."""
         if self.faulty and bool(torch.stack(self.faulty).any()):
             raise ValueError(NAN_SCORES)
+
+    def release(self) -> None:
+        """Let go of what only this forward pass needed; `steps` stay."""
+        self.inputs, self.captured, self.sources = {}, {}, {}
+        self.embeddings = self.late = self.rotary = self.mask = None
 
     def cut(self, i: int) -> bool:
         """Whether fewer tokens are to enter layer i than the layer before."""
@@ -123,6 +132,15 @@ class Prefill:
             last = context.order[context.visual] == self.visual.shape[1] - 1
             scores = scores.masked_fill(last, float("inf"))
         return scores, target
+
+
+def starts(inputs: dict, visual: Tensor) -> Tensor:
+    """(B,) how often positions go back within a row, by which Hugging Face knows several prompts in one (given no mask)."""
+    ids = inputs.get("position_ids")
+    if ids is None or inputs.get("attention_mask") is not None or ids.ndim == 3 and len(ids) == 3:
+        return torch.zeros_like(visual[:, 0], dtype=torch.long)
+    ids = ids[0] if ids.ndim == 3 else ids  # of text, of images in time, height and width
+    return (ids.diff(dim=1) < 0).sum(1).expand(len(visual))
 
 
 def merged(hidden: Tensor, context: Context, kept: Tensor, into: Tensor | None) -> Tensor:

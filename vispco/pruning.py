@@ -10,7 +10,7 @@ positions of all tokens stay as they were. The output has its original length: z
 from __future__ import annotations
 
 import functools
-import weakref
+import threading
 from typing import Any
 
 import torch
@@ -19,21 +19,22 @@ from torch import Tensor, nn
 from .attention import SoftMask
 from .config import PruningConfig
 from .context import take, take_rotary
+from .hooks import Eagerly, Handle, Replaced, named
 from .masks import Packed, decode_mask, pack, prefill_mask
+from .models import cache as kv
 from .prefill import Prefill, merged
 from .registry import METHODS, adapter_for, build_method
 from .relaxation import hard_mask
 from .ste import Estimator, build_estimator
 from .vision import Tower
 
-_applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its Pruner
-
 
 def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
     """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
 
-    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. mode: "deploy" (tokens
-    physically dropped, KV cache shorter) or "search" (tokens masked; the same logits at the kept positions).
+    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. So does one that PEFT or
+    DistributedDataParallel wraps. mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens
+    masked; the same logits at the kept positions).
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
     >>> import vispco
@@ -45,11 +46,28 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     """
     if mode not in ("deploy", "search"):
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
-    model = getattr(model, "_orig_mod", model)  # of what `torch.compile` returned
+    model = unwrapped(model)
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
     return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
+
+    Raises ValueError for a DataParallel one, whose copies would share one pruner.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise ValueError("a DataParallel model runs copies of itself in threads, and cannot be pruned: prune its .module on "
+                         "one device, or run one process per device")
+    if hasattr(model, "_orig_mod"):  # torch.compile
+        return unwrapped(model._orig_mod)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+        return unwrapped(model.get_base_model())
+    return model
 
 
 def check_fits(config: PruningConfig, adapter) -> None:
@@ -67,15 +85,16 @@ def check_fits(config: PruningConfig, adapter) -> None:
                          f"layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs no attention")
 
 
-class Pruner:
+class Pruner(Handle):
     """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
 
     `ratios` (L,), or (B, L) with a schedule for each sample, may be replaced between forward passes; where it requires
-    gradients (search), they flow.
+    gradients (search), they flow. A `with` block on a handle that was removed prunes again.
     """
 
     def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: str | dict | Estimator | None = None):
-        self.adapter, self.method, self.ratios, self.mode = adapter, method, ratios, mode
+        super().__init__(adapter.model)
+        self.adapter, self.method, self._ratios, self.mode = adapter, method, ratios, mode
         self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
@@ -83,32 +102,19 @@ class Pruner:
         self.decoding = False
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
-        self._hooks: list = []
         self._layer_hooks: list = []  # of prefill, or of decoding
-        self._attached: tuple[bool, bool] | None = None
+        self._attached: tuple | None = None
+        self._running = threading.Lock()
+        self._memory: Any = None  # of the KV cache in use
 
     # ---- life -------------------------------------------------------------------------------------------
-    def install(self) -> Pruner:
-        """Register the hooks; if nothing is to be pruned, there are none."""
-        model = self.adapter.model
-        if model in _applied:
-            raise ValueError(f"this {type(model).__name__} is pruned already: leave that `with` block or call "
-                             ".remove() on its handle first")
-        _applied[model] = self
-        try:
-            self._register(self._hooks.append)
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
     def _register(self, add) -> None:
-        model, adapter = self.adapter.model, self.adapter
+        adapter = self.adapter
         if not self._prunes():
             return
         add(Eagerly())
-        add(model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        add(adapter.backbone.register_forward_pre_hook(self._on_backbone, with_kwargs=True))
+        add(Replaced(adapter.model, "forward", self._around_model))
+        add(Replaced(adapter.backbone, "forward", self._around_backbone))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
@@ -117,17 +123,21 @@ class Pruner:
 
     def remove(self) -> None:
         """Take the hooks out; the model is as before. Calling it twice is harmless."""
-        for hooks in (self._hooks, self._layer_hooks):
-            while hooks:
-                hooks.pop().remove()
-        if _applied.get(self.adapter.model) is self:
-            del _applied[self.adapter.model]
+        while self._layer_hooks:
+            self._layer_hooks.pop().remove()
+        self._attached = None
+        super().remove()
 
-    def __enter__(self) -> Pruner:
-        return self
+    @property
+    def ratios(self) -> Tensor:
+        """The schedule in use."""
+        return self._ratios
 
-    def __exit__(self, *_) -> None:
-        self.remove()
+    @ratios.setter
+    def ratios(self, ratios: Tensor) -> None:
+        self._ratios = ratios
+        if self.installed and not self.hooks:  # the one before kept all
+            self._register(self.hooks.append)
 
     def kept(self) -> dict[int, Tensor]:
         """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
@@ -138,33 +148,80 @@ class Pruner:
         return (self.mode == "search" and self.ratios.requires_grad) or bool((self.ratios < 1).any())
 
     # ---- once per forward pass --------------------------------------------------------------------------
-    def _on_model(self, module, args, kwargs):
-        if kwargs.get("labels") is not None:
-            self.labels = kwargs["labels"]
+    def _around_model(self, forward):
+        arguments = named(forward)
 
-    def _on_backbone(self, module, args, kwargs):
-        labels, self.labels = self.labels, None
-        self._memo = {}
-        cache = kwargs.get("past_key_values")
-        if cache is not None and getattr(cache, "is_compileable", False):
-            raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
-                             "default cache (leave cache_implementation out)")
-        inputs = {"input_ids": args[0], **kwargs} if args else kwargs
+        def run(*args, **kwargs):
+            labels = arguments(args, kwargs).get("labels")
+            self.labels = self.labels if labels is None else labels
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.labels = None
+
+        return run
+
+    def _around_backbone(self, forward):
+        arguments = named(forward)
+
+        def run(*args, **kwargs):
+            if not self.installed:  # any more, but somebody has put a method of his own around this one
+                return forward(*args, **kwargs)
+            if not self._running.acquire(blocking=False):
+                raise ValueError("this pruned model is running already, in another thread: let threads take turns, or give "
+                                 "each a model of its own")
+            try:
+                self._begin(arguments(args, kwargs))
+                return forward(*args, **kwargs)
+            finally:
+                self._end()
+                self._running.release()
+
+        return run
+
+    def _begin(self, inputs: dict) -> None:
+        """inputs: what the backbone is called with."""
+        self._memo, cache = {}, inputs.get("past_key_values")
+        kv.check(cache)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         self.decoding = cache is not None and cache.get_seq_length() > 0
         if not self.decoding:
             visual = self.adapter.visual_mask(ids, embeds)
+            self._check_attention()
             self._attach(decoding=False)
-            self.prefill = Prefill.start(inputs, visual, inputs.get("attention_mask"), labels, self.adapter.causal, self.ratios)
+            self.prefill = Prefill.start(inputs, visual, self.labels, self.adapter.causal, self.ratios)
+            if self.tower:
+                self.tower.clear()
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
-        if self.mode == "search" and self.prefill is not None and self.prefill.steps:
-            raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
-                             "configuration with mode='deploy'")
+        self._memory = getattr(cache, "vispco", None)
+        if self._memory:
+            if self._memory.pruned and not self._memory.packed:
+                raise ValueError("search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
+                                 "configuration with mode='deploy'")
+            self._memory.running = True
         self._attach(decoding=True)
         if (embeds if ids is None else ids).shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
+
+    def _check_attention(self) -> None:
+        name = getattr(self.adapter.decoder.config, "_attn_implementation", "sdpa")
+        if name not in ("sdpa", "eager"):
+            raise ValueError(f"attention implementation {name!r} takes no mask, or finds one in position_ids, and would not see "
+                             "which tokens are left: model.set_attn_implementation('sdpa') has fast kernels too")
+
+    def _end(self) -> None:
+        """Whether the backbone came to an end, or not."""
+        if self._memory:
+            self._memory.running = False
+        if not self.decoding and self.prefill:
+            if self._memory:
+                self._memory.pruned = bool(self.prefill.steps)
+            self.prefill.release()
+        self._memory = None
+        if self.tower:
+            self.tower.clear()
 
     def _sources(self, inputs: dict, visual: Tensor) -> dict:
         """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
@@ -180,6 +237,9 @@ class Pruner:
                 "grid": source("reads_grid", self.adapter.grid)}
 
     def _on_decoder(self, module, args, kwargs):
+        if not self._running.locked():
+            raise ValueError(f"the decoder of a pruned model was called by itself, where no token is known to be visual: call "
+                             f"the whole {type(self.adapter.model).__name__}")
         if not self.decoding:
             self.prefill.embeddings = kwargs["inputs_embeds"]
             kwargs, self.prefill.late = self.adapter.take_late(kwargs)
@@ -188,8 +248,6 @@ class Pruner:
     def _on_output(self, module, args, output):
         if not self.decoding:
             self.prefill.finish()
-            if self.tower:
-                self.tower.clear()
             if self.prefill.packed is not None:
                 output["last_hidden_state"] = self.prefill.packed.restore(output["last_hidden_state"])
         return output
@@ -200,45 +258,44 @@ class Pruner:
 
         Decoding mostly needs none: one layer's looks whether there are `masks` to change, and only then all have one.
         """
-        if self._attached in ((decoding, masks), (decoding, True)):
+        layers = range(len(self.adapter.layers))
+        projections = [] if decoding else [self.adapter.projections(i) for i in layers]  # PEFT may have put others there
+        if self._attached in ((decoding, masks, projections), (decoding, True, projections)):
             return
         while self._layer_hooks:
             self._layer_hooks.pop().remove()
-        self._attached, add = (decoding, masks), self._layer_hooks.append
+        self._attached, add = (decoding, masks, projections), self._layer_hooks.append
         if decoding and not masks:
             add(self.adapter.layers[0].register_forward_pre_hook(self._on_watch, with_kwargs=True))
             return
         run = self._decode if decoding else self._prefill
         for i, layer in enumerate(self.adapter.layers):
-            add(layer.register_forward_pre_hook(self._on_layer(i, run), with_kwargs=True))
-            for kind, module in () if decoding else self.adapter.projections(i).items():
-                add(module.register_forward_hook(self._on_projection(i, kind)))
+            add(layer.register_forward_pre_hook(functools.partial(self._on_layer, i, run), with_kwargs=True))
+        for i, modules in enumerate(projections):
+            for kind, module in modules.items():
+                add(module.register_forward_hook(functools.partial(self._on_projection, i, kind)))
 
     def _on_watch(self, module, args, kwargs):
-        packed = getattr(kwargs.get("past_key_values"), "vispco_packed", {}).values()
+        packed = self._memory.packed.values() if self._memory else ()
         hidden, mask = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
         if packed and (mask is not None or hidden.shape[1] > 1 or not all(p.dense for p in packed)):
             self._attach(decoding=True, masks=True)
-            return self._on_layer(0, self._decode)(module, args, kwargs)
+            return self._on_layer(0, self._decode, module, args, kwargs)
 
-    def _on_projection(self, i: int, kind: str):
-        def hook(module, args, output):
-            running = bool(self.prefill.inputs)  # else a layer runs again, for its gradient
-            if running and (self.mode == "search" or self.prefill.cut(i + 1)):
-                self.prefill.captured[kind] = output
+    def _on_projection(self, i: int, kind: str, module, args, output):
+        running = bool(self.prefill.inputs)  # else a layer runs again, for its gradient
+        if running and (self.mode == "search" or self.prefill.cut(i + 1)):
+            self.prefill.captured[kind] = output
 
-        return hook
-
-    def _on_layer(self, i: int, run):
-        def hook(module, args, kwargs):
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            hidden, changed = run(i, hidden, kwargs)
-            return (hidden, *args[1:]), {**kwargs, **changed}
-
-        return hook
+    def _on_layer(self, i: int, run, module, args, kwargs):
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        hidden, changed = run(i, hidden, kwargs)
+        return (hidden, *args[1:]), {**kwargs, **changed}
 
     def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        run = self._search if self.mode == "search" else self._deploy
+        run, cache = self._search if self.mode == "search" else self._deploy, kwargs.get("past_key_values")
+        if i == 0 and cache is not None and (any(self.prefill.n_visual) or hasattr(cache, "vispco")):
+            self._memory = kv.claim(cache)
         hidden, changed = run(i, self._add_late(i, hidden), kwargs)
         self.prefill.mask = kwargs.get("attention_mask")
         return hidden, changed
@@ -254,8 +311,6 @@ class Pruner:
     def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state, cache = self.prefill, kwargs.get("past_key_values")
         target = state.target(i)
-        if i == 0 and cache is not None and any(state.n_visual):
-            self.adapter.lengthen(cache)
         if target is not None:
             hidden = self._drop(i, hidden, kwargs, target)
         if state.packed is None:
@@ -263,8 +318,8 @@ class Pruner:
             return hidden, {}
         if cache is not None:
             if i == 0:
-                cache.layers[:1] = [self.adapter.shortened_cache_layer(state.packed.length - hidden.shape[1])]
-            cache.vispco_packed = {**getattr(cache, "vispco_packed", {}), i: state.packed}
+                cache.layers[0].dropped = state.packed.length - hidden.shape[1]
+            cache.vispco.packed[i] = state.packed
         changed = self._packed_inputs(kwargs)
         state.rotary = changed["position_embeddings"]
         return hidden, changed
@@ -302,7 +357,7 @@ class Pruner:
 
     def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        packed = getattr(cache, "vispco_packed", {}).get(i)
+        packed = self._memory.packed.get(i) if self._memory else None
         if packed is None:
             return hidden, {}
         key = (id(packed), id(mask))
@@ -351,23 +406,3 @@ class Pruner:
         """
         bound = None if self.bound is None else self.bound[:, None].to(gradient)
         return gradient if bound is None else gradient.clamp(-bound, bound)
-
-
-class Eagerly:
-    """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
-
-    Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
-    """
-
-    _count, _stance = 0, None
-
-    def __init__(self):
-        if not Eagerly._count:
-            Eagerly._stance = torch.compiler.set_stance("force_eager")
-        Eagerly._count += 1
-
-    def remove(self) -> None:
-        """As a hook's handle does."""
-        Eagerly._count -= 1
-        if not Eagerly._count:
-            Eagerly._stance.__exit__(None, None, None)

@@ -92,7 +92,9 @@ def attention_masses(model: nn.Module, lessons: Sequence[Lesson]) -> tuple[Tenso
     """
     adapter, recorder = adapter_for(model)(model), _Recorder()
     everything = torch.ones(len(adapter.layers), requires_grad=True)  # or the pruner would hook no layer
-    training, masses, valid = model.training, [], []
+    training = model.training
+    masses: list[Tensor] = []
+    valid: list[Tensor] = []
     model.eval()
     try:
         with _Observer(adapter, recorder, everything, "search").install() as observer, torch.no_grad():
@@ -104,8 +106,8 @@ def attention_masses(model: nn.Module, lessons: Sequence[Lesson]) -> tuple[Tenso
     finally:
         model.train(training)
     width = max(v.shape[1] for v in valid)
-    masses, valid = (torch.cat([pad(x, (0, width - x.shape[-1])) for x in xs]) for xs in (masses, valid))
-    return masses[valid.any(1)], valid[valid.any(1)]
+    mass, real = (torch.cat([pad(x, (0, width - x.shape[-1])) for x in xs]) for xs in (masses, valid))
+    return mass[real.any(1)], real[real.any(1)]
 
 
 class _Recorder(Method):
@@ -143,7 +145,8 @@ def vtw_schedule(model: nn.Module, batches: Sequence[Mapping], threshold: float 
         raise ValueError("threshold must be 0 or more and samples at least 1, "
                          f"got {threshold!r} and {samples!r}")
     adapter = adapter_for(model)(model)
-    lessons, used = prepare(model, batches), []
+    lessons = prepare(model, batches)
+    used: list[Lesson] = []
     while lessons and sum(map(len, used)) < samples:
         used.append(lessons.pop(0))
     layers = len(adapter.layers)

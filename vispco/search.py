@@ -175,7 +175,9 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
              steps: int, inner: int, seed: int, learning_rate: float, estimator: str | Mapping | None, callback) -> int:
     """Optimise `curve` in place for one budget, measuring after every multiplier update; returns samples seen."""
     optimizer = torch.optim.Adam([curve.theta], learning_rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
+    settle = steps - inner  # the last steps are small, so that they end where the last multipliers hold the budget
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) * (0.25 if step >= settle else 1))
     order, queue, seen = torch.Generator().manual_seed(seed), [], 0
     for begin in range(0, steps, inner):
         with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:

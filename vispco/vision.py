@@ -8,12 +8,13 @@ they are projected, and multiplied once more if a method asks.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .hooks import Replaced, named
 
 CHUNK = 2**24  # attention probabilities at a time
 
@@ -42,17 +43,19 @@ class Tower:
             module = self.adapter.vision_attention()
             add(module.register_forward_pre_hook(self._on_attention, with_kwargs=True))
             for part, projection in self.adapter.vision_projections(module).items():
-                add(projection.register_forward_hook(self._on_projection(part)))
+                add(projection.register_forward_hook(functools.partial(self._on_projection, part)))
 
     def clear(self) -> None:
         """Forget the prompt."""
         self.inputs, self._seen = {}, {}
 
     def _listening(self, kind: str, method: Callable) -> Callable:
+        arguments = named(method)
+
         def features(*args, **kwargs):
             if self._kind is not None:  # some make the features of videos with the method for images
                 return method(*args, **kwargs)
-            made_from = inspect.signature(method).bind(*args, **kwargs).arguments
+            made_from = arguments(args, kwargs)
             self._kind, self._seen[kind] = kind, {"inputs": made_from}
             try:
                 out = method(*args, **kwargs)
@@ -77,13 +80,10 @@ class Tower:
             names = ("attention_mask", "cu_seqlens", "position_embeddings")
             heard.update({name: kwargs.get(name) for name in names})
 
-    def _on_projection(self, part: str):
-        def hook(module, args, output):
-            heard = self._hears()
-            if heard is not None:
-                heard[part] = output.detach()
-
-        return hook
+    def _on_projection(self, part: str, module, args, output):
+        heard = self._hears()
+        if heard is not None:
+            heard[part] = output.detach()
 
     # ---- reading ----------------------------------------------------------------------------------------
     def read(self, inputs: dict, visual: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,18 +188,3 @@ def placed(tokens: Tensor, mask: Tensor) -> Tensor:
     full = tokens.new_zeros(*rows.shape, tokens.shape[-1], device=mask.device)
     full = full.masked_scatter(rows[..., None], tokens.to(mask.device))
     return full.repeat_interleave(copies, 0)
-
-
-class Replaced:
-    """A method of one object, replaced until `remove()`: a hook for methods."""
-
-    def __init__(self, owner: nn.Module, name: str, around: Callable[[Callable], Callable]):
-        method = getattr(owner, name)
-        self.owner, self.name, self.before = owner, name, vars(owner).get(name)
-        setattr(owner, name, functools.wraps(method)(around(method)))
-
-    def remove(self) -> None:
-        """Put back what was there."""
-        vars(self.owner).pop(self.name, None)
-        if self.before is not None:
-            setattr(self.owner, self.name, self.before)

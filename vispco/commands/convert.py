@@ -38,8 +38,11 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--num-layers goes with --from: a configuration file knows its layers")
     if options.output:
         check_file(options.output)
-    config = parse_notation(*options.source, options.num_layers, options.n_visual or 576) if options.source else \
-        PruningConfig.load(options.config)
+    if options.source:
+        notation, text = options.source
+        config = parse_notation(notation, text, options.num_layers, options.n_visual or 576)
+    else:
+        config = PruningConfig.load(options.config)
     text = write_notation(options.to, config, options.n_visual) if options.to else config.describe()
     if options.output:
         config.save(options.output)

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..console import budget_text
 
@@ -39,7 +39,8 @@ class StepLog:
     """One JSON object per step, written as it happens."""
 
     def __init__(self, path: Path):
-        self._path, self._file = path, None
+        self._path = path
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> StepLog:
         return self

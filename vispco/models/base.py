@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
 from ..context import positions
 from ..flops import Dimensions
@@ -196,20 +195,6 @@ class Adapter:
         """What the layer does to q k^T, scaled, before the mask and the softmax (soft caps)."""
         return logits
 
-    # ---- cache ------------------------------------------------------------------------------------------
-    def lengthen(self, cache) -> None:
-        """Make an empty cache keep all tokens: sliding windows would count kept tokens, not positions.
-
-        The model's masks still hide what is out of the window.
-        """
-        cache.layers[:] = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
-
-    def shortened_cache_layer(self, dropped: int) -> DynamicLayer:
-        """An empty cache layer for layer 0 that counts `dropped` tokens more than it holds."""
-        layer = ShortenedLayer()
-        layer.dropped = dropped
-        return layer
-
     # ---- costs ------------------------------------------------------------------------------------------
     @classmethod
     def dimensions(cls, config) -> Dimensions:
@@ -266,16 +251,3 @@ class Adapter:
         """
         raise NotImplementedError
 
-
-class ShortenedLayer(DynamicLayer):
-    """The first layer's cache when tokens were dropped before it: reports the ORIGINAL length.
-
-    Hugging Face derives position ids and masks from the length of this one layer.
-    """
-
-    dropped = 0
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, dropped ones included."""
-        length = super().get_seq_length()
-        return length and length + self.dropped

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -100,7 +100,7 @@ def _frontier(frontier: Frontier, missing: str) -> str:
 
 
 def _table(frontier: Frontier) -> str:
-    name = {"task": "task loss"}.get(frontier.meta.get("objective"), "KL")
+    name = {"task": "task loss"}.get(str(frontier.meta.get("objective")), "KL")
     measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
     header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
     rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config),
@@ -113,7 +113,7 @@ def _entering(config: PruningConfig) -> str:
     return tokens(config.tokens(config.n_visual)) if config.n_visual else " ".join(percent(r, 0) for r in config.keep_ratios)
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int] = frozenset()) -> str:
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f'<td class="n">{_text(c)}</td>' if i in numbers else f"<td>{_text(c)}</td>"
                                       for i, c in enumerate(row)) + "</tr>" for row in rows)

@@ -49,7 +49,9 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike, fresh: bool = False):
-        self.folder, self._values, self._read = Path(folder), {}, {}
+        self.folder = Path(folder)
+        self._values: dict[str, Any] = {}
+        self._read: dict[Path, int] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.hits = self.misses = 0
         if fresh:

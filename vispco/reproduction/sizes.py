@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
 KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
@@ -71,6 +72,8 @@ def _settings(llava: tuple, qwen: tuple, llava_rest: tuple | None, qwen_rest: tu
             *(Setting(testbed, name, *given) for testbed, given in rest if given for name in METHODS[1:]))
 
 
+_HOUR: dict[str, Any] = {"depth_factors": (1, 2, 4), "depth_pool": 40, "depth_questions": 48, "convergence_questions": 16,
+         "transfer_questions": 48, "transfer_testbeds": 1}
 _FULL = (TENTHS, 5, 640, 50, 20, 5, 5)
 SIZES = {
     "smoke": Size("smoke", (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),), calibration=16, test=16,
@@ -78,10 +81,10 @@ SIZES = {
                   depth_pool=4, depth_seeds=1, kernel_steps=2, transfer_tasks=2, transfer_methods=2, transfer_questions=4,
                   convergence_steps=2, convergence_budgets=(0.5,), convergence_methods=("fastv",),
                   convergence_kernels=("monotone",), convergence_questions=8, estimator_questions=0),
-    "quick": Size("quick", _settings((TENTHS, 3, 160, 8, 10, 2, 1), (FIVE, 2, 100, 8, 5, 2, 1),
-                                      (PAIR, 1, 40, 6, 3, 1, 0), (PAIR, 1, 40, 6, 3, 1, 0)),
-                  depth_factors=(1, 2, 4), depth_pool=40, depth_questions=48, convergence_questions=16,
-                  transfer_questions=48, transfer_testbeds=1),
+    "quick": Size("quick", _settings((TENTHS, 1, 80, 8, 10, 1, 1), (FIVE, 1, 60, 8, 5, 1, 1),
+                                      (PAIR, 1, 40, 6, 3, 1, 0), (PAIR, 1, 40, 6, 3, 1, 0)), **_HOUR),
+    "standard": Size("standard", _settings((TENTHS, 5, 160, 8, 10, 5, 1), (FIVE, 3, 160, 8, 5, 3, 1),
+                                            (PAIR, 1, 160, 6, 3, 1, 0), (PAIR, 1, 160, 6, 3, 1, 0)), **_HOUR),
     "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
                  depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
                  transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
 BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222",
@@ -14,7 +15,7 @@ LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "NSGA-II": (RED, 
          "greedy per layer": (GREEN, "^"), "FitPrune's fit": ("#117733", "v"), "VTW's rule": ("#882255", "P"),
          "random": (ORANGE, "x"), "grid": (GREY, "."), "pooled": (INK, "1"), "strided": (INK, "2"), "random tokens": (INK, "3"),
          "smaller pictures": (INK, "4"), "published": ("#882255", "*")}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 130, "font.family": "sans-serif",
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 130, "font.family": "sans-serif",
          "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 9, "text.color": INK,
          "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
          "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "xtick.color": INK,
@@ -64,7 +65,7 @@ def finish(figure, panels, used: int, title: str, result: dict, legend: bool = T
     questions = f"{result['calibration']} calibration" + (f" and {result['test']} held-out" if result["test"] else "")
     figure.suptitle(f"{title}\n{result['machine']}; seeds: {seeds}; {questions} questions", x=0.01, ha="left", fontsize=10)
     if legend:
-        entries = {}
+        entries: dict[str, Any] = {}
         for axes in panels.flat:
             for handle, label in zip(*axes.get_legend_handles_labels()):
                 entries.setdefault(label, handle)

@@ -55,7 +55,8 @@ def _frontiers(new, result: dict, cost: dict | None):
         for at in others.get(_name(row), []):
             _competitors(axes, at)
         axes.set(title=_name(row), xlabel="share of the prunable FLOPs", ylabel="held-out accuracy")
-        percents(axes.xaxis), percents(axes.yaxis)
+        percents(axes.xaxis)
+        percents(axes.yaxis)
     return finish(figure, panels, len(rows), "What the compute buys", result)
 
 
@@ -99,7 +100,8 @@ def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
             axes.plot(one["passes"], fmean(kls), color=colour, marker=marker, markersize=6, linestyle="none", markeredgecolor="white",
                       markeredgewidth=0.5, label=one["name"])
         axes.set(title=f"budget {row['budget']:g}", xscale="log", yscale="log")
-        plain_log(axes.xaxis), plain_log(axes.yaxis)
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
     if together:
         _volumes(panels.flat[len(rows)], rows, floor)
     for axes in panels[:, 0]:

@@ -1,0 +1,995 @@
+"""Hooks under stress: whatever goes on around a pruned model works as without pruning, or is refused, and leaves no trace."""
+
+import contextlib
+import copy
+import functools
+import gc
+import io
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation.streamers import BaseStreamer
+
+import compatibility
+import vispco
+from compatibility import also, refused, section, works
+from oracles import Constant, by_hand, decoder_inputs, error, pruned_with
+from tiny import IMAGE, batch, tiny_llava, without_labels
+from vispco import PruningConfig
+
+CLOSE = 2e-5
+STEPS, EARLY = PruningConfig("strided", [1, 0.8, 0.8, 0.5, 0.3, 0.1]), PruningConfig("random", [0.5] * 6)
+FASTV, TOWER = PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25]), PruningConfig("visionzip", [0.5] * 6)
+IDS = {"suppress_tokens": [IMAGE, 2], "do_sample": False}
+ONE = without_labels(batch(images=(1,), text=(9,), before=(2,)))
+MANY = without_labels(batch(images=(2, 1, 0, 3), text=(7, 9, 12, 3), before=(1, 2, 5, 0)))
+
+
+def logits(model, inputs, **kwargs):
+    """Logits, without gradient."""
+    with torch.no_grad():
+        return model(**inputs, **kwargs).logits
+
+
+def pruned(model, config, inputs=MANY, mode="deploy", **kwargs):
+    """Logits under a configuration."""
+    with vispco.apply(model, config, mode=mode):
+        return logits(model, inputs, **kwargs)
+
+
+def generate(model, inputs=ONE, new=6, **options):
+    """Token ids of the prompt and of greedy decoding."""
+    return model.generate(**inputs, **{**IDS, "max_new_tokens": new, **options})
+
+
+def attributes(model):
+    """Everything that hangs on any module: names, the objects themselves, and what the dicts of hooks hold."""
+    return [(name, type(module), {k: list(v.items()) if isinstance(v, dict) else v for k, v in vars(module).items()
+                                  if k != "_previous_max_cache_length"})  # transformers' own note
+            for name, module in model.named_modules()]
+
+
+@pytest.fixture
+def model():
+    """A tiny LLaVA that must be left as it was: attributes, hooks, configuration, and outputs to the bit."""
+    model = shared()
+    before = attributes(model), model.config.to_dict(), model.generation_config.to_dict(), logits(model, MANY)
+    threads = threading.active_count()
+    yield model
+    assert attributes(model) == before[0]
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before[1:3]
+    assert torch.equal(logits(model, MANY), before[3])
+    assert threading.active_count() == threads
+
+
+@functools.cache
+def shared():
+    """One model for all tests. It has run once, which leaves hooks of transformers' own."""
+    model = tiny_llava()
+    logits(model, ONE)
+    return model
+
+
+@contextlib.contextmanager
+def broken(model, error, after=0, layer=3):
+    """A layer's MLP that raises, once it has run `after` times."""
+    mlp, runs = model.get_decoder().layers[layer].mlp, []
+    forward = mlp.forward
+
+    def fails(x):
+        runs.append(1)
+        if len(runs) > after:
+            raise error
+        return forward(x)
+
+    mlp.forward = fails
+    try:
+        yield
+    finally:
+        del mlp.forward
+
+
+# ---- exceptions --------------------------------------------------------------------------------------------
+section("Exceptions and interruptions")
+also("an exception, or Ctrl-C, in the `with` block", "test_contract.py::test_an_exception_in_the_block_leaves_the_model_as_it_was")
+also("an exception inside a forward pass", "test_contract.py::test_an_exception_in_a_forward_leaves_no_trace")
+
+
+class Stops(BaseStreamer, StoppingCriteria):
+    """A streamer, a stopping criterion and a logits processor that raise at the third token."""
+
+    def __init__(self, error):
+        self.error, self.calls = error, 0
+
+    def put(self, value=None):
+        """Of a streamer."""
+        self.calls += 1
+        if self.calls == 3:
+            raise self.error
+
+    def end(self):
+        """Of a streamer."""
+
+    def __call__(self, input_ids, scores):
+        self.put()
+        return torch.zeros(len(input_ids), dtype=torch.bool) if scores is None else scores
+
+
+@works("an exception, or Ctrl-C, inside `generate`: in a layer, a streamer, a stopping criterion, a logits processor")
+@pytest.mark.parametrize("where", ["layer", "streamer", "stopping_criteria", "logits_processor"])
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt, GeneratorExit])
+def test_generation_that_breaks_off_leaves_model_and_handle_as_they_were(model, where, error):
+    bare, stops = generate(model), Stops(error)
+    options = {where: stops if where == "streamer" else [stops]} if where != "layer" else {}
+    with vispco.apply(model, TOWER) as handle:
+        expected, kept = generate(model), handle.kept()
+        with pytest.raises(error):
+            with broken(model, error, after=2) if where == "layer" else contextlib.nullcontext():
+                generate(model, **options)
+        assert torch.equal(generate(model), expected)
+        assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
+    assert torch.equal(generate(model), bare)
+
+
+@works("generation that a stopping criterion ends early")
+def test_generation_that_is_stopped_early(model):
+    class Enough(StoppingCriteria):
+        def __call__(self, ids, scores, **kwargs):
+            return torch.full((len(ids),), ids.shape[1] >= ONE["input_ids"].shape[1] + 2)
+
+    with vispco.apply(model, STEPS):
+        assert torch.equal(generate(model, stopping_criteria=StoppingCriteriaList([Enough()])), generate(model)[:, :-4])
+
+
+@works("an exception in a method's `score`, in a forward pass or in `generate`")
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_a_method_that_breaks_off(model, mode, error):
+    class Breaks(Constant):
+        def score(self, ctx):
+            if ctx.layer == 3 and broken:
+                raise error
+            return super().score(ctx)
+
+    broken = False
+    with pruned_with(model, Breaks(), STEPS.keep_ratios, mode) as handle:
+        expected, broken = logits(model, MANY), True
+        for run in (logits, generate):
+            with pytest.raises(error):
+                run(model, MANY)
+        assert handle.prefill.embeddings is None and not handle.prefill.captured  # nothing is held on to
+        broken = False
+        assert torch.equal(logits(model, MANY), expected)
+
+
+@works("a generator that holds the `with` block and is closed early, or forgotten")
+@pytest.mark.parametrize("how", ["close", "del"])
+def test_a_generator_closed_early(model, how):
+    def answers():
+        with vispco.apply(model, STEPS):
+            while True:
+                yield generate(model)
+
+    running = answers()
+    next(running)
+    running.close() if how == "close" else None
+    del running
+    gc.collect()
+    vispco.apply(model, STEPS).remove()
+
+
+@works("labels of a call that failed: the next call without labels does not see them")
+def test_labels_of_a_failed_call_are_forgotten(model):
+    inputs = batch(images=(1,), text=(9,), before=(2,), answer=5)
+    with vispco.apply(model, FASTV) as handle:
+        logits(model, inputs)
+        labelled = handle.kept()
+        logits(model, ONE)
+        kept = handle.kept()
+        assert any(not torch.equal(mask, labelled[i]) for i, mask in kept.items())
+        hook = model.model.register_forward_pre_hook(lambda module, args: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**inputs)
+        hook.remove()
+        logits(model, ONE)
+        assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
+
+
+@refused("ready-made `inputs_embeds` for a method that reads the vision tower, also after a call that failed",
+         "the method reads the vision tower, which did not run for this prompt's image tokens")
+def test_what_the_tower_said_in_a_failed_call_is_forgotten(model, refusal):
+    """Patches of the picture before would fit."""
+    embeds = {"inputs_embeds": model.get_input_embeddings()(ONE["input_ids"]).detach()}
+    with vispco.apply(model, TOWER):
+        with broken(model, ArithmeticError), pytest.raises(ArithmeticError):
+            logits(model, ONE)
+        with refusal():
+            logits(model, embeds)
+        model.get_image_features(ONE["pixel_values"])
+        with refusal():
+            logits(model, embeds)
+
+
+# ---- nesting -----------------------------------------------------------------------------------------------
+section("Several times, one in another")
+
+
+@refused("two configurations on one model at once", "this LlavaForConditionalGeneration is pruned already: leave that `with` block "
+         "or call .remove() on its handle first")
+def test_a_second_apply_is_refused(model, refusal):
+    expected = pruned(model, STEPS)
+    with vispco.apply(model, STEPS):
+        with refusal():
+            vispco.apply(model, EARLY)
+        with refusal():
+            vispco.search(model, [batch()], budgets=[0.5], steps=1)
+        assert torch.equal(logits(model, MANY), expected)
+
+
+also("two models at once, one `with` block in the other", "test_pruning.py::test_two_models_at_once")
+
+
+@works("one configuration after the other, in any order")
+def test_one_after_the_other(model):
+    configs = [STEPS, FASTV, TOWER, EARLY, PruningConfig("fastv", [1.0] * 6)]
+    expected = [pruned(copy.deepcopy(model), config) for config in configs]
+    for i in (0, 1, 2, 3, 4, 2, 0, 4, 3, 1, 1):
+        assert torch.equal(pruned(model, configs[i]), expected[i])
+
+
+@works("a `with` block on a handle that was removed: it prunes again")
+def test_a_handle_is_entered_again(model):
+    handle = vispco.apply(model, STEPS)
+    with handle:
+        expected = logits(model, MANY)
+    for _ in range(2):
+        with handle:
+            assert torch.equal(logits(model, MANY), expected)
+
+
+@refused("a `with` block on a handle whose `with` block is open", "the `with` block of this handle is open already: one at a time")
+def test_an_open_handle_is_not_entered(model, refusal):
+    expected = pruned(model, STEPS)
+    with vispco.apply(model, STEPS) as handle:
+        with refusal(), handle:
+            pass
+        assert torch.equal(logits(model, MANY), expected)
+
+
+also("`.remove()` twice", "test_pruning.py::test_remove_twice_is_harmless")
+also("another schedule on the same handle (`handle.ratios`)", "test_pruning.py::test_deploy_ratios_may_be_replaced_too")
+
+
+@works("another schedule on a handle that kept all")
+def test_ratios_of_a_handle_that_kept_all(model):
+    with vispco.apply(model, PruningConfig("strided", [1.0] * 6)) as handle:
+        assert torch.equal(logits(model, MANY), logits(shared(), MANY)) and not handle.hooks
+        handle.ratios = torch.tensor(STEPS.keep_ratios)
+        got = logits(model, MANY)
+    assert torch.equal(got, pruned(model, STEPS))
+    handle.ratios = torch.tensor(EARLY.keep_ratios)  # removed: nothing comes back
+
+
+@works("a pruned model that is let go without `.remove()`: it is collected, and compiled code is on again")
+def test_a_model_dropped_while_it_is_pruned():
+    model = tiny_llava(layers=2)
+    vispco.apply(model, PruningConfig("random", [0.5, 0.5]))
+    ghost = weakref.ref(model)
+    del model
+    gc.collect()
+    assert ghost() is None and not vispco.hooks.Eagerly._count
+
+
+# ---- threads -----------------------------------------------------------------------------------------------
+section("Threads and processes")
+
+
+def in_threads(*jobs):
+    """Results of functions that start at once, or what they raised."""
+    results, start = [None] * len(jobs), threading.Barrier(len(jobs))
+
+    def run(k):
+        start.wait()
+        try:
+            results[k] = jobs[k]()
+        except Exception as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+@works("two models in two threads")
+def test_two_models_in_two_threads(model):
+    other = copy.deepcopy(model)
+    expected = [[pruned(model, config) for config in (FASTV, TOWER)], generate(model)]
+
+    def job(mine):
+        return [([pruned(mine, config) for config in (FASTV, TOWER)], generate(mine)) for _ in range(4)]
+
+    for rounds in in_threads(lambda: job(model), lambda: job(other)):
+        for found, answer in rounds:
+            assert all(torch.equal(*pair) for pair in zip(found, expected[0])) and torch.equal(answer, expected[1])
+    assert not vispco.hooks.Eagerly._count
+
+
+@refused("one pruned model in two threads at once", "this pruned model is running already, in another thread: let threads take turns, "
+         "or give each a model of its own")
+def test_one_model_in_two_threads(model, refusal):
+    """The first thread waits inside a layer until the second was refused, and is right all the same."""
+    inside, go_on = threading.Event(), threading.Event()
+    mlp = model.get_decoder().layers[3].mlp
+
+    def wait(module, args):
+        inside.set()
+        go_on.wait(60)
+
+    expected = pruned(model, FASTV)
+    with vispco.apply(model, FASTV):
+        hook = mlp.register_forward_pre_hook(wait)
+
+        def second():
+            inside.wait(60)
+            try:
+                with refusal():
+                    logits(model, ONE)
+            finally:
+                go_on.set()
+            return True
+
+        first, second = in_threads(lambda: logits(model, MANY), second)
+        hook.remove()
+        assert second is True and torch.equal(first, expected)
+        assert torch.equal(logits(model, MANY), expected)
+
+
+@works("one pruned model in threads that take turns")
+def test_threads_that_take_turns(model):
+    turn, expected = threading.Lock(), [pruned(model, STEPS, inputs) for inputs in (ONE, MANY)]
+
+    def job(inputs):
+        found = []
+        for _ in range(5):
+            with turn:
+                found.append(logits(model, inputs))
+        return found
+
+    with vispco.apply(model, STEPS):
+        results = in_threads(lambda: job(ONE), lambda: job(MANY))
+    assert all(torch.equal(x, want) for row, want in zip(results, expected) for x in row)
+
+
+@works("`apply` on one model from two threads at once: one prunes, the other is refused")
+def test_one_of_two_threads_gets_the_model(model):
+    for _ in range(20):
+        results = in_threads(*[lambda: vispco.apply(model, EARLY)] * 2)
+        refusals = [r for r in results if isinstance(r, ValueError)]
+        assert len(refusals) == 1 and "is pruned already" in str(refusals[0])
+        next(r for r in results if r not in refusals).remove()
+
+
+class Words:
+    """A tokeniser, as far as a streamer needs one: ids as words."""
+
+    def decode(self, ids, **kwargs):
+        """Ids, each followed by a space."""
+        return "".join(f"{int(i)} " for i in ids)
+
+
+@works("`generate` in a thread with a `TextIteratorStreamer`")
+def test_text_that_is_streamed_from_a_thread(model):
+    with vispco.apply(model, STEPS):
+        expected = generate(model)[0, ONE["input_ids"].shape[1]:].tolist()
+        streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
+        thread = threading.Thread(target=generate, args=(model,), kwargs={"streamer": streamer})
+        thread.start()
+        text = "".join(streamer)
+        thread.join(60)
+    assert [int(word) for word in text.split()] == expected
+
+
+@refused("a thread that goes on generating after the `with` block has ended",
+         "this KV cache was filled while the model was pruned, and now it is not: go on inside the `with` block of vispco.apply")
+def test_a_thread_that_outlives_the_block(model, refusal):
+    third, go_on, raised = threading.Event(), threading.Event(), []
+
+    class Slow(Stops):
+        def put(self, value=None):
+            self.calls += 1
+            if self.calls == 3:
+                third.set()
+                go_on.wait(60)
+
+    def job():
+        with refusal():
+            generate(model, streamer=Slow(None))
+        raised.append(True)
+
+    thread = threading.Thread(target=job)
+    with vispco.apply(model, STEPS):
+        thread.start()
+        third.wait(60)
+    go_on.set()
+    thread.join(60)
+    assert raised
+
+
+@refused("DataParallel", "a DataParallel model runs copies of itself in threads, and cannot be pruned: prune its .module on one device, "
+         "or run one process per device")
+def test_data_parallel_is_refused(model, refusal):
+    with refusal():
+        vispco.apply(nn.DataParallel(model), STEPS)
+    vispco.apply(nn.DataParallel(model).module, STEPS).remove()
+
+
+@works("DistributedDataParallel, the wrapper or its `.module`")
+def test_distributed_data_parallel(tmp_path):
+    model = tiny_llava()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with vispco.apply(wrapped, STEPS):
+            found = logits(wrapped, MANY)
+        assert torch.equal(found, pruned(model, STEPS)) and not torch.equal(found, logits(wrapped, MANY))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@works("a process that ends while a model is pruned: quietly")
+def test_a_process_that_ends_while_a_model_is_pruned():
+    code = ("from tiny import *; import vispco; model = tiny_llava(layers=2);"
+            "handle = vispco.apply(model, vispco.PruningConfig('random', [.5, .5])); model(**without_labels(batch()))")
+    path = [str(Path(__file__).parent), str(Path(vispco.__file__).parent.parent)]
+    code = f"import sys; sys.path[:0] = {path!r}; {code}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Error" not in done.stderr and "Exception" not in done.stderr
+
+
+# ---- generation --------------------------------------------------------------------------------------------
+section("Generation")
+also("greedy, with the default KV cache", "test_generation.py::test_cached_generation_equals_recomputation")
+also("sampling, beam search, beam sampling, `num_return_sequences`", "test_generation.py::test_strategies_equal_those_without_a_cache")
+also("beams keep what greedy decoding keeps", "test_generation.py::test_beams_keep_what_greedy_keeps")
+also("prompt-lookup decoding", "test_generation.py::test_prompt_lookup_equals_greedy")
+also("assisted decoding with a draft model of text", "test_generation.py::test_assisted_generation_equals_greedy")
+
+
+@works("assisted decoding with a vision-language draft model, pruned as well or not")
+@pytest.mark.parametrize("both", [False, True])
+def test_a_draft_model_that_sees(model, both):
+    draft = tiny_llava(layers=2)
+    with vispco.apply(model, STEPS):
+        expected = generate(model, new=8)
+        with vispco.apply(draft, PruningConfig("strided", [1, 0.5])) if both else contextlib.nullcontext():
+            assert torch.equal(generate(model, new=8, assistant_model=draft), expected)
+
+
+also("decoding by hand, one token at a time or several", "test_generation.py::test_manual_decoding_equals_one_pass")
+also("one generation after the other, of any shape", "test_generation.py::test_several_generations_in_a_row")
+also("text-only prompts", "test_generation.py::test_text_only_prompts_generate_as_unhooked")
+also("a prompt that ends in an image", "test_generation.py::test_a_prompt_that_ends_in_an_image")
+
+
+@refused("a prompt that ends in an image, under a keep ratio of 0", "a prompt ends in a visual token, from which its answer would be "
+         "read, and the configuration drops them all")
+def test_nothing_is_read_off_a_dropped_token(model, refusal):
+    with vispco.apply(model, PruningConfig("strided", [1, 1, 0, 0, 0, 0])), refusal():
+        logits(model, without_labels(batch(images=(1,), text=(9,), before=(9,))))
+
+
+@refused("generating in search mode", "search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
+         "configuration with mode='deploy'")
+def test_search_mode_does_not_generate(model, refusal):
+    with vispco.apply(model, STEPS, mode="search"), torch.no_grad():
+        with refusal():
+            generate(model)
+        cache = model(**ONE).past_key_values
+    with vispco.apply(model, STEPS), refusal():  # nor does deploy go on from there
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+
+
+@refused("chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens", "visual tokens after the first forward pass "
+         "(a second image in a running conversation, or chunked prefill) cannot be pruned: start again from the whole prompt")
+def test_chunked_prefill_is_refused(model, refusal):
+    with vispco.apply(model, STEPS), refusal():
+        generate(model, prefill_chunk_size=8)
+
+
+# ---- caches ------------------------------------------------------------------------------------------------
+section("KV caches")
+also("an empty `DynamicCache` of one's own", "test_generation.py::test_a_cache_of_ones_own_is_used")
+
+
+@works("a `DynamicCache` made without the configuration, or by name (`cache_implementation`)")
+@pytest.mark.parametrize("config", [STEPS, EARLY])
+def test_other_ways_to_the_same_cache(model, config):
+    with vispco.apply(model, config):
+        expected = generate(model)
+        assert torch.equal(generate(model, past_key_values=DynamicCache()), expected)
+        assert torch.equal(generate(model, cache_implementation="dynamic"), expected)
+        assert torch.equal(generate(model, use_cache=False), expected)
+
+
+also("sliding windows and hybrid layers (Gemma 3, Mistral, Gemma 2)", "test_families.py::test_sliding_windows_count_original_positions")
+
+
+@works("the offloaded cache (on a GPU, where transformers has it)")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the offloaded cache needs a GPU")
+def test_the_offloaded_cache():
+    model, inputs = tiny_llava().cuda(), {k: v.cuda() for k, v in ONE.items()}
+    for config in (STEPS, EARLY):
+        with vispco.apply(model, config):
+            assert torch.equal(generate(model, inputs, cache_implementation="offloaded"), generate(model, inputs))
+
+
+@refused("static caches, of any name", "a static KV cache has one length for all layers and cannot hold pruned ones: use the default cache "
+         "(leave cache_implementation out)")
+@pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
+def test_static_caches_are_refused(model, refusal, name):
+    with vispco.apply(model, STEPS):
+        with refusal():
+            generate(model, cache_implementation=name)
+        assert torch.equal(generate(model), generate(model, use_cache=False))
+
+
+class QuantizedLayer(DynamicLayer):
+    """Stands for those of transformers, which need other packages: most of the keys are not in `keys`."""
+
+
+@refused("quantised caches, and other kinds of layers", "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
+         "default cache (leave cache_implementation out)")
+def test_quantised_caches_are_refused(model, refusal):
+    with vispco.apply(model, STEPS), refusal():
+        logits(model, ONE, past_key_values=Cache(layers=[QuantizedLayer() for _ in range(6)]))
+
+
+also("two conversations in turns, each with its cache", "test_generation.py::test_two_caches_side_by_side")
+also("a second turn of text on the same cache", "test_generation.py::test_a_conversation_goes_on_with_text")
+
+
+@refused("a second turn with a new image on the same cache (works from the whole prompt, without the cache)",
+         "visual tokens after the first forward pass (a second image in a running conversation, or chunked prefill) cannot be pruned: "
+         "start again from the whole prompt")
+def test_a_new_image_in_the_second_turn(model, refusal):
+    with vispco.apply(model, EARLY):
+        out = generate(model, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, ONE["input_ids"]], 1)
+        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1)}
+        with refusal():
+            generate(model, {**whole, "pixel_values": ONE["pixel_values"]}, past_key_values=out.past_key_values)
+        assert torch.equal(generate(model, whole), generate(model, whole, use_cache=False))
+
+
+@works("several questions to one image, each on a copy of the image's cache: pruned by what came first")
+def test_several_questions_on_copies_of_a_cache(model):
+    """`random` looks at places only, so one pass over prefix and question is exact."""
+    more = torch.randint(6, 60, (3, 4), generator=torch.Generator().manual_seed(1))
+    with vispco.apply(model, EARLY), torch.no_grad():
+        cache = model(**ONE).past_key_values
+        for question in more[:, None]:
+            got = model(input_ids=question, past_key_values=copy.deepcopy(cache)).logits
+            ids = torch.cat([ONE["input_ids"], question], 1)
+            whole = logits(model, {**ONE, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            assert error(got, whole[:, -4:]) <= CLOSE
+
+
+@refused("a cache filled inside the `with` block and used outside", "this KV cache was filled while the model was pruned, and now it is "
+         "not: go on inside the `with` block of vispco.apply")
+@pytest.mark.parametrize("config", [STEPS, EARLY, FASTV])
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+def test_a_pruned_cache_is_of_no_use_outside(model, refusal, config, mode):
+    """It would be silently wrong where a batch needs fillers, and is refused everywhere; nothing is appended."""
+    with vispco.apply(model, config, mode=mode), torch.no_grad():
+        cache = model(**ONE).past_key_values
+    lengths = [layer.keys.shape[-2] for layer in cache.layers]
+    step = {"input_ids": torch.tensor([[9]]), "past_key_values": cache}
+    for used in (step, {**step, "past_key_values": copy.deepcopy(cache)}):
+        with refusal():
+            logits(model, used)
+    with vispco.apply(model, PruningConfig("strided", [1.0] * 6)), refusal():  # which changes nothing
+        logits(model, step)
+    assert [layer.keys.shape[-2] for layer in cache.layers] == lengths
+
+
+@works("a cache filled in one `with` block and used in another")
+def test_a_cache_in_another_block(model):
+    mask, step = nn.functional.pad(MANY["attention_mask"], (0, 1), value=1), torch.full((4, 1), 9)
+    with vispco.apply(model, STEPS), torch.no_grad():
+        caches = [model(**MANY).past_key_values for _ in range(2)]
+        expected = model(input_ids=step, attention_mask=mask, past_key_values=caches[0]).logits
+    with vispco.apply(model, FASTV):
+        assert torch.equal(logits(model, {"input_ids": step, "attention_mask": mask, "past_key_values": caches[1]}), expected)
+
+
+@works("a cache filled before the `with` block and used inside: nothing is pruned")
+def test_a_cache_from_before(model):
+    step = {"input_ids": torch.tensor([[9]])}
+    with torch.no_grad():
+        caches = [model(**ONE).past_key_values for _ in range(3)]
+    expected = logits(model, {**step, "past_key_values": caches[0]})
+    for cache, mode in zip(caches[1:], ("deploy", "search")):
+        assert torch.equal(pruned(model, STEPS, {**step, "past_key_values": cache}, mode), expected)
+
+
+@works("a cache that is reset and used for another prompt")
+@pytest.mark.parametrize("second", [MANY, without_labels(batch(images=(0,), text=(7,), before=(2,)))], ids=["images", "text"])
+def test_a_cache_that_is_used_again(model, second):
+    """Of the prompt before, nothing is left."""
+    mask = nn.functional.pad(second["attention_mask"], (0, 1), value=1)
+    step = {"input_ids": torch.full((len(mask), 1), 9), "attention_mask": mask}
+    with vispco.apply(model, EARLY), torch.no_grad():
+        fresh, used = DynamicCache(), DynamicCache()
+        model(**ONE, past_key_values=used)
+        used.reset()
+        for layer in used.layers:
+            layer.keys = layer.values = None  # older releases keep zeros
+            layer.is_initialized = False
+        found = []
+        for cache in (fresh, used):
+            model(**second, past_key_values=cache)
+            found.append(model(**step, past_key_values=cache).logits)
+    assert torch.equal(*found)
+
+
+@refused("`cache.crop(length)` with a length to keep (`crop(-n)` works)", "the layers of a pruned KV cache have different lengths, so it cannot "
+         "be cropped to 20 tokens: say how many to take away, crop(-n)")
+def test_crop_counts_what_to_take_away(model, refusal):
+    with vispco.apply(model, STEPS), torch.no_grad():
+        cache = model(**ONE).past_key_values
+        with refusal():
+            cache.crop(20)
+        expected = model(input_ids=torch.tensor([[9]]), past_key_values=copy.deepcopy(cache)).logits
+        model(input_ids=torch.tensor([[7, 8]]), past_key_values=cache)
+        cache.crop(-2)
+        assert torch.equal(model(input_ids=torch.tensor([[9]]), past_key_values=cache).logits, expected)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+section("Training, precision, gradients")
+
+
+def weight_gradients(model, config, mode="deploy"):
+    """Of the loss of a batch whose answers come after the images."""
+    with vispco.apply(model, config, mode=mode):
+        loss = model(**batch(**{"images": (1, 2), "text": (9, 7), "before": (2, 1)})).loss
+        return [g for g in torch.autograd.grad(loss, list(model.get_decoder().parameters()), allow_unused=True) if g is not None]
+
+
+@works("training a pruned model: gradients of the weights are those with the dropped tokens masked")
+def test_gradients_of_the_weights(model):
+    a, b = (weight_gradients(model, STEPS, mode) for mode in ("deploy", "search"))
+    assert all(error(x, y) < 1e-3 for x, y in zip(a, b)) and any(x.abs().max() > 1e-3 for x in a)
+
+
+also("gradient checkpointing, in search", "test_pruning.py::test_gradient_checkpointing_changes_nothing")
+
+
+@works("gradient checkpointing, in training a pruned model")
+def test_gradient_checkpointing_of_a_pruned_model(model):
+    training = copy.deepcopy(model).train()
+    expected = weight_gradients(training, FASTV)
+    training.gradient_checkpointing_enable()
+    assert all(error(x, y) <= 1e-4 for x, y in zip(weight_gradients(training, FASTV), expected))
+
+
+@works("`model.train()` and `.eval()` inside")
+def test_train_inside(model):
+    with vispco.apply(model, FASTV):
+        expected = logits(model, MANY)
+        assert torch.equal(logits(model.train(), MANY), expected)  # no dropout in this configuration
+        model.eval()
+
+
+@works("dropout in attention, in search too")
+def test_dropout_in_search():
+    """Dropped probabilities average to those that are there."""
+    model = tiny_llava(layers=2, attention_dropout=0.3).train()
+    config = PruningConfig("strided", [0.5, 0.5])
+    layer, expected = model.get_decoder().layers[0].self_attn, []
+    hook = layer.register_forward_hook(lambda module, args, output: expected.append(output[0].detach()))
+    with vispco.apply(model, config, mode="search"):
+        for _ in range(200):
+            logits(model, ONE)
+        model.eval()
+        logits(model, ONE)
+    hook.remove()
+    *noisy, plain = expected
+    noisy = torch.stack(noisy)
+    assert noisy.std(0).max() > 0.1 * plain.abs().max() and error(noisy.mean(0), plain) < 0.1
+
+
+@works("autocast to bfloat16")
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+def test_autocast(model, mode):
+    """As dropped by hand, under autocast too; the tokens kept are those it chose."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with vispco.apply(model, FASTV, mode=mode) as handle:
+            got, kept = logits(model, ONE), {i: mask[0] for i, mask in handle.kept().items()}
+        expected = by_hand(model, ONE, kept).logits
+    there = torch.stack(list(kept.values())).all(0)
+    assert error(got[0, there].float(), expected[0].float()) < 0.05 < error(logits(model, ONE)[0, there], expected[0].float())
+
+
+@works("`torch.inference_mode`, `no_grad` in it or around it, a handle made inside and used outside")
+def test_inference_mode(model):
+    expected, bare = pruned(model, FASTV), generate(model)
+    with torch.inference_mode():
+        handle = vispco.apply(model, FASTV)
+        with torch.no_grad():
+            assert torch.equal(model(**MANY).logits, expected)
+        answer = generate(model)
+    with torch.no_grad():
+        assert torch.equal(model(**MANY).logits, expected)
+    assert torch.equal(generate(model), answer) and len(weight_gradients_of(model)) > 0
+    handle.remove()
+    assert torch.equal(generate(model), bare)
+
+
+def weight_gradients_of(model):
+    """Of any loss."""
+    return torch.autograd.grad(model(**ONE).logits.sum(), model.lm_head.weight)
+
+
+@works("moving or casting the model inside (`.to`, `.double()`, `.bfloat16()`)")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_cast_inside(dtype):
+    model, cast = tiny_llava(), tiny_llava().to(dtype)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in MANY.items()}
+    with vispco.apply(model, FASTV):
+        logits(model, MANY)
+        model.to(dtype)
+        assert torch.equal(logits(model, inputs), pruned(cast, FASTV, inputs))
+
+
+class Int8(nn.Module):
+    """A linear layer whose weights are kept as eight-bit whole numbers."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = nn.Buffer(linear.weight.detach().abs().amax(1) / 127)
+        self.weight = nn.Buffer((linear.weight.detach() / self.scale[:, None]).round().to(torch.int8))
+
+    def forward(self, x):
+        return x @ (self.weight.to(x.dtype) * self.scale[:, None]).T
+
+
+@works("quantised weights: linear layers replaced by modules with int8 weights")
+def test_quantised_weights():
+    model = tiny_llava()
+    for module in list(model.get_decoder().modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8(child))
+    with vispco.apply(model, FASTV) as handle:
+        got, kept = logits(model, ONE), {i: mask[0] for i, mask in handle.kept().items()}
+    expected = by_hand(model, ONE, kept).logits
+    assert error(got[0, torch.stack(list(kept.values())).all(0)], expected[0]) <= CLOSE
+
+
+# ---- wrappers ----------------------------------------------------------------------------------------------
+section("Compilers, wrappers, copies")
+also("`torch.compile`, of the model or in place, before or after: outside the `with` block",
+     "test_compile.py::test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside")
+also("compiled code inside the `with` block: it runs as plain PyTorch", "test_compile.py::test_compiled_code_stays_off_until_the_last_model_is_let_go")
+
+
+@works("`model.compile()` inside the `with` block")
+def test_compiling_inside():
+    model, runs = tiny_llava(layers=2), []
+    config = PruningConfig("strided", [1, 0.5])
+    expected = pruned(model, config)
+    try:
+        with vispco.apply(model, config):
+            model.compile(backend=lambda graph, example: runs.append(1) or graph.forward)
+            assert torch.equal(logits(model, MANY), expected) and torch.equal(torch.compile(model)(**MANY).logits, expected)
+        assert not runs
+    finally:
+        torch._dynamo.reset()
+
+
+@refused("copying or pickling a pruned model, or one of its layers", "a model cannot be copied or pickled while it is pruned: leave the `with` "
+         "block, or call .remove() on the handle, first (save_pretrained works, for the weights are as always)")
+@pytest.mark.parametrize("config", [STEPS, TOWER])
+@pytest.mark.parametrize("mode", ["deploy", "search"])
+def test_copies_of_a_pruned_model_are_refused(refusal, config, mode):
+    model = tiny_llava()  # once they have run, older hooks of transformers itself cannot be pickled
+    with vispco.apply(model, config, mode=mode):
+        for copied in (copy.deepcopy, pickle.dumps, lambda m: torch.save(m, io.BytesIO())):
+            for part in (model, model.get_decoder().layers[2]):
+                with refusal():
+                    copied(part)
+        assert torch.equal(logits(model, MANY), logits(model, MANY))
+    assert torch.equal(logits(copy.deepcopy(model), MANY), logits(model, MANY))
+
+
+@works("`save_pretrained` and `state_dict` of a pruned model: those of the model itself")
+@pytest.mark.parametrize("config", [STEPS, TOWER])
+def test_saving_a_pruned_model(config, tmp_path):
+    model = tiny_llava()
+    with vispco.apply(model, config):
+        model.save_pretrained(tmp_path)
+        assert model.state_dict().keys() == shared().state_dict().keys()
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, MANY), logits(model, MANY))
+    assert "vispco" not in (tmp_path / "config.json").read_text()
+
+
+def lora(model):
+    """The model with LoRA on its projections, with weights that do something."""
+    peft = pytest.importorskip("peft", reason="needs peft")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    return wrapped.eval()
+
+
+@works("models with LoRA (PEFT), the wrapper or the model inside: as with the weights merged")
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_lora(when, inner):
+    merged = lora(tiny_llava()).merge_and_unload()
+    inputs = batch(images=(1, 2), text=(9, 7), before=(2, 1), answer=4)
+    expected = pruned(merged, FASTV, inputs)
+    assert error(pruned(tiny_llava(), FASTV, inputs), expected) > 0.1
+    model = tiny_llava()
+    wrapped = lora(model) if when == "before" else None
+    with vispco.apply(model if inner or wrapped is None else wrapped, FASTV):
+        if wrapped is None:
+            logits(model, inputs)
+        wrapped = wrapped or lora(model)
+        assert error(logits(wrapped, inputs), expected) <= 1e-4
+        assert torch.equal(generate(wrapped), generate(model))
+    assert error(logits(wrapped, inputs), logits(merged, inputs)) <= 1e-4
+
+
+@works("prompt tuning (PEFT), whose virtual tokens are kept")
+def test_prompt_tuning():
+    peft = pytest.importorskip("peft", reason="needs peft")
+    wrapped = peft.get_peft_model(tiny_llava(), peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=32, num_transformer_submodules=1, num_attention_heads=4, num_layers=6)).eval()
+    found = []
+    for mode in ("deploy", "search"):
+        with vispco.apply(wrapped, STEPS, mode=mode) as handle:
+            found.append(logits(wrapped, ONE)[:, -6:])
+        assert [int(mask.sum()) for mask in handle.kept().values()] == [3 + 10 + n for n in (12, 8, 4, 1)]
+    assert error(*found) <= CLOSE < error(logits(wrapped, ONE)[:, -6:], found[0])
+
+
+@works("`accelerate`: `device_map`, `dispatch_model`, offload to the CPU or to disk")
+@pytest.mark.parametrize("how", ["dispatch", "cpu", "disk"])
+@pytest.mark.parametrize("config", [FASTV, TOWER])
+def test_accelerate(how, config, tmp_path):
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    expected = pruned(tiny_llava(), config), generate(tiny_llava())
+    model, bare = tiny_llava(), logits(tiny_llava(), MANY)
+    if how == "dispatch":
+        accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    elif how == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device="cpu")
+    logits(model, MANY)
+    before = attributes(model)
+    assert torch.equal(pruned(model, config), expected[0]) and torch.equal(logits(model, MANY), bare)
+    assert torch.equal(generate(model), expected[1]) and attributes(model) == before
+    with vispco.apply(model, config, mode="search") as handle:
+        handle.ratios = handle.ratios.clone().requires_grad_()
+        model(**batch(**{"images": (1, 2), "text": (9, 7), "before": (2, 1)})).loss.backward()
+        assert handle.ratios.grad.abs().max() > 0
+
+
+@works("`accelerate` coming and going inside the `with` block")
+def test_accelerate_inside():
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    model, bare, expected = tiny_llava(), logits(tiny_llava(), MANY), pruned(tiny_llava(), FASTV)
+    with vispco.apply(model, FASTV):
+        accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        assert torch.equal(logits(model, MANY), expected)
+    assert torch.equal(logits(model, MANY), bare) and hasattr(model, "_hf_hook")
+    with vispco.apply(model, FASTV):
+        assert torch.equal(logits(model, MANY), expected)
+
+
+# ---- inputs and outputs ------------------------------------------------------------------------------------
+section("Inputs and outputs")
+also("a batch of prompts of any length, padded left or right, with several images or none: each as alone",
+     "test_contract.py::test_a_sample_alone_is_as_in_a_batch")
+also("`inputs_embeds` instead of `input_ids`", "test_pruning.py::test_embeddings_instead_of_ids")
+also("`attention_mask` left out, or of four dimensions", "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional")
+also("`labels`: the loss is that with the dropped tokens masked", "test_pruning.py::test_loss_of_deploy_equals_that_of_search")
+also("`labels`: no score looks at the answer", "test_evaluate.py::test_answers_cannot_be_seen_by_the_scores")
+also("`logits_to_keep`, `return_dict=False`, `output_hidden_states` (after a drop, shorter)", "test_pruning.py::test_the_callers_options_work_as_before")
+
+
+@works("arguments by place instead of by name, of the model and of its backbone; `model.forward(...)`")
+def test_arguments_by_place(model):
+    inputs = batch(images=(1, 2), text=(9, 7), before=(2, 1), answer=5)
+    ids, pixels, mask = inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]
+    with vispco.apply(model, FASTV) as handle, torch.no_grad():
+        expected, kept = model(**inputs), handle.kept()
+        for call in (model, model.forward):
+            assert torch.equal(call(ids, pixels, mask, labels=inputs["labels"]).loss, expected.loss)
+            assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
+        plain = model.model(**without_labels(inputs)).last_hidden_state
+        assert torch.equal(model.model(ids, pixels, mask).last_hidden_state, plain)
+
+
+@works("`output_attentions` (eager): after a drop, of the tokens that are left")
+def test_attentions_are_handed_out():
+    model = tiny_llava(attention="eager")
+    with vispco.apply(model, FASTV) as handle, torch.no_grad():
+        got = model(**ONE, output_attentions=True).attentions
+        kept = {i: mask[0] for i, mask in handle.kept().items()}
+    for ours, expected in zip(got, by_hand(model, ONE, kept).attention, strict=True):
+        assert ours.shape == expected.shape and error(ours, expected) <= CLOSE
+
+
+@refused("several prompts packed into one row", "several prompts are packed into one row (position_ids start again, or cu_seq_lens_q is given), "
+         "and would be pruned as one: give each a row of its own, padded")
+def test_packed_prompts_are_refused(model, refusal):
+    ids, size = ONE["input_ids"].repeat(1, 2), ONE["input_ids"].shape[1]
+    packed = {"input_ids": ids, "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
+              "position_ids": torch.arange(size).repeat(1, 2), "use_cache": False}
+    assert error(logits(model, packed)[:, size:], logits(model, ONE)) <= CLOSE  # transformers keeps them apart
+    with vispco.apply(model, STEPS):
+        with refusal():
+            logits(model, packed)
+        with refusal():
+            logits(model, {**ONE, "cu_seq_lens_q": torch.tensor([0, 9, size])})
+
+
+@refused("flash, flex and paged attention, continuous batching", "attention implementation 'flex_attention' takes no mask, or finds one in "
+         "position_ids, and would not see which tokens are left: model.set_attn_implementation('sdpa') has fast kernels too")
+def test_other_attention_implementations_are_refused(model, refusal):
+    expected, config = pruned(model, STEPS), model.get_decoder().config
+    with vispco.apply(model, STEPS):
+        config._attn_implementation = "flex_attention"
+        try:
+            with refusal():
+                logits(model, ONE)
+        finally:
+            config._attn_implementation = "sdpa"
+        assert torch.equal(logits(model, MANY), expected)
+
+
+also("eager attention and sdpa", "test_pruning.py::test_eager_attention_equals_sdpa")
+
+
+@refused("the decoder of a pruned model, called by itself", "the decoder of a pruned model was called by itself, where no token is known to be "
+         "visual: call the whole LlavaForConditionalGeneration")
+@pytest.mark.parametrize("before", [False, True])
+def test_the_decoder_alone_is_refused(model, refusal, before):
+    embeds = decoder_inputs(model, ONE)[0]["inputs_embeds"]
+    with vispco.apply(model, STEPS):
+        if before:
+            logits(model, ONE)
+        with refusal():
+            model.get_decoder()(inputs_embeds=embeds)
+    with refusal(), vispco.apply(model, STEPS):
+        model.get_decoder()(inputs_embeds=embeds)
+
+
+# ---- the page ----------------------------------------------------------------------------------------------
+def test_the_page_is_current():
+    written = Path(__file__).parent.parent / "docs" / "compatibility.md"
+    assert written.read_text(encoding="utf-8") == compatibility.page(), (
+        "PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md")
+
+
+@pytest.mark.parametrize("case", compatibility.CASES, ids=lambda case: case.test)
+def test_every_row_names_a_test(case):
+    assert compatibility.defined(case) and "|" not in case.use + case.verdict

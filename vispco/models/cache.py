@@ -1,0 +1,77 @@
+"""The KV cache of a pruned prompt: each layer as long as what entered it, so only a pruned model can go on with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..masks import Packed
+
+
+@dataclass
+class Memory:
+    """What a cache knows of its prompt, as `cache.vispco`.
+
+    packed: {layer: the tokens it holds}, where some were dropped. pruned: some were dropped, or masked. running: a
+    pruner is running the model on this cache just now.
+    """
+
+    packed: dict[int, Packed] = field(default_factory=dict)
+    pruned: bool = False
+    running: bool = True
+
+
+class FirstLayer(DynamicLayer):
+    """The first layer's keys and values. Hugging Face derives position ids and masks from the length of this one layer.
+
+    memory: the cache's. dropped: tokens that did not enter this layer.
+    """
+
+    memory: Memory
+    dropped = 0
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, dropped ones included."""
+        length = super().get_seq_length()
+        return length and length + self.dropped
+
+    def update(self, *args, **kwargs):
+        """Append. Raises ValueError if the model is not pruned (any more), but the prompt was."""
+        if self.memory.pruned and not self.memory.running:
+            raise ValueError("this KV cache was filled while the model was pruned, and now it is not: go on inside the "
+                             "`with` block of vispco.apply (a thread that generates must end there), or start again from "
+                             "the whole prompt with a new cache")
+        return super().update(*args, **kwargs)
+
+    def crop(self, tokens: int) -> None:
+        """Take away the last `-tokens`. Raises ValueError for a length to keep (older transformers): layers differ in theirs."""
+        if tokens > 0:
+            raise ValueError(f"the layers of a pruned KV cache have different lengths, so it cannot be cropped to {tokens} "
+                             "tokens: say how many to take away, crop(-n)")
+        super().crop(tokens)
+
+
+def check(cache: Any) -> None:
+    """Raise ValueError for a kind of KV cache that cannot hold a pruned prompt. None: no cache."""
+    if getattr(cache, "is_compileable", False):
+        raise ValueError("a static KV cache has one length for all layers and cannot hold pruned ones: use the "
+                         "default cache (leave cache_implementation out)")
+    for layer in getattr(cache, "layers", ()):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FirstLayer):
+            raise ValueError(f"a KV cache with layers of {type(layer).__name__} cannot hold a pruned prompt: use the default "
+                             "cache (leave cache_implementation out)")
+
+
+def claim(cache: Any) -> Memory:
+    """Make an empty cache ready for a pruned prompt.
+
+    Windows would count kept tokens instead of positions, so sliding layers keep all; the model's masks still hide what
+    is out of the window.
+    """
+    layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+    layers[:1] = [FirstLayer()]
+    cache.layers[:] = layers
+    cache.vispco = layers[0].memory = Memory()
+    return cache.vispco
