@@ -51,9 +51,8 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike | None = None, fresh: bool = False):
-        self.path, self.fresh, self._file = path, fresh, None
-        if path is not None and not rank():
-            self._file = locked(path)
+        self.path, self.fresh = path, fresh
+        self._file: Any = None if path is None or rank() else locked(path)
         self._rewind()
 
     def begin(self, what: str, model: nn.Module, lessons: list[Lesson], arguments: Mapping[str, Any]) -> None:
