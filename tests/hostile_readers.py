@@ -15,6 +15,7 @@ from torch import nn
 from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
 from vispco.commands.evaluate import _with_metrics
 from vispco.commands.model import load_model
+from vispco.commands.plot import _checked
 from vispco.commands.questions import _testbed_kind, reading_options
 from vispco.console import budget_text, flops, percent
 from vispco.data import draw, open_picture, parse
@@ -23,7 +24,7 @@ from vispco.data.template import render
 from vispco.files import read_json
 from vispco.flops import Dimensions
 from vispco.notations import NOTATIONS, write_notation
-from vispco.plot.read import KINDS, dots, levels, rivals, runs
+from vispco.plot.read import KINDS
 from vispco.report.page import _made, _table
 from vispco.testbed import model as testbed_model
 from vispco.testbed.curriculum import Curriculum
@@ -95,10 +96,7 @@ class Curve(Saved):
         Frontier.load("measured.json")
         with contextlib.suppress(ValueError):
             curve.at(0.5)
-        named = runs(curve)
-        for x, y in (("share", "accuracy"), ("flops", "kl")):
-            assert all(dots(group, x, y) is not None for group in named.values()) and levels(named, y) is not None
-            assert all(rivals(named, kind, x, y) is not None for kind in KINDS)
+        assert _checked(self.file) == curve
 
 
 class Table(Saved):

@@ -11,7 +11,7 @@ from hostile_readers import READERS
 from mutations import harmless, mutations, within
 
 torch.set_num_threads(1)
-QUICK = {"a video": 300, "a data set on disk": 200, "a tokenizer": 1000, "a chat template": 1000, "a model folder": 20,
+QUICK = {"a video": 300, "a data set on disk": 200, "a chat template": 2000, "a training state": 1000, "a model folder": 20,
          "a shipped checkpoint": 10}
 CASES = [(name, QUICK.get(name, 5000), 0) for name in READERS]
 CASES += [pytest.param(name, 5000, 1, marks=pytest.mark.slow) for name in READERS]
