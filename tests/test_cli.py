@@ -345,7 +345,7 @@ def fails(words, capsys, *expected, code=2):
     (["apply", "--config", "good.json", "--index", "-1"], "from 0 to 9999"),
     (["apply", "--config", "good.json", "--image", "x.png"], "belong together"),
     (["apply", "--config", "good.json", "--image", "x.png", "--question", "what?"], "x.png: No such file"),
-    (["apply", "--config", "good.json", "--image", "good.json", "--question", "what?"], "cannot identify"),
+    (["apply", "--config", "good.json", "--image", "good.json", "--question", "what?"], "is none of PNG, JPEG"),
     (["apply", "--config", "good.json", "--image", "p.png", "--question", "who is he?"], "not know every"),
     (["apply", "--config", "five.json"], "5 keep_ratios"),
     (["list", "colours"], "invalid choice: 'colours'"),

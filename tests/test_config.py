@@ -410,7 +410,7 @@ def test_from_sparsevlm(tokens):
         ),
         (lambda: PruningConfig.from_pdrop([2, 3], [0.2, 0.5], num_layers=8), "must not increase"),
         (lambda: PruningConfig.from_pdrop(num_layers=12), "layers must increase within 0..11"),
-        (lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32), "must be a number in"),
+        (lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32), "tokens must be at most the n_visual=576 that there are, got 600"),
         (lambda: PruningConfig.from_sparsevlm((300, 200), num_layers=32), "need one ratio per layer"),
         (lambda: PruningConfig.from_sparsevlm(num_layers=16), "layers must increase within 0..15"),
     ],

@@ -282,7 +282,7 @@ def bomb(width, height):
 @pytest.mark.parametrize(("content", "expected"), [
     (bomb(8000, 8000), "expected at most 50,000,000 pixels, got 8000 x 8000; make it smaller or raise --max-pixels"),
     (bomb(60_000, 60_000), "50,000,000 pixels"),
-    (b"hello", "expected a picture, but cannot identify"),
+    (b"hello", "expected a picture, but it is none of PNG, JPEG"),
     (b"", "expected a picture"),
     (b"\x89PNG\r\n\x1a\n", "expected a picture"),
 ])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import shlex
 import sys
@@ -74,6 +75,13 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False,
                             **options})
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        """As in every release of Python, with the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), map(str, action.choices), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {hint}choose from {', '.join(map(str, action.choices))}")
 
     def error(self, message: str):
         raise ValueError(f"{message} (see `{self.prog} --help`)")

@@ -141,6 +141,8 @@ class PruningConfig:
     def from_sparsevlm(cls, tokens: Sequence[int] = (300, 200, 110), layers: Sequence[int] = (2, 6, 15),
                        *, num_layers: int, n_visual: int = 576) -> PruningConfig:
         """SparseVLM's token lists: AFTER layer `layers[j]`, `tokens[j]` of `n_visual` remain (arXiv 2410.04417)."""
+        if max(tokens, default=0) > n_visual:
+            raise ValueError(f"tokens must be at most the n_visual={n_visual} that there are, got {max(tokens)}")
         return cls("sparsevlm", _staircase([i + 1 for i in layers], [t / n_visual for t in tokens], num_layers))
 
 

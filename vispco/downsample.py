@@ -56,8 +56,10 @@ def _padding(adapter) -> int:
 def evaluate_downsampled(model: nn.Module, lessons: list[Lesson], scale: float) -> Record:
     """What `evaluate` measures, for pictures of sides times `scale`; shares are of the full pictures' FLOPs.
 
-    lessons: `prepare(model, batches)`, `batches` with pictures of full size.
+    lessons: `prepare(model, batches)`, `batches` with pictures of full size. Raises ValueError for anything else.
     """
+    if not all(isinstance(lesson, Lesson) for lesson in lessons):
+        raise ValueError("lessons must be those of `vispco.teacher.prepare(model, batches)`, got other things")
     adapter = adapter_for(model)(model)
     cost = CostModel(adapter.dimensions(adapter.config))
     teach(model, lessons)

@@ -45,6 +45,11 @@ def read_json(path: str | os.PathLike, build):
             data = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_object)
             _check_depth(data)
             return build(data)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{os.fspath(path)}: expected JSON in UTF-8, got the byte 0x{error.object[error.start]:02x}; is it "
+                             "the right file?") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{os.fspath(path)}: this is no JSON ({brief(error)}); is the file whole?") from error
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{os.fspath(path)}: {brief(error)}") from error
         except RecursionError as error:

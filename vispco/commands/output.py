@@ -22,7 +22,10 @@ def check_file(path: str) -> None:
     """Raise, before any work is done, unless a file can be written there."""
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder: --output needs a file here")
-    with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))):
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise ValueError(f"{path}: there is no folder {folder}; make it, or choose another --output")
+    with tempfile.TemporaryFile(dir=folder):
         pass
 
 

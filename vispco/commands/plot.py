@@ -6,6 +6,7 @@ import argparse
 
 from .. import data
 from ..config import PruningConfig
+from ..files import brief
 from ..frontier import Frontier
 from ..options import add_model, add_reading
 from .asked import about, check_words, words
@@ -48,11 +49,23 @@ def run(options: argparse.Namespace) -> None:
     require_matplotlib()
     if options.tokens:
         return _tokens(options)
-    frontiers = {path: Frontier.load(path) for path in options.frontiers}
+    frontiers = {path: _checked(path) for path in options.frontiers}
     named = frontiers if len(frontiers) > 1 else [*frontiers.values()]
     for path in options.output:
         plot_frontier(named, path, x=options.x, y=options.y)
         print(path)
+
+
+def _checked(path: str) -> Frontier:
+    """What can be drawn; ValueError that names the file of several."""
+    from ..plot.read import check
+
+    frontier = Frontier.load(path)
+    try:
+        check(frontier)
+    except ValueError as error:
+        raise ValueError(f"{path}: {brief(error)}") from None
+    return frontier
 
 
 def _tokens(options: argparse.Namespace) -> None:

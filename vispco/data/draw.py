@@ -57,7 +57,8 @@ def draw(data: str | os.PathLike, limit: int, seed: int = 0, *, images: str | os
         skipped = len(drawn) - len(found)
     if not found:
         without = f", but {skipped} conversations without" if skipped else ""
-        raise ValueError(f"{name} holds no question about a picture{without}")
+        raise ValueError(f"{name} holds no question about a picture{without}: expected rows with image, question "
+                         "and answer")
     for conversation in found:
         check_files(conversation, max_pixels)
     return Sample(sorted(found, key=lambda c: c.kind), total, skipped)

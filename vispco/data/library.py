@@ -30,6 +30,8 @@ def load(name: str, split: str) -> Any:
     try:
         saved = any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json"))
         found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None, split=split)
+        for table in found.values() if isinstance(found, datasets.DatasetDict) else [found]:
+            table.data.validate(full=True)  # Arrow trusts its files: with damaged offsets it would read anywhere
     except Exception as error:  # of the network, of files, of builders
         raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {brief(error)}") from error
     finally:

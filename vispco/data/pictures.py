@@ -38,6 +38,8 @@ def open_picture(source: str | bytes, folder: str | None = None, max_pixels: int
     FileNotFoundError if there is none. PNG, JPEG, WebP, BMP, GIF, TIFF and PPM are pictures; of several the first counts.
     """
     Image, ImageOps = require_pillow()
+    from PIL import UnidentifiedImageError
+
     name = f"a picture of {len(source):,} bytes" if isinstance(source, bytes) else source
     size = len(source) if isinstance(source, bytes) else _size(source, folder)
     if size > (most := 8 * max_pixels + 2**24):  # 16 bits in each of four channels, and what else a file may hold
@@ -53,6 +55,8 @@ def open_picture(source: str | bytes, folder: str | None = None, max_pixels: int
                 return ImageOps.exif_transpose(image).convert("RGB") if decode else None
         except Image.DecompressionBombError:
             raise _Told(f"expected at most {max_pixels:,} pixels, got more than PIL would ever open; make it smaller") from None
+        except UnidentifiedImageError:
+            raise _Told(f"expected a picture, but it is none of {', '.join(_FORMATS)}") from None
 
 
 class _Told(ValueError):
@@ -66,7 +70,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (FileNotFoundError, MemoryError):
+    except FileNotFoundError:
         raise
     except _Told as error:
         raise ValueError(f"{name}: {error}") from None

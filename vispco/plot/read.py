@@ -57,6 +57,15 @@ def runs(frontiers: Frontiers) -> dict[str, list[Frontier]]:
     return named
 
 
+def check(frontier: Frontier) -> None:
+    """Raise ValueError unless everything that could be drawn of a frontier is well formed."""
+    named = runs(frontier)
+    for x, y in (("share", "accuracy"), ("flops", "kl")):
+        dots([frontier], x, y), levels(named, y)
+        for kind in KINDS:
+            rivals(named, kind, x, y)
+
+
 def _settings(frontier: Frontier) -> str:
     budgets = sorted(str(p.budget) for p in frontier.points)
     return repr([budgets, *(frontier.meta.get(name) for name in _SETTINGS)])

@@ -31,6 +31,10 @@ from .questions import FAMILIES, NEIGHBOUR
 from .vocab import CELLS, COLOURS, GRID
 
 
+#: What each optimiser keeps for a parameter.
+KEPT = {torch.optim.Muon: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+
+
 class CellHeads(nn.Module):
     """Throw-away linear heads on the visual tokens: the cell's place and kind (colour with shape), and colour,
     shape and digit of the cell itself and of the cells north and west of it."""
@@ -148,9 +152,11 @@ def _restored(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> 
         for name, value in tensors.items():
             if name.startswith(f"optimiser{number}/"):
                 _, index, key = name.split("/")
-                if value.ndim and value.shape != sizes[int(index)]:
+                if key != "step" and value.shape != sizes[int(index)]:
                     raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(sizes[int(index)])}")
                 full["state"].setdefault(int(index), {})[key] = value
+        if lacking := [i for i, state in full["state"].items() if set(state) != KEPT[type(optim)]]:
+            raise ValueError(f"optimiser{number}/{lacking[0]} has not {', '.join(sorted(KEPT[type(optim)]))}")
         optim.load_state_dict(full)
     ladder.restore(saved["curriculum"])
     return saved["step"], saved["log"]

@@ -1,0 +1,344 @@
+"""Everything that the library reads from a disk: valid examples of each kind of file, and what is done with one."""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
+from vispco.commands.evaluate import _with_metrics
+from vispco.commands.model import load_model
+from vispco.commands.plot import _checked
+from vispco.commands.questions import _testbed_kind, reading_options
+from vispco.console import budget_text, flops, percent
+from vispco.data import draw, open_picture, parse
+from vispco.data.pictures import open_video
+from vispco.data.template import render
+from vispco.files import read_json
+from vispco.flops import Dimensions
+from vispco.notations import NOTATIONS, write_notation
+from vispco.plot.read import KINDS
+from vispco.report.page import _made, _table
+from vispco.testbed import model as testbed_model
+from vispco.testbed.curriculum import Curriculum
+
+ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
+PIXELS = 10_000  # as --max-pixels
+
+
+class Reader:
+    """seeds(): valid files, as bytes or JSON values. read(path): all that is done with one; it may raise ValueError or OSError."""
+
+    file = "file.json"
+
+    def write(self, content):
+        Path(self.file).unlink(missing_ok=True)  # the last one may still be mapped
+        Path(self.file).write_bytes(content)
+
+    def join(self, rows):
+        raise NotImplementedError
+
+
+class Saved(Reader):
+    """A file that we write too: what can be read can be written, and is the same again."""
+
+    def read(self):
+        found = self.kind.load(self.file)
+        found.save("again.json")
+        assert self.kind.load("again.json") == found
+        self.use(found)
+
+
+class Config(Saved):
+    kind = PruningConfig
+
+    def seeds(self):
+        some = ({"seed": 3}, {}, {"adaptive": 13.5, "recycle": 0.3}, {"contextual": 0.3}, {"important": 0.3, "step": 2}, {"visual": 3, "text": 2})
+        names = ("random", "fastv", "sparsevlm", "visionzip", "vispruner", "dart")
+        budgets = (0.4, "1.8TFLOPs", {"flops": 0.5, "kv_cache": "40%"}, None, 1e12, 1)
+        return [PruningConfig(name, [1, 1, 0.5, 0.25], options, "llava", budget, 1e12, 576).to_dict()
+                for name, options, budget in zip(names, some, budgets)]
+
+    def use(self, config):
+        assert config.describe() and len(config.tokens(576)) == config.num_layers
+        for name in NOTATIONS:
+            with contextlib.suppress(ValueError):
+                write_notation(name, config)
+
+
+class Curve(Saved):
+    kind = Frontier
+
+    def seeds(self):
+        points = [FrontierPoint(PruningConfig("fastv", (1, s, s / 2), n_visual=576), b, 1e9 * s, s, 1 - s,
+                                {"accuracy": 0.5 + s / 3, "interval": [0.4, 0.9], "kl": 0.1, "n": 8, "tasks": {"a": 0.5}})
+                  for b, s in ((0.3, 0.3), ("1.2 GFLOPs", 0.7), ({"flops": 0.5}, 0.5))]
+        others = [{"kind": kind, "label": "x", "share": 0.4, "flops": 4e8, "accuracy": 0.6, "kl": 0.3, "budget": 0.5} for kind in KINDS]
+        meta = {"method": "fastv", "kernel": "monotone", "seed": 0, "objective": "kl", "model": "m", "data": "d", "versions": {"torch": "2"},
+                "full_accuracy": 0.9, "floor_accuracy": 0.2, "floor_kl": 3, "floor": "blind", "label": "x", "steps": 5, "competitors": others}
+        curves = Frontier(points, meta), Frontier(points[:1], {"seed": 1})
+        return [{"schema_version": 1, "meta": f.meta, "points": [p.to_dict() for p in f.points]} for f in curves]
+
+    def use(self, curve):
+        """All that `plot`, `evaluate` and the report compute, short of drawing."""
+        for point in curve.points:
+            assert budget_text(point.budget) and flops(point.flops) and percent(point.share)
+        assert _table(curve) and _made(curve.meta, "x")
+        row = {"name": "x", "accuracy": 1.0, "share": 1.0, "flops": 1.0, "kl": 0.0}
+        _with_metrics(curve, [row] * (len(curve) + 2)).save("measured.json")
+        Frontier.load("measured.json")
+        with contextlib.suppress(ValueError):
+            curve.at(0.5)
+        assert _checked(self.file) == curve
+
+
+class Table(Saved):
+    kind = LatencyTable
+
+    def seeds(self):
+        sizes = Dimensions(2, 8, 2, 2, 4, 16, 10)
+        return [LatencyTable(sizes, (10, 20, 40), (1e-3, 3e-3, 4e-3), {"device": "cpu"}).to_dict(),
+                LatencyTable(sizes, (1, 700), (1e-3, 2)).to_dict()]
+
+    def use(self, table):
+        assert bool((table.layer(torch.tensor([1, 15, 100])) > 0).all()) and bool(table.full(3, 4) > 0)
+
+
+class Questions(Reader):
+    file = "q.jsonl"
+
+    def seeds(self):
+        Image.new("RGB", (8, 8), "red").save("a.png")
+        return [[ROW, {**ROW, "answer": ["a", "b", "b"], "task": "t", "system": "s"},
+                 {"images": ["a.png", "./a.png"], "question": "Is <image> like <image>?", "answer": 3},
+                 {"video": ["a.png", "a.png"], "question": "q", "answer": "a"}]]
+
+    def join(self, rows):
+        return b"\n".join(rows) + b"\n"
+
+    def read(self):
+        for conversation in draw(self.file, 10, max_pixels=PIXELS).conversations:
+            assert conversation.turns and conversation.media
+            here = Path(".").resolve()
+            assert all(Path(m).resolve().is_relative_to(here) for m in np.ravel(conversation.media) if isinstance(m, str))
+
+
+class Instruct(Questions):
+    file = "q.json"
+
+    def seeds(self):
+        super().seeds()
+        def talk(*said):
+            return {"id": "1", "image": "a.png",
+                    "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]}
+
+        text_only = {"id": "2", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
+        opened = talk("a", "b")
+        opened["conversations"].insert(0, {"role": "system", "content": "Be brief."})
+        return [[talk("<image>\nWhat?", "A cat."), talk("a", "b", "c", "d"), text_only, opened]]
+
+    def join(self, rows):
+        return b"[" + b",\n".join(rows) + b"]"
+
+
+class Picture(Reader):
+    file = "picture"
+
+    def seeds(self):
+        noise = Image.frombytes("RGB", (12, 9), random.Random(0).randbytes(12 * 9 * 3))
+        turned = Image.Exif()
+        turned[0x112], turned[0x10E] = 6, "text"
+        more = {"save_all": True, "append_images": [Image.new("RGB", (12, 9))] * 2}
+        kinds = [("png", {}), ("png", {"exif": turned}), ("jpeg", {}), ("jpeg", {"exif": turned, "progressive": True}), ("gif", {}),
+                 ("gif", more), ("webp", {"lossless": True}), ("webp", more), ("bmp", {}), ("tiff", {}), ("ppm", {}),
+                 ("tiff", {"exif": turned})]
+        files = [(noise, *kind) for kind in kinds]
+        files += [(Image.new(mode, (9, 7), 1 if len(mode) < 2 or mode == "I;16" else (1,) * len(mode)), "png", {})
+                  for mode in ("P", "L", "LA", "RGBA", "1", "I;16")]
+        return [encoded(*each) for each in files]
+
+    def read(self):
+        picture = open_picture(self.file, ".", PIXELS)
+        assert picture.mode == "RGB" and 0 < picture.width * picture.height <= PIXELS
+
+
+def encoded(picture, kind, options):
+    """A picture as bytes."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+class Film(Reader):
+    file = "film.mp4"
+    needs = "av"
+
+    def seeds(self):
+        return [self._film(*kind) for kind in (("a.mp4", "mpeg4"), ("b.avi", "mpeg4"), ("c.mkv", "mpeg4"), ("d.mpg", "mpeg1video"))]
+
+    def _film(self, name, coding):
+        import av
+
+        with av.open(name, "w") as file:
+            stream = file.add_stream(coding, rate=25)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+            for i in range(5):
+                file.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * i,) * 3))))
+            file.mux(stream.encode())
+        return Path(name).read_bytes()
+
+    def read(self):
+        assert all(f.width * f.height <= PIXELS for f in open_video(str(Path(self.file).resolve()), ".", 4, PIXELS))
+
+
+class Library(Reader):
+    """A folder that `save_to_disk` of the datasets library wrote: Arrow and JSON."""
+
+    file = "saved/data-00000-of-00001.arrow"
+    needs = "datasets"
+
+    def seeds(self):
+        import datasets
+
+        Image.new("RGB", (8, 8), "red").save("a.png")
+        datasets.Dataset.from_list([{**ROW, "image": "a.png"}] * 3).save_to_disk("saved")
+        return [Path(self.file).read_bytes()]
+
+    def read(self):
+        draw("saved", 3, images=".", max_pixels=PIXELS)
+
+
+class Template(Reader):
+    file = "chat.jinja"
+
+    def seeds(self):
+        self._processor = testbed_model.build_processor("testbed-qwen")
+        return [self._processor.chat_template.encode(), b"{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}"]
+
+    def read(self):
+        options = reading_options(argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1))
+        try:
+            render(self._processor, parse(ROW, self.file), options["chat_template"])
+        except ValueError as error:
+            assert self.file in str(error)
+            raise
+
+
+class Words(Reader):
+    """The tokenizer of a model folder, by which `--data testbed` knows whether the model speaks its words."""
+
+    file = "model/tokenizer.json"
+
+    def seeds(self):
+        Path("model").mkdir(exist_ok=True)
+        folders = [testbed_model.FOLDER / name for name in testbed.MODELS]
+        return [json.loads((folder / "tokenizer.json").read_text()) for folder in folders]
+
+    def read(self):
+        try:
+            assert _testbed_kind("model") in testbed.MODELS
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from error
+
+
+class State(Reader):
+    """The state that training the testbed goes on from: safetensors and JSON."""
+
+    file = "state/state.safetensors"
+
+    def seeds(self):
+        from vispco.testbed.train import save_state
+
+        module, optims = self._parts()
+        module(torch.ones(1, 3)).sum().backward()
+        optims[0].step()
+        save_state(Path("state"), 5, {"model": module}, optims, Curriculum(), [{"step": 5, "tasks": {"easy_vqa": 0.5}}])
+        self._whole = {name: Path("state", name).read_bytes() for name in ("state.safetensors", "state.json")}
+        return [self._whole["state.safetensors"], json.loads(self._whole["state.json"])]
+
+    def _parts(self):
+        module = nn.Linear(3, 2)
+        return module, [torch.optim.AdamW(module.parameters())]
+
+    def write(self, content):
+        of_json = content.lstrip()[:1] in (b"{", b"[") and b'"curriculum' in content
+        for name, whole in self._whole.items():
+            Path("state", name).write_bytes(content if of_json == name.endswith(".json") else whole)
+
+    def read(self):
+        from vispco.testbed.train import load_state
+
+        module, optims = self._parts()
+        step, log = load_state(Path("state"), {"model": module}, optims, Curriculum())
+        assert step >= 0 and isinstance(log, list)
+        module(torch.ones(1, 3)).sum().backward()
+        optims[0].step()
+
+
+class Model(Reader):
+    """A model folder: weights, sizes, processor and words, by `--model FOLDER`."""
+
+    folder = "model"
+    file = "model"
+
+    def seeds(self):
+        from tiny import make
+
+        make("llava").save_pretrained(self.folder)
+        testbed_model.build_processor().save_pretrained(self.folder)
+        names = ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
+        self._whole = {name: Path(self.folder, name).read_bytes() for name in names if Path(self.folder, name).exists()}
+        return [name.encode() + b"\0" + content for name, content in self._whole.items()]
+
+    def write(self, content):
+        name, _, content = content.partition(b"\0")
+        self._last = name = name.decode(errors="replace") if name.decode(errors="replace") in self._whole else "config.json"
+        for each, whole in self._whole.items():
+            Path(self.folder, each).write_bytes(content if each == name else whole)
+
+    def read(self):
+        load_model(argparse.Namespace(model=self.folder, device="cpu", dtype="auto", trust_remote_code=False))
+
+
+class Shipped(Model):
+    """A testbed model's own folder, damaged."""
+
+    file = "testbed-llava"
+    folder = "testbed-llava"
+
+    def seeds(self):
+        testbed_model.build_model(0).save_pretrained(self.folder)
+        testbed_model.build_processor().save_pretrained(self.folder)
+        self._whole = {path.name: path.read_bytes() for path in Path(self.folder).iterdir()}
+        return [name.encode() + b"\0" + content for name, content in self._whole.items()]
+
+    def read(self):
+        before, testbed_model.FOLDER = testbed_model.FOLDER, Path(".").resolve()
+        try:
+            testbed_model.load("testbed-llava")
+        finally:
+            testbed_model.FOLDER = before
+
+
+class Anything(Reader):
+    """What every other JSON file of ours is read by."""
+
+    def seeds(self):
+        return [{"schema_version": 1, "a": [1, 2.5, {"b": None}], "c": "x"}]
+
+    def read(self):
+        read_json(self.file, lambda data: json.dumps(data, indent=2, allow_nan=False))
+
+
+READERS = {"a configuration": Config(), "a frontier": Curve(), "a latency table": Table(), "JSON": Anything(), "JSON lines of questions": Questions(),
+           "LLaVA-Instruct JSON": Instruct(), "a picture": Picture(), "a video": Film(), "a data set on disk": Library(),
+           "a chat template": Template(), "a tokenizer": Words(), "a training state": State(), "a model folder": Model(),
+           "a shipped checkpoint": Shipped()}

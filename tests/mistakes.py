@@ -1,0 +1,376 @@
+"""What users get wrong, and what they are told: the cases of `test_mistakes.py`, of which docs/mistakes.md is made.
+
+    python tests/mistakes.py --write
+
+A mistake is a line of Python, or a command. Its message is whatever it says when it is run here, in a folder of FILES, with
+`model` (a random LLaVA of 6 decoder layers, 16 visual tokens a picture), `batch` (two questions with answers) and `config`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+PAGE = ROOT / "docs" / "mistakes.md"
+INTRODUCTION = """\
+# Mistakes, and what they are told
+
+Every message says what was expected, what came, and what to do. Those below are raised by the tests, word for word: this page is made by
+`python tests/mistakes.py --write` and compared with them. In Python they are `ValueError` unless the table says otherwise; on the command
+line, one line and exit code 2, and nothing is written. Here `model` is a LLaVA of 6 decoder layers, and `batch` two questions with answers.
+"""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """did: a command if it begins with `vispco`, else Python. without: a package that is not installed."""
+
+    area: str
+    did: str
+    without: str = ""
+
+
+AREAS = {
+    "Configurations": """
+PruningConfig("fastv", [1, 1, 0.5, 0.7])
+PruningConfig("fastv", [1, 1, 50, 25])
+PruningConfig("fastv", [1, 1, float("nan")])
+PruningConfig("fastv", [1, True, 0.5])
+PruningConfig("fastv", [1, "0.5", 0.5])
+PruningConfig("fastv", 0.5)
+PruningConfig("fastv", [])
+PruningConfig("fastv", {0: 1.0, 2: 0.5})
+PruningConfig("fastvv", [1, 0.5])
+PruningConfig("fastv", [1, 0.5], {"seed": 3})
+PruningConfig("fastv", [1, 0.5], method_options=3)
+PruningConfig("fastv", [1, 0.5], n_visual=57.6)
+PruningConfig("fastv", [1, 0.5], flops=-1)
+PruningConfig.from_fastv(k=40, num_layers=32)
+PruningConfig.from_pdrop([8, 16], [0.5, 0.25, 0.125], num_layers=32)
+PruningConfig.from_sparsevlm((600, 200, 110), num_layers=32)
+presets("fast")
+presets("fastv", num_layers=0)
+frontier.at(0.01)
+""",
+    "Methods and their options": """
+PruningConfig("random", [0.5], {"seed": "x"})
+PruningConfig("sparsevlm", [1, 0.5], {"adaptive": 0})
+PruningConfig("sparsevlm", [1, 0.5], {"recycle": 30})
+PruningConfig("visionzip", [0.5], {"contextual": 10})
+PruningConfig("vispruner", [0.5], {"step": 0})
+PruningConfig("vispruner", [0.5], {"important": 1.5})
+PruningConfig("dart", [1, 0.5], {"visual": -1})
+PruningConfig("dart", [1, 0.5], {"visual": 0, "text": 0})
+register_method("fastv", type("Mine", (), {}))
+register_method("")(object)
+fitprune_schedule(model, [], 0.5)
+vtw_schedule(model, [])
+""",
+    "Kernels, budgets and estimators": """
+search(model, [batch], kernel="monoton")
+kernels.MultiStep(8, steps=0)
+kernels.Linear(8, first_layer=8)
+kernels.Linear(0)
+search(model, [batch], budgets=0.5)
+search(model, [batch], budgets=[1.5])
+search(model, [batch], budgets=["half"])
+search(model, [batch], budgets=[-0.1])
+search(model, [batch], budgets=[0.0001])
+search(model, [batch], budgets=["10 FLOPs"])
+search(model, [batch], budgets=[{"flop": 0.5}])
+search(model, [batch], budgets=[{"latency": "20ms"}])
+search(model, [batch], budgets=[{"kv_cache": "20ms"}])
+search(model, [batch], budgets=[{}])
+search(model, [batch], budgets=[0.5], relative_to="all")
+search(model, [batch], estimator="boundry")
+search(model, [batch], objective="accuracy")
+search(model, [batch], steps=0)
+search(model, [batch], refinement=-1)
+amortise(model, [batch], between=(0.9, 0.2))
+LatencyTable.measure(model, lengths=[64])
+LatencyTable.measure(model, lengths=[64, 32])
+count_flops(model, config, n_visual=2.5, n_text=8)
+count_flops(model, config, n_visual=16, n_text=8, convention="fast")
+""",
+    "Models and prompts": """
+apply(torch.nn.Linear(2, 2), config)
+apply("llava-hf/llava-1.5-7b-hf", config)
+apply(model, PruningConfig("fastv", [1, 1, 0.5, 0.5]))
+apply(model, PruningConfig("fastv", [0.5] * 6))
+apply(model, PruningConfig("fastv", [1.0] * 6, model_type="qwen2_vl"))
+apply(model, config, mode="train")
+[apply(model, config), apply(model, config)]
+with apply(model, PruningConfig("fastv", [1, 0, 0, 0, 0, 0])): model(input_ids=batch["input_ids"][:1, :19], pixel_values=pixels)
+with apply(model, config): model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
+with apply(model, config, mode="search"): model.generate(**prompt, max_new_tokens=2)
+evaluate_downsampled(model, [batch], 0.5)
+""",
+    "Batches": """
+search(model, batch)
+search(model, [])
+evaluate(model, [{"input_ids": batch["input_ids"]}])
+evaluate(model, [{**batch, "labels": batch["labels"][:, 1:]}])
+evaluate(model, [{**batch, "labels": torch.full_like(batch["labels"], -100)}])
+evaluate(model, [text_only])
+data.batches(None, [], batch_size=0)
+testbed.batches("dev")
+testbed.batches("test", tasks=["ocr"])
+testbed.load("testbed-lava")
+pareto.hypervolume([[1.0, float("nan")]], (2.0, 2.0))
+""",
+    "The command line": """
+vispco
+vispco serach
+vispco search --bogus
+vispco search --meth fastv
+vispco search --method fastvv
+vispco search --kernel monoton
+vispco search --budgets 2
+vispco search --budgets half
+vispco search --budgets 0.1:0.9
+vispco search --budgets 0.1:3TFLOPs:4
+vispco search --budgets flops=0.5+flops=0.4
+vispco search --budgets flop=0.5
+vispco search --steps 0
+vispco search --learning-rate nan
+vispco search --dtype int8
+vispco search --device gpu
+vispco search --model llava-7b
+vispco search --model pictures
+vispco search --output config.json
+vispco search --output .
+vispco search --tasks ocr
+vispco search --images pictures
+vispco evaluate
+vispco evaluate --config config.json --frontier frontier.json
+vispco evaluate --config missing.json
+vispco evaluate --config config.json --output measured.json
+vispco evaluate --config config.json --published
+vispco evaluate --config config.json --split dev
+vispco evaluate --config config.json --limit 8
+vispco plot
+vispco plot frontier.json -o a.pdf
+vispco plot frontier.json -o no/such/folder/a.svg
+vispco plot frontier.json -o a.svg --y accuracy
+vispco plot config.json -o a.svg
+vispco plot --tokens pictures/a.png -o a.svg
+vispco apply --config config.json --image pictures/a.png
+vispco apply --config config.json --image missing.png --question "what is it"
+vispco apply --config config.json --image config.json --question "what is it"
+vispco apply --config config.json --index -1
+vispco convert --from fastv "K=2 R=0.5"
+vispco convert --from fastv "K=2" --num-layers 32
+vispco convert --from fastv "K=2 R=50" --num-layers 32
+vispco convert --from lexico "K=2" --num-layers 32
+vispco convert --config pyramid.json --to fastv
+vispco list colours
+vispco demo --model llava
+""",
+    "Configuration and frontier files": """
+vispco convert --config empty.json
+vispco convert --config list.json
+vispco convert --config old.json
+vispco convert --config rising.json
+vispco convert --config nan.json
+vispco convert --config twice.json
+vispco convert --config unknown.json
+vispco convert --config option.json
+vispco convert --config deep.json
+vispco convert --config picture.json
+vispco plot point.json -o a.svg
+LatencyTable.load("config.json")
+""",
+    "Questions": """
+vispco search --data nothing.jsonl
+vispco search --data coco
+vispco search --data broken.jsonl
+vispco search --data none.jsonl
+vispco search --data keys.jsonl
+vispco search --data keys.jsonl --columns prompt=query
+vispco search --data questions.jsonl --images nowhere
+vispco search --data questions.jsonl --split test
+vispco search --data questions.jsonl --tasks count
+vispco search --data questions.jsonl --chat-template config.png
+vispco search --data list.json
+data.parse({"image": "a.png", "question": "What?", "answer": ""}, "q.jsonl:1")
+data.parse({"image": "a.png", "question": "Like <image>?", "answer": "no <image>"}, "q.jsonl:1")
+data.parse({"images": ["a.png"], "question": "Is <image> like <image>?", "answer": "no"}, "q.jsonl:1")
+data.parse({"image": "a.png", "video": "b.mp4", "question": "What?", "answer": "x"}, "q.jsonl:1")
+data.parse({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}]}, "q.jsonl:1")
+data.parse({"image": "a.png", "conversations": [{"from": "robot", "value": "What?"}]}, "q.jsonl:1")
+data.draw("questions.jsonl", 0)
+""",
+    "Pictures and videos": """
+vispco search --data gone.jsonl
+vispco search --data outside.jsonl
+vispco search --data link.jsonl --images pictures
+vispco search --data address.jsonl
+vispco search --data nopicture.jsonl
+vispco search --data questions.jsonl --max-pixels 10
+data.open_picture(b"hello")
+data.open_picture(b"0" * 2**25, max_pixels=100)
+data.open_picture("pictures")
+""",
+}
+MISTAKES = [Mistake(area, line) for area, lines in AREAS.items() for line in lines.strip().splitlines()] + [
+    Mistake("Packages that are not installed", did, package) for did, package in (
+        ("vispco plot frontier.json -o a.svg", "matplotlib"), ("vispco demo", "matplotlib"),
+        ("vispco search --data owner/name", "datasets"), ('data.open_picture("pictures/a.png")', "PIL"),
+        ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"), ('baselines.nsga2(bench, None, 8)', "optuna"),
+        ('pictures.open_video("film.mp4")', "av"))]
+
+
+def files() -> None:
+    """Make FILES in the current folder."""
+    from PIL import Image
+
+    from vispco import Frontier, FrontierPoint, PruningConfig
+
+    Path("pictures").mkdir()
+    Image.new("RGB", (8, 8), "red").save("pictures/a.png")
+    Image.new("RGB", (8, 8), "red").save("config.png")
+    Path("film.mp4").write_text("")
+    os.symlink("../config.png", "pictures/link.png")
+    good = PruningConfig.from_fastv(2, 0.5, num_layers=4).to_dict()
+    PruningConfig.from_fastv(2, 0.5, num_layers=4).save("config.json")
+    PruningConfig.from_pdrop([1, 2], [0.5, 0.25], num_layers=4).save("pyramid.json")
+    curve = Frontier([FrontierPoint(PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)], {})
+    curve.save("frontier.json")
+    held = json.loads(Path("frontier.json").read_text())
+    held["points"][0]["share"] = "0.75"
+    texts = {"empty": "", "list": "[1, 2]", "old": json.dumps({**good, "schema_version": 0}), "point": json.dumps(held),
+             "rising": json.dumps({**good, "keep_ratios": [0.5, 1]}), "nan": json.dumps({**good, "flops": float("nan")}),
+             "twice": json.dumps(good)[:-1] + ', "method": "random"}', "unknown": json.dumps({**good, "keep_ratio": 0.5}),
+             "option": json.dumps({**good, "method_options": {"sharp": 1}}), "deep": '{"a": ' + "[" * 100 + "]" * 100 + "}",
+             "picture": Path("pictures/a.png").read_bytes()}
+    for name, text in texts.items():
+        Path(f"{name}.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    row = {"image": "pictures/a.png", "question": "What is it?", "answer": "a square"}
+    rows = {"questions": [row] * 2, "none": [], "keys": [{"image": "pictures/a.png", "query": "What is it?", "label": "a square"}],
+            "gone": [{**row, "image": "b.png"}], "outside": [{**row, "image": "../a.png"}], "address": [{**row, "image": "https://example.org/a.png"}],
+            "nopicture": [{**row, "image": "config.json"}], "link": [{**row, "image": "link.png"}]}
+    for name, found in rows.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    Path("broken.jsonl").write_text(json.dumps(row) + "\n{'image': 'a.png'}\n")
+
+
+@functools.cache
+def names() -> dict:
+    """What the Python of a mistake may use."""
+    import torch
+
+    import vispco
+    from tiny import batch, make, without_labels
+    from vispco import baselines, data, kernels, testbed
+    from vispco.data import pictures
+
+    two, one = batch(), without_labels(batch(images=(1,), text=(9,), before=(2,)))
+    alone = batch(images=(0, 0))
+    config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.5, 0.5])
+    curve = vispco.Frontier([vispco.FrontierPoint(vispco.PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)])
+    return {**vars(vispco), "torch": torch, "model": make("llava"), "batch": two, "prompt": one, "text_only": alone, "config": config,
+            "frontier": curve, "pixels": two["pixel_values"][:1], "data": data, "kernels": kernels, "testbed": testbed,
+            "baselines": baselines, "pictures": pictures, "bench": SimpleNamespace(passes=0, samples=4)}
+
+
+def told(mistake: Mistake) -> str:
+    """The message, with the kind of error before it where that is no ValueError. Raises AssertionError if there is none."""
+    from vispco.testbed import easyvqa
+
+    names()  # what they import stays
+    if mistake.without:
+        easyvqa.load.cache_clear()
+    with mock.patch.dict(sys.modules, {mistake.without: None}) if mistake.without else contextlib.nullcontext():
+        text = _command(shlex.split(mistake.did)[1:]) if mistake.did.startswith("vispco") else _python(mistake.did)
+    return text.replace(f"{os.getcwd()}/", "/data/").replace(os.getcwd(), "/data")
+
+
+def _command(words: list[str]) -> str:
+    from vispco.cli import main
+
+    before = sorted(map(str, Path(".").rglob("*")))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    line, end, rest = err.getvalue().partition("\n")
+    assert code == 2 and line.startswith("vispco: error: ") and end and not rest and not out.getvalue(), (code, out.getvalue(), err.getvalue())
+    assert sorted(map(str, Path(".").rglob("*"))) == before, "something was written"
+    return line.removeprefix("vispco: error: ")
+
+
+def _python(line: str) -> str:
+    made: dict = dict(names())
+    try:
+        exec(compile(line, "<mistake>", "exec"), made)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        kind = type(error).__name__
+        return str(error) if kind == "ValueError" else f"{kind}: {error}"
+    finally:
+        from vispco.pruning import _applied
+
+        for pruner in list(_applied.values()):  # what a mistake has left applied
+            pruner.remove()
+    raise AssertionError(f"{line} is no mistake")
+
+
+def row(mistake: Mistake, message: str) -> str:
+    """A line of the table."""
+    return f"| {code(mistake.did)}{f' without {mistake.without}' if mistake.without else ''} | {code(message)} |"
+
+
+def code(text: str) -> str:
+    """As Markdown that shows it as it stands, on one line."""
+    assert "|" not in text, f"a table cannot show {text}"
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def page(messages: dict[Mistake, str]) -> str:
+    """docs/mistakes.md."""
+    parts = [INTRODUCTION]
+    for area in dict.fromkeys(m.area for m in messages):
+        rows = [row(m, text) for m, text in messages.items() if m.area == area]
+        parts.append("\n".join([f"## {area}\n", "| what was done | what is said |", "| --- | --- |", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+@contextlib.contextmanager
+def place() -> Iterator[None]:
+    """A folder of FILES as the current one."""
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            files()
+            yield
+        finally:
+            os.chdir(here)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="print docs/mistakes.md")
+    parser.add_argument("--write", action="store_true", help="write it")
+    options = parser.parse_args()
+    with place():
+        text = page({mistake: told(mistake) for mistake in MISTAKES})
+    if options.write:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
