@@ -230,6 +230,13 @@ def test_every_convention_is_covered_here():
     assert set(CONVENTIONS) == {*BY_HAND, "pdrop"}
 
 
+def test_pdrop_counts_no_text():
+    config = PruningConfig.from_pdrop(num_layers=32)
+    report = count_flops(BIG, config, VISUAL, TEXT, convention="pdrop")
+    assert report.per_layer == [BY_HAND["sparsevlm"](n) for n in config.tokens(VISUAL)]
+    assert count_flops(BIG, n_visual=0, n_text=TEXT, convention="pdrop").total == 0
+
+
 def test_the_papers_formula_ignores_grouped_queries():
     """24nd^2 is no function of the FFN or of the key-value heads: that is why `exact` is the default."""
     other = dataclasses.replace(SEVEN, kv_heads=4, ffn=99)
@@ -288,6 +295,15 @@ def test_scoring_is_paid_for_what_is_ranked(method, per_step):
     assert count_flops(BIG, config).scoring == per_step(576, 64) + per_step(288, 64)
 
 
+def test_whole_counts_include_the_scoring_and_fractional_ones_do_not():
+    config = PruningConfig.from_fastv(2, 0.5, num_layers=32)
+    report, counts = count_flops(BIG, config), torch.tensor(config.tokens(VISUAL))
+    cost = CostModel(SEVEN, METHODS.get("fastv")())
+    assert cost(counts, VISUAL, TEXT) == report.total and report.scoring > 0
+    assert cost(counts.double(), VISUAL, TEXT) == report.total - report.scoring
+    assert cost.lm_head == 2 * 4096 * 32064  # of one position
+
+
 def test_table_shows_every_layer_and_the_totals():
     config = PruningConfig.from_fastv(2, 0.5, num_layers=32)
     report = count_flops(BIG, config)
@@ -296,8 +312,10 @@ def test_table_shows_every_layer_and_the_totals():
         [str(i), str(n), "64", f"{f / 1e9:.4f}"]
         for i, (n, f) in enumerate(zip(report.tokens, report.per_layer))
     ]
-    total = next(line for line in lines if line.strip().startswith("total"))
-    assert float(total.split()[-1]) == round(report.total / 1e9, 4)
+    assert lines[0].split() == ["layer", "visual", "text", "GFLOPs"]
+    parts = {"scoring": report.scoring, "lm_head": report.lm_head, "total": report.total, "vision tower": report.vision,
+             "projector": report.projector, "with vision": report.total_with_vision}
+    assert [line.split() for line in lines[33:-1]] == [[*k.split(), f"{f / 1e9:.4f}"] for k, f in parts.items()]
     assert (
         "% of the full model" in lines[-1]
         and "'exact'" in lines[-1]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vispco.relaxation import NORMALISATIONS, hard_mask, normalise, soft_mask
-from vispco.ste import ESTIMATORS, build_estimator, straight_through, straight_through_mask
+from vispco.ste import ESTIMATORS, Estimator, build_estimator, straight_through, straight_through_mask
 
 torch.set_num_threads(1)
 
@@ -87,8 +87,18 @@ def run(scores, k, alive=None, *, copies=1, **options):
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_variant_computes_in_single_precision_at_least(name, dtype):
-    mask, slopes = run(torch.tensor([[.1, .9, .5, .3]], dtype=dtype), 2, name=name)
-    assert mask.dtype == slopes.dtype == torch.promote_types(dtype, torch.float32)
+    scores, expected = torch.tensor([[.1, .9, .5, .3]], dtype=dtype), torch.promote_types(dtype, torch.float32)
+    mask, slopes = run(scores, 2, name=name)
+    assert mask.dtype == slopes.dtype == expected
+    hard = build_estimator(name)(scores, torch.tensor([2.]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool))
+    assert hard.dtype == expected and hard.tolist() == [[0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_dead_have_no_weight_and_no_say(name):
+    alive = torch.tensor([[False, True, True, False, True]])
+    mask, slopes = run(torch.tensor([[9., .2, .5, 8., .3]]), 2, alive, name=name)
+    assert (mask[~alive] == 0).all() and (slopes[~alive] == 0).all() and mask.sum() > 0
 
 
 def test_the_papers_constants_are_the_defaults_of_the_papers_form():
@@ -147,6 +157,56 @@ def test_fractional_weighs_as_many_tokens_as_are_wanted_give_or_take_the_reach(r
     assert (slopes.sum(-1) == 1).all() and ((slopes > 0).sum(-1) == 1).all()  # one token says it all
 
 
+def test_fractional_keeps_half_a_token_at_least_of_one_and_nothing_of_none():
+    some, _ = run(torch.rand(1, 12), 1, copies=400, name="fractional")
+    assert some.sum(-1).min() == .5 and 1.5 < some.sum(-1).max() < 2
+    none, slopes = run(torch.rand(1, 12), .4, copies=400, name="fractional")
+    assert (none == 0).all() and (slopes.sum(-1) == 1).all()  # but it says what the first token would be worth
+
+
+def test_of_two_layers_with_as_many_tokens_the_second_has_the_gradient():
+    scores, whole, alive = torch.tensor([[9., 8, 7, 6, 5, 4]]), torch.tensor([3]), torch.ones(1, 6, dtype=torch.bool)
+    keep, estimator = torch.tensor([3., 3.], requires_grad=True), Estimator("fractional")
+    first = estimator(scores, keep[:1], whole, alive)
+    second = estimator(scores, keep[1:], whole, alive, first.where(first > 0, 1))
+    assert torch.equal(second.where(first > 0, 0), (first > 0).float())  # nothing is lost there
+    gradient, = torch.autograd.grad((first * second).sum(), keep)
+    assert gradient.tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gumbel", "perturbed", "fractional"])
+def test_a_step_draws_the_same_whatever_was_drawn_before(name):
+    estimator, fresh = Estimator(name, {"seed": 5}), Estimator(name, {"seed": 5})
+    scores, alive = torch.rand(1, 40).expand(20, -1), torch.ones(20, 40, dtype=torch.bool)
+    keep, whole = torch.full((20,), 15., requires_grad=True), torch.full((20,), 15)
+
+    def step(estimator, number):
+        estimator.reseed(number)
+        mask = estimator(scores, keep, whole, alive)
+        return torch.cat([mask.detach().flatten(), torch.autograd.grad((mask * torch.arange(40)).sum(), keep)[0]])
+
+    first = [step(estimator, number) for number in (0, 1, 2)]
+    assert torch.equal(step(fresh, 2), first[2]) and torch.equal(step(fresh, 0), first[0])
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    assert not torch.equal(step(Estimator(name, {"seed": 6}), 2), first[2])
+
+
 def test_fractional_at_the_midpoint_has_a_half_on_the_edge():
     mask, _ = run(torch.rand(1, 12), 6, copies=200, name="fractional", midpoint=True)
     assert set(mask.sum(-1).tolist()) == {5.5, 6.5}
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("estimator", "message"), [
+    ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, rank, paper, "),
+    ({"name": 3}, "^unknown estimator 3: there are default, rank, paper, gumbel, perturbed, boundary, fractional$"),
+    ({"name": "boundary", "temp": 1}, "'boundary' does not take the option 'temp': it takes reach, clip, seed$"),
+    (7, "^estimator must be one of default, rank, .*, or a dict of options such as .*, got 7$"),
+])
+def test_errors_list_what_there_is(estimator, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        build_estimator(estimator)
+
+
+def test_no_name_is_the_default():
+    assert Estimator().name == build_estimator({}).name == "default"
