@@ -32,6 +32,7 @@ def solve(objective, slack, start, **options):
     ("inequality", 0., 2., -3., 10 + 36 / 4, 6., 3.),  # z = 6
     ("inequality", 1., 2., -3., 10 + (49 - 1) / 4, 7., 3.),  # z = 7
     ("inequality", 1., 2., .25, 10 + (.25 - 1) / 4, .5, .25),  # z = 1/2: met, not yet settled
+    ("inequality", 3., 2., -3., 10 + (81 - 9) / 4, 9., 3.),  # z = 9
     ("inequality", 1., 2., 4., 10 - 1 / 4, 0., .5),  # z = 0, w / lambda = 1/2
     ("equality", 0., 2., 3., 10 + 9., -6., 3.),
     ("equality", 1., 2., -3., 10 + 3 + 9., 7., 3.),
@@ -74,6 +75,13 @@ def test_multiplier_step_uses_the_penalty_that_phi_was_minimised_with():
     alm.update(1.)
     alm.update(1.)  # stuck: the penalty becomes 10, but after the step of 1
     assert alm.multiplier == (-2,) and alm.penalty == (10,)
+
+
+def test_a_violation_of_epsilon_is_no_violation():
+    alm = AugmentedLagrangian(kind="equality", epsilon=.25)
+    for _ in range(3):
+        alm.update(.25)
+    assert alm.penalty == (1,)
 
 
 def test_an_inactive_inequality_never_raises_its_penalty():
@@ -189,7 +197,7 @@ def test_rosenbrock_on_discs():
 
 
 def test_rosenbrock_from_its_classical_start_takes_one_minimisation():
-    """About 40 iterations with a line search; without one, the first full step leaves for infinity."""
+    """About 40 iterations, all within the first outer step."""
     x = point(-1.2, 1.)
     result = minimise(lambda: rosenbrock(x), lambda: 9 - (x**2).sum(), [x], AugmentedLagrangian(), outer=1)
     assert result.converged and x.tolist() == pytest.approx([1, 1], abs=1e-4)
@@ -337,15 +345,25 @@ def test_parameters_need_not_be_one_tensor():
     ({"multiplier": -1.}, "multiplier must be >= 0 for inequalities, got -1.0"),
     ({"multiplier": math.inf}, "multiplier must be finite"),
     ({"alpha": .5}, "alpha must be at least 1, got 0.5"),
+    ({"alpha": math.inf}, "alpha must be at least 1, got inf"),
     ({"beta": 0.}, r"beta must be in \(0, 1\], got 0.0"),
     ({"beta": 1.5}, r"beta must be in \(0, 1\]"),
-    ({"epsilon": -1.}, "epsilon must be at least 0"),
+    ({"epsilon": -1.}, "epsilon must be at least 0, got -1.0"),
+    ({"epsilon": math.inf}, "epsilon must be at least 0, got inf"),
     ({"epsilon": math.nan}, "epsilon must be at least 0"),
     ({"penalty": 10., "max_penalty": 5.}, "max_penalty must be at least the penalty, got 5.0"),
 ])
 def test_constructor_errors(options, message):
     with pytest.raises(ValueError, match=message):
         AugmentedLagrangian(**options)
+
+
+def test_bounds_belong_to_the_ranges():
+    alm = AugmentedLagrangian(alpha=1, beta=1, epsilon=0, penalty=.1, max_penalty=.1)
+    for slack in (-1., -1.):
+        alm.update(slack)
+    assert alm.penalty == (.1,) and alm.multiplier == (.2,)  # in double precision; it never grows
+    assert alm.satisfied(0.) and not alm.satisfied(-1e-9) and not alm.satisfied(2.)
 
 
 def test_a_negative_multiplier_is_fine_for_an_equality():
@@ -366,7 +384,7 @@ def test_slack_errors():
 def test_state_errors():
     alm = AugmentedLagrangian()
     state = alm.state_dict()
-    with pytest.raises(ValueError, match=r"dict of kind, multiplier, penalty, violation, got \['kind'\]"):
+    with pytest.raises(ValueError, match=r"^state must be a dict of kind, multiplier, penalty, violation, got \['kind'\]"):
         alm.load_state_dict({"kind": ["inequality"]})
     with pytest.raises(ValueError, match=r"state's kind must be \('inequality',\), got \['equality'\]"):
         alm.load_state_dict({**state, "kind": ["equality"]})

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlavaConfig
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
 import vispco
+from tiny import make
 from vispco import PruningConfig, count_flops
 from vispco.flops import CONVENTIONS, CostModel, Dimensions
 from vispco.registry import METHODS
@@ -230,6 +231,13 @@ def test_every_convention_is_covered_here():
     assert set(CONVENTIONS) == {*BY_HAND, "pdrop"}
 
 
+def test_pdrop_counts_no_text():
+    config = PruningConfig.from_pdrop(num_layers=32)
+    report = count_flops(BIG, config, VISUAL, TEXT, convention="pdrop")
+    assert report.per_layer == [BY_HAND["sparsevlm"](n) for n in config.tokens(VISUAL)]
+    assert count_flops(BIG, n_visual=0, n_text=TEXT, convention="pdrop").total == 0
+
+
 def test_the_papers_formula_ignores_grouped_queries():
     """24nd^2 is no function of the FFN or of the key-value heads: that is why `exact` is the default."""
     other = dataclasses.replace(SEVEN, kv_heads=4, ffn=99)
@@ -288,6 +296,52 @@ def test_scoring_is_paid_for_what_is_ranked(method, per_step):
     assert count_flops(BIG, config).scoring == per_step(576, 64) + per_step(288, 64)
 
 
+def test_whole_counts_include_the_scoring_and_fractional_ones_do_not():
+    config = PruningConfig.from_fastv(2, 0.5, num_layers=32)
+    report, counts = count_flops(BIG, config), torch.tensor(config.tokens(VISUAL))
+    cost = CostModel(SEVEN, METHODS.get("fastv")())
+    assert cost(counts, VISUAL, TEXT) == report.total and report.scoring > 0
+    assert cost(counts.double(), VISUAL, TEXT) == report.total - report.scoring
+    assert cost.lm_head == 2 * 4096 * 32064  # of one position
+
+
+def test_a_methods_options_are_paid_for():
+    """Recycling ranks a second time."""
+    once, twice = (count_flops(BIG, PruningConfig("sparsevlm", [1.0] * 16 + [0.5] * 16, options)).scoring
+                   for options in ({}, {"recycle": 0.1}))
+    assert twice == 2 * once > 0
+
+
+def test_reading_a_tower_without_class_token_is_paid_for_where_something_is_dropped():
+    """VisionZip needs q k^T of one layer: 2 * 25^2 patches * 24, for each of two images."""
+    tower = SiglipVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2,
+                               image_size=20, patch_size=4)
+    model = LlavaConfig(vision_config=tower, text_config=SMALL.text_config, vision_feature_select_strategy="full")
+
+    def vision(method, ratios, **options):
+        return count_flops(model, PruningConfig(method, ratios), n_visual=50, **options).vision
+
+    full = count_flops(model, n_visual=50).vision
+    assert vision("visionzip", [1, 1, 1, .5, .5]) == full + 2 * (2 * 25**2 * 24)
+    assert vision("visionzip", [1] * 5) == vision("fastv", [1, 1, 1, .5, .5]) == full
+    assert vision("visionzip", [1, 1, 1, .5, .5], convention="vispco") == 0
+
+
+def test_images_of_another_shape_cost_the_tower_something_else():
+    """Qwen2-VL attends within a frame: 4 frames of 16 patches against one of 64."""
+    model = make("qwen2_vl")
+    v, layers = model.config.vision_config, model.config.text_config.num_hidden_layers
+
+    def vision(grid, config=None):
+        return count_flops(model, config, n_visual=16, images=[grid]).vision
+
+    squares = 64**2 - 4 * 16**2
+    assert vision((1, 8, 8)) - vision((4, 4, 4)) == v.depth * 4 * squares * v.embed_dim
+    config = PruningConfig("visionzip", [1.0] + [0.5] * (layers - 1))
+    read = {grid: vision(grid, config) - vision(grid) for grid in ((1, 8, 8), (4, 4, 4))}
+    assert read == {(1, 8, 8): 2 * 64**2 * v.embed_dim, (4, 4, 4): 2 * 4 * 16**2 * v.embed_dim}
+
+
 def test_table_shows_every_layer_and_the_totals():
     config = PruningConfig.from_fastv(2, 0.5, num_layers=32)
     report = count_flops(BIG, config)
@@ -296,8 +350,10 @@ def test_table_shows_every_layer_and_the_totals():
         [str(i), str(n), "64", f"{f / 1e9:.4f}"]
         for i, (n, f) in enumerate(zip(report.tokens, report.per_layer))
     ]
-    total = next(line for line in lines if line.strip().startswith("total"))
-    assert float(total.split()[-1]) == round(report.total / 1e9, 4)
+    assert lines[0].split() == ["layer", "visual", "text", "GFLOPs"]
+    parts = {"scoring": report.scoring, "lm_head": report.lm_head, "total": report.total, "vision tower": report.vision,
+             "projector": report.projector, "with vision": report.total_with_vision}
+    assert [line.split() for line in lines[33:-1]] == [[*k.split(), f"{f / 1e9:.4f}"] for k, f in parts.items()]
     assert (
         "% of the full model" in lines[-1]
         and "'exact'" in lines[-1]
@@ -311,6 +367,13 @@ def test_unknown_convention_lists_those_there_are():
         ValueError, match="unknown FLOPs convention 'macs'.*exact, fastv, sparsevlm, pdrop, vispco"
     ):
         count_flops(BIG, convention="macs")
+
+
+@pytest.mark.parametrize("name", ["n_visual", "n_text", "n_logits"])
+@pytest.mark.parametrize("value", [-1, 1.5, "4"])
+def test_tokens_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of tokens, got {value!r}$"):
+        count_flops(BIG, **{name: value})
 
 
 def test_wrong_number_of_layers():

@@ -1,11 +1,14 @@
-"""Straight-through estimator: hard to the bit forward, soft backward."""
+"""Straight-through estimator: hard to the bit forward, soft backward; what its variants add, by hand."""
 
+import math
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vispco.relaxation import NORMALISATIONS, hard_mask, normalise, soft_mask
-from vispco.ste import straight_through, straight_through_mask
+from vispco.ste import ESTIMATORS, Estimator, build_estimator, straight_through, straight_through_mask
 
 torch.set_num_threads(1)
 
@@ -68,3 +71,142 @@ def test_a_search_step_can_raise_and_lower_the_number_of_tokens():
             gradient, = torch.autograd.grad((mask * useful).sum(), keep)
             keep = (keep - gradient).detach().requires_grad_()
         assert abs(keep.item() - 8) < 1
+
+
+# ---- the variants ------------------------------------------------------------------------------------------
+def run(scores, k, alive=None, *, copies=1, **options):
+    """The mask of `copies` equal samples and the slopes dm_j / dk~, with as many whole tokens as k~ holds."""
+    scores = scores.expand(copies, -1)
+    keep = torch.full((copies,), float(k), dtype=torch.promote_types(scores.dtype, torch.float32), requires_grad=True)
+    alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
+    mask = build_estimator(options)(scores, keep, keep.detach().long(), alive)
+    columns = [torch.autograd.grad(column.sum(), keep, retain_graph=True)[0] for column in mask.T]
+    return mask.detach(), torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_variant_computes_in_single_precision_at_least(name, dtype):
+    scores, expected = torch.tensor([[.1, .9, .5, .3]], dtype=dtype), torch.promote_types(dtype, torch.float32)
+    mask, slopes = run(scores, 2, name=name)
+    assert mask.dtype == slopes.dtype == expected
+    hard = build_estimator(name)(scores, torch.tensor([2.]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool))
+    assert hard.dtype == expected and hard.tolist() == [[0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_dead_have_no_weight_and_no_say(name):
+    alive = torch.tensor([[False, True, True, False, True]])
+    mask, slopes = run(torch.tensor([[9., .2, .5, 8., .3]]), 2, alive, name=name)
+    assert (mask[~alive] == 0).all() and (slopes[~alive] == 0).all() and mask.sum() > 0
+
+
+def test_the_papers_constants_are_the_defaults_of_the_papers_form():
+    scores = torch.rand(1, 60, generator=torch.Generator().manual_seed(0))
+    published = {"normalisation": "minmax", "sigma": 10.0, "temperature": .1}
+    assert torch.equal(run(scores, 20, name="paper")[1], run(scores, 20, name="paper", **published)[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"sigma": 2.0}, {"temperature": .4}])
+def test_gumbel_without_noise_is_the_default(options):
+    scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)) + .01
+    for got, expected in zip(run(scores, 9, copies=2, name="gumbel", noise=0.0, **options),
+                             run(scores, 9, copies=2, **options), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_gumbel_takes_each_samples_least_positive_score_for_what_is_not_positive():
+    scores = torch.tensor([[.1, .2, .5, 0.], [1e-4, 2e-4, 5e-4, -3.]]).repeat(8000, 1)
+    mask, _ = run(scores, 1, copies=16000, name="gumbel")
+    expected = torch.tensor([1, 2, 5, 1]) / 9
+    for share in (mask[::2].mean(0), mask[1::2].mean(0)):
+        torch.testing.assert_close(share, expected, rtol=0, atol=.02)
+
+
+def test_perturbed_counts_how_often_noise_swaps_the_next_two():
+    """Token 2 always stays; token 1 comes before token 0 with probability Phi(gap / (noise sqrt 2))."""
+    scores = torch.tensor([[0., 1., 10.]])
+    for options, gap in (({"normalisation": "none", "noise": 1.0}, 1.), ({"normalisation": "none", "noise": .5}, 2.)):
+        first = .5 * (1 + math.erf(gap / 2))
+        _, slopes = run(scores, 1, name="perturbed", samples=6000, **options)
+        assert slopes[0].tolist() == pytest.approx([(1 - first) / 2, first / 2, .5], abs=.01)
+
+
+def test_perturbed_moves_few_ranks_by_default_and_one_sample_will_do():
+    scores = torch.arange(10.)[None]
+    _, slopes = run(scores, 5, copies=500, name="perturbed")
+    assert slopes[:, 4:6].sum() > .6 * 500  # ranks are 0.1 apart, the noise is 0.1
+    _, slopes = run(scores, 5, name="perturbed", samples=1)
+    assert sorted(slopes[0].tolist()) == [0] * 8 + [.5] * 2
+
+
+def test_boundary_takes_one_token_on_either_side_by_default():
+    assert run(torch.tensor([[9., 8, 7, 6, 5, 4]]), 3, name="boundary")[1].tolist() == [[0, 0, .5, .5, 0, 0]]
+
+
+@pytest.mark.parametrize("reach", [None, 2.0])
+def test_fractional_weighs_as_many_tokens_as_are_wanted_give_or_take_the_reach(reach):
+    mask, slopes = run(torch.rand(1, 12), 6, copies=4000, name="fractional", **({"reach": reach} if reach else {}))
+    total, reach = mask.sum(-1), reach or 1.0
+    assert (total - 6).abs().max() <= reach + .02  # uniform in (k~ - reach, k~ + reach) ...
+    assert total.mean().item() == pytest.approx(6, abs=.1 * reach)
+    assert total.var().item() == pytest.approx(reach**2 / 3, rel=.1)
+    part = total % 1
+    assert part.min().item() == pytest.approx(.02, abs=1e-5)  # ... but for tokens so thin that slopes would explode
+    assert part.max().item() == pytest.approx(.98, abs=1e-5)
+    assert (slopes.sum(-1) == 1).all() and ((slopes > 0).sum(-1) == 1).all()  # one token says it all
+
+
+def test_fractional_keeps_half_a_token_at_least_of_one_and_nothing_of_none():
+    some, _ = run(torch.rand(1, 12), 1, copies=400, name="fractional")
+    assert some.sum(-1).min() == .5 and 1.5 < some.sum(-1).max() < 2
+    none, slopes = run(torch.rand(1, 12), .4, copies=400, name="fractional")
+    assert (none == 0).all() and (slopes.sum(-1) == 1).all()  # but it says what the first token would be worth
+
+
+def test_of_two_layers_with_as_many_tokens_the_second_has_the_gradient():
+    scores, whole, alive = torch.tensor([[9., 8, 7, 6, 5, 4]]), torch.tensor([3]), torch.ones(1, 6, dtype=torch.bool)
+    keep, estimator = torch.tensor([3., 3.], requires_grad=True), Estimator("fractional")
+    first = estimator(scores, keep[:1], whole, alive)
+    second = estimator(scores, keep[1:], whole, alive, first.where(first > 0, 1))
+    assert torch.equal(second.where(first > 0, 0), (first > 0).float())  # nothing is lost there
+    gradient, = torch.autograd.grad((first * second).sum(), keep)
+    assert gradient.tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gumbel", "perturbed", "fractional"])
+def test_a_step_draws_the_same_whatever_was_drawn_before(name):
+    estimator, fresh = Estimator(name, {"seed": 5}), Estimator(name, {"seed": 5})
+    scores, alive = torch.rand(1, 40).expand(20, -1), torch.ones(20, 40, dtype=torch.bool)
+    keep, whole = torch.full((20,), 15., requires_grad=True), torch.full((20,), 15)
+
+    def step(estimator, number):
+        estimator.reseed(number)
+        mask = estimator(scores, keep, whole, alive)
+        return torch.cat([mask.detach().flatten(), torch.autograd.grad((mask * torch.arange(40)).sum(), keep)[0]])
+
+    first = [step(estimator, number) for number in (0, 1, 2)]
+    assert torch.equal(step(fresh, 2), first[2]) and torch.equal(step(fresh, 0), first[0])
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    assert not torch.equal(step(Estimator(name, {"seed": 6}), 2), first[2])
+
+
+def test_fractional_at_the_midpoint_has_a_half_on_the_edge():
+    mask, _ = run(torch.rand(1, 12), 6, copies=200, name="fractional", midpoint=True)
+    assert set(mask.sum(-1).tolist()) == {5.5, 6.5}
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("estimator", "message"), [
+    ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, rank, paper, "),
+    ({"name": 3}, "^unknown estimator 3: there are default, rank, paper, gumbel, perturbed, boundary, fractional$"),
+    ({"name": "boundary", "temp": 1}, "'boundary' does not take the option 'temp': it takes reach, clip, seed$"),
+    (7, "^estimator must be one of default, rank, .*, or a dict of options such as .*, got 7$"),
+])
+def test_errors_list_what_there_is(estimator, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        build_estimator(estimator)
+
+
+def test_no_name_is_the_default():
+    assert Estimator().name == build_estimator({}).name == "default"
