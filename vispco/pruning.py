@@ -78,6 +78,7 @@ class Pruner:
         self.adapter, self.method, self.ratios, self.mode = adapter, method, ratios, mode
         self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
+        self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.bound: Tensor | None = None  # (B,), set before the backward pass: see `_bounded`
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
@@ -132,7 +133,8 @@ class Pruner:
     def kept(self) -> dict[int, Tensor]:
         """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
         steps = self.prefill.steps if self.prefill else {}
-        return {i: (s.kept() if isinstance(s, Packed) else s.bool()) & self.prefill.real for i, s in steps.items()}
+        return {i: (s.kept() if isinstance(s, Packed) else s.bool()).to(self.prefill.real.device) & self.prefill.real
+                for i, s in steps.items()}
 
     def _prunes(self) -> bool:
         return (self.mode == "search" and self.ratios.requires_grad) or bool((self.ratios < 1).any())
@@ -141,6 +143,7 @@ class Pruner:
     def _on_model(self, module, args, kwargs):
         if kwargs.get("labels") is not None:
             self.labels = kwargs["labels"]
+        self.encoded = {name: kwargs[name] for name in ("mm_encoder_outputs",) if kwargs.get(name)}
 
     def _on_backbone(self, module, args, kwargs):
         labels, self.labels = self.labels, None
@@ -168,11 +171,13 @@ class Pruner:
 
     def _sources(self, inputs: dict, visual: Tensor) -> dict:
         """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
+        encoded, self.encoded = self.encoded, {}
+
         def source(flag: str, make):
             def made():
                 if not getattr(self.method, flag):
                     raise ValueError(f"{type(self.method).__name__} looks at the vision side: set {flag} = True in the class")
-                return make({**inputs, **self.tower.inputs}, visual)
+                return make({**inputs, **self.tower.inputs, **encoded}, visual)
 
             return functools.cache(made)
 
@@ -239,6 +244,9 @@ class Pruner:
 
     def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         run = self._search if self.mode == "search" else self._deploy
+        if self.prefill.visual.device != hidden.device:
+            self._memo = {}
+        kwargs = self.prefill.follow(hidden, kwargs)
         hidden, changed = run(i, self._add_late(i, hidden), kwargs)
         self.prefill.mask = kwargs.get("attention_mask")
         return hidden, changed
@@ -307,7 +315,7 @@ class Pruner:
             return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
-            queries = hidden.shape[1]
+            queries, mask = hidden.shape[1], None if mask is None else mask.to(packed.order.device)
             width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return hidden, self._memo[key]
