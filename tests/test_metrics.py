@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vispco.testbed.metrics import anls, exact_match, levenshtein, multiple_choice, relaxed_accuracy, vqa_accuracy
+from vispco.testbed.metrics import (anls, exact_match, levenshtein, multiple_choice, relaxed_accuracy, vqa_accuracy,
+                                    vqa_normalised)
 
 WORDS = st.text("abcdef", min_size=1, max_size=6)
 METRICS = {
@@ -48,6 +49,29 @@ def test_vqa_accuracy_of_ten_annotators_has_its_known_values():
     scores = [vqa_accuracy("yes", ["yes"] * n + ["no"] * (10 - n)) for n in range(11)]
     assert scores == pytest.approx([0, 0.3, 0.6, 0.9, *[1.0] * 7])
     assert vqa_accuracy("The two dogs!", ["2 dogs"] * 10) == 1
+
+
+@given(truths=st.lists(st.sampled_from(["red", "The red.", "RED", "blue", "a, red"]), min_size=1, max_size=10), data=st.data())
+def test_vqa_accuracy_does_not_know_the_annotators_order(truths, data):
+    assert vqa_accuracy("red", truths) == vqa_accuracy("Red!", data.draw(st.permutations(truths)))
+
+
+@pytest.mark.parametrize(("said", "wanted"), {
+    "Yes.": "yes", " No \n": "no", "THE END": "end", "a": "", "An apple a day": "apple day", "one": "1", "Ten": "10", "none": "0",
+    "twenty": "twenty", "someone": "someone", "dont": "don't", "Don't": "don't", "cant": "can't", "couldntve": "couldn't've",
+    "couldn'tve": "couldn't've", "it's": "it's", "its": "its", "well": "well", "oclock": "o'clock", "isnt": "isn't", "im": "i'm",
+    "100,978": "100978", "1,2,3": "123", "a,b": "b", "1, 2": "1 2", "2.5": "2.5", ".5": ".5", "u.s.": "us", "3.": "3", "1..5": "1.5",
+    "red/white": "red white", "t-shirt": "t shirt", "(left)": "left", "what?!": "what", "2:50 pm": "2:50 pm", "girl's": "girl's",
+    "50%": "50%", "$5": "$5", "black & white": "black & white", "one-two": "1 2", "[the] cat; \"dog\"": "cat dog", "a/an": "",
+}.items())
+def test_vqa_normalisation_by_hand(said, wanted):
+    assert vqa_normalised(said) == wanted
+
+
+@given(text=st.text(st.sampled_from("aAnthe onew'dv.,-:%01 \n")) | st.text())
+def test_vqa_normalisation_of_what_is_normalised_already_changes_nothing(text):
+    once = vqa_normalised(text)
+    assert vqa_normalised(once) == once and once == " ".join(once.split()) and not set(once) & set(";/[]\"{}()=+\\_-><@`,?!")
 
 
 @cache

@@ -192,7 +192,7 @@ def per_sample(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
 
 @torch.no_grad()
 def features(model: nn.Module, lesson: Lesson, predictor: RatioPredictor) -> tuple[Tensor, Tensor] | tuple[()]:
-    """Input embeddings (B, S, hidden) of the prompts, and which are real, for a predictor that looks at them."""
+    """Input embeddings (B, S, hidden) of the prompts, and which are real, for a predictor that looks at them, where it is."""
     if not predictor.conditioned:
         return ()
     decoder, caught = adapter_for(model)(model).decoder, []
@@ -210,7 +210,7 @@ def features(model: nn.Module, lesson: Lesson, predictor: RatioPredictor) -> tup
         hook.remove()
     mask = lesson.inputs.get("attention_mask")
     real = torch.ones_like(lesson.labels, dtype=torch.bool) if mask is None else mask.bool()
-    return caught[0].float(), before_answer(real, lesson.labels)
+    return caught[0].to(predictor.table), before_answer(real, lesson.labels).to(predictor.table.device)
 
 
 class Stop(Exception):

@@ -9,6 +9,7 @@ import torch
 
 from .config import PruningConfig
 from .console import flops, layers_entered, percent, table, token_grid, tokens
+from .costs import waiting
 from .flops import count_flops
 from .pruning import apply
 from .registry import adapter_for
@@ -43,14 +44,14 @@ def time_to_first_token(model, inputs: dict, config: PruningConfig | None, repea
 
     Both in turns, so that a slow moment strikes both; one more round before is not counted.
     """
-    inputs, device = on_device(inputs, model.device), model.device
+    inputs, wait = on_device(inputs, model.device), waiting(model)
     times: dict[str, list[float]] = {"full": [], "pruned": []}
 
     def once() -> float:
-        _wait(device)
+        wait()
         start = time.perf_counter()
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        _wait(device)
+        wait()
         return time.perf_counter() - start
 
     with torch.no_grad():
@@ -59,11 +60,6 @@ def time_to_first_token(model, inputs: dict, config: PruningConfig | None, repea
             with apply(model, config):
                 times["pruned"].append(once())
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def on_device(inputs: dict, device: torch.device) -> dict:

@@ -30,10 +30,22 @@ class SoftMask(Tensor):
 
     @classmethod
     def of(cls, mask: Tensor | None, policy: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
-        batch, size = policy.shape
-        self = torch.empty((), dtype=dtype, device=policy.device).expand(batch, 1, size, size).as_subclass(cls)
-        self.own, self.bias, self.causal = mask, log_policy(policy), causal
+        return cls._made(mask, log_policy(policy), dtype, causal)
+
+    @classmethod
+    def _made(cls, own: Tensor | None, bias: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
+        batch, size = bias.shape
+        self = torch.empty((), dtype=dtype, device=bias.device).expand(batch, 1, size, size).as_subclass(cls)
+        self.own, self.bias, self.causal = own, bias, causal
         return self
+
+    def to(self, *args, **kwargs) -> Tensor:
+        """On another device it is still not made: accelerate moves the arguments of every layer."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or dtype not in (None, self.dtype):
+            return super().to(*args, **kwargs)
+        own = None if self.own is None else self.own.to(device)
+        return self._made(own, self.bias.to(device), self.dtype, self.causal)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

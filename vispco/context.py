@@ -93,7 +93,7 @@ class Context:
         return self._of_tokens(self.sources["grid"]())
 
     def _of_tokens(self, original: Tensor) -> Tensor:
-        return take(original, self.order)[self.visual]
+        return take(original.to(self.order.device), self.order)[self.visual]
 
     def keys(self, layer: int | None = None) -> Tensor:
         """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""
@@ -144,7 +144,7 @@ class Context:
     def _project(self, kind: str, layer: int | None, at: Tensor | None) -> Tensor:
         layer = self._layer(layer)
         if layer == self.layer:
-            states = self.adapter.project(layer, kind, self.hidden if at is None else take(self.hidden, at))
+            states = self.adapter.project(layer, kind, self.hidden if at is None else take(self.hidden, at)).to(self.hidden.device)
         else:
             states = self.captured[kind] if at is None else take(self.captured[kind], at)
         rotary = self.captured["rotary"][layer]

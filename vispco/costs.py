@@ -143,11 +143,7 @@ class LatencyTable(LayerSum):
             raise ValueError("the decoder's layers have hooks: measure the full model, outside of any `with vispco.apply`")
         dimensions = adapter.dimensions(adapter.config)
         device: Any = model.device
-
-        def wait() -> None:
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-
+        wait = waiting(model)
         generator = torch.Generator().manual_seed(0)
         times: dict[int, list[float]] = {n: [] for n in lengths}
         with frozen(model), torch.no_grad():
@@ -188,6 +184,17 @@ class LatencyTable(LayerSum):
     def load(cls, path: str | os.PathLike) -> LatencyTable:
         """Read what `save` wrote. Raises ValueError (FileNotFoundError) that names the file and the fault."""
         return read_json(path, cls.from_dict)
+
+
+def waiting(model: nn.Module) -> Callable[[], None]:
+    """What a clock needs: a function that waits for every device on which the model is."""
+    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+
+    def wait() -> None:
+        for device in devices:
+            torch.accelerator.synchronize(device)
+
+    return wait
 
 
 def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:

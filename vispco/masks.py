@@ -38,8 +38,9 @@ class Packed:
     def restore(self, hidden: Tensor) -> Tensor:
         """Put packed states (B, K, D) back at their original positions (B, S, D), zeros elsewhere."""
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[2])
+        order, valid = self.order.to(hidden.device), self.valid.to(hidden.device)
         rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        full[rows, self.order] = hidden if self.dense else hidden * self.valid[..., None]
+        full[rows, order] = hidden if self.dense else hidden * valid[..., None]
         return full
 
 

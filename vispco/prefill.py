@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .config import whole_tokens
 from .context import Context, before_answer, positions, take_rotary
@@ -40,6 +41,7 @@ class Prefill:
     faulty: dict[int, Tensor] = field(default_factory=dict)  # whether hidden states, scores were, at each step: see `check`
     steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step
     sources: dict[str, Callable[[], Any]] = field(default_factory=dict)  # what methods may ask for, made once, on demand
+    moved: dict[tuple, Tensor] = field(default_factory=dict)  # what `follow` has moved of the layers' arguments
 
     @classmethod
     def start(cls, inputs: dict, visual: Tensor, labels: Tensor | None, causal: bool, ratios: Tensor) -> Prefill:
@@ -76,8 +78,26 @@ class Prefill:
 
     def release(self) -> None:
         """Let go of what only this forward pass needed; `steps` stay."""
-        self.inputs, self.captured, self.sources = {}, {}, {}
+        self.inputs, self.captured, self.sources, self.moved = {}, {}, {}, {}
         self.embeddings = self.late = self.rotary = self.mask = None
+
+    def follow(self, hidden: Tensor, kwargs: dict) -> dict:
+        """Of a model spread over devices: bring what is known to where `hidden` is; returns a layer's arguments there."""
+        device = hidden.device
+        if self.visual.device != device:
+            for name in ("visual", "real", "prompt", "embeddings", "rotary", "mask", "captured", "policy", "faulty"):
+                setattr(self, name, tree_map_only(Tensor, lambda x: x.to(device), getattr(self, name)))
+            if self.packed is not None:
+                self.packed = replace(self.packed, order=self.packed.order.to(device), valid=self.packed.valid.to(device))
+
+        def here(x: Tensor) -> Tensor:  # every layer is given the same ones, all on the decoder's device
+            key = (id(x), device)
+            if x.device != device and key not in self.moved:
+                self.moved[key] = x.to(device)
+            return self.moved.get(key, x)
+
+        names = {"attention_mask", "position_ids", "position_embeddings"} & kwargs.keys()
+        return {**kwargs, **tree_map_only(Tensor, here, {name: kwargs[name] for name in names})}
 
     def cut(self, i: int) -> bool:
         """Whether fewer tokens are to enter layer i than the layer before."""

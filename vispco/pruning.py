@@ -97,6 +97,7 @@ class Pruner(Handle):
         self.estimator = build_estimator(estimator)
         self.labels: Tensor | None = None
         self._bound = Bound()
+        self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
         self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
@@ -150,7 +151,8 @@ class Pruner(Handle):
     def kept(self) -> dict[int, Tensor]:
         """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
         steps = self.prefill.steps if self.prefill else {}
-        return {i: (s.kept() if isinstance(s, Packed) else s.bool()) & self.prefill.real for i, s in steps.items()}
+        return {i: (s.kept() if isinstance(s, Packed) else s.bool()).to(self.prefill.real.device) & self.prefill.real
+                for i, s in steps.items()}
 
     def _prunes(self) -> bool:
         return (self.mode == "search" and self.ratios.requires_grad) or bool((self.ratios < 1).any())
@@ -161,8 +163,10 @@ class Pruner(Handle):
 
         def run(*args, **kwargs):
             with self.turn():
-                labels = arguments(args, kwargs).get("labels")
+                given = arguments(args, kwargs)
+                labels = given.get("labels")
                 self.labels = self.labels if labels is None else labels
+                self.encoded = {name: given[name] for name in ("mm_encoder_outputs",) if given.get(name)}
                 try:
                     return forward(*args, **kwargs)
                 finally:
@@ -235,11 +239,13 @@ class Pruner(Handle):
 
     def _sources(self, inputs: dict, visual: Tensor) -> dict:
         """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
+        encoded, self.encoded = self.encoded, {}
+
         def source(flag: str, make):
             def made():
                 if not getattr(self.method, flag):
                     raise ValueError(f"{type(self.method).__name__} looks at the vision side: set {flag} = True in the class")
-                return make({**inputs, **self.tower.inputs}, visual)
+                return make({**inputs, **self.tower.inputs, **encoded}, visual)
 
             return functools.cache(made)
 
@@ -306,6 +312,9 @@ class Pruner(Handle):
         run, cache = self._search if self.mode == "search" else self._deploy, kwargs.get("past_key_values")
         if i == 0 and cache is not None and (any(self.prefill.n_visual) or hasattr(cache, "vispco")):
             self._memory = kv.claim(cache)
+        if self.prefill.visual.device != hidden.device:
+            self._memo = {}
+        kwargs = self.prefill.follow(hidden, kwargs)
         hidden, changed = run(i, self._add_late(i, hidden), kwargs)
         self.prefill.mask = kwargs.get("attention_mask")
         return hidden, changed
@@ -369,7 +378,7 @@ class Pruner(Handle):
             return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
-            queries = hidden.shape[1]
+            queries, mask = hidden.shape[1], None if mask is None else mask.to(packed.order.device)
             width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return hidden, self._memo[key]

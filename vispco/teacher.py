@@ -62,12 +62,12 @@ def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
     if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
         raise ValueError(f"{name} must be a dict with input_ids and labels (-100 outside the answer), got "
                          f"{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}")
-    ids, labels = batch["input_ids"], batch["labels"]
+    ids, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
     if labels.shape != ids.shape:
         raise ValueError(f"{name}: labels have shape {tuple(labels.shape)}, input_ids {tuple(ids.shape)}; "
                          "they must be the same")
     mask = batch.get("attention_mask")
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().cpu()
     visual = adapter.visual_mask(ids, None) & real
     if not visual.any():
         raise ValueError(f"{name} has no visual tokens (image token ids {adapter.image_token_ids()}): there is nothing "
@@ -133,8 +133,8 @@ def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
     def run() -> Tensor:
         if pruner is not None:
             pruner.labels = lesson.labels  # so that no score looks at the answer
-        output = model(**inputs, logits_to_keep=lesson.columns.to(device), use_cache=False)
-        return output.logits[lesson.answers.to(device)].float()
+        logits = model(**inputs, logits_to_keep=lesson.columns.tolist(), use_cache=False).logits  # a tensor could be on another device
+        return logits[lesson.answers.to(logits.device)].float()
 
     logits = run()
     if not logits.isfinite().all():

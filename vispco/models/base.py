@@ -182,7 +182,7 @@ class Adapter:
         attention = self.attention_module(layer)
         x = states.unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, {"query": "q_norm", "key": "k_norm"}[kind], None)
-        x = (x if norm is None else norm(x)).transpose(1, 2)
+        x = (x if norm is None else norm(x).to(x.device)).transpose(1, 2)
         cos, sin = (part.unsqueeze(1) for part in rotary)
         size = cos.shape[-1]
         return torch.cat([turned(x[..., :size], cos, sin), x[..., size:]], -1)

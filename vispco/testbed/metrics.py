@@ -5,13 +5,22 @@ For real benchmarks use lmms-eval's own (see docs/lmms-eval.md): published figur
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _ARTICLES = {"a", "an", "the"}
-_DIGITS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_DIGITS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_MARKS = str.maketrans(dict.fromkeys(";/[]\"{}()=+\\_-><@`,?!", " "))
+_CONTRACTIONS = """
+    'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll let's ma'am might've mightn't mightn't've must've
+    mustn't needn't not've o'clock oughtn't shan't she'd've she's should've shouldn't shouldn't've somebody'd somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
+    there'd've there're there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
+    wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've""".split()
 
 
 def exact_match(answer: str, truth: str) -> float:
@@ -26,17 +35,44 @@ def exact_match(answer: str, truth: str) -> float:
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """Mean over all N - 1 of the N annotators' `truths` of min(matches / 3, 1) (VQA, Antol et al. 2015, and its code).
 
-    Case, punctuation, articles, and numbers up to ten in words do not count. Of one truth no annotator would be left;
-    it is compared as it is. Raises ValueError without truths.
+    Answers are compared as `vqa_normalised`. Of one truth no annotator would be left; it is compared as it is. Raises
+    ValueError without truths.
 
     >>> vqa_accuracy("two", ["2"] * 3 + ["3"] * 7)
     0.9
     """
-    matches, n = sum(_words(truth) == _words(answer) for truth in _given(truths)), len(truths)
-    if not _words(answer) or n == 1:
-        return float(bool(_words(answer)) and matches == 1)
+    said = vqa_normalised(answer)
+    matches, n = sum(vqa_normalised(truth) == said for truth in _given(truths)), len(truths)
+    if not said or n == 1:
+        return float(bool(said) and matches == 1)
     # One of the matches is left out in `matches` of the n subsets, somebody else's answer in the others.
     return (matches * min((matches - 1) / 3, 1) + (n - matches) * min(matches / 3, 1)) / n
+
+
+def vqa_normalised(text: str) -> str:
+    """An answer as VQA compares it, by the published rules of its evaluation (Goyal et al. 2017, VQA v2):
+
+    small letters; no comma between digits, blanks for other marks, but apostrophes, colons and signs such as % and $ stay; no
+    period but a decimal point; numbers up to ten, and none, in digits; no articles; contractions with their apostrophes.
+    Departs from the authors' code, which leaves no blank for a mark that also stands beside one, nor for any if a comma stands
+    between digits, and knows some contractions only with one of two apostrophes, "i'm" not at all.
+
+    >>> vqa_normalised("The two dogs don't; they  arent at 1,000.50 m."), vqa_normalised("10:30 a.m."), vqa_normalised("a girls' ball")
+    ("2 dogs don't they aren't at 1000.50 m", '10:30 am', "girls' ball")
+    """
+    text = re.sub(r"(?<=\d),(?=\d)", "", text.lower()).translate(_MARKS)
+    words = [_DIGITS.get(word, word) for word in re.sub(r"\.(?!\d)", "", text).split()]
+    return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _without(form: str) -> Iterator[str]:
+    """A contraction with some or all of its apostrophes missing."""
+    first, *rest = form.split("'")
+    for joints in itertools.product(("", "'"), repeat=len(rest)):
+        yield first + "".join(joint + part for joint, part in zip(joints, rest))
+
+
+_APOSTROPHES = {short: form for form in _CONTRACTIONS for short in _without(form)}
 
 
 def anls(answer: str, truths: Sequence[str], threshold: float = 0.5) -> float:
@@ -97,11 +133,6 @@ def levenshtein(a: str, b: str) -> int:
 
 def _plain(text: str) -> str:
     return text.strip().lower()
-
-
-def _words(text: str) -> list[str]:
-    words = _plain(text).translate(_NO_PUNCTUATION).split()
-    return [_DIGITS.get(word, word) for word in words if word not in _ARTICLES]
 
 
 def _number(text: str) -> float | None:

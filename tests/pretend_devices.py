@@ -1,0 +1,163 @@
+"""Devices that are not there: tensors that say they are on `cpu:1` or `cpu:2`, and do not meet tensors of another device.
+
+PyTorch accepts devices of the CPU with a number, and has none. Inside `pretending()`, tensors made on or moved to one are
+wrappers: every operation is run on the CPU, after the check that PyTorch would make. Autograd sees the wrappers, with their
+devices, so gradients cross devices (or fail to) as they would between two GPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+HOST = torch.device("cpu")
+COPIES = {aten._to_copy, aten.copy_, aten.copy}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+#: Take numbers that are 0-dimensional tensors of the CPU, besides all pointwise operations.
+SCALARS = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_}
+
+
+class Away(Tensor):
+    """A tensor on a pretended device; `here` has the numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, here: Tensor, device: torch.device):
+        return Tensor._make_wrapper_subclass(cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(),
+                                             dtype=here.dtype, device=device)
+
+    def __init__(self, here: Tensor, device: torch.device):
+        self.here = here
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise RuntimeError(f"{function} outside of `pretending()`")
+
+    # What PyTorch does without asking: for these it would look at the memory.
+    def tolist(self):
+        """As of a GPU's tensor."""
+        return self.here.tolist()
+
+    def numpy(self, *args, **kwargs):
+        """As of a GPU's tensor."""
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first")
+
+    def as_subclass(self, cls):
+        """Wrappers cannot be of two classes: `cls` wins. (Of vispco's `SoftMask`, what matters are its attributes.)"""
+        return self.here.as_subclass(cls)
+
+    def __repr__(self, **_):
+        return f"{self.here!r} on {self.device}"
+
+
+@contextmanager
+def pretending():
+    """Inside, `cpu:1`, `cpu:2`, ... are devices."""
+    make = torch.tensor
+
+    def tensor(*args, device=None, **kwargs):  # no mode sees this one
+        return make(*unwrapped(args), **kwargs).to(device or HOST)
+
+    with mock.patch.object(torch, "tensor", tensor), Pretence():
+        yield
+
+
+class Pretence(TorchDispatchMode):
+    """Runs every operation on the numbers, where all tensors are on one device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if Away not in types and kwargs.get("device") in (None, HOST):  # most of a search is arithmetic on the host
+            return function(*args, **kwargs)
+        device = common_device(function, args, kwargs)
+        if kwargs.get("device") is not None:
+            device = kwargs["device"]
+        inside = {**kwargs, "device": HOST} if "device" in kwargs else kwargs
+        out = function(*unwrapped(args), **unwrapped(inside))
+        if function._schema.is_mutable:  # in place
+            return args[0]
+        return out if device == HOST else each(out, lambda t: Away(t, device))
+
+
+def unwrapped(tree):
+    """The same with the numbers of all pretended tensors."""
+    return each(tree, lambda t: getattr(t, "here", t))
+
+
+def each(tree, change):
+    """The same with all tensors changed: arguments of operations are simpler, and many more, than what `tree_map` is for."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: each(x, change) for key, x in tree.items()}
+    return type(tree)(each(x, change) for x in tree) if isinstance(tree, (list, tuple)) else tree
+
+
+def common_device(function, args, kwargs) -> torch.device:
+    """Where the result will be. Raises RuntimeError as PyTorch does if the arguments are on two devices."""
+    name, (first, *rest) = function.overloadpacket, tensors((args, kwargs)) or [None]
+    if first is None:
+        return HOST
+    if name in COPIES:
+        return first.device
+    if name in INDEXING:
+        indices, values = tensors(args[1]), tensors(args[2:3])
+        if any(i.device not in (HOST, first.device) for i in indices):
+            raise RuntimeError(f"indices should be either on cpu or on the same device as the indexed tensor ({first.device})")
+        rest = [v for v in values if v.ndim]
+    numbers = torch.Tag.pointwise in function.tags or name in SCALARS
+    devices = {t.device for t in [first, *rest] if t.ndim or t.device != HOST or not numbers} or {HOST}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}! ({function})")
+    return devices.pop()
+
+
+def tensors(tree) -> list[Tensor]:
+    """All tensors in a tree, in order."""
+    found: list[Tensor] = []
+    each(tree, found.append)
+    return found
+
+
+def dispatch(model: nn.Module, places: dict[str, str]) -> nn.Module:
+    """Spread a model over devices, {module: device}, as accelerate's `dispatch_model` does: whatever has weights moves its
+    arguments to its own device first, the KV cache excepted; the model takes its own to the embeddings, and its output back."""
+    for name, device in places.items():
+        block = model.get_submodule(name)
+        for module in block.modules():
+            for tree in (module._parameters, module._buffers):
+                for key, tensor in tree.items():
+                    if tensor is not None:
+                        there = tensor.detach().to(device)
+                        tree[key] = nn.Parameter(there, tensor.requires_grad) if tree is module._parameters else there
+            if module is block or module.state_dict():
+                module.forward = aligned(module.forward, device)
+    model.forward = aligned(model.forward, model.get_input_embeddings().weight.device, back=True)
+    model.hf_device_map = places
+    return model
+
+
+def aligned(forward, device, back: bool = False):
+    """`forward` with its arguments on `device`, and, if asked, its output where the first of them was."""
+    @functools.wraps(forward)
+    def run(*args, **kwargs):
+        origin = tensors((args, kwargs))[0].device
+        rest = {k: v for k, v in kwargs.items() if k == "past_key_values"}
+        out = forward(*moved(args, device), **{**moved(kwargs, device), **rest})
+        return moved(out, origin) if back else out
+
+    return run
+
+
+def moved(tree, device):
+    """All tensors of a tree on `device`."""
+    return tree_map_only(Tensor, lambda t: t.to(device), tree)
