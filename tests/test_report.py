@@ -57,6 +57,82 @@ def test_hostile_names_and_questions_are_shown_as_text(tmp_path):
     assert page.text.count("<script>alert('x')</script>") >= 5
 
 
+PAYLOADS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)", "<svg/onload=alert(1)>", "</title><script>alert(1)",
+            "</style><script>alert(1)</script>", "</pre></td></table><iframe src=//x>", "</svg><script>alert(1)</script>", "]]><script>alert(1)</script>",
+            "<![CDATA[<script>", "<!-- <script>", "--><script>", "javascript:alert(1)", "<a href=javascript:alert(1)>x</a>", "&lt;script&gt;", "&#60;script>",
+            "<?xml version='1.0'?>", "<!DOCTYPE x [<!ENTITY y SYSTEM 'file:///etc/passwd'>]>&y;", "url(javascript:alert(1))", "expression(alert(1))",
+            "{{7*7}}${7*7}", "\0<b>", "\u202e<b>", "\ud800<b>", "<b\n>", "\u2028<b>", "`<b>`", "<plaintext>", "<base href=//x>", "<meta http-equiv=refresh>"]
+
+
+class Outline(HTMLParser):
+    """Every element with the names of its attributes; values that could lead or do something; whatever is no element."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.values, self.others, self.text = set(), [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements |= {(tag, name) for name, _ in attrs} | {(tag, None)}
+        self.values += [(name, value or "") for name, value in attrs if name not in ("aria-label", "content")]
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_comment(self, data):
+        self.others.append(data)
+
+    handle_pi = unknown_decl = handle_comment
+
+
+def pictured(payload):
+    """A page on which everything that a user, a file or a model could have named is `payload`."""
+    from vispco.plot.figure import clean
+
+    def drawing(path):
+        plot_frontier({payload: frontier(label=payload, floor=payload, floor_kl=1)}, path)
+
+    found = frontier(**{name: payload for name in ("method", "kernel", "label", "model", "data", "objective", "device")})
+    found.meta |= {payload: payload, "versions": {payload: payload}, "nested": {"a": [payload]}, "list": [payload]}
+    found.points[0].metrics.update({payload: 0.5, "other": 0.5})
+    found.points[1].metrics.update({"other": payload})
+    points = [FrontierPoint(p.config, b, p.flops, p.share, p.loss, p.metrics) for p, b in zip(found.points, (payload, {payload: payload}))]
+    steps = [{**s, "budget": payload} for s in STEPS]
+    return clean(payload), Frontier(points, found.meta), steps, [Overlay(payload, drawing)]
+
+
+def written(folder, payload):
+    _, found, steps, overlays = pictured(payload)
+    write_report(folder / "r.html", found, steps, payload, overlays, payload)
+    return Outline((folder / "r.html").read_text(encoding="utf-8"))
+
+
+def check_outline(outline, plain):
+    """Nothing is on the page that is not on one with plain words, but for words."""
+    assert outline.elements <= plain.elements and not outline.others
+    assert not [v for name, v in outline.values if name in ("href", "xlink:href", "src") and not v.startswith(("#", "data:image/"))]
+    assert not [v for _, v in outline.values if "alert" in v or "javascript" in v or "<" in v]
+
+
+def test_no_name_adds_an_element_or_an_attribute_to_the_page(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    plain = written(tmp_path, "words")
+    for payload in PAYLOADS:
+        outline = written(tmp_path, payload)
+        check_outline(outline, plain)
+        shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in payload)
+        assert outline.text.count(shown) >= 12, payload  # as text, and whole
+
+
+def test_no_name_adds_an_element_or_an_attribute_to_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    plain = written(tmp_path, "words")
+    assert ("svg", "aria-label") in plain.elements
+    for payload in (PAYLOADS[1], PAYLOADS[17] + PAYLOADS[7]):
+        check_outline(written(tmp_path, payload), plain)
+
+
 def test_the_page_needs_no_network(tmp_path):
     pytest.importorskip("matplotlib")
     write_report(tmp_path / "r.html", frontier(), STEPS, "vispco search", [overlay("q"), overlay("q")])
