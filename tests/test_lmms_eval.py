@@ -22,8 +22,6 @@ pytest.importorskip("lmms_eval", reason='needs lmms-eval: pip install "vispco[ev
 from vispco.integrations.lmms_eval import VispcoModel, cut, generation_options
 
 N = 48
-TEMPLATE = ("{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}<image>"
-            "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}")
 TASK = """
 task: boards
 dataset_path: parquet
@@ -67,8 +65,6 @@ def task(items, tmp_path_factory):
 def folder(request, tmp_path_factory):
     """A local model folder as `save_pretrained` writes it, and a pruning configuration in it."""
     model, processor = testbed.load(request.param)
-    if not processor.chat_template:
-        processor.chat_template = TEMPLATE
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -195,12 +191,12 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_question(folder
 
 def test_a_processor_without_a_chat_template_needs_one(tmp_path):
     model, processor = testbed.load("testbed-llava")
-    processor.chat_template = None
+    template, processor.chat_template, processor.tokenizer.chat_template = processor.chat_template, None, None
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no chat template: pass chat_template=FILE"):
         VispcoModel(str(tmp_path), device="cpu")
-    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    (tmp_path / "mine.jinja").write_text(template)
     assert VispcoModel(str(tmp_path), device="cpu", chat_template=str(tmp_path / "mine.jinja")).processor.chat_template
 
 

@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vispco import testbed
 from vispco.testbed import evaluate, questions, scenes, vocab
@@ -236,9 +237,23 @@ def test_processor_agrees_with_collate(name):
         _agree(processor, items, name)
         if name == "testbed-qwen":
             _agree(processor, items[:12] + testbed.enlarge(items[12:], 80, 72), name)
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what digit is at c5"}]}
-            text = processor.apply_chat_template([turn], add_generation_prompt=True)
-            assert text == "<|vision_start|><|image_pad|><|vision_end|>what digit is at c5"
+
+
+@models
+def test_the_chat_template_writes_the_prompt_that_the_model_was_trained_on(name, tmp_path):
+    """Token by token, of a folder that `save_pretrained` has written, read as anybody's."""
+    from transformers import AutoProcessor
+
+    testbed.load(name)[1].save_pretrained(tmp_path)
+    processor, items = AutoProcessor.from_pretrained(tmp_path), testbed.examples("test", 24, seed=11)
+    turns = [[{"role": "user", "content": [{"type": "image", "image": Image.fromarray(x.image)}, {"type": "text", "text": x.question + "?"}]},
+              {"role": "assistant", "content": [{"type": "text", "text": x.answer}]}] for x in items]
+    for answered in (False, True):
+        made = processor.apply_chat_template([turn[:1 + answered] for turn in turns], add_generation_prompt=not answered, tokenize=True,
+                                             return_dict=True, return_tensors="pt", processor_kwargs={"padding": True})
+        want = testbed.collate(items, with_answers=answered, model=name)
+        assert set(made) == set(want) - {"labels"}
+        assert all(torch.allclose(made[key].float(), want[key].float(), atol=1e-5) for key in made)
 
 
 def test_qwens_own_processor_class_agrees_too():

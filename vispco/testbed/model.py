@@ -137,7 +137,7 @@ def _llava_processor():
     )
     return LlavaProcessor(
         image_processor=images, tokenizer=build_tokenizer(), patch_size=PATCH, image_token=IMAGE,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=_template(IMAGE),
     )  # fmt: skip
 
 
@@ -153,13 +153,17 @@ def _qwen_processor():
     )  # fmt: skip
     special = {"image_token": IMAGE_PAD, "video_token": VIDEO_PAD, "vision_start_token": VISION_START,
                "vision_end_token": VISION_END}  # fmt: skip
-    template = (
-        "{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}"
-        + VISION_START + IMAGE_PAD + VISION_END
+    template = _template(VISION_START + IMAGE_PAD + VISION_END)
+    return PaddleOCRVLProcessor(images, build_tokenizer(QWEN_ID, special), chat_template=template)
+
+
+def _template(image: str) -> str:
+    """A chat template for what the models were trained on: image, question, answer, end."""
+    return (
+        "{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}" + image
         + "{% elif part['type'] == 'text' %}{{ ' ' if turn['role'] == 'assistant' }}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     )  # fmt: skip
-    return PaddleOCRVLProcessor(images, build_tokenizer(QWEN_ID, special), chat_template=template)
 
 
 def build_processor(name: str = "testbed-llava"):
