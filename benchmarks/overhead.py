@@ -32,14 +32,15 @@ def measure(options) -> list[dict]:
                 shapes.decode(model, cache, 1, first)
                 yield
 
-        for work, bare, within in [
-                ("prefill", partial(shapes.prefill, model, prompt), lambda: vispco.apply(model, keep_all)),
-                ("decode", partial(shapes.decode, model, full, options.steps, first),
-                 lambda: settled(keep_all, full)),
+        prefill = partial(shapes.prefill, model, prompt)
+        decode, pruned, bare = (partial(shapes.decode, model, cache, options.steps, first)
+                                for cache in (full, short, shapes.plain(short)))
+        for work, calls, within in [
+                ("prefill", (prefill, prefill), lambda: vispco.apply(model, keep_all)),
+                ("decode", (decode, decode), lambda: settled(keep_all, full)),
                 # Without padding the bare model decodes a pruned cache as well: the same keys in each layer.
-                ("decode after pruning", partial(shapes.decode, model, short, options.steps, first),
-                 lambda: settled(half, short))]:
-            times = side_by_side({"bare": bare, "applied": bare}, baseline="bare", rounds=options.rounds,
+                ("decode after pruning", (bare, pruned), lambda: settled(half, short))]:
+            times = side_by_side(dict(zip(("bare", "applied"), calls)), baseline="bare", rounds=options.rounds,
                                  warmup=options.warmup, device=options.device, within={"applied": within})
             figures.append({**setting, "work": work, "bare_ms": times["bare"]["ms"], **times["applied"]})
             print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {work:<21} {times['applied']['ratio']:.4f} "

@@ -112,6 +112,14 @@ def decode(model: nn.Module, cache: tf.Cache, steps: int, first: Tensor) -> None
     cache.crop(-steps)
 
 
+def plain(cache: tf.Cache) -> tf.Cache:
+    """The same keys and values in a cache that does not remember being pruned."""
+    copy = tf.DynamicCache()
+    for i, layer in enumerate(cache.layers):
+        copy.update(layer.keys, layer.values, i)
+    return copy
+
+
 def kv_bytes(cache: tf.Cache) -> int:
     """Bytes of all keys and values in the cache."""
     return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

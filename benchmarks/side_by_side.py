@@ -1,8 +1,4 @@
-"""The harness: several callables timed in one run, in turns, and what they allocate.
-
-A machine's speed drifts, so what is compared is measured side by side: in each round every callable runs once, in an
-order that rotates, and its ratio to the baseline OF THE SAME ROUND is what counts. Seconds are reported on a GPU only.
-"""
+"""The harness: calls timed side by side (`vispco.timing`), what they allocate, and a benchmark's command."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import platform
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,61 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from vispco.files import write_json
+from vispco.timing import side_by_side as side_by_side
 from vispco.version import versions
-
-
-def side_by_side(calls: dict[str, Callable[[], Any]], *, baseline: str, rounds: int = 9, warmup: int = 2,
-                 device: str | torch.device = "cpu", timer: Callable[[Callable], float] | None = None,
-                 within: dict[str, Callable[[], contextlib.AbstractContextManager]] | None = None) -> dict[str, dict]:
-    """Time `calls` in turns: {name: {"ratio", "low", "high", "ms"}}.
-
-    ratio: median over the rounds of the call's time over the baseline's (> 1: slower); low, high: their 10 % and 90 %
-    quantiles. ms: median milliseconds on a GPU, None on a CPU. timer: seconds of one call; default `timed(device)`.
-    within: by name, makes the context in which each of its calls runs; entering and leaving it is not timed.
-    Raises ValueError for an unknown baseline, or fewer than one round.
-
-    >>> import time
-    >>> side_by_side({"a": lambda: None, "b": lambda: time.sleep(0.001)}, baseline="a", rounds=3)["b"]["ratio"] > 1
-    True
-    """
-    if baseline not in calls:
-        raise ValueError(f"the baseline {baseline!r} is not among {', '.join(calls)}")
-    if rounds < 1 or warmup < 0:
-        raise ValueError(f"rounds must be at least 1 and warmup at least 0, got {rounds} and {warmup}")
-    timer, within = timer or timed(device), within or {}
-    names, seconds = list(calls), {name: [] for name in calls}
-    for turn in range(-warmup, rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            with within.get(name, contextlib.nullcontext)():
-                taken = timer(calls[name])
-            if turn >= 0:
-                seconds[name].append(taken)
-    times = torch.tensor([seconds[name] for name in names], dtype=torch.float64)  # (calls, rounds)
-    ratios = times / times[names.index(baseline)]
-    low, middle, high = ratios.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1).tolist()
-    on_gpu = torch.device(device).type == "cuda"
-    return {name: {"ratio": middle[i], "low": low[i], "high": high[i],
-                   "ms": 1000 * times[i].quantile(0.5).item() if on_gpu else None} for i, name in enumerate(names)}
-
-
-def timed(device: str | torch.device) -> Callable[[Callable], float]:
-    """A timer of one call, in seconds: CUDA events on a GPU, the wall clock elsewhere."""
-    def by_clock(call: Callable) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    def by_events(call: Callable) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1000
-
-    return by_events if torch.device(device).type == "cuda" else by_clock
 
 
 def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> int:

@@ -1,14 +1,15 @@
-"""The benchmarks: the harness's arithmetic by a fake clock, and each command at a tiny size. No speed is asserted."""
+"""The benchmarks: what the harness counts, and each command at a tiny size. No speed is asserted."""
 
-import contextlib
 import json
 
 import pytest
 import torch
 
 import vispco
-from benchmarks import against, overhead, shapes, speedup
-from benchmarks.side_by_side import peak_memory, side_by_side
+from benchmarks import against, overhead, prediction, shapes, speedup
+from benchmarks.side_by_side import peak_memory
+
+pytest.importorskip("transformers", "5.20", reason="the prompts come with ready-made image features: transformers >= 5.20")
 
 TINY = ["--model", "tiny", "--visual", "32", "--text", "16", "--rounds", "2", "--warmup", "1"]
 
@@ -22,50 +23,6 @@ def one_thread():
 
 
 # ---- harness -----------------------------------------------------------------------------------------------
-def test_ratios_are_taken_round_by_round_so_that_drift_cancels():
-    """The machine gets slower all the time; b takes 3 times what a takes in the same round."""
-    calls = {"a": lambda: 1.0, "b": lambda: 3.0}
-    ticks = iter(range(100))
-    times = side_by_side(calls, baseline="a", rounds=5, warmup=0, timer=lambda call: call() * 2.0 ** (next(ticks) // 2))
-    assert times["b"] == {"ratio": 3.0, "low": 3.0, "high": 3.0, "ms": None} and times["a"]["ratio"] == 1
-
-
-def test_median_and_quantiles_of_known_ratios_without_the_warm_up():
-    seconds = {"a": iter([9.0] + [1.0] * 11), "b": iter([9.0] + [1.0 + i / 10 for i in range(11)])}
-    times = side_by_side({"a": "a", "b": "b"}, baseline="a", rounds=11, warmup=1, timer=lambda name: next(seconds[name]))
-    assert [times["b"][key] for key in ("low", "ratio", "high")] == pytest.approx([1.1, 1.5, 1.9])
-
-
-def test_calls_take_turns_in_rotating_order_each_within_its_context():
-    log = []
-
-    @contextlib.contextmanager
-    def context():
-        log.append("<")
-        yield
-        log.append(">")
-
-    def timer(name):
-        log.append(name)
-        return 1.0
-
-    side_by_side(dict(zip("abc", "abc")), baseline="a", rounds=3, warmup=1, timer=timer, within={"b": context})
-    assert "".join(log) == "ca<b>" + "a<b>c" + "<b>ca" + "ca<b>"
-
-
-def test_milliseconds_on_a_gpu_only():
-    times = side_by_side({"a": lambda: None}, baseline="a", rounds=3, device="cuda", timer=lambda call: 0.25)
-    assert times["a"]["ms"] == 250
-
-
-@pytest.mark.parametrize("wrong, what", [({"baseline": "x"}, "baseline 'x' is not among a"),
-                                         ({"baseline": "a", "rounds": 0}, "rounds must be at least 1"),
-                                         ({"baseline": "a", "warmup": -1}, "warmup at least 0")])
-def test_bad_arguments_of_the_harness(wrong, what):
-    with pytest.raises(ValueError, match=what):
-        side_by_side({"a": lambda: None}, **wrong)
-
-
 def test_peak_memory_counts_what_is_held_at_once():
     size = 4 * 1000**2
 
@@ -112,6 +69,19 @@ def test_decoding_leaves_the_cache_as_it_was():
     before, keys = shapes.kv_bytes(cache), cache.layers[3].keys.clone()
     shapes.decode(model, cache, 3, prompt.inputs["input_ids"][:, -1:])
     assert before == shapes.kv_bytes(cache) == 2 * 6 * 2 * 2 * 24 * 8 * 4 and torch.equal(keys, cache.layers[3].keys)
+
+
+def test_a_plain_copy_decodes_without_vispco_what_was_pruned_with_it():
+    model = shapes.build("tiny")
+    prompt, first = shapes.prompt(model, 16, 8), torch.tensor([[7]])
+    with vispco.apply(model, shapes.schedules(6)["50%"]):
+        cache = shapes.prefill(model, prompt)
+        copy = shapes.plain(cache)
+        shapes.decode(model, cache, 1, first)
+    with pytest.raises(ValueError, match="filled while the model was pruned"):
+        shapes.decode(model, cache, 1, first)
+    shapes.decode(model, copy, 1, first)
+    assert shapes.kv_bytes(copy) == shapes.kv_bytes(cache)
 
 
 def test_features_are_those_of_the_tower():
@@ -168,6 +138,17 @@ def test_speedup(tmp_path):
     for f in figures:
         if f["schedule"] in kept:
             assert f["kv_bytes"] == f["batch"] * 2 * 2 * 8 * 4 * (sum(kept[f["schedule"]]) + 6 * 16)
+
+
+def test_prediction(tmp_path):
+    figures = written(prediction, tmp_path, "--tokens", "1", "3")
+    assert [(f["new_tokens"], f["schedule"]) for f in figures] == [
+        (n, s) for n in (1, 3) for s in ("50%", "25%", "10%", "steps")]
+    for f in figures:
+        assert f["tower"] and 0 <= f["fixed"] < 1 and f["full_ms"] is f["measured_ms"] is None
+        assert f["fixed"] < f["predicted"] <= 1 and 0 < f["low"] <= f["measured"] <= f["high"]
+    assert not any(f["tower"] for f in written(prediction, tmp_path, "--tokens", "1", "--no-tower"))
+    assert prediction.main([*TINY, "--tokens", "0"]) == 2
 
 
 def test_against(tmp_path):

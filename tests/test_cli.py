@@ -166,6 +166,50 @@ def test_evaluate_configs(capsys):
     assert "8 questions of testbed, split 'test'" in out
 
 
+def test_evaluate_latency_predicts_and_measures(capsys):
+    command = ["evaluate", "--config", config_file("ones.json", (1, 1, 1, 1)), config_file(), "--latency", "1", *SMALL]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["latency"]
+    assert found["n_visual"] == 64 and found["rounds"] == 1 and 0 <= found["fixed"] < 1 and found["full_ms"] is None
+    same, pruned = found["configurations"]
+    assert same["predicted"] == 1 >= pruned["predicted"] > 0 and pruned["low"] <= pruned["measured"] <= pruned["high"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "predicted  measured" in out and "64 visual tokens" in out and " ms" not in out  # on a CPU: ratios
+    assert main(["evaluate", "--config", config_file(), *SMALL, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["latency"] is None
+
+
+def test_latency_needs_a_question_about_one_picture(capsys):
+    from PIL import Image
+
+    config_file(), Image.new("RGB", (8, 8)).save("p.png")
+    Path("two.jsonl").write_text('{"images": ["p.png", "p.png"], "question": "same?", "answer": "yes"}\n')
+    fails(["evaluate", "--config", "config.json", "--data", "two.jsonl", "--latency"], capsys, "a question about one picture")
+
+
+def test_milliseconds_are_printed_where_there_are_any():
+    from vispco.commands.evaluate import _times_text
+
+    row = {"predicted": 0.5, "measured": 0.625, "low": 0.6, "high": 0.65, "predicted_ms": 20.0, "measured_ms": 25.0}
+    text = _times_text({"question": "what?", "rounds": 9, "n_visual": 576, "n_text": 40, "fixed": 0.1, "full_ms": 40.0,
+                        "configurations": [row]}, ["a.json"])
+    assert text.splitlines()[2].split() == ["a.json", "0.500", "0.625", "0.600", "–", "0.650", "20.0", "25.0"]
+    assert "over the full model's, 40.0 ms" in text and "10.0 % of the full" in text
+
+
+def test_a_search_with_checkpoints_finds_the_same(monkeypatch, capsys):
+    from vispco import teacher
+
+    runs, real = [], teacher._checkpoint
+    monkeypatch.setattr(teacher, "_checkpoint", lambda *args, **kwargs: (runs.append(1), real(*args, **kwargs))[1])
+    for more in ([], ["--checkpoint"]):
+        assert not runs
+        assert main(["search", "--budgets", "0.5", "--steps", "2", "-o", f"run{len(more)}", *SMALL, *more]) == 0
+    assert len(runs) == 2 * 4  # steps, layers
+    assert Path("run0/config-0.5.json").read_text() == Path("run1/config-0.5.json").read_text()
+
+
 def test_published_configurations_are_measured_with_a_frontier(frontier_file, capsys):
     assert main(["evaluate", "--frontier", frontier_file, "--published", "-o", "measured.json", *SMALL]) == 0
     others = Frontier.load("measured.json").meta["competitors"]
@@ -324,6 +368,7 @@ def fails(words, capsys, *expected, code=2):
     (["evaluate", "--config", "."], "directory"),
     (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
     (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
+    (["evaluate", "--config", "good.json", "--latency", "0"], "from 1"),
     (["evaluate", "--config", "good.json", "--output", "x.json"], "together with --frontier"),
     (["evaluate", "--config", "five.json", *SMALL], "5 keep_ratios"),
     (["evaluate", "--config", "other.json", *SMALL], "'qwen2_vl'"),

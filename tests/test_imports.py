@@ -14,7 +14,7 @@ ROOT = Path(vispco.__file__).parent
 
 #: Rooms, floor by floor: imports go to the same floor or further down. A new module needs a floor here.
 FLOORS = [
-    {"registry", "files", "version", "distributed", "digest", "hooks"},
+    {"registry", "files", "version", "distributed", "digest", "hooks", "timing"},
     {"config"},
     {
         "kernels",

@@ -1,18 +1,23 @@
-"""One question, answered by the full and by the pruned model, side by side."""
+"""One question, answered by the full and by the pruned model, side by side; and how long each takes."""
 
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
+from . import timing
 from .config import PruningConfig
 from .console import flops, layers_entered, percent, table, token_grid, tokens
-from .costs import waiting
+from .costs import LatencyTable, prefills, spread
 from .flops import count_flops
 from .pruning import apply
 from .registry import adapter_for
+from .teacher import frozen
+from .timing import in_turns, timed
 
 
 def answer(model, processor, inputs: dict, config: PruningConfig | None = None, max_new_tokens: int = 16) -> dict:
@@ -44,22 +49,54 @@ def time_to_first_token(model, inputs: dict, config: PruningConfig | None, repea
 
     Both in turns, so that a slow moment strikes both; one more round before is not counted.
     """
-    inputs, wait = on_device(inputs, model.device), waiting(model)
-    times: dict[str, list[float]] = {"full": [], "pruned": []}
+    seconds = in_turns(dict.fromkeys(["full", "pruned"], first_token(model, inputs)), rounds=repeats, warmup=1,
+                       timer=timed(model.device), within={"pruned": partial(apply, model, config)})
+    return {name: statistics.median(rounds) for name, rounds in seconds.items()}
 
-    def once() -> float:
-        wait()
-        start = time.perf_counter()
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        wait()
-        return time.perf_counter() - start
 
-    with torch.no_grad():
-        for _ in range(repeats + 1):
-            times["full"].append(once())
-            with apply(model, config):
-                times["pruned"].append(once())
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+def first_token(model, inputs: dict) -> Callable[[], Any]:
+    """A call that brings forth the first new token of a prompt."""
+    return partial(model.generate, **on_device(inputs, model.device), max_new_tokens=1, do_sample=False)
+
+
+def latency(model, call: Callable[[], Any], configs: Sequence[PruningConfig], n_visual: int, n_text: int, *,
+            batch_size: int = 1, rounds: int = 9, warmup: int = 2, timer: Callable[[Callable], float] | None = None) -> dict:
+    """Time of `call` under each of `configs` over its time in full, measured, and predicted (`LatencyTable.ratio`).
+
+    call: runs `model` on prompts of n_visual and n_text tokens each, from pictures to the first token or to the last. It
+    is timed in turns, in full, under every configuration, and with it the decoder alone at several lengths, from which
+    the prediction comes; so the machine's speed strikes out.
+    Returns {"n_visual", "n_text", "fixed": share of the full time that is not in the decoder's prefill, "full_ms",
+    "configurations": [{"predicted", "measured", "low", "high", "predicted_ms", "measured_ms"}, ...]}; low, high: 10 % and
+    90 % quantiles of the rounds; milliseconds: on a GPU only, else None.
+
+    >>> from vispco import testbed
+    >>> model, processor = testbed.load("testbed-llava")
+    >>> inputs = {k: v for k, v in testbed.batches("test", 1, 1)[0].items() if k != "labels"}
+    >>> n_text = inputs["input_ids"].shape[1] - 64
+    >>> found = latency(model, first_token(model, inputs), [PruningConfig("fastv", [1] * 4 + [0.1] * 4)], 64, n_text, rounds=1)
+    >>> sorted(found["configurations"][0])
+    ['high', 'low', 'measured', 'measured_ms', 'predicted', 'predicted_ms']
+    """
+    dimensions = (adapter := adapter_for(model)(model)).dimensions(adapter.config)
+    counts = [config.tokens(n_visual) for config in configs]
+    shortest = max(1, n_text + min((c[-1] for c in counts), default=n_visual))
+    layers = prefills(model, sorted({shortest, n_visual + n_text, *spread(n_visual + n_text)}), batch_size)
+    calls = {"full": call, **{("pruned", i): call for i in range(len(configs))}, **layers}
+    within = {("pruned", i): partial(apply, model, config) for i, config in enumerate(configs)}
+    with frozen(model), torch.no_grad():
+        times = timing.side_by_side(calls, baseline="full", rounds=rounds, warmup=warmup, device=model.device,
+                                    timer=timer, within=within)
+    # In units of the full call: a table of ratios to it, each taken in the same round.
+    costs = LatencyTable(dimensions, tuple(layers), tuple(times[n]["ratio"] / dimensions.layers for n in layers))
+    full, rows = times["full"]["ms"], []
+    for i, count in enumerate(counts):
+        predicted = float(costs.ratio(torch.tensor(count), n_visual, n_text, 1.0))
+        low, measured, high = (times["pruned", i][key] for key in ("low", "ratio", "high"))
+        rows.append({"predicted": predicted, "measured": measured, "low": low, "high": high,
+                     "predicted_ms": full and predicted * full, "measured_ms": times["pruned", i]["ms"]})
+    return {"n_visual": n_visual, "n_text": n_text, "fixed": max(0.0, 1 - float(costs.full(n_visual, n_text))),
+            "full_ms": full, "configurations": rows}
 
 
 def on_device(inputs: dict, device: torch.device) -> dict:

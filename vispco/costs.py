@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from numbers import Real
 from typing import Any
@@ -22,6 +23,7 @@ from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
 from .flops import CostModel, Dimensions
 from .registry import adapter_for
 from .teacher import frozen
+from .timing import in_turns, timed
 from .version import versions
 
 
@@ -118,6 +120,22 @@ class LatencyTable(LayerSum):
         left = right - 1
         return y[left] + (at - x[left]) * (y[right] - y[left]) / (x[right] - x[left])
 
+    def ratio(self, counts: Tensor, n_visual, n_text, full) -> Tensor:
+        """Predicted time (...) of a call with `counts` (..., L) visual tokens entering each layer, over the full model's,
+
+            (t_0 + F(n)) / (t_0 + F(N)),  t_0 = max(0, full - F(N))
+
+        full: measured seconds of the call in full. t_0 is all of it that no pruning makes faster: the vision tower,
+        embeddings and head, and the decoding, where the call is a whole answer.
+
+        >>> table = LatencyTable(Dimensions(2, 8, 2, 2, 4, 16, 10), lengths=(10, 20), seconds=(1e-3, 3e-3))
+        >>> round(float(table.ratio(torch.tensor([15.0, 5.0]), 15, 5, full=10e-3)), 6)  # (4 + 3 + 1) / (4 + 3 + 3)
+        0.8
+        """
+        whole = self.full(n_visual, n_text)
+        fixed = (full - whole).clamp(min=0)
+        return (fixed + self(counts, n_visual, n_text)) / (fixed + whole)
+
     # ---- measuring --------------------------------------------------------------------------------------
     @classmethod
     def measure(cls, model: nn.Module, lengths: Sequence[int], repeats: int = 10, batch_size: int = 1,
@@ -139,24 +157,12 @@ class LatencyTable(LayerSum):
         if repeats < 1 or batch_size < 1:
             raise ValueError(f"repeats and batch_size must be at least 1, got {repeats} and {batch_size}")
         adapter = adapter_for(model)(model)
-        if any(layer._forward_pre_hooks for layer in adapter.layers):
-            raise ValueError("the decoder's layers have hooks: measure the full model, outside of any `with vispco.apply`")
         dimensions = adapter.dimensions(adapter.config)
         device: Any = model.device
-        wait = waiting(model)
-        generator = torch.Generator().manual_seed(0)
-        times: dict[int, list[float]] = {n: [] for n in lengths}
         with frozen(model), torch.no_grad():
-            for _ in range(repeats + 2):
-                for n in lengths:
-                    states = torch.randn(batch_size, n, dimensions.hidden, generator=generator).to(device, model.dtype)
-                    wait()
-                    start = clock()
-                    adapter.decoder(inputs_embeds=states, use_cache=True)
-                    wait()
-                    times[n].append((clock() - start) / dimensions.layers)
+            times = in_turns(prefills(model, lengths, batch_size), rounds=repeats, timer=timed(device, clock))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return cls(dimensions, lengths, tuple(statistics.median(t[2:]) for t in times.values()), {
+        return cls(dimensions, lengths, tuple(statistics.median(t) / dimensions.layers for t in times.values()), {
             "device": name, "dtype": str(model.dtype).removeprefix("torch."), "model_type": adapter.config.model_type,
             "repeats": repeats, "batch_size": batch_size, "versions": versions()})
 
@@ -186,15 +192,27 @@ class LatencyTable(LayerSum):
         return read_json(path, cls.from_dict)
 
 
-def waiting(model: nn.Module) -> Callable[[], None]:
-    """What a clock needs: a function that waits for every device on which the model is."""
-    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+def prefills(model: nn.Module, lengths: Sequence[int], batch_size: int = 1) -> dict[int, Callable[[], Any]]:
+    """By length, a call that runs the decoder alone on random embeddings (batch_size, length, d).
 
-    def wait() -> None:
-        for device in devices:
-            torch.accelerator.synchronize(device)
+    Raises ValueError for a model with hooks on its layers (it may be pruned).
+    """
+    adapter = adapter_for(model)(model)
+    if any(layer._forward_pre_hooks for layer in adapter.layers):
+        raise ValueError("the decoder's layers have hooks: measure the full model, outside of any `with vispco.apply`")
+    hidden, generator = adapter.dimensions(adapter.config).hidden, torch.Generator().manual_seed(0)
+    states = {n: torch.randn(batch_size, n, hidden, generator=generator).to(model.device, model.dtype) for n in lengths}
+    return {n: partial(adapter.decoder, inputs_embeds=x, use_cache=True) for n, x in states.items()}
 
-    return wait
+
+def spread(longest: int, points: int = 8) -> list[int]:
+    """Lengths for a table that reaches up to `longest` tokens.
+
+    >>> spread(80), spread(1)
+    ([10, 20, 30, 40, 50, 60, 70, 80], [1, 2])
+    """
+    longest = max(2, longest)
+    return sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)})
 
 
 def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:

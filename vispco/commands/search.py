@@ -17,7 +17,7 @@ import torch
 
 from .. import data
 from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
-from ..costs import LatencyTable
+from ..costs import LatencyTable, spread
 from ..distributed import launched, rank, total
 from ..frontier import Frontier, FrontierPoint
 from ..journal import Journal
@@ -58,6 +58,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="of Adam, on the kernel's parameters (default: %(default)s)")
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
         help="schedules per budget that are tried after the gradient (default: %(default)s)")
+    add("--checkpoint", action="store_true",
+        help="keep the inputs of the layers only, and run them again in the backward pass: less memory, more time")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
         help="for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl (default: %(default)s)")
     again = sub.add_mutually_exclusive_group().add_argument
@@ -100,7 +102,7 @@ def _run(options: argparse.Namespace) -> None:
                 frontier = search(model, batches, options.method, options.kernel, options.budgets,
                                   seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
                                   objective=options.objective, estimator=options.estimator, latency=latency,
-                                  refinement=options.refinement, journal=journal,
+                                  refinement=options.refinement, checkpoint=options.checkpoint, journal=journal,
                                   callback=on_step)
             frontier.meta |= {"model": options.model, "data": options.data}
             files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
@@ -150,13 +152,12 @@ def _resumable(folder: Path, options: argparse.Namespace, journal: Journal) -> I
         print(f"{folder}: the search {done}", file=sys.stderr)
 
 
-def _latency(model, batches: list[dict], begun: dict | None, points: int = 8) -> LatencyTable:
+def _latency(model, batches: list[dict], begun: dict | None) -> LatencyTable:
     """The decoder's times up to the longest prompt; of a search that has begun, those that it began with."""
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
     n_visual, n_text = shapes(prepare(model, batches))
-    longest = int((n_visual + n_text).max())
-    table = LatencyTable.measure(model, sorted({max(1, round(longest * i / points)) for i in range(1, points + 1)}))
+    table = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
     seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all
     return replace(table, seconds=tuple(total(seconds).tolist()))
 
