@@ -319,10 +319,11 @@ def _python(line: str) -> str:
         kind = type(error).__name__
         return str(error) if kind == "ValueError" else f"{kind}: {error}"
     finally:
-        from vispco.pruning import _applied
+        from vispco.hooks import _applied
 
-        for pruner in list(_applied.values()):  # what a mistake has left applied
-            pruner.remove()
+        for handle in [found() for found in _applied.values()]:  # what a mistake has left applied
+            if handle is not None:
+                handle.remove()
     raise AssertionError(f"{line} is no mistake")
 
 
