@@ -1,13 +1,16 @@
-"""What vispco promises of budgets: never exceeded, and within one token of the best. The page of promises names its tests.
+"""What vispco promises of budgets: never exceeded, and within one token of the best. And the page of all promises.
 
 10,000 random cases: `pytest tests/test_promises.py -m slow`; by default every eighth of them.
 """
 
 import functools
+import importlib
 import itertools
 import math
 import random
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,3 +232,22 @@ def test_the_flop_counter_finds_no_hardened_schedule_above_its_budget():
 def pruned(images, text, config):
     """`measured` of a configuration, which is not hashable."""
     return measured.__wrapped__(images, text, config)
+
+
+# ---- the page of promises ----------------------------------------------------------------------------------
+def test_every_promise_names_what_states_it_and_tests_that_exist():
+    """docs/promises.md: each row has a promise, a name or page that states it, and tests that are there."""
+    root = Path(__file__).parent.parent
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")]
+            for line in (root / "docs" / "promises.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert rows.pop(0) == ["promise", "where it is stated", "test"] and len(rows) >= 8
+    for promise, stated, tests in rows:
+        for name in re.findall(r"`(vispco[\w.]*)`", stated):
+            owner = vispco
+            for part in name.split(".")[1:]:
+                owner = getattr(owner, part, None) or importlib.import_module(f"vispco.{part}")
+            assert owner.__doc__, f"{name} says nothing"
+        named = re.findall(r"`tests/(test_\w+\.py)::(test_\w+)`", tests)
+        assert named and len(named) == tests.count("`") / 2, f"no test holds: {promise}"
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (root / "tests" / file).read_text(encoding="utf-8"), re.M), f"{file} lacks {test}"
