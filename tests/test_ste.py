@@ -107,11 +107,11 @@ def test_the_papers_constants_are_the_defaults_of_the_papers_form():
     assert torch.equal(run(scores, 20, name="paper")[1], run(scores, 20, name="paper", **published)[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"sigma": 2.0}, {"temperature": .4}])
+@pytest.mark.parametrize("options", [{}, {"sigma": 8.0}, {"temperature": .4}])
 def test_gumbel_without_noise_is_the_default(options):
     scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)) + .01
-    for got, expected in zip(run(scores, 9, copies=2, name="gumbel", noise=0.0, **options),
-                             run(scores, 9, copies=2, **options), strict=True):
+    for got, expected in zip(run(scores, 2, copies=2, name="gumbel", noise=0.0, **options),
+                             run(scores, 2, copies=2, **options), strict=True):
         torch.testing.assert_close(got, expected)
 
 
