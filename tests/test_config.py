@@ -287,8 +287,8 @@ def without(data, *keys):
 
 @pytest.mark.parametrize("text, fault", [
     ("", "Expecting value"), ("{", "Expecting property name"), ("nonsense", "Expecting value"),
-    (json.dumps(GOOD.to_dict())[:-9], "Expecting|Unterminated|delimiter"), (b"\xff\xfe\x00\x80", "decode"),
-    (b"PK\x03\x04\x80\x81", "decode|Expecting"), ("[" * 100_000, "recursion|nested"),
+    (json.dumps(GOOD.to_dict())[:-9], "Expecting|Unterminated|delimiter"), (b"\xff\xfe\x00\x80", "expected JSON in UTF-8, got the byte 0xff"),
+    (b"PK\x03\x04\x80\x81", "expected JSON in UTF-8, got the byte 0x80"), ("[" * 100_000, "recursion|nested"),
     ('{"a":' * 100_000, "recursion|nested"), ("[1, 2]", "must be a JSON object, got list"),
     ("null", "must be a JSON object, got NoneType"), ('"x"', "must be a JSON object, got str"),
     (json.dumps(without(GOOD.to_dict(), "schema_version")), "schema_version None, this vispco reads 1"),

@@ -156,6 +156,7 @@ def test_llava_instruct_conversations():
     ({**ROW, "answer": []}, "under 'answer', got []"),
     ({**ROW, "answer": {"text": "b"}}, "under 'answer', got {'text': 'b'}"),
     ({**ROW, "question": ["a"]}, "under 'question', got ['a']"),
+    ({**ROW, "question": "a\ud800"}, "half of a character (a lone surrogate): 'a\\ud800'"),
     ({**ROW, "task": ""}, "under 'task'"),
     ({**ROW, "image": 7}, "expected a path under 'image', got 7"),
     ({**ROW, "image": ["a.png", None]}, "expected a path under 'image', got None"),

@@ -104,8 +104,10 @@ class LatencyTable(LayerSum):
     unit = "seconds"
 
     def __post_init__(self):
-        if bad := [k for k, v in dataclasses.asdict(self.dimensions).items() if type(v) is not int or not 0 <= v < 2**53]:
-            raise ValueError(f"dimensions must be whole numbers, got {bad[0]}={getattr(self.dimensions, bad[0])!r}")
+        for name, size in dataclasses.asdict(self.dimensions).items():
+            least, most = int(name != "vision_head_dim"), 10_000 if name == "layers" else 2**31
+            if type(size) is not int or not least <= size <= most:
+                raise ValueError(f"dimensions must be whole numbers, {name} from {least} to {most}, got {size!r}")
         object.__setattr__(self, "lengths", _checked_lengths(self.lengths))
         numbers = [s for s in self.seconds if isinstance(s, Real) and not isinstance(s, bool) and 0 < s < float("inf")]
         if len(numbers) != len(self.seconds) or len(numbers) != len(self.lengths):

@@ -90,6 +90,8 @@ def _text(value: Any, key: str, row: Mapping | None = None) -> str:
                          "name?")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"expected a text that is not empty under {key!r}, got {_short(value)}")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"expected a text under {key!r}, got one with half of a character (a lone surrogate): {_short(value)}")
     return value.strip()
 
 
