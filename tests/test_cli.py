@@ -383,7 +383,7 @@ def fails(words, capsys, *expected, code=2):
     (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
     (["plot", "frontier.json"], "--output"),
     (["plot", "frontier.json", "-o", "a.svg", "-o", "a.pdf"], "a.pdf: the name of a picture must end in"),
-    (["plot", "frontier.json", "-o", "no/a.svg"], "No such file"),
+    (["plot", "frontier.json", "-o", "no/a.svg"], "there is no folder"),
     (["plot", "frontier.json", "-o", "a.svg", "--y", "accuracy"], "no point has an accuracy"),
     (["plot", "missing.json", "-o", "a.svg"], "missing.json: No such file"),
     (["apply"], "--config"),
