@@ -309,6 +309,9 @@ class Pruner(Handle):
         return (hidden, *args[1:]), {**kwargs, **changed}
 
     def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        if not self._running:
+            raise ValueError("a layer of a pruned model ran outside of the model's forward pass; gradient checkpointing does so "
+                             "before transformers 5.23: update it, or switch checkpointing off")
         run, cache = self._search if self.mode == "search" else self._deploy, kwargs.get("past_key_values")
         if i == 0 and cache is not None and (any(self.prefill.n_visual) or hasattr(cache, "vispco")):
             self._memory = kv.claim(cache)

@@ -48,7 +48,8 @@ class PrunedLayer(DynamicLayer):
 
     def crop(self, tokens: int) -> None:
         """Take away the last `-tokens`; in releases where a positive number is a length to keep, down to that."""
-        DynamicLayer().crop(tokens)  # raises ValueError where it is not
+        if tokens > 0:
+            DynamicLayer().crop(tokens)  # raises ValueError where it is not
         away = -tokens if tokens <= 0 else max(0, self.get_seq_length() - tokens)
         if away and self.is_initialized:
             self.keys, self.values = self.keys[..., :-away, :], self.values[..., :-away, :]
