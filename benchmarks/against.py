@@ -90,7 +90,7 @@ def measure(options) -> list[dict]:
                     "mask": partial(vispco.apply, model, config, mode="search")}
             call = partial(shapes.prefill, model, prompt)
             times = side_by_side(dict.fromkeys(ways, call), baseline="bare", rounds=options.rounds, warmup=options.warmup,
-                                 device=options.device, within=ways)
+                                 device=options.device, timer=options.timer, within=ways)
             for way, within in ways.items():
                 with within():
                     memory, kv_bytes = peak_memory(call, options.device), shapes.kv_bytes(call())

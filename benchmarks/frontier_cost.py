@@ -8,8 +8,6 @@ time is extrapolated from `--sample` of its configurations, evenly spread; its f
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from math import ceil
 
 import torch
@@ -37,13 +35,6 @@ def grid(method: str, layers: int, count: int) -> list[PruningConfig]:
     return single_layer_grid(method, layers, [i / ratios for i in range(ratios)], first)[:count]
 
 
-def seconds(call: Callable) -> tuple[float, object]:
-    """How long a call takes, and what it returns."""
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
-
-
 def measure(options) -> list[dict]:
     """Seconds of the search over those of the grid (one pair a round), and the forward passes of both."""
     if options.sample < 1 or options.configurations < options.sample:
@@ -54,21 +45,19 @@ def measure(options) -> list[dict]:
     batches = testbed.batches("calibration", options.questions, options.batch, options.seed, model=options.model)
     configs = grid(options.method, len(adapter_for(model)(model).layers), options.configurations)
     chosen = torch.linspace(0, len(configs) - 1, options.sample).round().long().tolist()
-    ratios, passes = [], {}
+    ratios, passes = [], {"grid": options.questions * (1 + len(configs))}
     for turn in range(-options.warmup, options.rounds):
         def search():
             with torch.enable_grad():
                 learned = amortise(model, batches, options.method, steps=options.steps, seed=options.seed)
-                return learned.frontier(BUDGETS, options.refinement, options.seed)
+                passes["search"] = learned.frontier(BUDGETS, options.refinement, options.seed).meta["forward_passes"]
 
         def few():
             lessons = teach(model, prepare(model, batches))
             for i in chosen:
                 evaluate(model, lessons, configs[i])
 
-        ours, frontier = seconds(search)
-        part, _ = seconds(few)
-        passes = {"search": frontier.meta["forward_passes"], "grid": options.questions * (1 + len(configs))}
+        ours, part = options.timer(search), options.timer(few)
         if turn >= 0:
             # `few` runs the full model once, too: it is one configuration more.
             ratios.append(ours / (part * (1 + len(configs)) / (1 + len(chosen))))

@@ -41,7 +41,7 @@ def measure(options) -> list[dict]:
                 # Without padding the bare model decodes a pruned cache as well: the same keys in each layer.
                 ("decode after pruning", (bare, pruned), lambda: settled(half, short))]:
             times = side_by_side(dict(zip(("bare", "applied"), calls)), baseline="bare", rounds=options.rounds,
-                                 warmup=options.warmup, device=options.device, within={"applied": within})
+                                 warmup=options.warmup, device=options.device, timer=options.timer, within={"applied": within})
             figures.append({**setting, "work": work, "bare_ms": times["bare"]["ms"], **times["applied"]})
             print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {work:<21} {times['applied']['ratio']:.4f} "
                   f"({times['applied']['low']:.4f} to {times['applied']['high']:.4f})")

@@ -31,7 +31,7 @@ def measure(options) -> list[dict]:
                     shapes.decode(model, cache, tokens - 1, first)
 
             found = latency(model, call, list(configs.values()), prompt.n_visual, prompt.n_text,
-                            batch_size=setting["batch"], rounds=options.rounds, warmup=options.warmup)
+                            batch_size=setting["batch"], rounds=options.rounds, warmup=options.warmup, timer=options.timer)
             for name, row in zip(configs, found["configurations"]):
                 figures.append({**setting, "tower": tower, "new_tokens": tokens, "schedule": name, "method": options.method,
                                 "fixed": found["fixed"], "full_ms": found["full_ms"], **row})

@@ -83,7 +83,8 @@ def measure(options) -> list[dict]:
             teach(model, [lesson])
             calls = {"plain": partial(plain, model, lesson), "kept": partial(kept, model, lesson),
                      "step": partial(searching, False), "checkpoint": partial(searching, True)}
-            times = side_by_side(calls, baseline="plain", rounds=options.rounds, warmup=options.warmup, device=options.device)
+            times = side_by_side(calls, baseline="plain", rounds=options.rounds, warmup=options.warmup, device=options.device,
+                                 timer=options.timer)
             memory = {name: peak_memory(call, options.device) for name, call in calls.items()}
         for name in calls:
             row = {**setting, "method": options.method, "call": name, **times[name], "peak_bytes": memory[name],

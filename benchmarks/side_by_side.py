@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vispco.files import write_json
 from vispco.timing import side_by_side as side_by_side
+from vispco.timing import timed
 from vispco.version import versions
 
 
@@ -63,6 +65,8 @@ def arguments(name: str, description: str, output: str) -> argparse.ArgumentPars
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--cpu-time", action="store_true", help="count the CPU's time, not the wall clock's: with one thread, "
+                        "on a machine that others use too")
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON file to write")
     return parser
 
@@ -80,6 +84,9 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("--device cuda, but torch finds no GPU: use --device cpu")
+        if options.cpu_time and (options.threads > 1 or options.device != "cpu"):
+            raise ValueError("--cpu-time is the time of one thread on a CPU: leave out --threads and --device")
+        options.timer = timed(options.device, time.process_time if options.cpu_time else None)
         if not options.output.absolute().parent.is_dir():
             raise ValueError(f"--output: there is no folder {options.output.parent}")
         torch.set_num_threads(options.threads)
@@ -89,7 +96,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         write_json(options.output, {
             "command": shlex.join([*parser.prog.split(), *given]), "seed": options.seed, "versions": versions(),
             "machine": machine(options.device), "dtype": options.dtype, "attention": getattr(options, "attention", "sdpa"),
-            "rounds": options.rounds, "figures": figures})
+            "rounds": options.rounds, "clock": "CPU time" if options.cpu_time else "wall", "figures": figures})
         print(f"written to {options.output}")
         return 0
     except SystemExit as stop:

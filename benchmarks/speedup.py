@@ -65,7 +65,7 @@ def measure(options) -> list[dict]:
         calls = dict.fromkeys(["full", *configs], partial(shapes.prefill, model, prompt))
         if prompt.pictures is not None and not options.no_tower:
             calls["tower"] = partial(backbone.get_image_features, **prompt.pictures)
-        rounds = {"rounds": options.rounds, "warmup": options.warmup, "device": options.device}
+        rounds = {"rounds": options.rounds, "warmup": options.warmup, "device": options.device, "timer": options.timer}
         times = side_by_side(calls, baseline="full", within=applied, **rounds)
 
         caches, memory, traces = {}, {}, {}

@@ -114,7 +114,8 @@ def written(command, tmp_path, *more):
     path = tmp_path / "figures.json"
     assert command.main([*TINY, *more, "--output", str(path)]) == 0
     data = json.loads(path.read_text())
-    assert data.keys() == {"command", "seed", "versions", "machine", "dtype", "attention", "rounds", "figures"}
+    assert data.keys() == {"command", "seed", "versions", "machine", "dtype", "attention", "rounds", "clock",
+                           "figures"}
     assert data["command"].startswith(f"python -m {command.__name__} --model tiny") and data["attention"] == "sdpa"
     assert data["machine"]["threads"] == 1
     return data["figures"]
@@ -147,7 +148,7 @@ def test_prediction(tmp_path):
     for f in figures:
         assert f["tower"] and 0 <= f["fixed"] < 1 and f["full_ms"] is f["measured_ms"] is None
         assert f["fixed"] < f["predicted"] <= 1 and 0 < f["low"] <= f["measured"] <= f["high"]
-    assert not any(f["tower"] for f in written(prediction, tmp_path, "--tokens", "1", "--no-tower"))
+    assert not any(f["tower"] for f in written(prediction, tmp_path, "--tokens", "1", "--no-tower", "--cpu-time"))
     assert prediction.main([*TINY, "--tokens", "0"]) == 2
 
 
@@ -160,7 +161,8 @@ def test_against(tmp_path):
 
 @pytest.mark.parametrize("given, what", [(["--device", "cuda"], "torch finds no GPU"), (["--rounds", "0"], "rounds must be"),
                                          (["--layers", "3"], "at least 5 layers"), (["--visual", "0"], "visual tokens"),
-                                         (["--threads", "0"], "--threads must be"), (["--method", "nothing"], "nothing"),
+                                         (["--threads", "0"], "--threads must be"),
+                                         (["--threads", "2", "--cpu-time"], "one thread"), (["--method", "nothing"], "nothing"),
                                          (["--output", "no/such/folder.json"], "no folder")])
 def test_what_a_user_can_get_wrong_is_one_line(given, what, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
