@@ -16,7 +16,44 @@ from pathlib import Path
 LEAST = 0.9  # of each module's mutants
 LINE = re.compile(r"\s*vispco\.(\w+)\.(\S+?)__mutmut_(\d+): (.+)")
 #: {reason: {module: parts of the mutated lines}}
-SURVIVORS = {}
+SURVIVORS = {
+    "Equal: of a matrix, dimension 1 is the last": {
+        "pareto": ["all(+1)", "any(+1)"],
+        "relaxation": ["(+1", "=+1", "[+1]", "argsort(descending=True, stable=True)"],
+        "ste": ["(+1", "=+1", "argsort(stable=True)"]},
+    "Where a tensor is put: the tests need no accelerator, so all are on the CPU": {
+        "pareto": ["device=None", "dtype=torch.bool, )", "dtype=torch.float64, )", "torch.tensor(flags, )", ".to(None)"],
+        "alm": ["device=None", "dtype=torch.float64, )", "_inequality.to(None)"],
+        "kernels": ["device=None", "dtype=theta.dtype, )"],
+        "ste": ["1e-6).to(None)", "generator=at.generator).to(None)", "- 1).to(None)"],
+        "flops": ["device=None", "as_tensor(n_text, )", "as_tensor(n, )"]},
+    "Equal: the next operation promotes to the same precision": {
+        "relaxation": [".to(None)"],
+        "kernels": ["dtype=None", "torch.arange(self.num_layers, device=theta.device)", "_places().to(None)"],
+        "ste": [".to(None)"]},
+    "Equal: nobody reads the value, or it is masked or overwritten before": {
+        "pareto": ["objectives or (2"],  # of no points
+        "alm": ["-2.0 if v is None"],  # any negative number stands for null
+        "relaxation": ["masked_fill(~alive, 1)", "s, 2).log()", "high - low, 2)"],
+        "kernels": ["value=None)", "(self.first_layer, 0), )", "value=2)"],  # before first_layer, `schedule` puts 1
+        "ste": ["masked_fill(~alive, 1)", "weight.where(alive, 2)", "_dither = None", "torch.zeros(1)", "n=2)",
+                "get_close_matches(str(name), ESTIMATORS, )"]},
+    "Equal: at a tie both sides are the same, or the order is of no account": {
+        "pareto": ["stable=False", "(thickness >= 0)", "(*cost.shape, 2)"],
+        "alm": ["strict="," good, )"],
+        "ste": ["s >= least", "room < weight", "argsort(dim=-1, )", "stable=False"]},
+    "The same distribution: the noise is symmetric, and any seed is as good": {
+        "ste": ["detach() - noise * z", "detach() - reach", "_seed - 7919", "7920"]},
+    "A number that was chosen: nothing is promised of its last digit": {
+        "alm": ["inner: int = 101", "outer: int = 51", "history_size=21", "tolerance / 11", "1000001.0", "alpha: float = 3.0",
+                '"strong_wolfe", tolerance_grad'],
+        "kernels": ["1000001.0", "> 0.005", "-8.0"],
+        "ste": ["samples: int = 17", "clamp(max=2)", "clamp(None, 1 - 1e-6)", "clamp(1e-6, )", "clamp(1e-6, None)",
+                "clamp(1e-6, 1 + 1e-6)", "clamp(1e-6, 2 - 1e-6)"],
+        "flops": ["1000000001.0"]},  # GFLOPs of four decimals
+    "A safeguard for which the tests have no case: L-BFGS without its line search got through every problem tried": {
+        "alm": ["line_search_fn=None", "max_iter=inner, history_size=20"]},
+}
 
 
 def mutmut(*words):

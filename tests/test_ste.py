@@ -54,6 +54,13 @@ def test_mask_is_the_hard_one_with_the_soft_gradient(batch, n, seed, how, sigma,
     assert torch.equal(got, expected) and got.isfinite().all()
 
 
+def test_a_look_for_nan_can_be_left_out():
+    scores, keep, alive = torch.tensor([[.1, math.nan, .5]]), torch.tensor([1.]), torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises(FloatingPointError, match="scores contain NaN"):
+        straight_through_mask(scores, keep, keep.long(), alive)
+    assert straight_through_mask(scores, keep, keep.long(), alive, check=False).sum() == 1
+
+
 def test_half_precision_scores_give_a_float32_mask():
     scores, alive = torch.tensor([[.1, .9, .5]]), torch.ones(1, 3, dtype=torch.bool)
     mask = straight_through_mask(scores.bfloat16(), torch.tensor([2.]), torch.tensor([2]), alive)
