@@ -17,7 +17,7 @@ from torch import nn
 
 from vispco import testbed
 from vispco.kernels import Monotone
-from vispco.pruning import Pruner
+from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
 from vispco.search import _divergence, whole
 from vispco.teacher import Lesson, answer_logits, frozen, prepare, teach
@@ -62,7 +62,7 @@ def kept(model: nn.Module, lesson: Lesson) -> None:
 
 
 @torch.enable_grad()
-def step(model: nn.Module, lesson: Lesson, curve: Monotone, pruner: Pruner) -> None:
+def step(model: nn.Module, lesson: Lesson, curve: Monotone, pruner: Masking) -> None:
     """One step of `vispco.search`: theta, keep ratios, the masked model, and back to theta."""
     pruner.ratios = whole(curve(), int(lesson.n_visual.max()))
     torch.autograd.grad(_divergence(model, lesson, pruner, "kl"), curve.theta)
@@ -76,7 +76,7 @@ def measure(options) -> list[dict]:
         curve = Monotone(len(adapter.layers), scorer.first_layer)
 
         def searching(checkpoint: bool):
-            with frozen(model, checkpoint), Pruner(adapter, scorer, curve(), "search").install() as pruner:
+            with frozen(model, checkpoint), Masking(adapter, scorer, curve()).install() as pruner:
                 step(model, lesson, curve, pruner)
 
         with frozen(model):

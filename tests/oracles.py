@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vispco import Method
-from vispco.pruning import Pruner
+from vispco.pruning import Dropping, Masking
 from vispco.registry import adapter_for
 
 
@@ -145,7 +145,8 @@ class Constant(Method):
 def pruned_with(model, method, ratios, mode="deploy", estimator=None):
     """A handle for a method OBJECT, which needs no registration; `ratios` may require gradients."""
     ratios = ratios if isinstance(ratios, torch.Tensor) else torch.tensor(ratios, dtype=torch.float64)
-    return Pruner(adapter_for(model)(model), method, ratios, mode, estimator).install()
+    given = adapter_for(model)(model), method, ratios
+    return (Masking(*given, estimator) if mode == "search" else Dropping(*given)).install()
 
 
 def error(a, b):

@@ -6,9 +6,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tiny import batch, make
 from tiny_families import prompts
-from vispco.attention import SoftMask
-from vispco.masks import log_policy, soft_bias
-from vispco.pruning import Pruner
+from vispco.pruning.attention import SoftMask
+from vispco.pruning.masks import log_policy, soft_bias
+from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for
 from vispco.search import _divergence
 from vispco.ste import ESTIMATORS
@@ -106,7 +106,7 @@ def gradient(model, lesson, estimator, checkpoint):
         return x
 
     with frozen(model, checkpoint), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        with Pruner(adapter_for(model)(model), METHODS.get("fastv")(), ratios, "search", estimator).install() as pruner:
+        with Masking(adapter_for(model)(model), METHODS.get("fastv")(), ratios, estimator).install() as pruner:
             loss = _divergence(model, lesson, pruner, "kl")
             count = sum(held)
             found, = torch.autograd.grad(loss, ratios)

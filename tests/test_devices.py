@@ -10,8 +10,8 @@ from pretend_devices import dispatch, moved, pretending
 from tiny import FAMILIES, batch, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
-from vispco.attention import SoftMask
-from vispco.prefill import Prefill
+from vispco.pruning.attention import SoftMask
+from vispco.pruning.prefill import Prefill
 from vispco.registry import adapter_for
 from vispco.timing import timed
 

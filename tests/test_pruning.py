@@ -16,7 +16,7 @@ from tiny import IMAGE, PER_IMAGE, batch, make, tiny_llava, without_labels
 from vispco import PruningConfig
 from vispco.context import positions, take, take_rotary
 from vispco.methods.random import hashed
-from vispco.masks import Packed, log_policy, pack, soft_bias
+from vispco.pruning.masks import Packed, log_policy, pack, soft_bias
 from vispco.registry import METHODS
 from vispco.relaxation import normalise, soft_mask
 from vispco.version import versions

@@ -8,7 +8,7 @@ import torch
 import vispco
 from tiny import batch, make, our_hooks, tiny_llava
 from vispco.frontier import Frontier, FrontierPoint
-from vispco.pruning import Pruner
+from vispco.pruning import Masking
 from vispco.registry import adapter_for
 from vispco.search import whole
 from vispco.teacher import answer_logits, kl_divergence, prepare, teach
@@ -88,7 +88,7 @@ def test_gradient_points_the_way_of_finite_differences(llava):
     adapter, method = adapter_for(llava)(llava), vispco.registry.METHODS.get("fastv")()
 
     def loss(ratios):
-        with Pruner(adapter, method, ratios, "search").install() as pruner:
+        with Masking(adapter, method, ratios).install() as pruner:
             return kl_divergence(answer_logits(llava, lessons[0], pruner), lessons[0].log_probs).mean()
 
     base = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], requires_grad=True)

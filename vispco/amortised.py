@@ -26,7 +26,7 @@ from .frontier import Frontier
 from .journal import Journal, name_of, opened, packed, unpacked
 from .kernels import Kernel
 from .predictor import RatioPredictor
-from .pruning import Pruner
+from .pruning import Masking
 from .refine import Bench, refine
 from .registry import KERNELS, adapter_for, build_method
 from .search import whole
@@ -135,7 +135,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
             "learning_rate": learning_rate, "seed": seed, "method_options": method_options, "kernel_options": kernel_options,
             "estimator": estimator, "checkpoint": checkpoint})
         teach(model, lessons)
-        with Pruner(adapter, scorer, torch.ones(1, requires_grad=True), "search", estimator).install() as pruner:
+        with Masking(adapter, scorer, torch.ones(1, requires_grad=True), estimator).install() as pruner:
             for step in range(steps):
                 queue = queue or torch.randperm(len(lessons), generator=generator).tolist()
                 number = queue.pop()
@@ -180,7 +180,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     return Amortised(model, lessons, predictor.eval(), curve, method, method_options or {}, meta)
 
 
-def per_sample(model: nn.Module, lesson: Lesson, pruner: Pruner) -> Tensor:
+def per_sample(model: nn.Module, lesson: Lesson, pruner: Masking) -> Tensor:
     """Mean KL(pruned || full) of each sample that has an answer (samples,); bounds its tokens' gradients by log KL's."""
     divergence = kl_divergence(answer_logits(model, lesson, pruner), lesson.log_probs)  # (A,)
     rows = lesson.rows.to(divergence.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .evaluate import Record, grade, record
 from .flops import CostModel
-from .masks import pack
+from .pruning.masks import pack
 from .registry import adapter_for
 from .teacher import Lesson, answer_logits, prepare, shapes, teach
 

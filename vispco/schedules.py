@@ -15,7 +15,7 @@ from .evaluate import costs, evaluate
 from .flops import CostModel
 from .methods.base import Method
 from .methods.fitprune import received
-from .pruning import Pruner
+from .pruning import Masking
 from .registry import adapter_for, build_method
 from .teacher import Lesson, answer_logits, prepare, shapes
 
@@ -97,7 +97,7 @@ def attention_masses(model: nn.Module, lessons: Sequence[Lesson]) -> tuple[Tenso
     valid: list[Tensor] = []
     model.eval()
     try:
-        with _Observer(adapter, recorder, everything, "search").install() as observer, torch.no_grad():
+        with _Observer(adapter, recorder, everything).install() as observer, torch.no_grad():
             for lesson in lessons:
                 recorder.seen = []
                 answer_logits(model, lesson, observer)
@@ -119,10 +119,10 @@ class _Recorder(Method):
         self.seen.append((torch.stack(received(ctx), 1).cpu() * ctx.valid[:, None].cpu(), ctx.valid.cpu()))
 
 
-class _Observer(Pruner):
+class _Observer(Masking):
     """Shows its method the input of every layer, and prunes nothing."""
 
-    def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+    def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state = self.prefill
         if i >= self.method.first_layer:
             self.method.score(state.context(i, hidden, kwargs, state.left, self.adapter, exhaustive=True))

@@ -25,7 +25,7 @@ from .distributed import count, processes, total
 from .frontier import Frontier
 from .journal import Journal, name_of, opened, packed, unpacked
 from .kernels import Kernel
-from .pruning import Pruner
+from .pruning import Masking
 from .refine import Bench, Schedule, fitted, refine
 from .registry import KERNELS, adapter_for, build_method
 from .ste import build_estimator
@@ -182,7 +182,7 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
     order, seen = torch.Generator().manual_seed(seed), 0
     queue: list[int] = []
     for begin in range(0, steps, inner):
-        with Pruner(adapter, scorer, curve(), "search", estimator).install() as pruner:
+        with Masking(adapter, scorer, curve(), estimator).install() as pruner:
             for step in range(begin, min(begin + inner, steps)):
                 queue = queue or torch.randperm(len(lessons), generator=order).tolist()
                 number = queue.pop()
@@ -209,7 +209,7 @@ def _descend(adapter, scorer, curve: Kernel, lessons: list[Lesson], limit: Limit
     return seen
 
 
-def _gradient(curve: Kernel, lesson: Lesson, limit: Limit, alm: AugmentedLagrangian, pruner: Pruner, objective: str, step: int) -> dict:
+def _gradient(curve: Kernel, lesson: Lesson, limit: Limit, alm: AugmentedLagrangian, pruner: Masking, objective: str, step: int) -> dict:
     """All that a step costs: the objective's value and, packed, the gradient of the augmented Lagrangian in theta."""
     ratios = curve()
     pruner.ratios = whole(ratios, limit.tokens)
@@ -225,7 +225,7 @@ def _gradient(curve: Kernel, lesson: Lesson, limit: Limit, alm: AugmentedLagrang
     return {"loss": float(value), "gradient": packed(gradient)}
 
 
-def _divergence(model: nn.Module, lesson: Lesson, pruner: Pruner, objective: str) -> Tensor:
+def _divergence(model: nn.Module, lesson: Lesson, pruner: Masking, objective: str) -> Tensor:
     """This process's part of the mean objective over the answer tokens; bounds the gradient of each token by its sample's
     part of it."""
     losses = token_losses(answer_logits(model, lesson, pruner), lesson, objective)  # (A,)

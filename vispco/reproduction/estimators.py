@@ -33,7 +33,7 @@ from ..budget import Budget
 from .gradients import central_difference, score_function
 from ..files import write_text
 from ..flops import CostModel
-from ..pruning import Pruner
+from ..pruning import Dropping, Masking
 from ..registry import adapter_for, build_method
 from ..ste import build_estimator
 from ..teacher import answer_logits, frozen, kl_divergence, prepare, shapes, teach
@@ -80,14 +80,14 @@ class Ground:
 
     def losses(self, lesson, counts: Tensor, estimator=None) -> Tensor:
         """KL (B,) of each question, keep counts (L,) or (B, L); with an estimator in search mode, differentiable."""
-        mode = "deploy" if estimator is None else "search"
-        with Pruner(self.adapter, self.scorer, counts / self.tokens, mode, estimator).install() as pruner:
+        given = self.adapter, self.scorer, counts / self.tokens
+        with (Dropping(*given) if estimator is None else Masking(*given, estimator)).install() as pruner:
             divergence = kl_divergence(answer_logits(self.model, lesson, pruner), lesson.log_probs)
             share = 1 / torch.bincount(lesson.rows, minlength=len(lesson))[lesson.rows]
             kl = torch.zeros(len(lesson)).index_add(0, lesson.rows, divergence * share)
-            pruner.bound = kl.detach()
             if estimator is None:
                 return kl.detach()
+            pruner.bound = kl.detach()
             gradient, = torch.autograd.grad(kl.sum(), counts)
             return gradient
 

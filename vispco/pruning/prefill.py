@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .config import whole_tokens
-from .context import Context, before_answer, positions, take_rotary
+from ..config import whole_tokens
+from ..context import Context, before_answer, positions, take_rotary
 from .masks import Packed
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .context import take
+from ..context import take
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..masks import Packed
+from .masks import Packed
 
 
 @dataclass

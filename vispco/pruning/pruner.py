@@ -1,7 +1,4 @@
-"""`vispco.apply`: hooks in, hooks out. One pruner, two modes.
-
-deploy: dropped tokens leave the hidden states, the rotary embeddings, the masks and the KV cache.
-search: tokens stay; masked keys are renormalised away, and gradients reach the keep ratios straight through.
+"""The pruner: hooks that go through one model with each forward pass, prompt or decoding, and come out again.
 
 Only hooks are used: no model file is changed, no attention implementation is forced. Text tokens and the
 positions of all tokens stay as they were. The output has its original length: zeros where tokens were dropped.
@@ -12,91 +9,31 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import Bound, SoftMask
-from .config import PruningConfig
-from .context import take, take_rotary
-from .hooks import Eagerly, Handle, Replaced, named
-from .masks import Packed, decode_mask, pack, prefill_mask
-from .models import cache as kv
-from .prefill import Prefill, merged
-from .registry import METHODS, adapter_for, build_method
-from .relaxation import hard_mask
-from .ste import Estimator, build_estimator
-from .vision import Tower
-
-
-def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
-    """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
-
-    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. So does one that PEFT or
-    DistributedDataParallel wraps. mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens
-    masked; the same logits at the kept positions).
-    Raises ValueError if the configuration does not fit the model, or the model is pruned already.
-
-    >>> import vispco
-    >>> from vispco.testbed import load, batches
-    >>> model, processor = load("testbed-llava")
-    >>> config = vispco.PruningConfig.from_fastv(k=2, drop=0.5, num_layers=model.config.text_config.num_hidden_layers)
-    >>> with vispco.apply(model, config):
-    ...     logits = model(**batches("test", n=8, batch_size=8)[0]).logits
-    """
-    if mode not in ("deploy", "search"):
-        raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
-    model = unwrapped(model)
-    adapter = adapter_for(model)(model)
-    check_fits(config, adapter)
-    method = build_method(config.method, config.method_options)
-    return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
-
-    Raises ValueError for a DataParallel one, whose copies would share one pruner.
-    """
-    if isinstance(model, nn.DataParallel):
-        raise ValueError("a DataParallel model runs copies of itself in threads, and cannot be pruned: prune its .module on "
-                         "one device, or run one process per device")
-    if hasattr(model, "_orig_mod"):  # torch.compile
-        return unwrapped(model._orig_mod)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return unwrapped(model.module)
-    if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
-        return unwrapped(model.get_base_model())
-    return model
-
-
-def check_fits(config: PruningConfig, adapter) -> None:
-    """Raise ValueError unless `config` can be applied to the adapter's model."""
-    layers, model_type = len(adapter.layers), adapter.config.model_type
-    if config.num_layers != layers:
-        raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but {type(adapter.model).__name__} "
-                         f"has {layers} decoder layers; search one for this model, or give one ratio per layer")
-    if config.model_type is not None and config.model_type != model_type:
-        raise ValueError(f"the configuration was made for model type {config.model_type!r}, this is {model_type!r}; "
-                         "search one for this model, or set model_type to None to apply it all the same")
-    first = METHODS.get(config.method).first_layer
-    if min(config.keep_ratios[:first], default=1.0) < 1:
-        raise ValueError(f"method {config.method!r} reads the attention of the layer before, so it cannot prune before "
-                         f"layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs no attention")
+from . import cache as kv
+from ..context import take
+from ..hooks import Eagerly, Handle, Replaced, named
+from ..vision import Tower
+from .masks import Packed, decode_mask
+from .prefill import Prefill
 
 
 class Pruner(Handle):
     """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
 
+    It listens to the model, and knows of its prompt and its KV cache what `enter` needs, where subclasses prune.
+
     `ratios` (L,), or (B, L) with a schedule for each sample, may be replaced between forward passes; where it requires
     gradients (search), they flow. A `with` block on a handle that was removed prunes again.
     """
 
-    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: str | dict | Estimator | None = None):
+    everywhere = False  # whether tokens are ranked at layers that drop none, too
+
+    def __init__(self, adapter, method, ratios: Tensor):
         super().__init__(adapter.model)
-        self.adapter, self.method, self._ratios, self.mode = adapter, method, ratios, mode
-        self.estimator = build_estimator(estimator)
+        self.adapter, self.method, self._ratios = adapter, method, ratios
         self.labels: Tensor | None = None
-        self._bound = Bound()
         self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
@@ -139,23 +76,21 @@ class Pruner(Handle):
         if self.installed and not self.hooks:  # the one before kept all
             self._register(self.hooks.append)
 
-    @property
-    def bound(self) -> Tensor | None:
-        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.attention.Bound`)."""
-        return self._bound.value
-
-    @bound.setter
-    def bound(self, bound: Tensor | None) -> None:
-        self._bound.value = bound
-
     def kept(self) -> dict[int, Tensor]:
         """{layer: (B, S) bool} of the last prompt: the tokens that entered, at each layer where some were dropped."""
         steps = self.prefill.steps if self.prefill else {}
         return {i: (s.kept() if isinstance(s, Packed) else s.bool()).to(self.prefill.real.device) & self.prefill.real
                 for i, s in steps.items()}
 
+    def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        """What goes into layer i of a prompt in place of `hidden` (B, N, D), and which of the other arguments change.
+
+        kwargs: those that the model gives to the layer.
+        """
+        raise NotImplementedError
+
     def _prunes(self) -> bool:
-        return (self.mode == "search" and self.ratios.requires_grad) or bool((self.ratios < 1).any())
+        return bool((self.ratios < 1).any())
 
     # ---- once per forward pass --------------------------------------------------------------------------
     def _around_model(self, forward):
@@ -300,7 +235,7 @@ class Pruner(Handle):
 
     def _on_projection(self, i: int, kind: str, module, args, output):
         running = bool(self.prefill.inputs)  # else a layer runs again, for its gradient
-        if running and (self.mode == "search" or self.prefill.cut(i + 1)):
+        if running and (self.everywhere or self.prefill.cut(i + 1)):
             self.prefill.captured[kind] = output
 
     def _on_layer(self, i: int, run, module, args, kwargs):
@@ -312,13 +247,13 @@ class Pruner(Handle):
         if not self._running:
             raise ValueError("a layer of a pruned model ran outside of the model's forward pass; gradient checkpointing does so "
                              "before transformers 5.23: update it, or switch checkpointing off")
-        run, cache = self._search if self.mode == "search" else self._deploy, kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values")
         if i == 0 and cache is not None and (any(self.prefill.n_visual) or hasattr(cache, "vispco")):
             self._memory = kv.claim(cache)
         if self.prefill.visual.device != hidden.device:
             self._memo = {}
         kwargs = self.prefill.follow(hidden, kwargs)
-        hidden, changed = run(i, self._add_late(i, hidden), kwargs)
+        hidden, changed = self.enter(i, self._add_late(i, hidden), kwargs)
         self.prefill.mask = kwargs.get("attention_mask")
         return hidden, changed
 
@@ -328,51 +263,6 @@ class Pruner(Handle):
             return hidden
         packed = self.prefill.packed
         return hidden + (late if packed is None else take(late, packed.order))
-
-    # ---- deploy: dropped tokens leave -------------------------------------------------------------------
-    def _deploy(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        state, cache = self.prefill, kwargs.get("past_key_values")
-        target = state.target(i)
-        if target is not None:
-            hidden = self._drop(i, hidden, kwargs, target)
-        if state.packed is None:
-            state.rotary = kwargs["position_embeddings"]
-            return hidden, {}
-        if cache is not None:
-            kv.shorten(cache, i, state.packed)
-        changed = self._packed_inputs(kwargs)
-        state.rotary = changed["position_embeddings"]
-        return hidden, changed
-
-    def _drop(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> Tensor:
-        """Rank, choose, merge and gather: the hidden states of the tokens that remain."""
-        state, method = self.prefill, self.method
-        context = state.context(i, hidden, kwargs, target, self.adapter, exhaustive=False)
-        scores, target = state.rank(method, context, target)
-        chosen = hard_mask(scores, context.keep, context.valid, check=False)  # (B, V)
-        hidden = merged(hidden, context, chosen, method.merge(context, chosen))
-        keep = context.present & ~context.visual_mask  # text stays, padding goes
-        keep = keep | torch.zeros_like(keep).scatter(1, context.visual[1], chosen)
-        if any(state.tail):  # but generation reads the last column, padding or not
-            keep[:, -1] = True
-        lengths = [n - v + t + tail for n, v, t, tail in zip(state.n_real, state.n_visual, target, state.tail)]
-        index, dense = pack(keep, max(lengths)), len(set(lengths)) == 1
-        state.packed = Packed(take(context.order, index), take(keep, index), state.visual.shape[1], dense,
-                              plain=dense and state.plain and not any(state.tail))
-        state.steps[i], state.left = state.packed, target
-        self._memo = {}
-        return take(hidden, index)
-
-    def _packed_inputs(self, kwargs: dict) -> dict:
-        """Rotary embeddings, mask and position ids of the packed tokens; each layer is given the originals."""
-        packed = self.prefill.packed
-        rotary, mask, ids = kwargs["position_embeddings"], kwargs.get("attention_mask"), kwargs.get("position_ids")
-        key = (id(rotary[0]), id(mask))
-        if key not in self._memo:
-            self._memo[key] = {"position_embeddings": take_rotary(rotary, packed.order),
-                               "attention_mask": prefill_mask(mask, packed),
-                               "position_ids": None if ids is None else take(ids, packed.order)}
-        return self._memo[key]
 
     def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
@@ -385,33 +275,3 @@ class Pruner(Handle):
             width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return hidden, self._memo[key]
-
-    # ---- search: dropped tokens are masked, gradients flow ----------------------------------------------
-    def _search(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        state, method = self.prefill, self.method
-        flows = self.ratios.requires_grad and torch.is_grad_enabled()
-        target = state.target(i)
-        if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
-            with torch.no_grad():
-                context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
-                scores, state.left = state.rank(method, context, target or state.left)
-                chosen = hard_mask(scores, context.keep, context.valid)
-                into = method.merge(context, chosen) if target is not None else None
-            hidden = merged(hidden, context, chosen, into)
-            keep = self.ratios[..., i].to(hidden.device) * context.n_visual
-            weight = None if state.policy is None else state.policy[context.visual]
-            mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
-            if mask.requires_grad and self.estimator.clip:
-                mask.register_hook(self._bound)
-            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
-            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
-            state.policy = policy if state.policy is None else state.policy * policy
-            state.steps[i] = state.policy.detach()
-            self._memo = {}
-        state.rotary = kwargs["position_embeddings"]
-        if state.policy is None:
-            return hidden, {}
-        mask = kwargs.get("attention_mask")
-        if id(mask) not in self._memo:
-            self._memo[id(mask)] = {"attention_mask": SoftMask.of(mask, state.policy, hidden.dtype, state.plain)}
-        return hidden, self._memo[id(mask)]

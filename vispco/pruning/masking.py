@@ -1,0 +1,68 @@
+"""Search: tokens stay; masked keys are renormalised away, and gradients reach the keep ratios straight through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..relaxation import hard_mask
+from ..ste import Estimator, build_estimator
+from .attention import Bound, SoftMask
+from .prefill import merged
+from .pruner import Pruner
+
+
+class Masking(Pruner):
+    """Masks tokens; the same logits at the kept positions as if they were dropped.
+
+    estimator: of the gradient in the keep ratios, see `vispco.ste`.
+    """
+
+    everywhere = True  # also where nothing is dropped, the gradient asks what if
+
+    def __init__(self, adapter, method, ratios: Tensor, estimator: str | dict | Estimator | None = None):
+        super().__init__(adapter, method, ratios)
+        self.estimator = build_estimator(estimator)
+        self._bound = Bound()
+
+    @property
+    def bound(self) -> Tensor | None:
+        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.pruning.attention.Bound`)."""
+        return self._bound.value
+
+    @bound.setter
+    def bound(self, bound: Tensor | None) -> None:
+        self._bound.value = bound
+
+    def _prunes(self) -> bool:
+        return self.ratios.requires_grad or super()._prunes()
+
+    def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        """All tokens, and a mask that hides the dropped ones."""
+        state, method = self.prefill, self.method
+        flows = self.ratios.requires_grad and torch.is_grad_enabled()
+        target = state.target(i)
+        if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
+            with torch.no_grad():
+                context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
+                scores, state.left = state.rank(method, context, target or state.left)
+                chosen = hard_mask(scores, context.keep, context.valid)
+                into = method.merge(context, chosen) if target is not None else None
+            hidden = merged(hidden, context, chosen, into)
+            keep = self.ratios[..., i].to(hidden.device) * context.n_visual
+            weight = None if state.policy is None else state.policy[context.visual]
+            mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
+            if mask.requires_grad and self.estimator.clip:
+                mask.register_hook(self._bound)
+            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
+            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
+            state.policy = policy if state.policy is None else state.policy * policy
+            state.steps[i] = state.policy.detach()
+            self._memo = {}
+        state.rotary = kwargs["position_embeddings"]
+        if state.policy is None:
+            return hidden, {}
+        mask = kwargs.get("attention_mask")
+        if id(mask) not in self._memo:
+            self._memo[id(mask)] = {"attention_mask": SoftMask.of(mask, state.policy, hidden.dtype, state.plain)}
+        return hidden, self._memo[id(mask)]
