@@ -114,6 +114,13 @@ def test_every_module_has_a_floor():
     assert not homeless, f"give {sorted(homeless)} a floor in tests/test_imports.py"
 
 
+def test_every_room_is_on_the_reading_list():
+    page = (ROOT.parent / "docs" / "reading-the-code.md").read_text(encoding="utf-8")
+    rooms = {room(name) for name in MODULES} - {"__init__", "__main__"}
+    missing = [r for r in rooms if f"`{r}.py`" not in page and f"`{r}/`" not in page and f"`{r}/base.py`" not in page]
+    assert not missing, f"docs/reading-the-code.md does not say what {sorted(missing)} is for"
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"__init__"}))
 def test_arrows_point_down(name):
     targets = {room(t) for t in inside(name)} - {room(name)}
