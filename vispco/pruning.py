@@ -10,6 +10,7 @@ positions of all tokens stay as they were. The output has its original length: z
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     return Pruner(adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64), mode).install()
 
 
-def unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
 
     Raises ValueError for a DataParallel one, whose copies would share one pruner.
@@ -91,7 +92,7 @@ class Pruner(Handle):
     gradients (search), they flow. A `with` block on a handle that was removed prunes again.
     """
 
-    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: str | dict | Estimator | None = None):
+    def __init__(self, adapter, method, ratios: Tensor, mode: str = "deploy", estimator: str | Mapping | Estimator | None = None):
         super().__init__(adapter.model)
         self.adapter, self.method, self._ratios, self.mode = adapter, method, ratios, mode
         self.estimator = build_estimator(estimator)
@@ -100,7 +101,7 @@ class Pruner(Handle):
         self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
-        self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
+        self.tower = Tower(adapter)
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._layer_hooks: list = []  # of prefill, or of decoding
         self._attached: tuple | None = None
@@ -118,7 +119,7 @@ class Pruner(Handle):
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
-        if self.tower:
+        if self.method.reads_vision or self.method.reads_grid:
             self.tower.register(add, attention=self.method.reads_vision, turn=self.turn)
 
     def remove(self) -> None:
@@ -204,8 +205,7 @@ class Pruner(Handle):
             self._check_attention()
             self._attach(decoding=False)
             self.prefill = Prefill.start(inputs, visual, self.labels, self.adapter.causal, self.ratios)
-            if self.tower:
-                self.tower.clear()
+            self.tower.clear()
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
         self._memory = getattr(cache, "vispco", None)
@@ -215,7 +215,8 @@ class Pruner(Handle):
                                  "configuration with mode='deploy'")
             self._memory.running = True
         self._attach(decoding=True)
-        if (embeds if ids is None else ids).shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
+        given = embeds if ids is None else ids
+        if given is not None and given.shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
 
@@ -234,8 +235,7 @@ class Pruner(Handle):
                 self._memory.pruned = bool(self.prefill.steps)
             self.prefill.release()
         self._memory = None
-        if self.tower:
-            self.tower.clear()
+        self.tower.clear()
 
     def _sources(self, inputs: dict, visual: Tensor) -> dict:
         """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
@@ -375,14 +375,14 @@ class Pruner(Handle):
         return self._memo[key]
 
     def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask")
         packed = self._memory.packed.get(i) if self._memory else None
         if packed is None:
             return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
             queries, mask = hidden.shape[1], None if mask is None else mask.to(packed.order.device)
-            width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
+            width = kwargs["past_key_values"].layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return hidden, self._memo[key]
 
@@ -400,11 +400,11 @@ class Pruner(Handle):
             hidden = merged(hidden, context, chosen, into)
             keep = self.ratios[..., i].to(hidden.device) * context.n_visual
             weight = None if state.policy is None else state.policy[context.visual]
-            mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
-            if mask.requires_grad and self.estimator.clip:
-                mask.register_hook(self._bound)
-            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
-            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
+            m = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
+            if m.requires_grad and self.estimator.clip:
+                m.register_hook(self._bound)
+            m = m.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
+            policy = torch.ones_like(m[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], m)
             state.policy = policy if state.policy is None else state.policy * policy
             state.steps[i] = state.policy.detach()
             self._memo = {}
