@@ -44,7 +44,7 @@ def answer(model, processor, inputs: dict, config: PruningConfig | None = None, 
             "tokens": count.tokens, "flops": count.total, "share": count.prunable_share, "depth": depth}
 
 
-def time_to_first_token(model, inputs: dict, config: PruningConfig | None, repeats: int = 3) -> dict:
+def time_to_first_token(model, inputs: dict, config: PruningConfig, repeats: int = 3) -> dict:
     """Seconds from the prompt to its first new token, vision tower included: {"full": s, "pruned": s}, medians.
 
     Both in turns, so that a slow moment strikes both; one more round before is not counted.
@@ -82,7 +82,7 @@ def latency(model, call: Callable[[], Any], configs: Sequence[PruningConfig], n_
     counts = [config.tokens(n_visual) for config in configs]
     shortest = max(1, n_text + min((c[-1] for c in counts), default=n_visual))
     layers = prefills(model, sorted({shortest, n_visual + n_text, *spread(n_visual + n_text)}), batch_size)
-    calls = {"full": call, **{("pruned", i): call for i in range(len(configs))}, **layers}
+    calls: dict[Any, Callable[[], Any]] = {"full": call, **{("pruned", i): call for i in range(len(configs))}, **layers}
     within = {("pruned", i): partial(apply, model, config) for i, config in enumerate(configs)}
     with frozen(model), torch.no_grad():
         times = timing.side_by_side(calls, baseline="full", rounds=rounds, warmup=warmup, device=model.device,

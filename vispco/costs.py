@@ -202,8 +202,9 @@ def prefills(model: nn.Module, lengths: Sequence[int], batch_size: int = 1) -> d
     adapter = adapter_for(model)(model)
     if any(layer._forward_pre_hooks for layer in adapter.layers):
         raise ValueError("the decoder's layers have hooks: measure the full model, outside of any `with vispco.apply`")
+    device, dtype = adapter.model.device, adapter.model.dtype
     hidden, generator = adapter.dimensions(adapter.config).hidden, torch.Generator().manual_seed(0)
-    states = {n: torch.randn(batch_size, n, hidden, generator=generator).to(model.device, model.dtype) for n in lengths}
+    states = {n: torch.randn(batch_size, n, hidden, generator=generator).to(device, dtype) for n in lengths}
     return {n: partial(adapter.decoder, inputs_embeds=x, use_cache=True) for n, x in states.items()}
 
 

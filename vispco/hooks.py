@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -120,7 +120,8 @@ class Eagerly:
     Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
     """
 
-    _lock, _count, _stance = threading.RLock(), 0, None  # reentrant: the garbage collector may call `remove`
+    _lock, _count = threading.RLock(), 0  # reentrant: the garbage collector may call `remove`
+    _stance: AbstractContextManager = nullcontext()
 
     def __init__(self):
         self._on = False

@@ -110,7 +110,7 @@ class Journal:
         if self._file and not self._file.closed:
             with contextlib.suppress(OSError):
                 if not os.fstat(self._file.fileno()).st_size:
-                    os.unlink(self.path)
+                    os.unlink(self._file.name)
             with contextlib.suppress(OSError):  # on a full disk
                 self._file.close()
 
@@ -129,9 +129,9 @@ class Journal:
             self._line, self._crc = self._line + 1, crc
             return body.decode() + "}"
         if not place and not line.startswith(_BEGIN) and not _BEGIN.startswith(line):
-            raise ValueError(f"{os.fspath(self.path)} is no journal of a search: choose another file")
+            raise ValueError(f"{os.fspath(self._file.name)} is no journal of a search: choose another file")
         if self._file.read(1):
-            raise ValueError(f"{os.fspath(self.path)}: line {self._line + 1} is damaged: start anew")
+            raise ValueError(f"{os.fspath(self._file.name)}: line {self._line + 1} is damaged: start anew")
         self._file.truncate(place)
         self._file.seek(place)
         return None
@@ -144,7 +144,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fspath(self.path)) from None
+            raise OSError(error.errno, error.strerror, os.fspath(self._file.name)) from None
         self._line, self._crc = self._line + 1, crc
 
 
@@ -182,7 +182,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3
 
 def packed(tensor: Tensor) -> str:
     """The bytes of a tensor, as text."""
-    return base64.b64encode(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).decode()
+    return base64.b64encode(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).decode()
 
 
 def unpacked(text: str, like: Tensor) -> Tensor:

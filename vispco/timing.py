@@ -31,7 +31,8 @@ def in_turns(calls: Mapping[Name, Callable[[], Any]], *, rounds: int = 9, warmup
     if rounds < 1 or warmup < 0:
         raise ValueError(f"rounds must be at least 1 and warmup at least 0, got {rounds} and {warmup}")
     timer, within = timer or timed("cpu"), within or {}
-    names, seconds = list(calls), {name: [] for name in calls}
+    names = list(calls)
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     for turn in range(-warmup, rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:

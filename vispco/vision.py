@@ -75,9 +75,9 @@ class Tower:
 
     def _hears(self) -> dict | None:
         """Where to put what goes through the attention just now, if anywhere."""
-        if self._kind is None and self._always:
-            return self._seen.setdefault("image", {"inputs": {}})
-        return self._seen.get(self._kind)
+        if self._kind is not None:
+            return self._seen.get(self._kind)
+        return self._seen.setdefault("image", {"inputs": {}}) if self._always else None
 
     def _on_attention(self, module, args, kwargs):
         heard = self._hears()
@@ -149,7 +149,7 @@ def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:
     real: (n,) bool, False for patches of padding, which neither get nor give. In chunks of query rows.
     """
     n, heads, size = query.shape
-    query, columns, total = without_overflow(query), without_overflow(key).permute(1, 2, 0), 0
+    query, columns, total = without_overflow(query), without_overflow(key).permute(1, 2, 0), query.new_zeros(n)
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
     step = max(1, CHUNK // (n * heads))
     for rows, weight in zip(query.transpose(0, 1).split(step, 1), real.split(step)):

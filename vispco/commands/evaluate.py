@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
             rows.append({"name": name, **_measured(evaluate(model, lessons, config), asked.tasks)})
             bar.update()
     times = _times(options, timed[0], model, processor, [c for _, c in named]) if timed else None
-    if options.output:
+    if frontier is not None and options.output:
         _with_metrics(frontier, rows).save(options.output)
     if options.json:
         return print_json({"data": options.data, "split": asked.split, "seed": options.seed, "n": rows[0]["n"],

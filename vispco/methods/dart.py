@@ -52,7 +52,7 @@ class DART(Method):
         number = there.sum(1, keepdim=True).clamp(min=1)
         wanted = (ctx.keep[:, None] - count).clamp(min=0)
         quota = (wanted // number + (there.cumsum(1) <= wanted % number)) * there  # (B, P)
-        total = 0.0
+        total = unit.new_zeros(place.shape)
         for p in range(pivots.shape[1]):
             cosine = (features * take(unit, pivots[:, p:p + 1])).sum(-1)  # (B, V)
             rank = descending_ranks(-cosine, ctx.valid & ~chosen)

@@ -40,12 +40,12 @@ class Pool(Method):
         """(B, n_visual)"""
         frame, row, column = ctx.grid.unbind(-1)
         slot, slots = torch.arange(kept.shape[1], device=kept.device), kept.shape[1]
-        nearest = []
+        found = []
         for part in slot.split(max(1, CHUNK // kept.numel())):
             apart = sum((x[:, part, None] - x[:, None])**2 for x in (row, column))  # (B, part, V)
             apart = apart.masked_fill(~kept[:, None] | (frame[:, part, None] != frame[:, None]), FAR)
-            nearest.append((apart * slots + slot).amin(-1))
-        nearest = torch.cat(nearest, 1)
+            found.append((apart * slots + slot).amin(-1))
+        nearest = torch.cat(found, 1)
         return slot.where(kept, (nearest % slots).where(nearest < FAR * slots, -1))
 
 

@@ -31,8 +31,8 @@ class Adapter:
     #: No token sees ahead. (Sliding windows are found in the configuration.)
     causal: bool = True
 
-    def __init__(self, model: nn.Module):
-        self.model: Any = model  # to a type checker, any attribute of an nn.Module is a tensor or a module
+    def __init__(self, model: Any):  # to a type checker, any attribute of an nn.Module is a tensor or a module
+        self.model = model
         self.config: Any = model.config
         self.decoder = self.model.get_decoder()
         self.layers = self.decoder.layers
@@ -50,7 +50,7 @@ class Adapter:
 
     # ---- inputs -----------------------------------------------------------------------------------------
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Any:
         """The module that receives `input_ids` and merges the image features in."""
         return self.model.model
 
@@ -65,12 +65,14 @@ class Adapter:
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, ids=None) -> Tensor:
         """(B, S) bool: which tokens are visual. ids: only those that these token ids stand for."""
-        ids = torch.tensor(self.image_token_ids() if ids is None else ids)
-        ids = ids.to((inputs_embeds if input_ids is None else input_ids).device, non_blocking=True)
+        given = inputs_embeds if input_ids is None else input_ids
+        if given is None:
+            raise ValueError("the model was called with neither input_ids nor inputs_embeds: give it the prompt")
+        ids = torch.tensor(self.image_token_ids() if ids is None else ids).to(given.device, non_blocking=True)
         if input_ids is not None:
             return torch.isin(input_ids, ids)
         table = self.model.get_input_embeddings()(ids)  # (I, D)
-        return (inputs_embeds[:, :, None] == table).all(-1).any(-1)
+        return (given[:, :, None] == table).all(-1).any(-1)
 
     def take_late(self, kwargs: dict) -> tuple[dict, Any]:
         """Split the decoder's arguments: those it may have, and visual features it would add between layers.
@@ -107,10 +109,10 @@ class Adapter:
     def vision_projections(self, attention: nn.Module) -> dict[str, nn.Module]:
         """Modules that give "query" and "key" before rotary embedding, or all three "fused"; or none."""
         if hasattr(attention, "qkv"):
-            return {"fused": attention.qkv}
+            return {"fused": attention.get_submodule("qkv")}
         for query, key in (("q_norm", "k_norm"), ("q_proj", "k_proj")):
             if hasattr(attention, query):
-                return {"query": getattr(attention, query), "key": getattr(attention, key)}
+                return {"query": attention.get_submodule(query), "key": attention.get_submodule(key)}
         return {}
 
     def kinds(self, inputs: dict) -> dict[str, Tensor]:
@@ -164,7 +166,7 @@ class Adapter:
         return inputs
 
     # ---- attention --------------------------------------------------------------------------------------
-    def attention_module(self, layer: int) -> nn.Module:
+    def attention_module(self, layer: int) -> Any:
         """The self-attention of a decoder layer."""
         return self.layers[layer].self_attn
 

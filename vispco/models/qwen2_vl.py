@@ -36,7 +36,8 @@ class Qwen2VL(Adapter):
 
     def places(self, n, inputs, kind):
         """Frame after frame."""
-        merge, frames = self.merge(self.config), []
+        merge = self.merge(self.config)
+        frames: list[torch.Tensor] = []
         for t, h, w in inputs[f"{kind}_grid_thw"].tolist():
             frames += [rectangle(len(frames) + i, h // merge, w // merge) for i in range(t)]
         return torch.cat(frames)

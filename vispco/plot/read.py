@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -129,7 +130,7 @@ def rivals(named: Runs, kind: str, x: str, y: str) -> list[dict]:
 
 def number(value: Any, name: str) -> float:
     """Raises ValueError unless `value` is finite."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return float(value)
 

@@ -41,7 +41,7 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     return MODES[mode](adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64)).install()
 
 
-def unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: Any) -> Any:
     """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
 
     Raises ValueError for a DataParallel one, whose copies would share one pruner.

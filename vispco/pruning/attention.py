@@ -28,6 +28,10 @@ class SoftMask(Tensor):
     (torch.Size([1, 1, 4, 4]), True)
     """
 
+    own: Tensor | None  # the model's mask
+    bias: Tensor  # (B, S)
+    causal: bool
+
     @classmethod
     def of(cls, mask: Tensor | None, policy: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
         return cls._made(mask, log_policy(policy), dtype, causal)
@@ -109,7 +113,7 @@ class Blockwise(torch.autograd.Function):
         q, k, v, bias, out = ctx.saved_tensors
         precise = torch.promote_types(q.dtype, torch.float32)
         onwards = ctx.needs_input_grad[0]  # not at the first layer that is pruned: only its policy has a gradient
-        dq, dk, dv = (torch.zeros_like(x) if onwards else None for x in (q, k, v))
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         dbias = torch.zeros_like(bias)
         for rows, seen in _blocks(q, ctx.causal):
             q_, k_, v_, grad_ = q[:, :, rows] * ctx.scale, k[:, :, :seen], v[:, :, :seen], grad[:, :, rows]

@@ -51,7 +51,7 @@ class PrunedLayer(DynamicLayer):
         if tokens > 0:
             DynamicLayer().crop(tokens)  # raises ValueError where it is not
         away = -tokens if tokens <= 0 else max(0, self.get_seq_length() - tokens)
-        if away and self.is_initialized:
+        if away and self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[..., :-away, :], self.values[..., :-away, :]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class Masking(Pruner):
 
     everywhere = True  # also where nothing is dropped, the gradient asks what if
 
-    def __init__(self, adapter, method, ratios: Tensor, estimator: str | dict | Estimator | None = None):
+    def __init__(self, adapter, method, ratios: Tensor, estimator: str | Mapping | Estimator | None = None):
         super().__init__(adapter, method, ratios)
         self.estimator = build_estimator(estimator)
         self._bound = Bound()
@@ -51,11 +53,11 @@ class Masking(Pruner):
             hidden = merged(hidden, context, chosen, into)
             keep = self.ratios[..., i].to(hidden.device) * context.n_visual
             weight = None if state.policy is None else state.policy[context.visual]
-            mask = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
-            if mask.requires_grad and self.estimator.clip:
-                mask.register_hook(self._bound)
-            mask = mask.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
-            policy = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], mask)
+            m = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
+            if m.requires_grad and self.estimator.clip:
+                m.register_hook(self._bound)
+            m = m.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
+            policy = torch.ones_like(m[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], m)
             state.policy = policy if state.policy is None else state.policy * policy
             state.steps[i] = state.policy.detach()
             self._memo = {}

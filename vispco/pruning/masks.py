@@ -116,12 +116,12 @@ def soft_bias(mask: Tensor | None, bias: Tensor, dtype: torch.dtype, rows: slice
 
     bias: (B, S), `log_policy` of the policy. rows, seen: of these queries only, for the first `seen` keys.
     """
-    rows, seen = range(bias.shape[1])[rows], bias.shape[1] if seen is None else seen
+    span, seen = range(bias.shape[1])[rows], bias.shape[1] if seen is None else seen
     if mask is None:
-        mask = torch.ones(len(rows), seen, dtype=torch.bool, device=bias.device).tril(rows.start)[None, None]
+        mask = torch.ones(len(span), seen, dtype=torch.bool, device=bias.device).tril(span.start)[None, None]
     else:
-        mask = mask[:, :, rows.start:rows.stop, :seen]
+        mask = mask[:, :, span.start:span.stop, :seen]
     bias = bias[:, None, None, :seen].to(dtype)
     bias = torch.where(mask, bias, torch.finfo(dtype).min) if mask.dtype == torch.bool else mask + bias
-    bias.diagonal(rows.start, -2, -1).zero_()  # each token sees itself
+    bias.diagonal(span.start, -2, -1).zero_()  # each token sees itself
     return bias

@@ -15,6 +15,8 @@ from ..config import whole_tokens
 from ..context import Context, before_answer, positions, take_rotary
 from .masks import Packed
 
+NOTHING = torch.empty(0)
+
 
 @dataclass
 class Prefill:
@@ -31,7 +33,7 @@ class Prefill:
     plain: bool  # whether the model's mask is nothing but causal and padding
     left: list[int]  # visual tokens that remain, per sample
     ratios: list[list[float]]  # (B, L) on the host
-    embeddings: Tensor | None = None  # (B, S, D)
+    embeddings: Tensor = NOTHING  # (B, S, D), once the decoder is called
     late: Any = None  # what the decoder would add between its layers, as the adapter took it out
     rotary: tuple | None = None  # of the layer just run, for the tokens it ran on
     mask: Tensor | None = None  # the model's own, of the layer just run
@@ -79,7 +81,7 @@ class Prefill:
     def release(self) -> None:
         """Let go of what only this forward pass needed; `steps` stay."""
         self.inputs, self.captured, self.sources, self.moved = {}, {}, {}, {}
-        self.embeddings = self.late = self.rotary = self.mask = None
+        self.embeddings, self.late, self.rotary, self.mask = NOTHING, None, None, None
 
     def follow(self, hidden: Tensor, kwargs: dict) -> dict:
         """Of a model spread over devices: bring what is known to where `hidden` is; returns a layer's arguments there."""

@@ -37,7 +37,7 @@ class Pruner(Handle):
         self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
-        self.tower = Tower(adapter) if method.reads_vision or method.reads_grid else None
+        self.tower = Tower(adapter)
         self._memo: dict = {}  # masks and rotary embeddings shared by the layers of one forward pass
         self._layer_hooks: list = []  # of prefill, or of decoding
         self._attached: tuple | None = None
@@ -55,7 +55,7 @@ class Pruner(Handle):
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
-        if self.tower:
+        if self.method.reads_vision or self.method.reads_grid:
             self.tower.register(add, attention=self.method.reads_vision, turn=self.turn)
 
     def remove(self) -> None:
@@ -139,8 +139,7 @@ class Pruner(Handle):
             self._check_attention()
             self._attach(decoding=False)
             self.prefill = Prefill.start(inputs, visual, self.labels, self.adapter.causal, self.ratios)
-            if self.tower:
-                self.tower.clear()
+            self.tower.clear()
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return
         self._memory = getattr(cache, "vispco", None)
@@ -150,7 +149,8 @@ class Pruner(Handle):
                                  "configuration with mode='deploy'")
             self._memory.running = True
         self._attach(decoding=True)
-        if (embeds if ids is None else ids).shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
+        given = embeds if ids is None else ids
+        if given is not None and given.shape[1] > 1 and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError("visual tokens after the first forward pass (a second image in a running conversation, "
                              "or chunked prefill) cannot be pruned: start again from the whole prompt")
 
@@ -169,8 +169,7 @@ class Pruner(Handle):
                 self._memory.pruned = bool(self.prefill.steps)
             self.prefill.release()
         self._memory = None
-        if self.tower:
-            self.tower.clear()
+        self.tower.clear()
 
     def _sources(self, inputs: dict, visual: Tensor) -> dict:
         """What methods may ask of the vision side: made when first asked for, then kept for this prompt."""
@@ -265,13 +264,13 @@ class Pruner(Handle):
         return hidden + (late if packed is None else take(late, packed.order))
 
     def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask")
         packed = self._memory.packed.get(i) if self._memory else None
         if packed is None:
             return hidden, {}
         key = (id(packed), id(mask))
         if key not in self._memo:
             queries, mask = hidden.shape[1], None if mask is None else mask.to(packed.order.device)
-            width = cache.layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
+            width = kwargs["past_key_values"].layers[i].keys.shape[-2] + queries  # from the keys: survives crop()
             self._memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
         return hidden, self._memo[key]

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   options.fresh)
         return 0
     except SystemExit as stop:
-        return stop.code or 0
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except OSError as error:

@@ -136,7 +136,7 @@ class Arena:
                 part: Sequence[int] | None = None) -> Answers:
         """To the calibration questions, or to others; None: of the full model. part: only these batches (numbers)."""
         asked = self.calibration if questions is None else questions
-        rows = slice(None) if part is None else asked.rows(part)
+        rows = asked.rows(range(len(asked.lessons)) if part is None else part)
         count = asked.count[rows]
         if asked is self.calibration:
             self.passes += len(count)
@@ -147,8 +147,7 @@ class Arena:
                  for data in (asked.digest, key(of=asked.digest, part=part))]
         if part is None or names[0] in self.cache:
             found = self.cache.get(names[0], lambda: self._ask(config, asked.lessons))
-            found = {"kl": torch.tensor(found["kl"], dtype=torch.float64)[rows], "right": list(found["right"])}
-            found["right"] = found["right"] if part is None else [found["right"][i] for i in rows.tolist()]
+            found = {"kl": torch.tensor(found["kl"], dtype=torch.float64)[rows], "right": [found["right"][i] for i in rows.tolist()]}
         else:
             found = self.cache.get(names[1], lambda: self._ask(config, [asked.lessons[i] for i in part]))
         return Answers(torch.as_tensor(found["kl"], dtype=torch.float64), count,

@@ -35,8 +35,8 @@ def deepen(model: nn.Module, factor: int) -> nn.Module:
     if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
         raise ValueError(f"factor must be a whole number of 1 or more, got {factor!r}")
     deep = deepcopy(model)
-    decoder = adapter_for(deep)(deep).decoder
-    config = deep.config.get_text_config(decoder=True)
+    adapter = adapter_for(deep)(deep)
+    decoder, config = adapter.decoder, adapter.config.get_text_config(decoder=True)
     layers = [_idle(layer, config) if k else layer for layer in decoder.layers for k in range(factor)]
     decoder.layers = nn.ModuleList(layers)
     config.num_hidden_layers = len(layers)

@@ -121,7 +121,8 @@ def random_schedules(layers: int, budget: float, n: int, seed: int, tolerance: f
     rng = np.random.default_rng(seed)
     out: list[list[int]] = []
     while len(out) < n:
-        ratios = np.sort(rng.beta(*rng.uniform(0.3, 2.0, size=2), size=layers - 1))[::-1]
+        a, b = rng.uniform(0.3, 2.0, size=2)
+        ratios = np.sort(rng.beta(a, b, size=layers - 1))[::-1]
         keep = np.rint(np.concatenate([[1.0], ratios]) * CELLS).astype(int)
         if abs(keep.mean() / CELLS - budget) <= tolerance:
             out.append(keep.tolist())
@@ -139,16 +140,16 @@ def report(model, n: int = 4000, schedules: int = 24, seed: int = 0) -> dict:
         print(f"{name:14s}" + "".join(f"{100 * value:10.1f}" for value in row.values()))
     layers = model.config.text_config.num_hidden_layers
     part = items[: max(8, n // 4)]
-    spread = []
-    for keep in random_schedules(layers, 0.5, schedules, seed):
-        spread.append({"keep": keep, **by_task(part, hits(model, part, keep))})
+    keeps = random_schedules(layers, 0.5, schedules, seed)
+    spread = [by_task(part, hits(model, part, keep)) for keep in keeps]
     means = [row["mean"] for row in spread]
     print(f"{schedules} random schedules of half the tokens: {100 * min(means):.1f} to {100 * max(means):.1f}")
-    out = {"examples": n, "rows": rows, "schedules": spread}
+    out = {"examples": n, "rows": rows, "schedules": [{"keep": keep, **row} for keep, row in zip(keeps, spread)]}
     if SPECS[name_of(model)].margins:
         sizes = [(64, 80), (80, 64), (80, 80)]
-        out["sizes"] = {f"{h}x{w}": by_task(part, hits(model, enlarge(part, h, w))) for h, w in sizes}
-        print("on larger pictures: " + ", ".join(f"{key} {100 * row['mean']:.1f}" for key, row in out["sizes"].items()))
+        larger = {f"{h}x{w}": by_task(part, hits(model, enlarge(part, h, w))) for h, w in sizes}
+        print("on larger pictures: " + ", ".join(f"{key} {100 * row['mean']:.1f}" for key, row in larger.items()))
+        out["sizes"] = larger
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ def _llava_config():
         initializer_range=0.08,  # scaled to the small width; 0.02 makes training start far more slowly
     )  # fmt: skip
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=ID[IMAGE], image_token_id=ID[IMAGE],
+        vision_config=vision, text_config=text, image_token_index=ID[IMAGE],
         image_seq_length=CELLS, vision_feature_layer=-1, vision_feature_select_strategy="default",
         projector_hidden_act="gelu", tie_word_embeddings=False,
     )  # fmt: skip
@@ -189,10 +190,11 @@ def load(name: str = "testbed-llava"):
     logging.set_verbosity_error()  # a remark on how the processor's class is written is of no use to its users
     try:
         # The sizes come from here, not from the folder: a damaged number there would make a model without end.
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=build_config(key), dtype=torch.float32, local_files_only=True, use_safetensors=True,
             attn_implementation="sdpa", output_loading_info=True,
         )  # fmt: skip
+        model, found = loaded
         if found["missing_keys"] or found["unexpected_keys"]:
             raise ValueError(f"its weights are not those of {key}")
         return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -21,7 +21,7 @@ def image_inputs(name: str, images: list[np.ndarray] | np.ndarray) -> dict[str, 
     """What the model `name` is given of pictures (height, width, 3): pixel_values, for Qwen cut to patches and with
     the grid (frames, rows, columns) of each picture's patches."""
     if name == "testbed-llava":
-        return {"pixel_values": to_pixels(np.stack(images))}
+        return {"pixel_values": to_pixels(np.stack(list(images)))}
     patches, grids = [], []
     for image in images:
         pixels = to_pixels(np.stack([image]))[0]

@@ -14,12 +14,14 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ..files import brief, read_json
 from . import easyvqa, scenes
@@ -59,7 +61,7 @@ class CellHeads(nn.Module):
         return torch.stack(loss).mean()
 
 
-def hint_loss(model: nn.Module, states: torch.Tensor, batch: Packed) -> torch.Tensor:
+def hint_loss(model: Any, states: torch.Tensor, batch: Packed) -> torch.Tensor:
     """States (B, T, hidden) of the questions' last tokens should resemble the embedding of what they refer to."""
     logits = F.layer_norm(states, states.shape[-1:]) @ model.get_input_embeddings().weight.T
     return F.cross_entropy(logits.float().flatten(0, 1), batch.hint.flatten(), ignore_index=-100)
@@ -101,7 +103,8 @@ def easy_batch(rng: np.random.Generator, data: tuple, n: int, slots: int) -> Pac
 
 def optimisers(model: nn.Module, heads: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices of the layers, AdamW for everything else."""
-    matrices, rest = [], list(heads.parameters())
+    matrices: list[nn.Parameter] = []
+    rest = list(heads.parameters())
     for name, weight in model.named_parameters():
         (matrices if weight.ndim == 2 and (".layers." in name or ".blocks." in name) else rest).append(weight)
     muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -171,7 +174,7 @@ def _checked(saved: dict) -> dict:
     return saved
 
 
-def train(args: argparse.Namespace) -> nn.Module:
+def train(args: argparse.Namespace) -> PreTrainedModel:
     """Run the recipe and return the model."""
     torch.set_num_threads(args.threads)
     keep_memory()
@@ -181,7 +184,8 @@ def train(args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(args.seed)
     heads, ladder = CellHeads(spec.hidden), Curriculum()
     optims, modules = optimisers(model, heads, args.lr), {"model": model, "heads": heads}
-    state, begin, log, easy_hit = Path(args.output) / "state", 0, [], 0.0
+    log: list[dict] = []
+    state, begin, easy_hit = Path(args.output) / "state", 0, 0.0
     if args.resume and (state / "state.json").exists():
         begin, log = load_state(state, modules, optims, ladder)
         easy_hit = log[-1]["tasks"]["easy_vqa"] if log else 0.0

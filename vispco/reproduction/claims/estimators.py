@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Any
 
 from ...ste import ESTIMATORS
 from ..arena import Arena
@@ -29,7 +30,7 @@ def run(cache: Cache, size: Size, testbed: str) -> dict:
     from .. import estimators as study
 
     arena = Arena(testbed, METHOD, cache, calibration=16)
-    options = {"questions": size.estimator_questions, "steps": size.estimator_steps, "seed": 0}
+    options: dict[str, Any] = {"questions": size.estimator_questions, "steps": size.estimator_steps, "seed": 0}
     return arena.searched("estimators", lambda: study.study(testbed, METHOD, report=lambda line: None, **options),
                           source=of_file(study.__file__), **options)
 

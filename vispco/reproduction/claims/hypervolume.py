@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...baselines import single_layer_grid
 from ...presets import presets
 from ..arena import Arena
@@ -37,7 +39,7 @@ def run(cache: Cache, size: Size, testbed: str, method: str) -> dict:
     grid = [{"share": arena.share(c), "kl": arena.kl(c), "accuracy": arena.accuracy(c)}
             for c in single_layer_grid(method, arena.layers, ratios, arena.first_layer, arena.tokens)]
     chosen = [_chosen(grid, budget) for budget in budgets]
-    learned = []
+    learned: list[dict[str, Any]] = []
     for seed in range(setting.seeds):
         found = cheap(arena, setting, size, seed)
         learned.append({"seed": seed, "passes": found.passes, "points": [

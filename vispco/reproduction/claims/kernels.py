@@ -35,7 +35,7 @@ def run(cache: Cache, size: Size, testbed: str, method: str, seed: int) -> dict:
     for budget in budgets:
         configs = {kernel: found[kernel].configs[budget] for kernel in PAIR}
         right = {kernel: arena.answers(c, arena.test).right for kernel, c in configs.items()}
-        rows.append({"budget": budget, "paired": paired(*(right[kernel] for kernel in PAIR)),
+        rows.append({"budget": budget, "paired": paired(right[PAIR[0]], right[PAIR[1]]),
                      **{kernel: {"kl": arena.kl(c), "accuracy": float(right[kernel].double().mean()),
                                  "tokens": c.tokens(arena.tokens), "share": arena.share(c)} for kernel, c in configs.items()}})
     return {"testbed": testbed, "method": method, "seed": seed, "rows": rows, "n_test": len(arena.test),
@@ -51,7 +51,7 @@ def conclude(rows: list[dict], size: Size) -> dict:
     table = []
     for (testbed, method, budget), ones in groups.items():
         kl = {kernel: [one[kernel]["kl"] for one in ones] for kernel in PAIR}
-        outcome = compare(*(kl[kernel] for kernel in PAIR))
+        outcome = compare(kl[PAIR[0]], kl[PAIR[1]])
         gains = [one["paired"]["difference"] for one in ones]
         table.append({"testbed": testbed, "method": method, "budget": budget, "seeds": len(ones),
                       **{kernel: {"kl": summary(kl[kernel]), "accuracy": summary([one[kernel]["accuracy"] for one in ones]),

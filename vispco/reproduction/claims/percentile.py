@@ -28,7 +28,7 @@ def pieces(size: Size) -> list[Piece]:
     return searches + pools
 
 
-def run(cache: Cache, size: Size, testbed: str, method: str, budget: float | None = None, seed: int | None = None) -> dict | None:
+def run(cache: Cache, size: Size, testbed: str, method: str, budget: float | None = None, seed: int = 0) -> dict | None:
     """One budget of one setting; with a seed instead of a budget only its search, for the cache."""
     setting = setting_of(size, testbed, method)
     arena = arena_of(setting, cache, size)
@@ -62,9 +62,9 @@ def pool(arena: Arena, setting: Setting, budget: float) -> list[PruningConfig]:
 
 def conclude(rows: list[dict | None], size: Size) -> dict:
     """By the mean over the seeds."""
-    rows = [row for row in rows if row]
-    table, outcomes = [], []
-    for row in rows:
+    table: list[dict] = []
+    outcomes: list[str] = []
+    for row in filter(None, rows):
         if not row["reachable"]:
             table.append({**row, "verdict": "not reachable"})
             continue

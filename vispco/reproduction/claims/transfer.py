@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...testbed import TASKS
-from ..arena import Arena
+from ..arena import Arena, Questions
 from ..cache import Cache
 from ..searches import refined
 from ..sizes import METHODS, Size
@@ -32,7 +32,8 @@ def run(cache: Cache, size: Size, testbed: str, matrix: str) -> dict:
 
 def _tasks(cache: Cache, size: Size, testbed: str) -> dict:
     """Rows: where it was found; columns: where it is used. FastV."""
-    rows, asked, tasks = {}, {}, TASKS[:size.transfer_tasks]
+    asked: dict[str, Questions] = {}
+    rows, tasks = {}, TASKS[:size.transfer_tasks]
     for source in (MIXTURE, *tasks):
         arena = Arena(testbed, "fastv", cache, calibration=size.calibration, batch=size.batch,
                       tasks=None if source == MIXTURE else [source])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
@@ -21,7 +21,7 @@ STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 1
          "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "xtick.color": INK,
          "ytick.color": INK, "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8.5}
 
-Drawing = Callable[[dict], Iterator[tuple[str, Callable]]]
+Drawing = Callable[[Mapping[str, dict]], Iterator[tuple[str, Callable]]]
 
 
 def render(draw: Callable, kind: str) -> bytes:

@@ -86,8 +86,9 @@ def cost(results: Mapping[str, dict]) -> Iterator[tuple[str, Callable]]:
 
 
 def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
-    together = floor is not None and len(rows) > 1
-    figure, panels = new(*shape(len(rows) + together, 4), width=3.3, height=2.7)
+    floor = floor if len(rows) > 1 else None  # one budget makes no frontier
+    count = len(rows) + (floor is not None)
+    figure, panels = new(*shape(count, 4), width=3.3, height=2.7)
     for axes, row in zip(panels.flat, rows):
         xs = [d["passes"] for d in row["random"]]
         axes.plot(xs, [max(LEAST, d["mean"]) for d in row["random"]], color=ORANGE, label="random, best of N")
@@ -102,15 +103,15 @@ def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
         axes.set(title=f"budget {row['budget']:g}", xscale="log", yscale="log")
         plain_log(axes.xaxis)
         plain_log(axes.yaxis)
-    if together:
+    if floor is not None:
         _volumes(panels.flat[len(rows)], rows, floor)
     for axes in panels[:, 0]:
         axes.set_ylabel("calibration KL, nats")
     for axes in panels[-1]:
         axes.set_xlabel("forward passes for this budget")
-    if together:
+    if floor is not None:
         panels.flat[len(rows)].set(xlabel="forward passes for all budgets", ylabel="")
-    return finish(figure, panels, len(rows) + together, f"What the same cost finds in other hands: {name}", result)
+    return finish(figure, panels, count, f"What the same cost finds in other hands: {name}", result)
 
 
 def _volumes(axes, rows: list[dict], floor: float) -> None:
