@@ -274,7 +274,7 @@ class Films:
     video_processor, video_token, image_token = True, "<|video_pad|>", "<|image_pad|>"
 
     def __init__(self, processor):
-        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.processor, self.tokenizer, self.decode = processor, processor.tokenizer, processor.decode
         self.chat_template = processor.chat_template.replace("{% elif", "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% elif", 1)
 
     def apply_chat_template(self, said, chat_template=None, **options):

@@ -144,6 +144,7 @@ def test_options_are_a_mapping(options):
         ("flops", False),
         ("n_visual", 5.0),
         ("n_visual", "576"),
+        ("versions", "0.1.0"),
     ],
 )
 def test_provenance_types(field, bad):
@@ -152,10 +153,10 @@ def test_provenance_types(field, bad):
 
 
 def test_frozen_and_equal_by_value():
-    config = PruningConfig("random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576)
-    assert config == PruningConfig("random", (1.0, 0.5), {"seed": 3}, "llava", 0.4, 1e12, 576)
+    config = PruningConfig("random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"})
+    assert config == PruningConfig("random", (1.0, 0.5), {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"})
     others = {"method": "takes-anything", "keep_ratios": [1, 0.4], "method_options": {"seed": 4}, "model_type": None,
-              "budget": 0.5, "flops": None, "n_visual": 1}
+              "budget": 0.5, "flops": None, "n_visual": 1, "versions": None}
     assert others.keys() == {f.name for f in dataclasses.fields(config)}
     for field, other in others.items():
         assert dataclasses.replace(config, **{field: other}) != config
@@ -247,6 +248,7 @@ configs = st.builds(
     st.none() | st.floats(0, 1) | st.text() | st.integers(0, 10**15),
     st.none() | st.floats(0, 1e30) | st.integers(0, 10**20),
     st.none() | st.integers(0, 10**6),
+    st.none() | st.dictionaries(st.text(), st.text(), max_size=3),
 )
 
 
@@ -268,7 +270,7 @@ def test_save_and_load_give_the_same_back(folder, config):
 def test_the_file_is_readable():
     data = PruningConfig.from_fastv(2, 0.5, num_layers=4).to_dict()
     assert data == {"schema_version": 1, "method": "fastv", "keep_ratios": [1, 1, 0.5, 0.5], "num_layers": 4,
-                    "method_options": {}, "model_type": None, "budget": None, "flops": None, "n_visual": None}
+                    "method_options": {}, "model_type": None, "budget": None, "flops": None, "n_visual": None, "versions": None}
 
 
 GOOD = PruningConfig("random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import struct
+import sys
 import tracemalloc
 import zlib
 from collections import Counter
@@ -369,6 +370,30 @@ def datasets(tmp_path, monkeypatch):
     module = pytest.importorskip("datasets")
     monkeypatch.setattr(module.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return module
+
+
+def test_a_data_set_never_has_to_fit_in_memory(datasets, monkeypatch):
+    """64 pictures of half a megabyte: those drawn are read, each once, and no more than they need is ever held."""
+    arrow = pytest.importorskip("pyarrow")
+    size = 54 + 400 * 400 * 3
+
+    def rows():
+        for i in range(64):
+            Image.new("RGB", (400, 400), (i,) * 3).save("one.bmp")
+            yield {"image": {"bytes": Path("one.bmp").read_bytes(), "path": None}, "question": f"q{i}", "answer": "a"}
+
+    datasets.Dataset.from_generator(rows, features=datasets.Features(
+        {"image": datasets.Image(decode=False), "question": datasets.Value("string"), "answer": datasets.Value("string")}),
+        writer_batch_size=8).save_to_disk("saved")
+    read, one = [], sys.modules["vispco.data.draw"].row
+    monkeypatch.setattr(sys.modules["vispco.data.draw"], "row", lambda table, i, source: read.append(i) or one(table, i, source))
+    before = arrow.total_allocated_bytes()
+    tracemalloc.start()
+    sample = draw("saved", 3)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sample.total == 64 and len(read) == len(set(read)) == 3 and [len(c.media[0]) for c in sample.conversations] == [size] * 3
+    assert 3 * size <= held and peak < 12 * size and arrow.total_allocated_bytes() - before < 8 * size
 
 
 def test_data_sets_of_the_library(datasets, monkeypatch):

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from vispco import distributed
+import vispco
+from vispco import data, distributed, testbed
+from vispco.commands.questions import questions
 
 HERE = Path(__file__).parent
 
@@ -91,6 +95,40 @@ def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp
     assert len(lines) > 8 and again["configurations"] == shown[1]["configurations"]
     assert [strip(line) for line in lines] == [strip(line) for line in journal.read_bytes().splitlines()]
     assert json.loads(lines[0])["of"]["processes"] == 2
+
+
+def test_an_evaluation_under_torchrun_prints_once_what_one_process_measures(tmp_path):
+    vispco.PruningConfig.from_fastv(2, 0.75, num_layers=8).save(tmp_path / "c.json")
+    options = ["evaluate", "--config", tmp_path / "c.json", "--limit", 21, "--batch-size", 8, "--quiet", "--json"]
+    one, two = (json.loads(launch(n, "-m", "vispco", *options).stdout) for n in (1, 2))
+    for a, b in zip([one["full"], *one["configurations"]], [two["full"], *two["configurations"]], strict=True):
+        assert a["tasks"] == b["tasks"] and len(a["tasks"]) > 3 and a["interval"] == b["interval"]
+        close([a["kl"], a["flops"]], [b["kl"], b["flops"]])
+    assert 0 < one["configurations"][0]["accuracy"] < one["full"]["accuracy"]
+
+
+def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monkeypatch, tmp_path, capsys):
+    model, processor = testbed.load("testbed-llava")
+    with open(tmp_path / "q.jsonl", "w") as file:
+        for i, e in enumerate(testbed.examples("test", 14)):
+            Image.fromarray(e.image).save(tmp_path / f"{i}.png")
+            file.write(json.dumps({"image": f"{i}.png", "question": e.question, "answer": e.answer, "task": str(i)}) + "\n")
+    options = SimpleNamespace(data=str(tmp_path / "q.jsonl"), limit=14, seed=0, images=None, columns=None, split=None, max_pixels=10**6,
+                              batch_size=4, tasks=None, model="testbed", chat_template=None, frames=8, quiet=False)
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    asked = questions(options, "test")
+    sample, parts = data.draw(options.data, 14), []
+    for first in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda first=first: first)
+        capsys.readouterr()  # bars
+        made = asked.batches(model, processor)
+        words = [processor.tokenizer.decode(row[row != -100]) for batch in made for row in batch["labels"]]
+        own = [c for i in range(0, 14, 4) for c in sample.conversations[i:i + 4][first::2]]
+        assert words == [f"{c.turns[0][1]} <eos>" for c in own]
+        parts += [c.task for c in own]
+        counts, *shown = capsys.readouterr().err.splitlines()
+        assert "14 questions, 14 drawn" in counts and len(shown) == 3 and all(f"-> {c.turns[0][1]}; labelled: '{c.turns[0][1]} <eos>'" in line for c, line in zip(own, shown))
+    assert asked.tasks == parts
 
 
 def test_alone_everything_is_as_it_was():

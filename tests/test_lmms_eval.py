@@ -6,9 +6,11 @@ lmms-eval brings some 150 packages and is not in the extra `test`:
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +122,27 @@ def test_scores_agree_with_an_independent_count_in_full_and_pruned(folder, task,
         right[name] = sum(answer == item.answer for answer, item in zip(answers, items, strict=True))
         assert score == pytest.approx(right[name] / N)
     assert right["full"] > 0.9 * N and 0 < right["pruned"] < right["full"]
+
+
+def test_the_page_of_the_eight_benchmarks_names_tasks_and_metrics_that_there_are():
+    from lmms_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    page = (Path(vispco.__file__).parents[1] / "docs/lmms-eval.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:5] for row in page.split("| benchmark |")[1].splitlines()[2:10]]
+    assert [row[0].strip() for row in rows] == ["A-OKVQA", "VizWiz", "SEED-Bench", "MMBench", "MME", "ChartQA", "OCRBench", "TextVQA"]
+    tasks = ["ok_vqa_val2014"]  # in place of A-OKVQA
+    assert not [name for name in manager.all_tasks if "aokvqa" in name.replace("_", "")]
+    for _, task, metrics, mind in rows:
+        tasks += (named := re.findall("`(.*?)`", task))
+        for name in named:
+            config = manager._get_config(name)
+            assert config["output_type"] == "generate_until"
+            assert set(re.findall("`(.*?)`", metrics)) <= {metric["metric"] for metric in config["metric_list"]}
+        assert {name for name in re.findall("`(.*?)`", mind) if name != "general"} <= set(manager.all_tasks)
+    assert re.search("TASKS=(.*)", page)[1].split(",") == tasks
+    assert "general" in {metric["metric"] for metric in manager._get_config("vmcbench")["metric_list"]}
+    assert manager._get_config("seedbench_ppl")["output_type"] != "generate_until"
 
 
 def request(model, item, options, number=0):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_collate import Films
 
 import vispco
 from vispco import Frontier, PruningConfig, testbed
@@ -128,10 +129,10 @@ def test_apply_answers_as_generate_does(here, tmp_path, capsys):
             output = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1]:]
         want = processor.decode(output, skip_special_tokens=True).strip()
         assert result["full"]["answer"] == result["pruned"]["answer"] == want
-        assert result["full"]["tokens"] == [64] * layers and result["seconds_to_first_token"] is None
+        assert result["full"]["tokens"] == [64] * layers and result["speeds"] is None
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out.count(" ms ") == 2 and "first token" in out
+    assert out.count(" ms ") == 2 and "first token" in out and out.count("tokens/s") == 2 and "attention: sdpa" in out
 
 
 def test_other_number_types(here, tmp_path, capsys):
@@ -282,6 +283,61 @@ def test_convert_there_and_back(tmp_path, monkeypatch, capsys):
     assert PruningConfig.load("c.json").tokens(576)[3] == 300
     assert main(["convert", "--config", "c.json", "--to", "fastv"]) == 2
     assert "it drops tokens once, not before 3 layers" in capsys.readouterr().err
+
+
+# ---- videos ---------------------------------------------------------------------------------------------
+def film(path, image):
+    """Two frames of the same picture: a folder of pictures, or a video file, without loss."""
+    if not path.suffix:
+        path.mkdir()
+        return [Image.fromarray(image).save(path / f"{i}.png") for i in range(2)]
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "bgr0"
+        for _ in range(2):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+
+
+@pytest.mark.parametrize("whose, suffix", [("a stand-in", ""), ("a stand-in", ".mkv"), ("Qwen's own", ".mkv")])
+def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, suffix, tmp_path, monkeypatch, capsys):
+    """Two equal frames make the patches that Qwen2.5-VL makes of one picture: from the files to the answer all must agree."""
+    monkeypatch.chdir(tmp_path)
+    model, processor = testbed.load("testbed-qwen")
+    films = Films(processor)
+    if whose == "Qwen's own":
+        pytest.importorskip("torchvision")
+        from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+
+        like = {key: getattr(processor.image_processor, key) for key in
+                ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")}
+        films = Qwen2_5_VLProcessor(processor.image_processor, processor.tokenizer, Qwen2VLVideoProcessor(**like),
+                                    chat_template=films.chat_template)
+    for name, its in {"image": processor, "video": films}.items():
+        model.save_pretrained(f"{name}-model")
+        (processor if its is films and whose == "a stand-in" else its).save_pretrained(f"{name}-model")
+    examples = testbed.examples("test", 4, seed=2)
+    for i, e in enumerate(examples):
+        film(tmp_path / f"{i}{suffix or '-frames'}", e.image)
+        Image.fromarray(e.image).save(f"{i}.png")
+    found, answers = {}, {}
+    for kind, end in {"image": ".png", "video": suffix or "-frames"}.items():
+        if kind == "video" and whose == "a stand-in":
+            monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: films)
+        rows = [{kind: f"{i}{end}", "question": e.question + "?", "answer": e.answer} for i, e in enumerate(examples)]
+        Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        own = ["--model", f"{kind}-model", "--frames", "2", "--json"]
+        assert main(["search", *own, "--data", f"{kind}.jsonl", "--batch-size", "2", "--budgets", "0.5", "--kernel", "linear",
+                     "--steps", "2", "--refinement", "0", "-o", kind]) == 0
+        out, err = capsys.readouterr()
+        assert "4 questions, 4 drawn" in err and "64 visual tokens" in err and f"<{kind}>{examples[0].question}? -> " in err
+        found[kind] = json.loads(out)["configurations"][0]
+        assert main(["apply", *own, "--config", f"{kind}/config-0.5.json", f"--{kind}", f"0{end}", "--question", examples[0].question + "?",
+                     "--repeats", "0"]) == 0
+        answers[kind] = json.loads(capsys.readouterr().out)
+    assert found["video"]["keep_ratios"] == found["image"]["keep_ratios"] and found["video"]["kl"] == pytest.approx(found["image"]["kl"], rel=1e-3)
+    assert answers["video"] == answers["image"] and answers["video"]["pruned"]["tokens"][-1] < 64
 
 
 # ---- a real process -------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Amortised:
                 limit = Budget(budget, cost, *shapes(self.lessons), scorer.first_layer)
                 bench = Bench(self.model, self.lessons, {
                     "method": self.method, "method_options": self.method_options, "model_type": adapter.config.model_type,
-                    "budget": budget, "n_visual": limit.tokens}, journal=kept)
+                    "budget": budget, "n_visual": limit.tokens, "versions": versions()}, journal=kept)
                 bench.losses([tuple(limit.harden(self.ratios(budget)))])
                 limits.append(limit)
                 benches.append(bench)

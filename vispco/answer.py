@@ -44,14 +44,22 @@ def answer(model, processor, inputs: dict, config: PruningConfig | None = None, 
             "tokens": count.tokens, "flops": count.total, "share": count.prunable_share, "depth": depth}
 
 
-def time_to_first_token(model, inputs: dict, config: PruningConfig, repeats: int = 3) -> dict:
-    """Seconds from the prompt to its first new token, vision tower included: {"full": s, "pruned": s}, medians.
+def speeds(model, inputs: dict, config: PruningConfig, repeats: int = 3, new_tokens: int = 16) -> dict:
+    """{"seconds_to_first_token", "tokens_per_second"}: {"full": x, "pruned": y} each, medians; "attention": how it runs.
 
-    Both in turns, so that a slow moment strikes both; one more round before is not counted.
+    To the first token: from the prompt, vision tower included. Per second: of the `new_tokens` - 1 tokens after it, decoded
+    in any case; None where they took no longer than the clock's noise. All in turns, so that a slow moment strikes all; one
+    more round before is not counted.
     """
-    seconds = in_turns(dict.fromkeys(["full", "pruned"], first_token(model, inputs)), rounds=repeats, warmup=1,
-                       timer=timed(model.device), within={"pruned": partial(apply, model, config)})
-    return {name: statistics.median(rounds) for name, rounds in seconds.items()}
+    short = first_token(model, inputs)
+    long = partial(short, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    calls = {(name, n): call for n, call in ((1, short), (new_tokens, long)) for name in ("full", "pruned")}
+    times = in_turns(calls, rounds=repeats, warmup=1, timer=timed(model.device),
+                     within={key: partial(apply, model, config) for key in calls if key[0] == "pruned"})
+    first = {name: statistics.median(times[name, 1]) for name in ("full", "pruned")}
+    more = {name: statistics.median(b - a for a, b in zip(times[name, 1], times[name, new_tokens])) for name in first}
+    return {"seconds_to_first_token": first, "attention": model.config._attn_implementation,
+            "tokens_per_second": {name: (new_tokens - 1) / s if s > 0 else None for name, s in more.items()}}
 
 
 def first_token(model, inputs: dict) -> Callable[[], Any]:
@@ -105,13 +113,17 @@ def on_device(inputs: dict, device: torch.device) -> dict:
 
 
 def side_by_side(full: dict, pruned: dict, question: str, expected: str | None = None,
-                 seconds: dict | None = None) -> str:
-    """Two results of `answer` as text, with the times to the first token if they were measured."""
-    times = {name: [f"{1000 * s:.1f} ms"] for name, s in (seconds or {}).items()}
+                 measured: dict | None = None) -> str:
+    """Two results of `answer` as text, with their `speeds` if they were measured."""
+    times = {}
+    for name, seconds in measured["seconds_to_first_token"].items() if measured else ():
+        rate = measured["tokens_per_second"][name]
+        times[name] = [f"{1000 * seconds:.1f} ms", "–" if rate is None else f"{rate:.1f} tokens/s"]
     rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), *times.get(name, []),
              tokens(a["tokens"])] for name, a in (("full", full), ("pruned", pruned))]
     head = f"question: {question}" + (f"\nexpected: {expected}" if expected else "")
-    header = ["model", "answer", "FLOPs", "share", *["first token"] * bool(times), "visual tokens entering each layer"]
+    header = ["model", "answer", "FLOPs", "share", *["first token", "then"] * bool(times), "visual tokens entering each layer"]
     body = table(header, rows)
     legend = "where the visual tokens are, and how long they stay (█ longest, · shortest):"
-    return f"{head}\n\n{body}\n\n{legend}\n{token_grid(pruned['depth'])}"
+    how = f"\nattention: {measured['attention']}; medians of runs in turns\n" if measured else ""
+    return f"{head}\n\n{body}\n{how}\n{legend}\n{token_grid(pruned['depth'])}"

@@ -43,7 +43,7 @@ class PruningConfig:
 
     method: name of a registered pruning method, which ranks the tokens.
     method_options: keyword arguments of that method.
-    model_type, budget, flops, n_visual: provenance, filled in by `vispco.search`; `apply` refuses a model of
+    model_type, budget, flops, n_visual, versions: provenance, filled in by `vispco.search`; `apply` refuses a model of
         another type or number of layers.
 
     Raises ValueError on anything else than that.
@@ -60,6 +60,7 @@ class PruningConfig:
     budget: Any = None
     flops: float | None = None
     n_visual: int | None = None
+    versions: Mapping[str, str] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "keep_ratios", _checked_ratios(self.keep_ratios))
@@ -146,7 +147,8 @@ class PruningConfig:
         return cls("sparsevlm", _staircase([i + 1 for i in layers], [t / n_visual for t in tokens], num_layers))
 
 
-_PROVENANCE = {"model_type": (str,), "budget": (int, float, str, dict), "flops": (int, float), "n_visual": (int,)}
+_PROVENANCE = {"model_type": (str,), "budget": (int, float, str, dict), "flops": (int, float), "n_visual": (int,),
+               "versions": (dict,)}
 _LARGEST = 1e300  # so that sums, products and ratios of a few such numbers are floats
 
 

@@ -75,6 +75,15 @@ def share(batch: Sequence[Item]) -> Sequence[Item]:
     return batch[rank()::processes()]
 
 
+def as_gathered(batches: Sequence[Sequence[Item]]) -> list[Item]:
+    """The items of all batches in the order in which `gathered` has what belongs to them, if each process has its `share`.
+
+    >>> as_gathered(["ab", "c"])  # one process; of two, the first would have a and c
+    ['a', 'b', 'c']
+    """
+    return [item for first in range(processes()) for batch in batches for item in batch[first::processes()]]
+
+
 def total(x: Tensor) -> Tensor:
     """The sum of everybody's `x`; without gradient."""
     if not _together:

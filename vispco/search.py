@@ -99,7 +99,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         for limit, alm in zip(limits, solvers):
             bench = Bench(model, lessons, {
                 "method": method, "method_options": method_options or {}, "model_type": adapter.config.model_type,
-                "budget": limit.value, "n_visual": limit.tokens}, objective, kept)
+                "budget": limit.value, "n_visual": limit.tokens, "versions": versions()}, objective, kept)
             benches.append(bench)
             if limit.holds([limit.tokens] * limit.layers):
                 bench.losses([(1.0,) * limit.layers])

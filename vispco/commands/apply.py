@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .. import data, testbed
-from ..answer import answer, side_by_side, time_to_first_token
+from ..answer import answer, side_by_side, speeds
 from ..config import PruningConfig
 from ..options import add_json, add_model, add_reading, whole
 from .asked import about, check_words, of_testbed, words
@@ -27,7 +27,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--question", metavar="TEXT", help="what to ask about it")
     sub.add_argument("--max-new-tokens", type=whole(1), default=32, metavar="N", help="of the answer (default: %(default)s)")
     sub.add_argument("--repeats", type=whole(0), default=3, metavar="N",
-                     help="of the time to the first token, the median counts; 0: none (default: %(default)s)")
+                     help="of the time to the first token and of the rate after it, the median counts; 0: none (default: %(default)s)")
     sub.add_argument("--index", type=whole(0, 9999), default=0,
                      help="without a picture: which question of the testbed (default: the first, 0)")
     sub.add_argument("--split", default="test", help="of which split (default: %(default)s)")
@@ -54,11 +54,10 @@ def run(options: argparse.Namespace) -> None:
     question = words(asked)
     check_words(options.model, processor, inputs, question)
     full, pruned = (answer(model, processor, inputs, c, options.max_new_tokens) for c in (None, config))
-    seconds = time_to_first_token(model, inputs, config, options.repeats) if options.repeats else None
+    measured = speeds(model, inputs, config, options.repeats) if options.repeats else None
     if options.json:
-        return print_json({"question": question, "expected": expected, "full": full, "pruned": pruned,
-                           "seconds_to_first_token": seconds})
-    print(side_by_side(full, pruned, question, expected, seconds))
+        return print_json({"question": question, "expected": expected, "full": full, "pruned": pruned, "speeds": measured})
+    print(side_by_side(full, pruned, question, expected, measured))
 
 
 def _of_testbed(options: argparse.Namespace) -> tuple[data.Conversation, str]:

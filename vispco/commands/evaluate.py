@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from dataclasses import replace
 
 from .. import data
@@ -10,6 +12,7 @@ from ..answer import first_token, latency
 from ..baselines import published
 from ..config import PruningConfig
 from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
+from ..distributed import launched, rank
 from ..evaluate import Record, evaluate
 from ..frontier import Frontier
 from ..options import add_data, add_json, add_model, whole
@@ -44,7 +47,16 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure the full model and every configuration on the same questions."""
+    """Measure the full model and every configuration; with the processes of `torchrun`, of which the first writes and prints."""
+    with launched():
+        if not rank():
+            return _run(options)
+        with contextlib.redirect_stdout(io.StringIO()):
+            options.output, options.latency, options.quiet = None, None, True
+            _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     frontier = Frontier.load(options.frontier) if options.frontier else None
     if options.output:
         if frontier is None:

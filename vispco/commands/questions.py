@@ -6,13 +6,15 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from .. import data, testbed
-from ..distributed import rank, share
+from ..data.collate import split as in_batches
+from ..distributed import as_gathered, rank, share
 from ..files import printable
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
@@ -22,8 +24,8 @@ from .model import check_name, is_testbed
 
 @dataclass
 class Questions:
-    """split: that they are of, if their data has any. tasks: of each question, in order. batches(model, processor):
-    with labels. some(n): up to n of them about one picture each, as conversations."""
+    """split: that they are of, if their data has any. tasks: of each question, in the order of `Record.correct`.
+    batches(model, processor): with labels. some(n): up to n of them about one picture each, as conversations."""
 
     split: str | None
     tasks: list[str]
@@ -42,14 +44,17 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
     reading = reading_options(options)
     sample = data.draw(options.data, options.limit, options.seed, images=options.images, columns=options.columns,
                        split=options.split, max_pixels=options.max_pixels)
+    size = options.batch_size or 4
+    parts = in_batches(sample.conversations, size)
 
     def batches(model, processor) -> list[dict]:
-        made = data.batches(processor, sample.conversations, options.batch_size or 4, **reading)
+        made = data.batches(processor, sample.conversations, size, **reading)
         if not options.quiet and not rank():
-            print(preview(sample, made, adapter_for(model)(model), processor, options), file=sys.stderr)
+            own = chain.from_iterable(map(share, parts))
+            print(preview(sample, own, made, adapter_for(model)(model), processor, options), file=sys.stderr)
         return made
 
-    return Questions(options.split, [c.task or "other" for c in sample.conversations], batches,
+    return Questions(options.split, [c.task or "other" for c in as_gathered(parts)], batches,
                      lambda n: [c for c in sample.conversations if c.kind == "image" and len(c.media) == 1][:n])
 
 
@@ -62,9 +67,9 @@ def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
 
 
-def preview(sample: data.Sample, batches: list[dict], adapter, processor, options: argparse.Namespace,
-            examples: int = 3) -> str:
-    """What was drawn, in numbers; and some examples, with the words that are labelled."""
+def preview(sample: data.Sample, own: Iterable[data.Conversation], batches: list[dict], adapter, processor,
+            options: argparse.Namespace, examples: int = 3) -> str:
+    """What was drawn, in numbers; and some examples, with the words that are labelled. own: what the rows of the batches are of."""
     rows = [(ids, labels, visual) for b in batches for ids, labels, visual in
             zip(b["input_ids"], b["labels"], adapter.visual_mask(b["input_ids"], None) & b["attention_mask"].bool())]
     real = [int(m.sum()) for b in batches for m in b["attention_mask"]]
@@ -74,7 +79,7 @@ def preview(sample: data.Sample, batches: list[dict], adapter, processor, option
     lines = [f"{options.data}: {sample.total:,} questions, {count:,} drawn with seed {options.seed}"
              + (f", {sample.skipped:,} without a picture left out" if sample.skipped else "")
              + f"; a question has {_span(visual)} visual tokens, {_span(texts)} of text, {_span(answers)} of answers"]
-    for conversation, (_, labels, _) in list(zip(sample.conversations, rows))[:examples]:
+    for conversation, (_, labels, _) in list(zip(own, rows))[:examples]:
         (question, answer), *more = conversation.turns
         learned = processor.tokenizer.decode(labels[labels != -100])
         turns = f" (and {len(more)} more turns)" if more else ""
@@ -100,9 +105,10 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
         raise ValueError(f"{given[0].replace('_', '-')} is for data of your own: give --data too")
     kind = _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
     examples, size = testbed.examples(split, options.limit, options.seed, options.tasks), options.batch_size or 32
-    return Questions(split, [e.task for e in examples], lambda model, processor: [
-        testbed.collate(share(examples[i:i + size]), model=kind) for i in range(0, len(examples), size)],
-        lambda n: [of_testbed(e, f"question {i}") for i, e in enumerate(examples[:n])])
+    parts = [examples[i:i + size] for i in range(0, len(examples), size)]
+    return Questions(split, [e.task for e in as_gathered(parts)],
+                     lambda model, processor: [testbed.collate(share(part), model=kind) for part in parts],
+                     lambda n: [of_testbed(e, f"question {i}") for i, e in enumerate(examples[:n])])
 
 
 def _testbed_kind(model: str) -> str:

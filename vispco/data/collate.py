@@ -19,11 +19,15 @@ def batches(processor: Any, conversations: Sequence[Conversation], batch_size: i
     """`collate` over conversations in order, `batch_size` at a time; pictures and videos never share a batch.
 
     Of several processes that search together (`vispco.distributed`), each gets its own share of every batch."""
+    return [collate(processor, share(batch), **options) for batch in split(conversations, batch_size)]
+
+
+def split(conversations: Sequence[Conversation], batch_size: int) -> list[list[Conversation]]:
+    """What `batches` makes its batches of, before they are shared."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     groups = [list(group) for _, group in groupby(conversations, key=lambda c: c.kind)]
-    return [collate(processor, share(group[i:i + batch_size]), **options) for group in groups
-            for i in range(0, len(group), batch_size)]
+    return [group[i:i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
 
 def collate(processor: Any, conversations: Sequence[Conversation], *, padding_side: str = "left",
