@@ -1,11 +1,13 @@
 """A search that is killed at any moment loses at most one step, and ends bit for bit as if it had never been stopped."""
 
+import errno
 import json
 import os
 import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from inspect import signature
@@ -58,7 +60,7 @@ def left_by(folder):
     """All that a finished search has left, but what no two runs share: the time it took, and where it lies."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in ("out", "err") and not path.name.startswith(".vispco-"):
+        if path.is_file() and path.name not in ("out", "err"):
             text = path.read_text().replace(str(folder), "FOLDER")
             found[path.name] = re.sub(r'(seconds": |seconds</td><td>)[\d.e+-]+(, "check": "\w+")?', "", text)
     return found
@@ -108,6 +110,7 @@ def test_killed_while_the_results_are_written_each_file_is_whole_or_not_there(ru
         named = sorted(p.name for p in (tmp_path / "run").iterdir() if p.suffix in (".json", ".html"))
         assert len(named) == when - 1
         assert all(json.loads((tmp_path / "run" / name).read_text()) for name in named)
+        assert len(list((tmp_path / "run").glob(".vispco-*"))) == 1  # of this one; the next clears it away
     assert run("command", tmp_path)["code"] == 0
     assert left_by(tmp_path) == whole["command"][0]
 
@@ -347,6 +350,96 @@ def test_tensors_come_back_to_the_bit(dtype):
     tensor = torch.tensor([[0.1, -0.0, float("nan")], [float("-inf"), 1e-45, 3.0]], dtype=dtype)
     back = unpacked(packed(tensor.T), tensor.T.contiguous())
     assert back.dtype == dtype and torch.equal(back.view(torch.uint8), tensor.T.contiguous().view(torch.uint8))
+
+
+# ---- atomic writes ---------------------------------------------------------------------------------------------
+def fork(work):
+    """A process that does this work; its exit code is 0 if nothing was raised."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def test_what_a_killed_write_left_goes_with_the_next_but_not_what_a_living_process_writes(tmp_path, monkeypatch):
+    told, tell = os.pipe()
+
+    def stuck():
+        os.fsync = lambda _: (os.write(tell, b"."), signal.pause())
+        files.write_text(tmp_path / "a.txt", "half of it")
+
+    kept = [tmp_path / name for name in (".vispco-notes", ".vispco-UPPERCAS", "vispco-abcdefgh", ".vispco-abcdefgh.txt")]
+    for path in kept:
+        path.write_text("not ours")
+    (tmp_path / ".vispco-folder_1").mkdir()
+    (tmp_path / ".vispco-a_link_1").symlink_to(kept[0])
+    kept += [tmp_path / ".vispco-folder_1", tmp_path / ".vispco-a_link_1"]
+    pid = fork(stuck)
+    os.read(told, 1)
+    files.write_text(tmp_path / "b.txt", "b")
+    temporary, = {*tmp_path.iterdir()} - {*kept, tmp_path / "b.txt"}
+    assert temporary.read_text() == "half of it"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert temporary.exists()
+    files.write_text(tmp_path / "c.txt", "c")
+    assert {*tmp_path.iterdir()} == {*kept, tmp_path / "b.txt", tmp_path / "c.txt"}
+    os.close(told)
+    os.close(tell)
+
+
+def test_processes_that_write_to_one_folder_do_not_disturb_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+    def work(name):
+        for i in range(150):
+            files.write_text(tmp_path / f"{i % 2}", name * 5000)
+
+    children = [fork(lambda name=name: work(name)) for name in "abc"]
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+    assert all(len(text := path.read_text()) == 5000 and text == text[0] * 5000 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_temporary_file_that_is_cleared_before_it_is_locked_is_made_again(when, tmp_path, monkeypatch):
+    lock, seen = files._lock, []
+
+    def late(file):
+        seen.append(file.name)
+        if len(seen) == 1:
+            os.unlink(file.name)
+            if when == "during":  # the other process holds the lock still
+                raise OSError(errno.EWOULDBLOCK, "Resource temporarily unavailable")
+        lock(file)
+
+    monkeypatch.setattr(files, "_lock", late)
+    files.write_text(tmp_path / "a.txt", "a")
+    assert len(set(seen)) == 2 and (tmp_path / "a.txt").read_text() == "a" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_where_there_are_no_locks_what_is_written_is_whole_and_nothing_is_cleared(tmp_path, monkeypatch):
+    def unsupported(file):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(files, "_lock", unsupported)
+    (tmp_path / ".vispco-abcdefgh").write_text("left")
+    files.write_text(tmp_path / "a.txt", "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".vispco-abcdefgh", "a.txt"] and (tmp_path / "a.txt").read_text() == "a"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    files.write_text(tmp_path / "a.txt", "before")
+    for name, error in (("fsync", OSError(errno.ENOSPC, "No space left on device")), ("replace", KeyboardInterrupt())):
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(os, name, lambda *_: (_ for _ in ()).throw(error))
+            files.write_text(tmp_path / "a.txt", "after")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
 
 
 # ---- the lock --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from vispco import testbed
-from vispco.testbed import evaluate, questions, scenes, vocab
+from vispco.testbed import evaluate, questions, scenes, train, vocab
+from vispco.testbed.curriculum import Curriculum
 from vispco.testbed.data import Example, generate
 from vispco.testbed.model import FOLDER, SPECS, build_config, build_model, build_processor
 from vispco.testbed.pack import forward
@@ -103,6 +105,61 @@ def test_pictures_show_the_boards():
     nearest = abs(strongest[:, :, None] - scenes._RGB).sum(-1).argmin(-1)
     shape = (boards.colour >= 0) & (boards.shape != scenes.DIGIT)
     assert (nearest == boards.colour)[shape].mean() == 1.0
+
+
+# ---------------------------------------------------------------- training that was killed
+
+
+def _parts(seed: int):
+    torch.manual_seed(seed)
+    module = torch.nn.Linear(3, 2)
+    optim = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 3)).sum().backward()
+    optim.step()
+    return {"model": module}, [optim]
+
+
+def _state(modules, optims) -> list:
+    return [*modules["model"].parameters(), *(v for s in optims[0].state_dict()["state"].values() for v in s.values())]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(written, tmp_path, monkeypatch):
+    """The tensors of one step never go with the step number of another; and there is no third file in the end."""
+    states = [_parts(seed) for seed in range(2)]
+    log = [{"step": 1, "tasks": {"easy_vqa": 0.5}}]
+    train.save_state(tmp_path / "state", 1, *states[0], Curriculum(), log)
+    replace, left = os.replace, [written]
+
+    def replaced(*paths):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    if written < 2:
+        with pytest.raises(KeyboardInterrupt):
+            train.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
+    else:
+        train.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
+    fresh = _parts(2)
+    step, entries = train.load_state(tmp_path / "state", *fresh, Curriculum())
+    assert step == len(entries) == 1 + (written == 2)
+    assert all(torch.equal(a, b) for a, b in zip(_state(*fresh), _state(*states[step - 1]), strict=True))
+    left[0] = 2
+    train.save_state(tmp_path / "state", 3, *states[0], Curriculum(), log)
+    assert len(list((tmp_path / "state").iterdir())) == 2
+
+
+def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
+    train.save_state(tmp_path / "state", 1, *_parts(0), Curriculum(), [])
+    path, = (tmp_path / "state").glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of a number: safetensors would not notice
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"state: expected the state of this training, but {path.name} is damaged; train without --resume"):
+        train.load_state(tmp_path / "state", *_parts(1), Curriculum())
 
 
 # ---------------------------------------------------------------- examples and splits

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Set
@@ -114,19 +116,50 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str | bytes) -> None:
-    """Atomic write of text or bytes."""
+    """Atomic write of text or bytes. What a process that was killed during one has left in the folder goes with the next."""
     folder = os.path.dirname(os.path.abspath(os.fspath(path)))
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".vispco-")
+    _clear(folder)
+    file = _temporary(folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(file.name, 0o644)
+            if os.name == "nt":  # which renames and removes no open file, so that `_clear` finds nothing to do there
+                file.close()
+            os.replace(file.name, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # Ctrl-C after it was renamed
+            os.unlink(file.name)
         raise
+
+
+_BUSY = errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK
+
+
+def _temporary(folder: str) -> Any:
+    """A new file, with a lock that says that its process is alive."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vispco-", delete=False)
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                return file  # no locks, nothing is cleared
+        if os.path.exists(file.name):
+            return file
+        file.close()  # before it was locked, `_clear` of another process took it
+
+
+def _clear(folder: str) -> None:
+    """Remove temporary files that no living process has locked."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if re.fullmatch(r"\.vispco-[a-z0-9_]{8}", entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+                    _lock(file)
+                    os.unlink(entry.path)
 
 
 def locked(path: str | os.PathLike) -> BinaryIO:
@@ -142,7 +175,7 @@ def locked(path: str | os.PathLike) -> BinaryIO:
             if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            if error.errno not in _BUSY:
                 warnings.warn(f"{os.fspath(path)} cannot be locked ({error.strerror}): let no other process work here",
                               stacklevel=2)
                 return file
@@ -151,7 +184,7 @@ def locked(path: str | os.PathLike) -> BinaryIO:
         file.close()  # who had it has taken it away meanwhile
 
 
-def _lock(file: BinaryIO) -> None:
+def _lock(file: Any) -> None:
     try:
         import fcntl
     except ImportError:  # Windows, where a locked byte cannot be read: one far behind the end

@@ -12,18 +12,20 @@ import argparse
 import ctypes
 import json
 import math
+import re
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..files import brief, read_json
+from ..files import brief, read_json, write_json, write_text
 from . import easyvqa, scenes
 from .curriculum import Curriculum
 from .evaluate import report
@@ -127,15 +129,19 @@ def keep_memory() -> None:
 
 
 def save_state(folder: Path, step: int, modules: dict, optims: list, ladder: Curriculum, log: list) -> None:
-    """Everything `--resume` needs, as safetensors and JSON."""
+    """Everything `--resume` needs, as safetensors and as JSON, which names them: killed in between, the last pair is whole."""
     tensors = {f"{key}/{name}": value for key, module in modules.items() for name, value in module.state_dict().items()}
     for number, optim in enumerate(optims):
         for index, state in optim.state_dict()["state"].items():
             tensors |= {f"optimiser{number}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.tmp")
-    (folder / "state.tmp").replace(folder / "state.safetensors")
-    (folder / "state.json").write_text(json.dumps({"step": step, "curriculum": ladder.state(), "log": log}))
+    data = save({key: value.contiguous() for key, value in tensors.items()})
+    check = f"{zlib.crc32(data):08x}"
+    write_text(folder / f"{check}.safetensors", data)
+    write_json(folder / "state.json", {"step": step, "tensors": check, "curriculum": ladder.state(), "log": log})
+    for path in folder.glob("*.safetensors"):
+        if path.stem != check:
+            path.unlink()
 
 
 def load_state(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> tuple[int, list]:
@@ -147,7 +153,11 @@ def load_state(folder: Path, modules: dict, optims: list, ladder: Curriculum) ->
 
 
 def _restored(folder: Path, modules: dict, optims: list, ladder: Curriculum) -> tuple[int, list]:
-    tensors, saved = load_file(folder / "state.safetensors"), read_json(folder / "state.json", _checked)
+    saved = read_json(folder / "state.json", _checked)
+    data = (folder / f"{saved['tensors']}.safetensors").read_bytes()
+    if f"{zlib.crc32(data):08x}" != saved["tensors"]:
+        raise ValueError(f"{saved['tensors']}.safetensors is damaged")
+    tensors = load(data)
     for key, module in modules.items():
         module.load_state_dict({n.split("/", 1)[1]: v for n, v in tensors.items() if n.startswith(f"{key}/")})
     for number, optim in enumerate(optims):
@@ -169,6 +179,8 @@ def _checked(saved: dict) -> dict:
     """What `save_state` wrote as JSON, or ValueError."""
     if not isinstance(saved, dict) or type(saved.get("step")) is not int or saved["step"] < 0:
         raise ValueError("expected a step, a curriculum and a log")
+    if not isinstance(saved.get("tensors"), str) or not re.fullmatch("[0-9a-f]{8}", saved["tensors"]):
+        raise ValueError("expected the checksum of the tensors")
     if not isinstance(saved.get("log"), list) or not all(isinstance(e, dict) and "easy_vqa" in e.get("tasks", ()) for e in saved["log"]):
         raise ValueError("expected a log of entries with the accuracy of each task")
     return saved
@@ -285,7 +297,7 @@ def main() -> None:
     minutes = round((time.perf_counter() - start) / 60, 1)
     print(f"trained in {minutes} minutes; saved to {output}", flush=True)
     log = {"arguments": vars(args), "minutes": minutes, "curves": saved["log"], "test": report(model)}
-    (output / "training_log.json").write_text(json.dumps(log, indent=None))
+    write_text(output / "training_log.json", json.dumps(log))
 
 
 if __name__ == "__main__":
