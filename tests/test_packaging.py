@@ -51,3 +51,10 @@ def test_the_source_archive_can_run_its_tests_and_build_its_site(tmp_path):
               "mkdocs.yml", "constraints.txt", "constraints-oldest.txt", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
     assert needed <= names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
+
+
+def test_types_are_as_they_say():
+    """Of all of vispco, and of what a user gets from it (tests/typed_user.py)."""
+    pytest.importorskip("mypy", reason="pip install mypy")
+    checked = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

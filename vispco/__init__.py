@@ -15,6 +15,7 @@ from . import models as models
 from . import pareto as pareto
 from .amortised import amortise as amortise
 from .config import PruningConfig as PruningConfig
+from .context import Context as Context
 from .costs import LatencyTable as LatencyTable
 from .downsample import evaluate_downsampled as evaluate_downsampled
 from .evaluate import Record as Record, evaluate as evaluate

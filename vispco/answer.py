@@ -51,9 +51,7 @@ def speeds(model, inputs: dict, config: PruningConfig, repeats: int = 3, new_tok
     in any case; None where they took no longer than the clock's noise. All in turns, so that a slow moment strikes all; one
     more round before is not counted.
     """
-    short = first_token(model, inputs)
-    long = partial(short, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
-    calls = {(name, n): call for n, call in ((1, short), (new_tokens, long)) for name in ("full", "pruned")}
+    calls = {(name, n): generation(model, inputs, n) for n in (1, new_tokens) for name in ("full", "pruned")}
     times = in_turns(calls, rounds=repeats, warmup=1, timer=timed(model.device),
                      within={key: partial(apply, model, config) for key in calls if key[0] == "pruned"})
     first = {name: statistics.median(times[name, 1]) for name in ("full", "pruned")}
@@ -64,7 +62,13 @@ def speeds(model, inputs: dict, config: PruningConfig, repeats: int = 3, new_tok
 
 def first_token(model, inputs: dict) -> Callable[[], Any]:
     """A call that brings forth the first new token of a prompt."""
-    return partial(model.generate, **on_device(inputs, model.device), max_new_tokens=1, do_sample=False)
+    return generation(model, inputs, 1)
+
+
+def generation(model, inputs: dict, new_tokens: int) -> Callable[[], Any]:
+    """A call that decodes so many new tokens, even past the answer's end."""
+    return partial(model.generate, **on_device(inputs, model.device), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+                   do_sample=False)
 
 
 def latency(model, call: Callable[[], Any], configs: Sequence[PruningConfig], n_visual: int, n_text: int, *,
@@ -116,9 +120,10 @@ def side_by_side(full: dict, pruned: dict, question: str, expected: str | None =
                  measured: dict | None = None) -> str:
     """Two results of `answer` as text, with their `speeds` if they were measured."""
     times = {}
-    for name, seconds in measured["seconds_to_first_token"].items() if measured else ():
-        rate = measured["tokens_per_second"][name]
-        times[name] = [f"{1000 * seconds:.1f} ms", "–" if rate is None else f"{rate:.1f} tokens/s"]
+    if measured:
+        for name, rate in measured["tokens_per_second"].items():
+            times[name] = [f"{1000 * measured['seconds_to_first_token'][name]:.1f} ms",
+                           "–" if rate is None else f"{rate:.1f} tokens/s"]
     rows = [[name, a["answer"] or "(nothing)", flops(a["flops"]), percent(a["share"]), *times.get(name, []),
              tokens(a["tokens"])] for name, a in (("full", full), ("pruned", pruned))]
     head = f"question: {question}" + (f"\nexpected: {expected}" if expected else "")

@@ -9,12 +9,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 _applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> weak reference to its handle
 _applying = threading.Lock()
+Self = TypeVar("Self", bound="Handle")
 
 
 class Handle:
@@ -38,7 +40,7 @@ class Handle:
         applied = _applied.get(self.model)
         return applied is not None and applied() is self
 
-    def install(self):
+    def install(self: Self) -> Self:
         """Put the hooks in, all or none. Raises ValueError if the model has another handle."""
         with _applying:
             if self.model in _applied and _applied[self.model]() is not None:
@@ -70,7 +72,7 @@ class Handle:
         finally:
             self._turns.release()
 
-    def __enter__(self):
+    def __enter__(self: Self) -> Self:
         if self._open:
             raise ValueError("the `with` block of this handle is open already: one at a time")
         if not self.installed:
@@ -78,7 +80,7 @@ class Handle:
         self._open = True
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open = False
         self.remove()
 

@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar, overload
+
+Class = TypeVar("Class", bound=type)
 
 
 class Registry:
@@ -30,7 +32,11 @@ class Registry:
         self._classes: dict[str, type] = {}
         self._group = group  # entry-point group; None once it has been loaded
 
-    def register(self, name: str, cls: type | None = None, *, overwrite: bool = False) -> Callable:
+    @overload
+    def register(self, name: str, cls: None = None, *, overwrite: bool = False) -> Callable[[Class], Class]: ...
+    @overload
+    def register(self, name: str, cls: Class, *, overwrite: bool = False) -> Class: ...
+    def register(self, name: str, cls: type | None = None, *, overwrite: bool = False) -> Any:
         """Register `cls` under `name`; without `cls`, return a decorator that does.
 
         Raises ValueError if the name is taken (unless `overwrite=True`) or empty.
