@@ -81,15 +81,20 @@ class Ground:
     def losses(self, lesson, counts: Tensor, estimator=None) -> Tensor:
         """KL (B,) of each question, keep counts (L,) or (B, L); with an estimator in search mode, differentiable."""
         given = self.adapter, self.scorer, counts / self.tokens
-        with (Dropping(*given) if estimator is None else Masking(*given, estimator)).install() as pruner:
-            divergence = kl_divergence(answer_logits(self.model, lesson, pruner), lesson.log_probs)
-            share = 1 / torch.bincount(lesson.rows, minlength=len(lesson))[lesson.rows]
-            kl = torch.zeros(len(lesson)).index_add(0, lesson.rows, divergence * share)
-            if estimator is None:
-                return kl.detach()
+        if estimator is None:
+            with Dropping(*given).install() as pruner:
+                return self._kl(lesson, pruner)
+        with Masking(*given, estimator).install() as pruner:
+            kl = self._kl(lesson, pruner)
             pruner.bound = kl.detach()
             gradient, = torch.autograd.grad(kl.sum(), counts)
             return gradient
+
+    def _kl(self, lesson, pruner) -> Tensor:
+        """Mean KL of each question's answer (B,)."""
+        divergence = kl_divergence(answer_logits(self.model, lesson, pruner), lesson.log_probs)
+        share = 1 / torch.bincount(lesson.rows, minlength=len(lesson))[lesson.rows]
+        return torch.zeros(len(lesson)).index_add(0, lesson.rows, divergence * share)
 
     @torch.no_grad()
     def kl(self, drops: Tensor, part: slice = slice(None)) -> Tensor:
