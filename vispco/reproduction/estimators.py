@@ -78,17 +78,17 @@ class Ground:
         kept = (self.tokens - drops.clamp(min=0).cumsum(-1)).clamp(min=0)
         return torch.cat([torch.full_like(kept[..., :1], self.tokens).expand(*kept.shape[:-1], self.first), kept], -1)
 
-    def losses(self, lesson, counts: Tensor, estimator=None) -> Tensor:
-        """KL (B,) of each question, keep counts (L,) or (B, L); with an estimator in search mode, differentiable."""
-        given = self.adapter, self.scorer, counts / self.tokens
-        if estimator is None:
-            with Dropping(*given).install() as pruner:
-                return self._kl(lesson, pruner)
-        with Masking(*given, estimator).install() as pruner:
+    def losses(self, lesson, counts: Tensor) -> Tensor:
+        """KL (B,) of each question, under keep counts (L,) or (B, L)."""
+        with Dropping(self.adapter, self.scorer, counts / self.tokens).install() as pruner:
+            return self._kl(lesson, pruner).detach()
+
+    def gradient(self, lesson, counts: Tensor, estimator) -> Tensor:
+        """An estimator's gradient of those in the keep counts (B, L)."""
+        with Masking(self.adapter, self.scorer, counts / self.tokens, estimator).install() as pruner:
             kl = self._kl(lesson, pruner)
             pruner.bound = kl.detach()
-            gradient, = torch.autograd.grad(kl.sum(), counts)
-            return gradient
+            return torch.autograd.grad(kl.sum(), counts)[0]
 
     def _kl(self, lesson, pruner) -> Tensor:
         """Mean KL of each question's answer (B,)."""
@@ -131,7 +131,7 @@ class Ground:
             with torch.no_grad():
                 return function(loss, self.drops, len(lesson), generator=generator, mean=False, **options)
         counts = self.counts(self.drops).expand(len(lesson), -1).clone().requires_grad_()
-        in_counts = self.losses(lesson, counts, estimator).double() * (counts > 0)
+        in_counts = self.gradient(lesson, counts, estimator).double() * (counts > 0)
         return -in_counts.flip(-1).cumsum(-1).flip(-1)[:, self.first:]
 
     @staticmethod
