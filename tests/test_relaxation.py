@@ -183,6 +183,15 @@ def test_extreme_windows_average_everything_alive_or_only_the_nearest():
         assert soft_threshold(scores, torch.tensor([keep]), alive, sigma=1e-30).item() == nearest
 
 
+def test_a_sample_far_from_its_budget_does_not_depend_on_one_that_is_near():
+    """Weights are scaled by each sample's own largest: by the batch's, those of the second would all be 0."""
+    scores, keep = torch.tensor([[3.0, 1.0, 2.0], [7.0, 5.0, 6.0]]), torch.tensor([0.5, 200.0])
+    tau = soft_threshold(scores, keep, every(2, 3), sigma=1.0)
+    alone = [soft_threshold(scores[i:i + 1], keep[i:i + 1], every(1, 3), sigma=1.0).item() for i in range(2)]
+    assert tau.tolist() == alone and alone[1] == pytest.approx(5)
+
+
+
 @given(st.integers(2, 40), SEEDS)
 def test_threshold_falls_between_the_kth_and_the_next_token(n, seed):
     scores = torch.rand(1, n, generator=torch.Generator().manual_seed(seed))
