@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vispco
-from benchmarks import against, overhead, prediction, shapes, speedup
+from benchmarks import against, overhead, page, prediction, search_cost, shapes, speedup
 from benchmarks.side_by_side import peak_memory
 
 pytest.importorskip("transformers", "5.20", reason="the prompts come with ready-made image features: transformers >= 5.20")
@@ -93,6 +93,22 @@ def test_features_are_those_of_the_tower():
     assert torch.cat(list(features)).shape == torch.cat(list(ready)).shape
 
 
+def test_a_step_keeps_no_graph_before_the_first_layer_that_prunes():
+    model = shapes.build("tiny")
+    prompt, seen = shapes.prompt(model, 16, 8), []
+    labels = torch.full_like(prompt.inputs["input_ids"], -100)
+    labels[:, -1] = prompt.inputs["input_ids"][:, -1]
+    adapter, scorer = search_cost.adapter_for(model)(model), search_cost.build_method("fastv", {})
+    curve = search_cost.Monotone(6, scorer.first_layer)
+    lessons = search_cost.teach(model, search_cost.prepare(model, [{**prompt.inputs, "labels": labels}]))
+    hooks = [layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)) for layer in adapter.layers]
+    with search_cost.frozen(model), search_cost.Pruner(adapter, scorer, curve(), "search").install() as pruner:
+        search_cost.step(model, lessons[0], curve, pruner)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [i >= scorer.first_layer for i in range(6)] and scorer.first_layer > 0
+
+
 # ---- full eager attention, the rival -----------------------------------------------------------------------
 @pytest.mark.parametrize("schedule", ["50%", "10%", "steps"])
 def test_the_eager_rival_computes_what_vispco_does(schedule):
@@ -170,3 +186,33 @@ def test_what_a_user_can_get_wrong_is_one_line(given, what, capsys, monkeypatch,
     assert speedup.main([*TINY, *given]) == 2
     printed = capsys.readouterr().err
     assert what in printed and printed.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# ---- the page ----------------------------------------------------------------------------------------------
+def test_the_page_says_what_the_json_says():
+    """Neither its tables nor its picture were written by hand."""
+    text = (page.DOCS / page.PAGE).read_text(encoding="utf-8")
+    results = page.load(page.DOCS / page.FOLDER)
+    assert text.partition(page.MARKER)[2] == page.tables(results)
+
+
+def test_a_verdict_counts_the_medians_that_meet_the_target():
+    row = {"layers": 6, "n_visual": 32, "batch": 1, "work": "decode", "low": 1.0, "high": 1.1}
+    both = page.tables([("overhead", {"command": "c", "seed": 0, "rounds": 2, "dtype": "float32", "attention": "sdpa", "clock": "wall",
+                                      "machine": {"device": "cpu", "name": "x", "threads": 1},
+                                      "versions": {"torch": "2", "transformers": "5"},
+                                      "figures": [{**row, "ratio": 1.02}, {**row, "ratio": 1.03}]})])
+    assert "Missed**: by 1 of 2 medians" in both and "| decode | 1.0300 (1.0000 to 1.1000) |" in both
+
+
+@pytest.mark.parametrize("files, what", [({}, "expected files named"), ({"other.json": '{"figures": [1]}'}, "expected files named"),
+                                         ({"overhead.json": "{}"}, "it has no figures"), ({"overhead.json": "{"}, "overhead.json")])
+def test_a_folder_without_figures_is_one_line_and_leaves_the_page(files, what, capsys, tmp_path):
+    (tmp_path / page.FOLDER).mkdir(parents=True)
+    (tmp_path / page.PAGE).write_text("above\n" + page.MARKER)
+    for name, text in files.items():
+        (tmp_path / page.FOLDER / name).write_text(text)
+    assert page.main(["--docs", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert what in printed and printed.count("\n") == 1
+    assert (tmp_path / page.PAGE).read_text() == "above\n" + page.MARKER
