@@ -191,7 +191,6 @@ def test_a_sample_far_from_its_budget_does_not_depend_on_one_that_is_near():
     assert tau.tolist() == alone and alone[1] == pytest.approx(5)
 
 
-
 @given(st.integers(2, 40), SEEDS)
 def test_threshold_falls_between_the_kth_and_the_next_token(n, seed):
     scores = torch.rand(1, n, generator=torch.Generator().manual_seed(seed))
