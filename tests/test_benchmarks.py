@@ -102,7 +102,7 @@ def test_a_step_keeps_no_graph_before_the_first_layer_that_prunes():
     curve = search_cost.Monotone(6, scorer.first_layer)
     lessons = search_cost.teach(model, search_cost.prepare(model, [{**prompt.inputs, "labels": labels}]))
     hooks = [layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)) for layer in adapter.layers]
-    with search_cost.frozen(model), search_cost.Pruner(adapter, scorer, curve(), "search").install() as pruner:
+    with search_cost.frozen(model), search_cost.Masking(adapter, scorer, curve()).install() as pruner:
         search_cost.step(model, lessons[0], curve, pruner)
     for hook in hooks:
         hook.remove()
