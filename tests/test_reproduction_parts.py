@@ -117,7 +117,7 @@ def test_a_torn_line_is_ignored(tmp_path):
     path.write_text(text[:-6])
     second = Cache(tmp_path)
     assert second.get("a", pytest.fail) == 1 and second.get("b", lambda: 3) == 3
-    path.write_text('{"key": 1\nnot JSON\n[]\n' + text)
+    path.write_text('{"key": 1\nnot JSON\n[]\n' + "[" * 100_000 + "\n" + text)
     assert Cache(tmp_path).get("b", pytest.fail) in (2, 3)
 
 

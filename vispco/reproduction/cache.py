@@ -92,5 +92,5 @@ class Cache:
                 try:
                     entry = json.loads(line)
                     self._values[entry["key"]] = entry["value"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue
