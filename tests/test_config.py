@@ -353,7 +353,7 @@ def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
         PruningConfig("random", [1.0], {"seed": object()}).save(path)
     with pytest.raises(ValueError):
         PruningConfig("random", [1.0], flops=math.nan).save(path)
-    for function in ("replace", "chmod", "fdopen"):
+    for function in ("replace", "chmod", "fsync"):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
             patch.setattr(os, function, lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
             PruningConfig("strided", [0.0]).save(path)
