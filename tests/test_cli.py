@@ -429,6 +429,9 @@ def test_without_the_testbed_extra(monkeypatch, capsys):
     easyvqa.load.cache_clear()
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     fails(["search", "--tasks", "easy_vqa"], capsys, 'pip install "vispco[testbed]"')
+    assert main(["list", "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert 'pip install "vispco[testbed]"' in tasks["easy_vqa"] and tasks["count"].startswith("such as: ")
 
 
 def test_a_loss_that_is_not_finite(monkeypatch, capsys):
