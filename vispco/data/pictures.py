@@ -139,7 +139,8 @@ def _decode(path: str, frames: int, max_pixels: int) -> list:
             if coder is None:
                 raise _Told("expected a video, but there is none in it that can be decoded")
             count = -1
-            for seen in chain([coder], video.decode(video=0)):  # containers may lie about the number and the size of frames
+            parts: Iterator[Any] = chain([coder], video.decode(video=0))
+            for seen in parts:  # containers may lie about the number and the size of frames
                 if seen.width * seen.height > max_pixels:
                     raise _Told(f"expected at most {max_pixels:,} pixels a frame, got {seen.width} x {seen.height}; raise "
                                 "--max-pixels")
