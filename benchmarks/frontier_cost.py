@@ -13,10 +13,10 @@ from math import ceil
 import torch
 
 from vispco import PruningConfig, testbed
-from vispco.amortised import amortise
-from vispco.baselines import single_layer_grid
+from vispco.baselines.grids import single_layer_grid
 from vispco.evaluate import evaluate
 from vispco.registry import METHODS, adapter_for
+from vispco.search.amortised import amortise
 from vispco.teacher import prepare, teach
 
 from .side_by_side import arguments, run

@@ -3,12 +3,12 @@
     python -m benchmarks.prediction --model small --visual 64 576 --tokens 1 32 --output prediction.json
 
 What is timed is a whole call: the vision tower (`--no-tower`: without), the prefill, and the decoding of all tokens but the
-first. The model: time = fixed + sum over layers of t(text + visual tokens that enter it), see `vispco.answer.latency`.
+first. The model: time = fixed + sum over layers of t(text + visual tokens that enter it), see `vispco.commands.answer.latency`.
 """
 
 from __future__ import annotations
 
-from vispco.answer import latency
+from vispco.commands.answer import latency
 
 from . import shapes
 from .side_by_side import arguments, run

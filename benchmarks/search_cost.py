@@ -19,7 +19,7 @@ from vispco import testbed
 from vispco.kernels import Monotone
 from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
-from vispco.search import _divergence, whole
+from vispco.search.gradient import _divergence, whole
 from vispco.teacher import Lesson, answer_logits, frozen, prepare, teach
 
 from . import shapes

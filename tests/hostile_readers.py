@@ -16,6 +16,7 @@ from torch import nn
 from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
 from vispco.commands.evaluate import _with_metrics
 from vispco.commands.model import load_model
+from vispco.commands.notations import NOTATIONS, write_notation
 from vispco.commands.plot import _checked
 from vispco.commands.questions import _testbed_kind, reading_options
 from vispco.console import budget_text, flops, percent
@@ -24,9 +25,10 @@ from vispco.data.pictures import open_video
 from vispco.data.template import render
 from vispco.files import read_json
 from vispco.flops import Dimensions
-from vispco.notations import NOTATIONS, write_notation
 from vispco.plot.read import KINDS
 from vispco.report.page import _made, _table
+from vispco.reproduction.report import CHECK, load
+from vispco.search.digest import key
 from vispco.testbed import model as testbed_model
 from vispco.testbed.curriculum import Curriculum
 
@@ -345,7 +347,20 @@ class Anything(Reader):
         read_json(self.file, lambda data: json.dumps(data, indent=2, allow_nan=False))
 
 
+class Result(Reader):
+    """What a claim of the reproduction came to: it is what was measured, or it is refused."""
+
+    file = "cost.json"
+
+    def seeds(self):
+        self._made = {"schema_version": 1, "claim": "cost", "verdict": "missed", "rows": [{"budget": 0.1, "ours": 2.5}, {"budget": 0.3, "ours": None}]}
+        return [{**self._made, CHECK: key(**self._made)}]
+
+    def read(self):
+        assert load(Path("."))["cost"] == self._made
+
+
 READERS = {"a configuration": Config(), "a frontier": Curve(), "a latency table": Table(), "JSON": Anything(), "JSON lines of questions": Questions(),
            "LLaVA-Instruct JSON": Instruct(), "a picture": Picture(), "a video": Film(), "a data set on disk": Library(),
            "a chat template": Template(), "a tokenizer": Words(), "a training state": State(), "a model folder": Model(),
-           "a shipped checkpoint": Shipped()}
+           "a shipped checkpoint": Shipped(), "a result of the reproduction": Result()}

@@ -115,6 +115,7 @@ apply(model, PruningConfig("fastv", [1.0] * 6, model_type="qwen2_vl"))
 apply(model, config, mode="train")
 [apply(model, config), apply(model, config)]
 with apply(model, PruningConfig("fastv", [1, 0, 0, 0, 0, 0])): model(input_ids=batch["input_ids"][:1, :19], pixel_values=pixels)
+with apply(model, config): model(pixel_values=pixels)
 with apply(model, config): model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
 with apply(model, config, mode="search"): model.generate(**prompt, max_new_tokens=2)
 evaluate_downsampled(model, [batch], 0.5)

@@ -7,11 +7,11 @@ from hypothesis import given, strategies as st
 import vispco
 from vispco import testbed
 from tiny import batch, our_hooks
-from vispco.amortised import amortise, features
 from vispco.budget import on_budget
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Monotone, SingleLayer
-from vispco.predictor import RatioPredictor
+from vispco.search.amortised import amortise, features
+from vispco.search.predictor import RatioPredictor
 from vispco.teacher import prepare
 
 COST = CostModel(Dimensions(6, 32, 4, 2, 8, 56, 60))

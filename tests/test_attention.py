@@ -6,11 +6,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tiny import batch, make
 from tiny_families import prompts
+from vispco.pruning import Masking
 from vispco.pruning.attention import SoftMask
 from vispco.pruning.masks import log_policy, soft_bias
-from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for
-from vispco.search import _divergence
+from vispco.search.gradient import _divergence
 from vispco.ste import ESTIMATORS
 from vispco.teacher import frozen, prepare, teach
 

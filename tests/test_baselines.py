@@ -9,14 +9,14 @@ import torch
 
 import vispco
 from vispco import testbed
-from vispco.baselines import (SEARCHERS, greedy_layers, nsga2, nsga2_frontier, paper_grid, published, random_schedules,
-                              random_search, single_layer_grid, tpe)
+from vispco.baselines.grids import paper_grid, published, single_layer_grid
+from vispco.baselines.presets import PUBLISHED, presets
+from vispco.baselines.searchers import SEARCHERS, greedy_layers, nsga2, nsga2_frontier, random_schedules, random_search, tpe
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
 from vispco.pareto import is_non_dominated
-from vispco.presets import PUBLISHED, presets
-from vispco.refine import Bench
 from vispco.registry import adapter_for, build_method
+from vispco.search.refine import Bench
 from vispco.teacher import prepare, shapes, teach
 
 LAYERS, TOKENS, QUESTIONS = 8, 64, 32

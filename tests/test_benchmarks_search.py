@@ -8,7 +8,7 @@ import transformers
 from packaging.version import Version
 
 from benchmarks import frontier_cost, search_cost
-from vispco.baselines import paper_grid
+from vispco.baselines.grids import paper_grid
 
 
 @pytest.fixture(autouse=True)

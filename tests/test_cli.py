@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vispco import Frontier, PruningConfig, __version__, demo, testbed
+from vispco import Frontier, PruningConfig, __version__, testbed
 from vispco.cli import main
+from vispco.commands import demonstration as demo
+from vispco.commands.options import budgets
 from vispco.console import (
     Progress,
     flops,
@@ -25,7 +27,6 @@ from vispco.console import (
     tokens,
     wilson,
 )
-from vispco.options import budgets
 from vispco.testbed.model import build_config, build_processor
 
 COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
@@ -464,7 +465,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
 
 # ---- a real process -------------------------------------------------------------------------------------
 def process(words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "vispco", *words], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # even from `&`

@@ -6,7 +6,7 @@ import torch
 import vispco
 from tiny import IMAGE, batch, make
 from tiny_families import processed, prompts
-from vispco.downsample import downsample, evaluate_downsampled
+from vispco.baselines.downsample import downsample, evaluate_downsampled
 from vispco.registry import adapter_for
 from vispco.teacher import prepare
 

@@ -14,42 +14,28 @@ ROOT = Path(vispco.__file__).parent
 
 #: Rooms, floor by floor: imports go to the same floor or further down. A new module needs a floor here.
 FLOORS = [
-    {"registry", "files", "version", "distributed", "digest", "hooks", "timing"},
+    {"registry", "files", "version", "distributed", "hooks", "timing"},
     {"config"},
-    {
-        "kernels",
-        "relaxation",
-        "ste",
-        "flops",
-        "alm",
-        "pareto",
-        "context",
-        "vision",
-        "budget",
-        "costs",
-        "predictor",
-        "teacher",
-        "frontier",
-        "journal",
-    },
+    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "context", "vision", "budget", "costs", "teacher", "frontier"},
     {"methods", "models"},
     {"pruning"},
-    {"evaluate", "surrogate", "refine", "downsample", "search", "baselines", "amortised", "presets", "schedules"},
-    {"plot", "console", "notations", "testbed", "data"},
-    {"options", "answer", "report"},
-    {"demo", "reproduction", "integrations"},
+    {"evaluate"},
+    {"search"},
+    {"baselines"},
+    {"plot", "console", "testbed", "data"},
+    {"report"},
+    {"reproduction", "integrations"},
     {"commands"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
-MAY_USE_TRANSFORMERS = {"models", "testbed", "cli", "commands", "data", "demo", "integrations"}
+MAY_USE_TRANSFORMERS = {"models", "testbed", "cli", "commands", "data", "integrations"}
 MAY_USE_MORE = {
     "plot",
     "testbed",
     "cli",
     "commands",
-    "demo",
     "console",
     "data",
     "reproduction",

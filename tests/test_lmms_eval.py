@@ -219,6 +219,9 @@ def test_a_processor_without_a_chat_template_needs_one(tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no chat template: pass chat_template=FILE"):
         VispcoModel(str(tmp_path), device="cpu")
+    (tmp_path / "broken.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="broken.jinja: expected a Jinja template in UTF-8"):
+        VispcoModel(str(tmp_path), device="cpu", chat_template=str(tmp_path / "broken.jinja"))
     (tmp_path / "mine.jinja").write_text(template)
     assert VispcoModel(str(tmp_path), device="cpu", chat_template=str(tmp_path / "mine.jinja")).processor.chat_template
 

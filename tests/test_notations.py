@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vispco import PruningConfig
-from vispco.notations import NOTATIONS, parse_notation, write_notation
+from vispco.commands.notations import NOTATIONS, parse_notation, write_notation
 
 layers = st.integers(3, 40)
 

@@ -14,8 +14,8 @@ from test_collate import Films
 import vispco
 from vispco import Frontier, PruningConfig, testbed
 from vispco.cli import main
+from vispco.commands.notations import parse_notation
 from vispco.data import draw
-from vispco.notations import parse_notation
 
 N = 12
 FAST = ["--steps", "2", "--limit", "8", "--batch-size", "4", "--kernel", "linear", "--refinement", "0"]

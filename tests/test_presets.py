@@ -4,7 +4,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 import vispco
-from vispco.presets import PUBLISHED
+from vispco.baselines.presets import PUBLISHED
 from vispco.registry import METHODS
 
 SEVEN = LlavaConfig(text_config=LlamaConfig(vocab_size=32064), vision_config=CLIPVisionConfig(

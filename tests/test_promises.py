@@ -25,7 +25,7 @@ from vispco.costs import KVCacheMemory, LatencyTable
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
 from vispco.registry import KERNELS, METHODS, adapter_for
-from vispco.search import _hardened
+from vispco.search.gradient import _hardened
 
 UNITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "s"}
 LENGTHS, SECONDS = (8, 40, 300), (0.001, 0.0013, 0.0104)

@@ -10,7 +10,7 @@ import vispco
 from tiny import batch
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
-from vispco.refine import Bench, fitted, moves, nearby, refine
+from vispco.search.refine import Bench, fitted, moves, nearby, refine
 
 LAYERS, TOKENS = 10, 64
 

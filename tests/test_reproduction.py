@@ -29,7 +29,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claim(name, results):
-    """The issue's own target, not one that was moved to what came out."""
+    """The target that was stated, not one that was moved to what came out."""
     result = results[name]
     assert result["verdict"] in (MET, MEASURED), f"{result['title']}: {result['verdict']}. {result['measured']}. Target: {result['target']}"
 

@@ -9,16 +9,19 @@ import random
 import pytest
 import torch
 
-from vispco import PruningConfig, digest, evaluate, testbed
+import test_imports
+from mutations import mutations
+from vispco import PruningConfig, evaluate, testbed
 from vispco.pareto import hypervolume
-from vispco.refine import Bench
 from vispco.reproduction import figures, jobs, paper, report, stats
 from vispco.reproduction.__main__ import main, sized
 from vispco.reproduction.arena import Arena
-from vispco.reproduction.cache import Cache
+from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, Cache, imported
 from vispco.reproduction.claims import CLAIMS, cost, hypervolume as volumes, kernels, percentile
 from vispco.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
 from vispco.reproduction.sizes import SIZES
+from vispco.search import digest
+from vispco.search.refine import Bench
 
 RATIOS = [1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
 
@@ -119,6 +122,41 @@ def test_a_torn_line_is_ignored(tmp_path):
     assert second.get("a", pytest.fail) == 1 and second.get("b", lambda: 3) == 3
     path.write_text('{"key": 1\nnot JSON\n[]\n' + "[" * 100_000 + "\n" + text)
     assert Cache(tmp_path).get("b", pytest.fail) in (2, 3)
+
+
+def test_what_is_damaged_is_measured_again(tmp_path):
+    """Five thousand damages: an entry is what was measured, or it is not there."""
+    entries = {f"key {i}": {"kl": [i / 7, None], "right": "0110"} for i in range(4)}
+    for name, value in entries.items():
+        Cache(tmp_path / "whole").get(name, lambda value=value: value)
+    whole = b"".join(path.read_bytes() for path in (tmp_path / "whole").iterdir())
+    found = lost = 0
+    for content in mutations([whole], 5000, seed=0):
+        (tmp_path / "measured-1.jsonl").write_bytes(content)
+        kept = Cache(tmp_path)
+        for name, value in entries.items():
+            if name in kept:
+                found += kept.get(name, pytest.fail) == value
+            else:
+                lost += 1
+    assert found + lost == 4 * 5000 and found > 5000 and lost > 5000
+
+
+@pytest.mark.parametrize("roots", [MEASURING, SEARCHING])
+def test_a_key_holds_all_source_files_at_work(roots):
+    """A change anywhere below what is measured must not find what was measured before it."""
+    modules = test_imports.MODULES
+    wanted = {name for name in modules if any(f"{name}.".startswith(f"{root.replace('/', '.')}.") for root in roots)}
+    todo = set(wanted)
+    while todo:
+        below = set(test_imports.inside(todo.pop())) - {"__init__"}
+        below = {name if name in modules else f"{name}.__init__" for name in below}
+        below |= {f"{name.rpartition('.')[0]}.__init__" for name in below if "." in name}
+        todo |= below - wanted
+        wanted |= below
+    found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in imported(roots)}
+    assert wanted <= found
+    assert not [name for name in found if name.startswith(("plot", "commands", "cli", "console", "report"))]
 
 
 def test_fresh_begins_with_nothing_and_removes_only_its_own(tmp_path):

@@ -18,15 +18,16 @@ import torch
 
 import vispco
 from tiny import batch, tiny_llava
-from vispco import files, journal as journals
-from vispco.baselines import random_search
+from vispco import files
+from vispco.baselines.searchers import random_search
 from vispco.budget import Budget
 from vispco.costs import cost_models
 from vispco.files import locked
-from vispco.journal import Journal, differences, packed, unpacked
-from vispco.refine import Bench
 from vispco.registry import adapter_for
 from vispco.reproduction.cache import Cache
+from vispco.search import journal as journals
+from vispco.search.journal import Journal, differences, packed, unpacked
+from vispco.search.refine import Bench
 from vispco.teacher import prepare, shapes, teach
 
 HERE = Path(__file__).parent
@@ -250,7 +251,7 @@ def test_the_journal_knows_every_argument(begun):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypatch):
-    searching = sys.modules["vispco.search"]  # `vispco.search` is the function
+    searching = sys.modules["vispco.search.gradient"]  # `vispco.search` is the function
     model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", searching._divergence
     count = iter(range(9))
     monkeypatch.setattr(searching, "_divergence", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vispco
 from oracles import by_hand, rows_alone
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
-from vispco.schedules import attention_masses, fitprune_schedule, remaining, vtw_schedule
+from vispco.baselines.rules import attention_masses, fitprune_schedule, remaining, vtw_schedule
 from vispco.budget import Budget
 from vispco.flops import CostModel
 from vispco.registry import METHODS, adapter_for

@@ -10,7 +10,7 @@ from tiny import batch, make, our_hooks, tiny_llava
 from vispco.frontier import Frontier, FrontierPoint
 from vispco.pruning import Masking
 from vispco.registry import adapter_for
-from vispco.search import whole
+from vispco.search.gradient import whole
 from vispco.teacher import answer_logits, kl_divergence, prepare, teach
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import batch, tiny_llava, without_labels
 
 from vispco import PruningConfig
-from vispco.answer import first_token, latency, speeds
+from vispco.commands.answer import first_token, latency, speeds
 from vispco.timing import side_by_side, timed
 
 
@@ -149,7 +149,7 @@ def test_the_model_is_left_as_it_was(model):
 def test_the_time_to_the_first_token_and_the_rate_after_it_are_medians_of_all_in_turns(model, monkeypatch):
     inputs, n_visual, n_text = prompt()
     clock = Clock(model)
-    monkeypatch.setattr("vispco.answer.timed", lambda device: clock.timer)
+    monkeypatch.setattr("vispco.commands.answer.timed", lambda device: clock.timer)
     found = speeds(model, inputs, CONFIGS[0], repeats=2, new_tokens=4)
     assert found["seconds_to_first_token"] == {
         "full": 100 + 6 * (2 + 3 * (n_visual + n_text)), "pruned": 100 + sum(2 + 3 * (n_text + n) for n in CONFIGS[0].tokens(n_visual))}
@@ -158,5 +158,5 @@ def test_the_time_to_the_first_token_and_the_rate_after_it_are_medians_of_all_in
 
 
 def test_a_rate_that_the_clock_cannot_tell_is_none(model, monkeypatch):
-    monkeypatch.setattr("vispco.answer.timed", lambda device: lambda call: 1.0)
+    monkeypatch.setattr("vispco.commands.answer.timed", lambda device: lambda call: 1.0)
     assert set(speeds(model, prompt()[0], CONFIGS[0], 1, 2)["tokens_per_second"].values()) == {None}

@@ -13,18 +13,22 @@ from .version import __version__ as __version__  # first: it says so if transfor
 from . import methods as methods
 from . import models as models
 from . import pareto as pareto
-from .amortised import amortise as amortise
+from .baselines import (
+    Preset as Preset,
+    evaluate_downsampled as evaluate_downsampled,
+    fitprune_schedule as fitprune_schedule,
+    vtw_schedule as vtw_schedule,
+)
+from .baselines.presets import presets as presets
 from .config import PruningConfig as PruningConfig
 from .context import Context as Context
 from .costs import LatencyTable as LatencyTable
-from .downsample import evaluate_downsampled as evaluate_downsampled
 from .evaluate import Record as Record, evaluate as evaluate
 from .flops import count_flops as count_flops
 from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
 from .kernels import Kernel as Kernel
 from .methods import Method as Method
 from .models import Adapter as Adapter
-from .presets import Preset as Preset, presets as presets
 from .pruning import apply as apply
 from .registry import (
     list_adapters as list_adapters,
@@ -34,5 +38,4 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
-from .schedules import fitprune_schedule as fitprune_schedule, vtw_schedule as vtw_schedule
-from .search import search as search
+from .search import amortise as amortise, search as search

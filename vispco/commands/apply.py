@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from .. import data, testbed
-from ..answer import answer, side_by_side, speeds
 from ..config import PruningConfig
-from ..options import add_json, add_model, add_reading, whole
+from .answer import answer, side_by_side, speeds
 from .asked import about, check_words, of_testbed, words
 from .model import load_model
+from .options import add_json, add_model, add_reading, whole
 from .output import print_json
 from .questions import reading_options
 

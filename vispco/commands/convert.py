@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..config import PruningConfig
-from ..notations import NOTATIONS, parse_notation, write_notation
-from ..options import add_json, whole
+from .notations import NOTATIONS, parse_notation, write_notation
+from .options import add_json, whole
 from .output import check_file, print_json
 
 SUMMARY = "turn FastV's, PDrop's or SparseVLM's notation into a configuration, and back"

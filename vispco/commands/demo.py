@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..options import whole
+from .options import whole
 
 SUMMARY = "run everything on the embedded testbed, in minutes on a CPU"
 EXAMPLES = ("--output vispco-demo",)
@@ -20,7 +20,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Hand over to `vispco.demo`."""
-    from .. import demo
+    """Hand over to `demonstration`."""
+    from . import demonstration
 
-    demo.run(options.output, options.seed, options.quiet, model_name=options.model, **(demo.FAST if options.fast else {}))
+    demonstration.run(options.output, options.seed, options.quiet, model_name=options.model, **(demonstration.FAST if options.fast else {}))

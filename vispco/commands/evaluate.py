@@ -8,18 +8,18 @@ import io
 from dataclasses import replace
 
 from .. import data
-from ..answer import first_token, latency
-from ..baselines import published
+from ..baselines.grids import published
 from ..config import PruningConfig
 from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
 from ..distributed import launched, rank
 from ..evaluate import Record, evaluate
 from ..frontier import Frontier
-from ..options import add_data, add_json, add_model, whole
 from ..registry import adapter_for
 from ..teacher import prepare, teach
+from .answer import first_token, latency
 from .asked import words
 from .model import load_model
+from .options import add_data, add_json, add_model, whole
 from .output import check_file, print_json
 from .questions import questions, reading_options
 

@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Callable
 
 from .. import testbed
+from ..baselines.presets import presets
 from ..console import table
-from ..options import add_json
-from ..presets import presets
 from ..registry import ADAPTERS, KERNELS, METHODS
+from .options import add_json
 from .output import print_json
 
 SUMMARY = "list what there is to choose from"

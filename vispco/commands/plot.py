@@ -8,9 +8,9 @@ from .. import data
 from ..config import PruningConfig
 from ..files import brief
 from ..frontier import Frontier
-from ..options import add_model, add_reading
 from .asked import about, check_words, words
 from .model import load_model
+from .options import add_model, add_reading
 from .output import check_file
 from .questions import reading_options
 

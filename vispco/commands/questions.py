@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import data, testbed
 from ..data.collate import split as in_batches
+from ..data.template import read_template
 from ..distributed import as_gathered, rank, share
 from ..files import printable
 from ..registry import adapter_for
@@ -60,10 +61,7 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
-    try:
-        template = Path(options.chat_template).read_text(encoding="utf-8") if options.chat_template else None
-    except ValueError as error:
-        raise ValueError(f"{options.chat_template}: expected a Jinja template in UTF-8, but {error}") from None
+    template = read_template(options.chat_template) if options.chat_template else None
     return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
 
 

@@ -20,16 +20,16 @@ from ..console import Progress, budget_text, flops, output_folder, percent, tabl
 from ..costs import LatencyTable, spread
 from ..distributed import launched, rank, total
 from ..frontier import Frontier, FrontierPoint
-from ..journal import Journal
-from ..options import add_data, add_json, add_model, budgets, positive, whole
 from ..plot import plot_tokens
 from ..registry import KERNELS, METHODS
 from ..report import Overlay, write_report
-from ..search import search
+from ..search.gradient import search
+from ..search.journal import Journal
 from ..ste import ESTIMATORS, build_estimator
 from ..teacher import OBJECTIVES, prepare, shapes
 from .asked import words
 from .model import load_model
+from .options import add_data, add_json, add_model, budgets, positive, whole
 from .output import StepLog, print_json, slug
 from .questions import Questions, questions, reading_options
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from ..files import brief
@@ -16,6 +18,14 @@ PLAIN = """\
 {%- endfor %}
 {%- if message.role == 'assistant' %}{{ eos_token }}{% elif not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}
 {%- endfor %}"""
+
+
+def read_template(path: str | os.PathLike) -> str:
+    """The chat template of a Jinja file. Raises ValueError, naming it, unless it is UTF-8; OSError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: expected a Jinja template in UTF-8, but {error}") from None
 
 
 def render(processor: Any, conversation: Conversation,

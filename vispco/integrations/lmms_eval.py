@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..config import PruningConfig
+from ..data.template import read_template
 from ..pruning import apply, check_fits
 from ..registry import adapter_for
 
@@ -66,8 +67,7 @@ class VispcoModel(lmms):
         self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
         self.processor.tokenizer.padding_side = "left"  # new tokens come after the prompt, in every row
         if chat_template is not None:
-            with open(chat_template, encoding="utf-8") as file:
-                self.processor.chat_template = file.read()
+            self.processor.chat_template = read_template(chat_template)
         if not self.processor.chat_template:
             raise ValueError(f"the processor of {pretrained} has no chat template: pass chat_template=FILE.jinja")
         if attn_implementation is not None:

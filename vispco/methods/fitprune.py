@@ -21,7 +21,7 @@ class FitPrune(Method):
 
     of the layer just run. T: prompt text after the image's first token (without any, s_j = e_j); V: visual
     tokens present. Published: some tokens dropped before every layer, as many as a fit of attention
-    statistics finds for the budget: `vispco.schedules.fitprune_schedule`.
+    statistics finds for the budget: `vispco.fitprune_schedule`.
     All rows count in the means, as in the authors' code: those that a causal mask keeps from seeing j add 0,
     so early tokens are favoured. Departs from it: the rows are computed here, so the model may run any
     attention implementation; means are over the sample's own tokens, whatever the batch and the padding.

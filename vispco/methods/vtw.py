@@ -16,7 +16,7 @@ class VTW(Method):
 
     Meant for keep ratios of 1 before layer K and 0 from it on; a ratio between keeps the first tokens. Reads
     nothing. Published: K = 15 or 16 of 32 layers, the first with a KL to the full model of at most 0.003 over
-    20 samples: `vispco.schedules.vtw_schedule`.
+    20 samples: `vispco.vtw_schedule`.
     """
 
     first_layer = 0

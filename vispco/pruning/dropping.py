@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import cache as kv
 from ..context import take, take_rotary
 from ..relaxation import hard_mask
+from . import cache as kv
 from .masks import Packed, pack, prefill_mask
 from .prefill import merged
 from .pruner import Pruner

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from . import cache as kv
 from ..context import take
 from ..hooks import Eagerly, Handle, Replaced, named
 from ..vision import Tower
+from . import cache as kv
 from .masks import Packed, decode_mask
 from .prefill import Prefill
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from .. import testbed
+from ..baselines.downsample import evaluate_downsampled
 from ..budget import Budget
 from ..config import PruningConfig
-from ..digest import key, of_batches, of_model
-from ..downsample import evaluate_downsampled
 from ..evaluate import Record, grade
 from ..flops import CostModel
 from ..pruning import apply
-from ..refine import Bench
 from ..registry import adapter_for, build_method
+from ..search.digest import key, of_batches, of_model
+from ..search.refine import Bench
 from ..teacher import Lesson, answer_logits, prepare, shapes, teach
 from .cache import MEASURING, SEARCHING, Cache, code
 

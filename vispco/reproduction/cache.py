@@ -8,11 +8,13 @@ own and reads those of the others.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,45 @@ from typing import Any
 from ..version import versions
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What a forward pass of a pruned model goes through; a search goes through all of the library.
-MEASURING = ("config.py", "context.py", "downsample.py", "evaluate.py", "masks.py", "prefill.py", "pruning.py",
-             "relaxation.py", "teacher.py", "testbed/*.py", "vision.py", "methods/*.py", "models/*.py")
-SEARCHING = ("*.py", "methods/*.py", "models/*.py")
-DISPLAY = {"cli.py", "console.py", "demo.py", "files.py", "options.py", "__main__.py", "__init__.py"}
+#: What an answer of a pruned model comes from, and what a search adds to it: modules, or folders of them.
+MEASURING = ("evaluate", "baselines/downsample", "methods", "models", "testbed")
+SEARCHING = (*MEASURING, "search", "baselines", "reproduction/searches", "reproduction/estimators")
 
 
 @cache
-def code(patterns: tuple[str, ...] = MEASURING) -> str:
-    """Digest of the library's source files, and of the versions below it."""
+def code(roots: tuple[str, ...] = MEASURING) -> str:
+    """Digest of the source files that `roots` are and import, and of the versions below the library."""
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
-    for path in sorted({p for pattern in patterns for p in ROOT.glob(pattern)}):
-        if path.name not in DISPLAY:
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(imported(roots)):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def imported(roots: Sequence[str]) -> set[Path]:
+    """The files of the library that `roots` are and import, those that these import, and so on.
+
+    >>> sorted(path.name for path in imported(["config"]))
+    ['config.py', 'files.py', 'registry.py']
+    """
+    found: set[Path] = set()
+    todo = [path for root in roots for path in _files(ROOT / root, ["*"])]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                    todo += _files(place, [alias.name for alias in node.names])
+    return found
+
+
+def _files(place: Path, names: Sequence[str]) -> list[Path]:
+    """A module's file; or of a folder these modules, and what it is itself (the whole library is not meant by that)."""
+    if not place.is_dir():
+        return [place.with_suffix(".py")]
+    inner = [path for name in names for path in place.glob(f"{name}.py")]
+    return inner + [place / "__init__.py"] * (place != ROOT)
 
 
 def of_file(path: str | os.PathLike) -> str:
@@ -45,7 +71,7 @@ def of_file(path: str | os.PathLike) -> str:
 class Cache:
     """Values by key, in `folder`. fresh: begin with nothing, and remove what earlier runs have left there.
 
-    Several processes may share a folder. A line that was cut off is ignored.
+    Several processes may share a folder. A line that was cut off or damaged is ignored: its checksum tells.
     """
 
     def __init__(self, folder: str | os.PathLike, fresh: bool = False):
@@ -71,10 +97,10 @@ class Cache:
             self.hits += 1
         else:
             self.misses += 1
-            line = json.dumps({"key": name, "value": make()}, allow_nan=False)
+            text = json.dumps([name, make()], allow_nan=False)
             with open(self._own, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self._values[name] = json.loads(line)["value"]  # as it will be read
+                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
+            self._values[name] = json.loads(text)[1]  # as it will be read
         return self._values[name]
 
     def _refresh(self) -> None:
@@ -89,8 +115,6 @@ class Cache:
             whole = block.rfind(b"\n") + 1
             self._read[path] = done + whole
             for line in block[:whole].splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._values[entry["key"]] = entry["value"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue
+                check, _, text = line.partition(b" ")
+                if check == b"%08x" % zlib.crc32(text):
+                    name, self._values[name] = json.loads(text)

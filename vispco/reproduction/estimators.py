@@ -30,13 +30,13 @@ from torch import Tensor
 
 from .. import testbed
 from ..budget import Budget
-from .gradients import central_difference, score_function
 from ..files import write_text
 from ..flops import CostModel
 from ..pruning import Dropping, Masking
 from ..registry import adapter_for, build_method
 from ..ste import build_estimator
 from ..teacher import answer_logits, frozen, kl_divergence, prepare, shapes, teach
+from .gradients import central_difference, score_function
 
 REACHES = (1, 4, 8)  # h, in tokens
 BATCH = 16

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import SCHEMA_VERSION, read_json, write_json, write_text
+from ..search.digest import key
 from ..version import versions
 from . import beside, figures, paper, tables
 from .claims import CLAIMS
 from .sizes import SIZES, Size
 
 PAGE = "README.md"
+CHECK = "sha256"  # of the rest of a result: no number of ours is written by hand
 ORDER = ("hypervolume", "percentile", "cost", "depth", "kernels", "transfer", "convergence", "estimators")
 MACHINE = f"{os.cpu_count()} CPU cores, one thread a process"
 
@@ -36,7 +39,8 @@ def command(name: str, size: Size) -> str:
 def write(results: Mapping[str, dict], folder: Path) -> None:
     """The results' JSON and figures, then the page about all results that the folder holds."""
     for name, result in results.items():
-        write_json(folder / f"{name}.json", result)
+        plain = json.loads(json.dumps(result))  # as it will be read
+        write_json(folder / f"{name}.json", {**plain, CHECK: key(**plain)})
     known = load(folder)
     for name, draw in figures.FIGURES.items():
         if name in results or name == "hypervolume":  # its figure shows the competitors too
@@ -68,8 +72,10 @@ def load(folder: Path) -> dict[str, dict]:
 
 
 def _result(data: Any) -> dict:
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or "verdict" not in data:
+    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or CHECK not in data:
         raise ValueError("this is not a result of vispco.reproduction; delete it, or choose another folder")
+    if data.pop(CHECK) != key(**data):
+        raise ValueError("this is not what was measured: its checksum differs; run its command again, or delete it")
     return data
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..amortised import amortise
 from ..config import PruningConfig
-from ..search import search
+from ..search.amortised import amortise
+from ..search.gradient import search
 from .arena import Arena
 from .paper import GRID
 from .sizes import TENTHS, Setting, Size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...kernels import Kernel
 from ...registry import KERNELS
-from ...search import fit_budget
+from ...search.gradient import fit_budget
 from ..arena import Arena
 from ..cache import Cache
 from ..searches import history

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ...baselines import SEARCHERS
+from ...baselines.rules import fitprune_schedule, vtw_schedule
+from ...baselines.searchers import SEARCHERS
 from ...config import PruningConfig
-from ...schedules import fitprune_schedule, vtw_schedule
 from ..arena import Arena
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, cheap, refined

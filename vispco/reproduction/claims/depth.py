@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import geometric_mean
 
-from ...baselines import random_schedules
+from ...baselines.searchers import random_schedules
 from ..arena import Arena
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, refined

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...baselines import single_layer_grid
-from ...presets import presets
+from ...baselines.grids import single_layer_grid
+from ...baselines.presets import presets
 from ..arena import Arena
 from ..cache import Cache
 from ..paper import GRID

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...baselines import random_schedules
+from ...baselines.searchers import random_schedules
 from ...config import PruningConfig
 from ..arena import Arena
 from ..cache import Cache

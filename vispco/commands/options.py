@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from .budget import check_budget, parse_budget
-from .data.conversation import KEYS
-from .data.pictures import MAX_PIXELS
+from ..budget import check_budget, parse_budget
+from ..data.conversation import KEYS
+from ..data.pictures import MAX_PIXELS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .evaluate import Record, grade, record
-from .flops import CostModel
-from .pruning.masks import pack
-from .registry import adapter_for
-from .teacher import Lesson, answer_logits, prepare, shapes, teach
+from ..evaluate import Record, grade, record
+from ..flops import CostModel
+from ..pruning.masks import pack
+from ..registry import adapter_for
+from ..teacher import Lesson, answer_logits, prepare, shapes, teach
 
 
 def downsample(adapter, inputs: dict, scale: float) -> dict:

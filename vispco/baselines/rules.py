@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .budget import Budget
-from .config import PruningConfig
-from .evaluate import costs, evaluate
-from .flops import CostModel
-from .methods.base import Method
-from .methods.fitprune import received
-from .pruning import Masking
-from .registry import adapter_for, build_method
-from .teacher import Lesson, answer_logits, prepare, shapes
+from ..budget import Budget
+from ..config import PruningConfig
+from ..evaluate import costs, evaluate
+from ..flops import CostModel
+from ..methods.base import Method
+from ..methods.fitprune import received
+from ..pruning import Masking
+from ..registry import adapter_for, build_method
+from ..teacher import Lesson, answer_logits, prepare, shapes
 
 
 # ---- FitPrune's schedule -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Refinement: schedules that a surrogate of the loss expects to be better, measured one after the other.
 
 A gradient ends in a local minimum, and at small budgets there are many. What has been measured so far, at all budgets,
-makes a Gaussian process (`vispco.surrogate`); of many schedules near the best ones, and some from anywhere, the one whose
+makes a Gaussian process (`vispco.search.surrogate`); of many schedules near the best ones, and some from anywhere, the one whose
 loss it expects to improve most is measured next, on all calibration data.
 """
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .budget import Limit
-from .config import PruningConfig
-from .distributed import count
-from .evaluate import Record, evaluate
-from .frontier import FrontierPoint
+from ..budget import Limit
+from ..config import PruningConfig
+from ..distributed import count
+from ..evaluate import Record, evaluate
+from ..frontier import FrontierPoint
+from ..teacher import Lesson, during
 from .journal import Journal
 from .surrogate import Surrogate
-from .teacher import Lesson, during
 
 Schedule = tuple[float, ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .kernels import Kernel
+from ..kernels import Kernel
 
 
 class FiLM(nn.Module):

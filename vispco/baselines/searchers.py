@@ -1,77 +1,29 @@
-"""Competitors of the search, in the same space and counted alike: random, evolution, Parzen estimators, greedy, a grid.
+"""Competitors of the search, in the same space and counted alike: random, evolution, Parzen estimators, greedy.
 
 A searcher is called `searcher(bench, limit, passes, seed)`. It measures schedules that are filled up to the limit in
 whole tokens, `bench.losses`, until another would cost more forward passes of one question than `passes`; `bench.best` is
-its result. SEARCHERS names them all. What a rule gives without a search: `vispco.schedules`, and `published`.
+its result. SEARCHERS names them all. What needs none: `grids.py`, `rules.py`, `presets.py`.
 """
 
 from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from .budget import Budget, Limit
-from .config import PruningConfig
-from .frontier import FrontierPoint
-from .pareto import is_non_dominated
-from .presets import presets
-from .refine import Bench, Schedule, from_drops
+from ..budget import Budget, Limit
+from ..config import PruningConfig
+from ..frontier import FrontierPoint
+from ..pareto import is_non_dominated
+from ..search.refine import Bench, Schedule, from_drops
 
 #: A searcher that asks for schedules it already knows, which costs nothing, ends after so many times its evaluations.
 PATIENCE = 10
-
-
-# ---- configurations that need no search -----------------------------------------------------------------------
-def single_layer_grid(method: str, num_layers: int, ratios: Sequence[float], first_layer: int = 1,
-                      n_visual: int | None = None) -> list[PruningConfig]:
-    """Every (layer, ratio): keep everything before the layer, `ratio` from it on (the paper's "empirical frontier").
-
-    n_visual: round the ratios to whole tokens of it, so that equal schedules appear once.
-
-    >>> [c.keep_ratios for c in single_layer_grid("fastv", 3, [0.5])]
-    [(1.0, 0.5, 0.5), (1.0, 1.0, 0.5)]
-    """
-    if n_visual:
-        ratios = sorted({round(r * n_visual) / n_visual for r in ratios})
-    return [PruningConfig(method, [1.0] * layer + [ratio] * (num_layers - layer))
-            for layer in range(first_layer, num_layers) for ratio in ratios]
-
-
-def paper_grid(method: str, num_layers: int, first_layer: int = 1, n_visual: int | None = None) -> list[PruningConfig]:
-    """The single-layer grid of the paper's shape: every layer that can be pruned, and 20 keep ratios 0, 0.05, ... 0.95.
-
-    In a decoder of 36 layers these are 35 x 20 = 700; with few visual tokens some ratios coincide, and there are fewer.
-
-    >>> len(paper_grid("fastv", 36)), len(paper_grid("fastv", 8, n_visual=16))
-    (700, 112)
-    """
-    return single_layer_grid(method, num_layers, [i / 20 for i in range(20)], first_layer, n_visual)
-
-
-def published(method: str, num_layers: int, at: str = "depth") -> dict[str, PruningConfig]:
-    """A method's published configurations by name: `presets` without their sources; none if nothing was published.
-
-    at: "depth": steps at the relative depth that they have in the published model's 32 layers. "layer": at the
-    very layers; without the configurations that have steps below the last one.
-    Raises ValueError as `presets` does, or for another `at`.
-
-    >>> published("fastv", 4, at="layer")["k3-r75"].keep_ratios
-    (1.0, 1.0, 1.0, 0.25)
-    """
-    if at not in ("depth", "layer"):
-        raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
-    if at == "depth":
-        return {name: preset.config for name, preset in presets(method, num_layers).items()}
-    found = {name: preset.config for name, preset in presets(method).items() if max(preset.config.steps) < num_layers}
-    return {name: replace(c, keep_ratios=[*c.keep_ratios, *[c.keep_ratios[-1]] * num_layers][:num_layers])
-            for name, c in found.items()}
 
 
 # ---- random ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .config import PruningConfig
+from ..config import PruningConfig
 
 
 @dataclass(frozen=True)

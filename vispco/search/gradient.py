@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .alm import AugmentedLagrangian
-from .budget import Limit, limit_for
-from .costs import LatencyTable, cost_models
-from .distributed import count, processes, total
-from .frontier import Frontier
+from ..alm import AugmentedLagrangian
+from ..budget import Limit, limit_for
+from ..costs import LatencyTable, cost_models
+from ..distributed import count, processes, total
+from ..frontier import Frontier
+from ..kernels import Kernel
+from ..pruning import Masking
+from ..registry import KERNELS, adapter_for, build_method
+from ..ste import build_estimator
+from ..teacher import Lesson, answer_logits, check_objective, during, frozen, prepare, shapes, teach, token_losses
+from ..version import versions
 from .journal import Journal, name_of, opened, packed, unpacked
-from .kernels import Kernel
-from .pruning import Masking
 from .refine import Bench, Schedule, fitted, refine
-from .registry import KERNELS, adapter_for, build_method
-from .ste import build_estimator
-from .teacher import Lesson, answer_logits, check_objective, during, frozen, prepare, shapes, teach, token_losses
-from .version import versions
 
 
 def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", kernel: str = "monotone",
@@ -51,10 +51,10 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
-    refinement: schedules per budget that are tried in the end (`vispco.refine`), of those that the kernel can form.
+    refinement: schedules per budget that are tried in the end (`vispco.search.refine`), of those that the kernel can form.
     checkpoint: keep the inputs of the layers only, and run them again in the backward pass: less memory, more time.
     journal: a file that holds every step as soon as it is done. The same search with the same journal goes on after the last
-    one, and ends as if it had never stopped, to the bit; the callback hears of all steps again (`vispco.journal`).
+    one, and ends as if it had never stopped, to the bit; the callback hears of all steps again (`vispco.search.journal`).
     callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's

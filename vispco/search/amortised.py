@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .budget import Budget, on_budget
-from .config import PruningConfig
-from .context import before_answer
-from .distributed import count, gathered, processes, rank, total
-from .flops import CostModel
-from .frontier import Frontier
+from ..budget import Budget, on_budget
+from ..config import PruningConfig
+from ..context import before_answer
+from ..distributed import count, gathered, processes, rank, total
+from ..flops import CostModel
+from ..frontier import Frontier
+from ..kernels import Kernel
+from ..pruning import Masking
+from ..registry import KERNELS, adapter_for, build_method
+from ..teacher import Lesson, answer_logits, during, frozen, kl_divergence, prepare, shapes, teach
+from ..version import versions
+from .gradient import whole
 from .journal import Journal, name_of, opened, packed, unpacked
-from .kernels import Kernel
 from .predictor import RatioPredictor
-from .pruning import Masking
 from .refine import Bench, refine
-from .registry import KERNELS, adapter_for, build_method
-from .search import whole
-from .teacher import Lesson, answer_logits, during, frozen, kl_divergence, prepare, shapes, teach
-from .version import versions
 
 
 class Amortised:
@@ -59,7 +59,7 @@ class Amortised:
                  journal: Journal | str | os.PathLike | None = None) -> Frontier:
         """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
 
-        refinement: schedules tried per budget (`vispco.refine`), as long as they cost at most `passes` forward passes.
+        refinement: schedules tried per budget (`vispco.search.refine`), as long as they cost at most `passes` forward passes.
         journal: as of `vispco.search`, another file than `amortise` had.
         """
         adapter = adapter_for(self.model)(self.model)

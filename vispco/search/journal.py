@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import count, gathered, processes, rank, told
+from ..files import locked
+from ..teacher import Lesson
+from ..version import versions
 from .digest import key, of_batches, of_model, of_tensors
-from .distributed import count, gathered, processes, rank, told
-from .files import locked
-from .teacher import Lesson
-from .version import versions
 
 _BEGIN, _CHECK = b'{"of": {"journal": ', b', "check": '
 

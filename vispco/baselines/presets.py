@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import PruningConfig
-from .registry import METHODS
+from ..config import PruningConfig
+from ..registry import METHODS
 
 LAYERS, VISUAL = 32, 576
 
@@ -90,7 +90,7 @@ _AVERAGE = ("the name is the average over layers as the paper counts it: {} ente
             "The code drops after these layers, and so does this configuration")
 
 #: {method: {name: configuration}}. Of FitPrune's fitted counts only the first layers' are known, so none:
-#: `vispco.schedules.fitprune_schedule` fits them.
+#: `vispco.fitprune_schedule` fits them.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),

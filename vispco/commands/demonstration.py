@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import testbed
-from .answer import answer, side_by_side
-from .baselines import published, random_schedules, single_layer_grid
-from .budget import Budget
-from .config import PruningConfig
-from .console import (
+from .. import testbed
+from ..baselines.downsample import evaluate_downsampled
+from ..baselines.grids import published, single_layer_grid
+from ..baselines.rules import fitprune_schedule
+from ..baselines.searchers import random_schedules
+from ..budget import Budget
+from ..config import PruningConfig
+from ..console import (
     Progress,
     flops,
     output_folder,
@@ -26,15 +28,14 @@ from .console import (
     tokens,
     wilson,
 )
-from .downsample import evaluate_downsampled
-from .evaluate import Record, evaluate
-from .flops import CostModel
-from .frontier import Frontier, FrontierPoint
-from .plot import plot_frontier, require_matplotlib
-from .registry import adapter_for, build_method
-from .schedules import fitprune_schedule
-from .search import search
-from .teacher import prepare, shapes, teach
+from ..evaluate import Record, evaluate
+from ..flops import CostModel
+from ..frontier import Frontier, FrontierPoint
+from ..plot import plot_frontier, require_matplotlib
+from ..registry import adapter_for, build_method
+from ..search.gradient import search
+from ..teacher import prepare, shapes, teach
+from .answer import answer, side_by_side
 
 #: Sizes of a smoke test.
 FAST: dict[str, Any] = {"budgets": (0.3, 0.7), "n_calibration": 32, "n_test": 32, "steps": 4,
