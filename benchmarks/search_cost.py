@@ -31,14 +31,15 @@ def settings(options):
     if options.model in testbed.MODELS:
         model = testbed.load(options.model)[0].to(options.device, getattr(torch, options.dtype))
         for batch in options.batch:
-            lesson, = prepare(model, testbed.batches("calibration", batch, batch, options.seed, model=options.model))
+            lesson, = prepare(model, testbed.batches("calibration", batch, batch, options.seed, model=options.model),
+                              keep_features=True)
             yield model, lesson, {"model": options.model, "layers": len(adapter_for(model)(model).layers), "batch": batch,
                                   "n_visual": int(lesson.n_visual.max()), "n_text": int(lesson.n_text.max())}
         return
     for model, prompt, setting in shapes.settings(options):
         labels = torch.full_like(prompt.inputs["input_ids"], -100)
         labels[:, -1] = prompt.inputs["input_ids"][:, -1]  # one answer token
-        lesson, = prepare(model, [{**prompt.inputs, "labels": labels}])
+        lesson, = prepare(model, [{**prompt.inputs, "labels": labels}], keep_features=True)
         yield model, lesson, setting
 
 

@@ -16,7 +16,7 @@ ROOT = Path(vispco.__file__).parent
 FLOORS = [
     {"registry", "files", "version", "distributed", "hooks", "timing"},
     {"config"},
-    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "context", "vision", "budget", "costs", "teacher", "frontier"},
+    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "context", "vision", "features", "budget", "costs", "teacher", "frontier"},
     {"methods", "models"},
     {"pruning"},
     {"evaluate"},

@@ -408,15 +408,16 @@ def test_processes_that_write_to_one_folder_do_not_disturb_each_other(tmp_path, 
     assert all(len(text := path.read_text()) == 5000 and text == text[0] * 5000 for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.parametrize("when", ["before", "during", "after"])
 def test_a_temporary_file_that_is_cleared_before_it_is_locked_is_made_again(when, tmp_path, monkeypatch):
     lock, seen = files._lock, []
 
     def late(file):
         seen.append(file.name)
         if len(seen) == 1:
-            os.unlink(file.name)
-            if when == "during":  # the other process holds the lock still
+            if when != "after":
+                os.unlink(file.name)
+            if when != "before":  # the other process holds the lock still, and unlinks it soon
                 raise OSError(errno.EWOULDBLOCK, "Resource temporarily unavailable")
         lock(file)
 

@@ -140,16 +140,19 @@ _BUSY = errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK
 
 def _temporary(folder: str) -> Any:
     """A new file, with a lock that says that its process is alive."""
-    while True:
+    for attempt in range(100):
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vispco-", delete=False)
         try:
             _lock(file)
         except OSError as error:
-            if error.errno not in _BUSY:
+            if error.errno not in _BUSY or attempt == 99:
                 return file  # no locks, nothing is cleared
-        if os.path.exists(file.name):
-            return file
-        file.close()  # before it was locked, `_clear` of another process took it
+        else:
+            if os.path.exists(file.name):
+                return file
+        file.close()  # before it was locked, `_clear` of another process took it, or is about to
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
 
 
 def _clear(folder: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 
 from .context import before_answer
 from .distributed import gathered
+from .features import Features
 from .registry import adapter_for
 
 
@@ -26,6 +27,7 @@ class Lesson:
     targets, rows: (A,) the answer tokens, and the sample each belongs to.
     n_visual, n_text: (B,) tokens of each prompt (the answer is not part of it).
     log_probs: (A, vocabulary) of the full model, once `teach` has run.
+    features: what the vision tower makes of the inputs, once it has run; None: it runs in every forward pass.
     """
 
     inputs: dict
@@ -37,14 +39,17 @@ class Lesson:
     n_visual: Tensor
     n_text: Tensor
     log_probs: Any = None
+    features: Features | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
-def prepare(model: nn.Module, batches: Sequence[Mapping]) -> list[Lesson]:
+def prepare(model: nn.Module, batches: Sequence[Mapping], *, keep_features: bool = False) -> list[Lesson]:
     """Check the batches and find their answers.
 
+    keep_features: run the vision tower once per batch, and keep what it makes in main memory (visual tokens x width numbers);
+    for calibration data, which the language model sees many times, and as long as the tower's weights stay as they are.
     Raises ValueError, naming the batch, if it is no mapping, lacks `input_ids` or `labels`, has no visual tokens
     or no answer, or an answer right after a visual token (whose logits are gone once it is dropped).
     """
@@ -52,13 +57,13 @@ def prepare(model: nn.Module, batches: Sequence[Mapping]) -> list[Lesson]:
         raise ValueError("batches must be a sequence of dicts of model inputs, got "
                          f"{type(batches).__name__}; for one batch, pass [batch]")
     adapter = adapter_for(model)(model)
-    lessons = [_lesson(adapter, batch, f"batches[{i}]") for i, batch in enumerate(batches)]
+    lessons = [_lesson(adapter, batch, f"batches[{i}]", keep_features) for i, batch in enumerate(batches)]
     if not lessons:
         raise ValueError("batches is empty: give at least one batch of questions with answers")
     return lessons
 
 
-def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
+def _lesson(adapter, batch: Mapping, name: str, keep_features: bool) -> Lesson:
     if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
         raise ValueError(f"{name} must be a dict with input_ids and labels (-100 outside the answer), got "
                          f"{sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__}")
@@ -82,7 +87,7 @@ def _lesson(adapter, batch: Mapping, name: str) -> Lesson:
     answers = answer[:, columns]
     return Lesson({k: v for k, v in batch.items() if k != "labels"}, labels, columns, answers,
                   labels[:, 1:][:, columns][answers], answers.nonzero()[:, 0], visual.sum(1),
-                  (before_answer(real, labels) & ~visual).sum(1))
+                  (before_answer(real, labels) & ~visual).sum(1), features=Features() if keep_features else None)
 
 
 def shapes(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
@@ -129,11 +134,15 @@ def answer_logits(model: nn.Module, lesson: Lesson, pruner=None) -> Tensor:
     """
     device: Any = model.device
     inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in lesson.inputs.items()}
+    method = getattr(pruner, "method", None)
+    listens = method is not None and (method.reads_vision or method.reads_grid)  # to the tower, as it runs
 
     def run() -> Tensor:
         if pruner is not None:
             pruner.labels = lesson.labels  # so that no score looks at the answer
-        logits = model(**inputs, logits_to_keep=lesson.columns.tolist(), use_cache=False).logits  # a tensor could be on another device
+        once = nullcontext() if lesson.features is None or listens else lesson.features.used(adapter_for(model)(model).backbone)
+        with once:
+            logits = model(**inputs, logits_to_keep=lesson.columns.tolist(), use_cache=False).logits  # a tensor could be on another device
         return logits[lesson.answers.to(logits.device)].float()
 
     logits = run()

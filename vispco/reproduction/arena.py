@@ -50,7 +50,7 @@ class Questions:
     """Batches of questions, answered once by the full model; `digest` names them."""
 
     def __init__(self, model, batches: Sequence[dict]):
-        self.batches, self.lessons = list(batches), prepare(model, batches)
+        self.batches, self.lessons = list(batches), prepare(model, batches, keep_features=True)
         self.digest = of_batches(batches)
         self.count = torch.cat([torch.bincount(lesson.rows, minlength=len(lesson)) for lesson in self.lessons])
 

@@ -56,9 +56,9 @@ def imported(roots: Sequence[str]) -> set[Path]:
 
 
 def _files(place: Path, names: Sequence[str]) -> list[Path]:
-    """A module's file; or of a folder these modules, and what it is itself (the whole library is not meant by that)."""
+    """A module's file, or of a folder these modules; and what the folder is itself (the whole library is not meant by that)."""
     if not place.is_dir():
-        return [place.with_suffix(".py")]
+        return [place.with_suffix(".py")] + [place.with_name("__init__.py")] * (place.parent != ROOT)
     inner = [path for name in names for path in place.glob(f"{name}.py")]
     return inner + [place / "__init__.py"] * (place != ROOT)
 

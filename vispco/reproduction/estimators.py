@@ -208,7 +208,7 @@ def study(model_name: str, method: str, seed: int, questions: int, only: str | N
     model, _ = testbed.load(model_name)
     scorer = build_method(method)
     adapter = adapter_for(model)(model)
-    every = prepare(model, testbed.batches("calibration", 4 * questions, BATCH, seed, model=model_name))
+    every = prepare(model, testbed.batches("calibration", 4 * questions, BATCH, seed, model=model_name), keep_features=True)
     found: dict = {"model": model_name, "method": method, "seed": seed, "questions": 4 * questions,
                    "schedules": {}, "estimators": {}}
     with frozen(model):

@@ -110,7 +110,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
         raise ValueError(f"steps must be at least 1, got {steps}")
     adapter, scorer = adapter_for(model)(model), build_method(method, method_options)
     curve = KERNELS.get(kernel)(len(adapter.layers), scorer.first_layer, **(kernel_options or {}))
-    lessons = prepare(model, batches)
+    lessons = prepare(model, batches, keep_features=True)
     cost = CostModel(adapter.dimensions(adapter.config), scorer)
     tokens = int(shapes(lessons)[0].max())
     everything = Budget(1.0, cost, *shapes(lessons), scorer.first_layer)

@@ -80,7 +80,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
         raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}")
     check_objective(objective)
     build_estimator(estimator)
-    lessons = prepare(model, batches)
+    lessons = prepare(model, batches, keep_features=True)
     costs = cost_models(adapter, scorer, latency)
     prompts = shapes(lessons)
     limits = [limit_for(b, costs, *prompts, scorer.first_layer, relative_to) for b in budgets]
