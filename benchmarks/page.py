@@ -61,9 +61,9 @@ def _search_cost(rows: list[dict]) -> str:
     steps = [r for r in rows if r["call"] == "step"]
     return (_met(steps, lambda r: r["ratio"] <= 3, "a step at most 3.0x a plain forward pass in time")
             + _met(steps, lambda r: r["memory_ratio"] <= 1.5, "at most 1.5x the memory of one that keeps its activations")
-            + markdown(["layers", "visual tokens", "batch", "call", "time over plain", "peak MiB", "memory over kept"],
+            + markdown(["layers", "visual tokens", "batch", "call", "time over plain", "peak MiB", "memory over kept", "operators"],
                        [[r["layers"], r["n_visual"], r["batch"], r["call"], _spread(r, digits=2), _mib(r["peak_bytes"]),
-                         f"{r['memory_ratio']:.2f}"] for r in rows]))
+                         f"{r['memory_ratio']:.2f}", f"{r['operators']:,}" if "operators" in r else "–"] for r in rows]))
 
 
 def _frontier_cost(rows: list[dict]) -> str:

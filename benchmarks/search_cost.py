@@ -3,6 +3,10 @@
     python -m benchmarks.search_cost --model small --visual 576 2880 --output search_cost.json
     python -m benchmarks.search_cost --model tiny --visual 64 256 1024 4096 16384 --rounds 3
     python -m benchmarks.search_cost --model testbed-qwen --batch 8 32
+    python -m benchmarks.search_cost --model qwen2.5-vl-3b --layers 9 --vision-layers 8 --pictures --dtype bfloat16
+
+A search runs the vision tower once per batch, so a step has none. With pictures (of the testbeds, or by --pictures), plain
+passes have, and "tower" is a step that runs it again; otherwise all are given ready-made features.
 
 Time: against a forward pass without gradients (target: at most 3.0x). Memory: against a forward pass that keeps what a
 gradient with respect to the input embeddings needs, the weights being frozen (target: at most 1.5x).
@@ -10,6 +14,7 @@ gradient with respect to the input embeddings needs, the weights being frozen (t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +28,7 @@ from vispco.search.gradient import _divergence, whole
 from vispco.teacher import Lesson, answer_logits, frozen, prepare, teach
 
 from . import shapes
-from .side_by_side import arguments, peak_memory, run, side_by_side
+from .side_by_side import arguments, operators, peak_memory, run, side_by_side
 
 
 def settings(options):
@@ -39,8 +44,15 @@ def settings(options):
     for model, prompt, setting in shapes.settings(options):
         labels = torch.full_like(prompt.inputs["input_ids"], -100)
         labels[:, -1] = prompt.inputs["input_ids"][:, -1]  # one answer token
-        lesson, = prepare(model, [{**prompt.inputs, "labels": labels}], keep_features=True)
+        inputs = _with_pictures(prompt) if options.pictures else prompt.inputs
+        lesson, = prepare(model, [{**inputs, "labels": labels}], keep_features=True)
         yield model, lesson, setting
+
+
+def _with_pictures(prompt: shapes.Prompt) -> dict:
+    if prompt.pictures is None:
+        raise ValueError(f"--pictures: no whole number of pictures has {prompt.n_visual} visual tokens (see --visual)")
+    return {**{name: value for name, value in prompt.inputs.items() if name != "mm_encoder_outputs"}, **prompt.pictures}
 
 
 @torch.no_grad()
@@ -70,30 +82,34 @@ def step(model: nn.Module, lesson: Lesson, curve: Monotone, pruner: Masking) -> 
 
 
 def measure(options) -> list[dict]:
-    """Ratios of a step's time and memory, with and without checkpointing, for each batch."""
+    """Ratios of a step's time and memory, with and without checkpointing (and the vision tower), for each batch."""
     figures = []
     for model, lesson, setting in settings(options):
         adapter, scorer = adapter_for(model)(model), build_method(options.method, {})
         curve = Monotone(len(adapter.layers), scorer.first_layer)
 
-        def searching(checkpoint: bool):
+        def searching(lesson: Lesson, checkpoint: bool = False):
             with frozen(model, checkpoint), Masking(adapter, scorer, curve()).install() as pruner:
                 step(model, lesson, curve, pruner)
 
         with frozen(model):
             teach(model, [lesson])
-            calls = {"plain": partial(plain, model, lesson), "kept": partial(kept, model, lesson),
-                     "step": partial(searching, False), "checkpoint": partial(searching, True)}
+            anew = replace(lesson, features=None)
+            calls = {"plain": partial(plain, model, anew), "kept": partial(kept, model, anew), "step": partial(searching, lesson)}
+            if "pixel_values" in lesson.inputs:
+                calls["tower"] = partial(searching, anew)
+            calls["checkpoint"] = partial(searching, lesson, checkpoint=True)
             times = side_by_side(calls, baseline="plain", rounds=options.rounds, warmup=options.warmup, device=options.device,
                                  timer=options.timer)
             memory = {name: peak_memory(call, options.device) for name, call in calls.items()}
+            counts = {name: operators(call) for name, call in calls.items()}
         for name in calls:
             row = {**setting, "method": options.method, "call": name, **times[name], "peak_bytes": memory[name],
-                   "memory_ratio": memory[name] / memory["kept"]}
+                   "memory_ratio": memory[name] / memory["kept"], "operators": counts[name]}
             figures.append(row)
             print(f"{row['n_visual']:>6} visual, {row['layers']} layers, batch {row['batch']}, {name:<10} "
                   f"{row['ratio']:.2f}x the time ({row['low']:.2f} to {row['high']:.2f}), {row['memory_ratio']:.2f}x the "
-                  f"memory of a pass that keeps its activations ({memory[name] / 2**20:.1f} MiB)")
+                  f"memory of a pass that keeps its activations ({memory[name] / 2**20:.1f} MiB), {counts[name]:,} operators")
     return figures
 
 
@@ -102,6 +118,7 @@ def main(argv=None) -> int:
     parser = arguments("benchmarks.search_cost", __doc__, "search_cost.json")
     shapes.add_arguments(parser, "small", [576], extra=testbed.MODELS)
     parser.add_argument("--method", default="fastv", choices=METHODS.names(), help="that ranks the tokens")
+    parser.add_argument("--pictures", action="store_true", help="give pictures to the vision tower, not ready-made features")
     return run(parser, measure, argv)
 
 

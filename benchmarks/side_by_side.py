@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vispco.files import write_json
 from vispco.timing import side_by_side as side_by_side
@@ -46,6 +47,25 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> 
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
+
+
+def operators(call: Callable[[], Any]) -> int:
+    """How many of PyTorch's operators `call` runs, whatever their size: a small model's time is their number.
+
+    >>> operators(lambda: torch.ones(2) + 1)
+    2
+    """
+    with _Count() as counted:
+        call()
+    return counted.count
+
+
+class _Count(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += 1
+        return operator(*args, **(kwargs or {}))
 
 
 def machine(device: str | torch.device = "cpu") -> dict[str, Any]:

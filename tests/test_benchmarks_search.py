@@ -29,17 +29,22 @@ def figures(module, path, *arguments):
 @pytest.mark.parametrize("arguments, batches", [
     pytest.param(["--model", "tiny", "--visual", "32", "64", "--text", "16"], [(1, 32), (1, 64)], marks=pytest.mark.skipif(
         Version(transformers.__version__) < Version("5.20"), reason="ready-made image features: transformers >= 5.20")),
+    (["--model", "tiny", "--visual", "32", "--text", "16", "--pictures"], [(1, 32)]),
     (["--model", "testbed-llava", "--batch", "1", "2"], [(1, 64), (2, 64)])])
 def test_a_search_step_is_compared_for_every_batch(tmp_path, arguments, batches):
     rows = figures(search_cost, tmp_path / "cost.json", *arguments, "--rounds", "1")
-    assert [(r["batch"], r["n_visual"]) for r in rows[::4]] == batches
-    for i in range(0, len(rows), 4):
-        calls = {row["call"]: row for row in rows[i:i + 4]}
-        assert list(calls) == ["plain", "kept", "step", "checkpoint"]
+    tower = ["tower"] if {"--pictures", "testbed-llava"} & {*arguments} else []
+    count = 4 + len(tower)
+    assert [(r["batch"], r["n_visual"]) for r in rows[::count]] == batches
+    for i in range(0, len(rows), count):
+        calls = {row["call"]: row for row in rows[i:i + count]}
+        assert list(calls) == ["plain", "kept", "step", *tower, "checkpoint"]
         assert calls["plain"]["ratio"] == 1 and calls["kept"]["memory_ratio"] == 1
         assert all(r["low"] <= r["ratio"] <= r["high"] and r["peak_bytes"] > 0 for r in calls.values())
         assert calls["plain"]["peak_bytes"] < calls["kept"]["peak_bytes"]  # memory is counted, not timed: it may be asserted
         assert calls["checkpoint"]["peak_bytes"] < calls["step"]["peak_bytes"]
+        assert 0 < calls["plain"]["operators"] < calls["step"]["operators"] < calls["checkpoint"]["operators"]
+        assert not tower or calls["step"]["operators"] < calls["tower"]["operators"]
 
 
 def test_the_frontier_is_compared_with_a_grid_of_which_a_sample_is_timed(tmp_path):
@@ -66,7 +71,7 @@ def test_for_as_many_layers_as_the_paper_it_is_the_papers_grid():
     (frontier_cost, ["--sample", "0"], "--sample"), (frontier_cost, ["--sample", "9", "--configurations", "8"], "--sample"),
     (frontier_cost, ["--rounds", "0"], "--rounds"), (search_cost, ["--visual", "0"], "visual tokens"),
     (search_cost, ["--model", "tiny", "--rounds", "0"], "rounds"), (search_cost, ["--output", "no/such/x.json"], "folder"),
-    (search_cost, ["--model", "huge"], "invalid choice"), (search_cost, ["--method", "fastvv"], "invalid choice")])
+    (search_cost, ["--model", "tiny", "--visual", "20", "--pictures"], "--pictures"), (search_cost, ["--model", "huge"], "invalid choice"), (search_cost, ["--method", "fastvv"], "invalid choice")])
 def test_bad_input_is_refused_in_one_line(capsys, tmp_path, monkeypatch, module, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert module.main(arguments) == 2
