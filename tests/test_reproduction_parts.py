@@ -17,7 +17,7 @@ from vispco.reproduction import figures, jobs, paper, report, stats
 from vispco.reproduction.__main__ import main, sized
 from vispco.reproduction.arena import Arena
 from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, Cache, imported
-from vispco.reproduction.claims import CLAIMS, cost, hypervolume as volumes, kernels, percentile
+from vispco.reproduction.claims import CLAIMS, cost, estimators, hypervolume as volumes, kernels, percentile
 from vispco.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
 from vispco.reproduction.sizes import SIZES
 from vispco.search import digest
@@ -306,6 +306,35 @@ def test_kernel_verdict(several, verdict):
         {"budget": 0.5, "paired": {"difference": 0.0, "error": 0.01}, "multi_step": {"kl": kl, "accuracy": 0.5, "tokens": [1]},
          "single_layer": {"kl": 1.0, "accuracy": 0.5, "tokens": [1]}}]} for i, kl in enumerate(several)]
     assert kernels.conclude(rows, SIZES["smoke"])["verdict"] == verdict
+
+
+@pytest.mark.parametrize("default, verdict", [(0.5, MET), (0.49, MET), (0.4, MISSED)])
+def test_estimator_verdict(default, verdict):
+    def row(agreement):
+        return {"schedule": {name: {"4": agreement} for name in ("cosine", "cosine of a batch", "scale", "bias", "std")}}
+
+    study = {"model": "t", "estimators": {"truth on a batch, h = 4": row(0.9), "rank": row(default), "paper": row(0.5)}}
+    result = estimators.conclude([study], SIZES["smoke"])
+    assert result["verdict"] == verdict and result["searched"] == []
+    assert estimators.conclude([], SIZES["smoke"])["verdict"] == NOT_TESTABLE
+
+
+def test_searches_that_differ_in_the_estimator(tmp_path, monkeypatch):
+    for name, value in {"SEARCHED": ("rank", "paper, clipped"), "BUDGETS": (0.5,), "STEPS": 2}.items():
+        monkeypatch.setattr(estimators, name, value)
+    size = SIZES["smoke"]
+    rows = [estimators.run(Cache(tmp_path), size, "testbed-llava", seed) for seed in (1, 2)]
+    for row in rows:
+        ours, theirs = (row["searched"][name] for name in estimators.SEARCHED)
+        assert ours["passes"] == theirs["passes"] > 2 * 3 * size.batch and ours["kl"][0] > 0
+        assert ours["budgets"] == [0.5] and 0 <= ours["accuracy"][0] <= 1
+    for other, row in zip((1.0, 4.0), rows):
+        row["searched"]["rank"]["kl"], row["searched"]["paper, clipped"]["kl"] = [2.0], [2.0 * other]
+    default, clipped = estimators._searched(rows)
+    assert default["ratio"]["values"] == [1, 1] and clipped["ratio"]["values"] == pytest.approx([1, 4])
+    result = {"rows": [], "searched": [default, clipped]}
+    header, = [h for h in parsed("\n\n".join(report.tables.TABLES["estimators"](result, report.markdown)))]
+    assert header == ("testbed", "estimator", "KL, 50 %", "accuracy, %, 50 %", "KL over the default's, mean", "passes")
 
 
 def test_every_claim_is_complete():

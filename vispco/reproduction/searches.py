@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import PruningConfig
@@ -83,6 +83,15 @@ def by_kernel(arena: Arena, kernel: str, budgets: Sequence[float], seed: int, st
                                 steps=steps, seed=seed))
 
     return _found(arena, arena.searched("kernel", make, kernel=kernel, steps=steps, seed=seed, budgets=list(budgets)))
+
+
+def by_estimator(arena: Arena, estimator: Mapping, budgets: Sequence[float], seed: int, steps: int) -> Found:
+    """One search per budget with the given estimator of the gradient, and nothing after it."""
+    def make() -> dict:
+        return _frontier(search(arena.model, arena.calibration.batches, arena.method, budgets=budgets, steps=steps, seed=seed,
+                                estimator=estimator, refinement=0))
+
+    return _found(arena, arena.searched("estimator", make, estimator=dict(estimator), steps=steps, seed=seed, budgets=list(budgets)))
 
 
 def history(arena: Arena, kernel: str, kind: str, budgets: Sequence[float], steps: int) -> list[dict]:

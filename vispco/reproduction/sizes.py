@@ -63,6 +63,7 @@ class Size:
     convergence_questions: int = 32
     estimator_questions: int = 16
     estimator_steps: int = 2
+    estimator_seeds: int = 0
 
 
 def _settings(llava: tuple, qwen: tuple, llava_rest: tuple | None, qwen_rest: tuple | None) -> tuple[Setting, ...]:
@@ -84,9 +85,11 @@ SIZES = {
     "quick": Size("quick", _settings((TENTHS, 1, 60, 8, 10, 1, 1), (FIVE, 1, 40, 8, 5, 1, 1),
                                       (PAIR, 1, 30, 6, 3, 1, 0), (PAIR, 1, 30, 6, 3, 1, 0)), **_HOUR),
     "standard": Size("standard", _settings((TENTHS, 5, 160, 8, 10, 5, 1), (FIVE, 3, 160, 8, 5, 3, 1),
-                                            (PAIR, 1, 160, 6, 3, 1, 0), (PAIR, 1, 160, 6, 3, 1, 0)), **_HOUR),
+                                            (PAIR, 1, 160, 6, 3, 1, 0), (PAIR, 1, 160, 6, 3, 1, 0)), **_HOUR,
+                     estimator_questions=64, estimator_seeds=3),
     "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
                  depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
                  transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
-                 convergence_methods=METHODS, convergence_questions=64, estimator_questions=128, estimator_steps=8),
+                 convergence_methods=METHODS, convergence_questions=64, estimator_questions=128, estimator_steps=8,
+                 estimator_seeds=5),
 }

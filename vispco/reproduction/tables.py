@@ -126,7 +126,14 @@ def _convergence(result: dict, table: Markdown) -> list[str]:
 def _estimators(result: dict, table: Markdown) -> list[str]:
     rows = [[r["testbed"], r["estimator"] + (" (default)" if r["default"] else ""),
              *(f"{r[k]:.2f}" for k in ("cosine", "batch", "scale", "bias", "std"))] for r in result["rows"]]
-    return [table(["testbed", "estimator", "cosine of the mean", "cosine of a batch", "scale", "bias", "s.d."], rows)] if rows else []
+    parts = [table(["testbed", "estimator", "cosine of the mean", "cosine of a batch", "scale", "bias", "s.d."], rows)] if rows else []
+    if searched := result.get("searched"):
+        head = [f"{what}, {percent(b, 0)}" for what in ("KL", "accuracy, %") for b in searched[0]["budgets"]]
+        parts += ["Searches that differ in the estimator alone, without refinement; calibration KL, and held-out accuracy:",
+                  table(["testbed", "estimator", *head, "KL over the default's, mean", "passes"],
+                        [[r["testbed"], r["estimator"], *map(_kl, r["kl"]), *map(_points, r["accuracy"]),
+                          f"{r['ratio']['mean']:.2f} ± {r['ratio']['std']:.2f}", f"{r['passes']:,.0f}"] for r in searched])]
+    return parts
 
 
 TABLES: dict[str, Callable[[dict, Markdown], list[str]]] = {
