@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,7 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     (["--device", "cuda:99"], "cuda"),
     (["--model", "nowhere"], "unknown model 'nowhere'"),
     (["--model", "pictures"], "pictures: no image-text-to-text model could be loaded"),
+    (["--model", "huge"], "weights, which its"),
     (["--model", "pickled"], "pickled: no image-text-to-text model could be loaded"),
     (["--model", "custom"], "with --trust-remote-code it may"),
     (["--model", "text-only"], "text-only: no image-text-to-text model could be loaded"),
@@ -224,6 +226,10 @@ def stand_in_folder(tmp_path_factory):
     custom |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"}}
     (folder / "custom/config.json").write_text(json.dumps(custom))
     (folder / "custom/mine.py").write_text("raise SystemExit('this must never run')")
+    shutil.copytree(folder / "model", folder / "huge")
+    huge = json.loads((folder / "model/config.json").read_text())
+    huge["text_config"] |= {"hidden_size": 16384, "intermediate_size": 65536}
+    (folder / "huge/config.json").write_text(json.dumps(huge))
     (folder / "text-only").mkdir()
     (folder / "text-only/config.json").write_text('{"model_type": "gpt2"}')
     processor.save_pretrained(folder / "text-only")

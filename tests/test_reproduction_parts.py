@@ -13,7 +13,7 @@ import test_imports
 from mutations import mutations
 from vispco import PruningConfig, evaluate, testbed
 from vispco.pareto import hypervolume
-from vispco.reproduction import figures, jobs, paper, report, stats
+from vispco.reproduction import estimators as study, figures, jobs, paper, report, stats
 from vispco.reproduction.__main__ import main, sized
 from vispco.reproduction.arena import Arena
 from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, Cache, imported
@@ -335,6 +335,23 @@ def test_searches_that_differ_in_the_estimator(tmp_path, monkeypatch):
     result = {"rows": [], "searched": [default, clipped]}
     header, = [h for h in parsed("\n\n".join(report.tables.TABLES["estimators"](result, report.markdown)))]
     assert header == ("testbed", "estimator", "KL, 50 %", "accuracy, %, 50 %", "KL over the default's, mean", "passes")
+
+
+def test_the_study_of_estimators(tmp_path, monkeypatch):
+    """As the command writes it, at one batch a schedule."""
+    command = ["estimators", "--only", "spread 2", "--steps", "1", "--output", str(tmp_path), "--questions"]
+    monkeypatch.setattr("sys.argv", [*command, str(study.BATCH)])
+    study.main()
+    found = json.loads((tmp_path / "estimators.json").read_text())
+    assert list(found["estimators"]) == ["truth on a batch, h = 4", "REINFORCE, spread 2", "SPSA, spread 2"]
+    assert found["questions"] == 4 * study.BATCH and all(set(by) == set(found["schedules"]) for by in found["estimators"].values())
+    truth = found["estimators"]["truth on a batch, h = 4"]
+    assert all(row["cosine"]["4"] == pytest.approx(1) and row["bias"]["4"] == pytest.approx(0, abs=1e-6) for row in truth.values())
+    tables = parsed((tmp_path / "estimators.md").read_text())
+    assert [len(rows) for rows in tables.values()] == [3, 3]
+    monkeypatch.setattr("sys.argv", [*command, str(study.BATCH - 1)])
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
 
 
 def test_every_claim_is_complete():

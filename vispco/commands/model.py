@@ -33,6 +33,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     common = {"trust_remote_code": options.trust_remote_code, "local_files_only": os.path.isdir(name)}
     spread = {"device_map": "auto"} if place == "auto" else {}
     try:
+        _check_size(name, common)
         processor = AutoProcessor.from_pretrained(name, **common)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **spread, **common)
@@ -44,6 +45,21 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError(f"{name}: no image-text-to-text model could be loaded{hint}: {brief(error)}") from error
     adapter_for(model)
     return (model if spread else model.to(place)).eval(), processor
+
+
+def _check_size(folder: str, common: dict[str, Any]) -> None:
+    """Refuse sizes that the weights on disk cannot have: transformers would make what they lack, however much memory that takes."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    stored = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    if not stored:  # a name, or nothing to load: transformers knows
+        return
+    config = AutoConfig.from_pretrained(folder, **common)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=common["trust_remote_code"])
+    weights = sum(weight.numel() for weight in model.parameters())
+    if weights > stored * (4 if hasattr(config, "quantization_config") else 1.3):  # 2 bits; 8 bits, embeddings counted twice
+        raise ValueError(f"its config.json describes {weights:,} weights, which its {stored:,} bytes of safetensors cannot hold")
 
 
 def _best() -> str:

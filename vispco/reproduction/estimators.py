@@ -273,6 +273,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="real steps to try for each estimator and schedule")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.questions < 1 or options.questions % BATCH:
+        parser.error(f"--questions must be a multiple of {BATCH}, got {options.questions}")
     torch.set_num_threads(1)
     found = study(options.model, options.method, options.seed, options.questions, options.only, options.steps)
     if options.output:

@@ -124,7 +124,7 @@ class Journal:
         """The next line, or None, and nothing is left in the file from there on."""
         place, line = self._file.tell(), self._file.readline()
         body, _, check = line.rpartition(_CHECK)
-        crc = zlib.crc32(body, self._crc)
+        crc = _sum(body, self._crc)
         if check == b'"%08x"}\n' % crc:
             self._line, self._crc = self._line + 1, crc
             return body.decode() + "}"
@@ -138,7 +138,7 @@ class Journal:
 
     def _append(self, entry: dict) -> None:
         body = json.dumps(entry).encode()[:-1]
-        crc = zlib.crc32(body, self._crc)
+        crc = _sum(body, self._crc)
         try:
             self._file.write(body + _CHECK + b'"%08x"}\n' % crc)
             self._file.flush()
@@ -146,6 +146,11 @@ class Journal:
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(self._file.name)) from None
         self._line, self._crc = self._line + 1, crc
+
+
+def _sum(body: bytes, before: int) -> int:
+    """CRC-32 of the file up to this line, with where lines end: otherwise two lines that damage makes one would have it too."""
+    return zlib.crc32(body + b"\n", before)
 
 
 def opened(journal: Journal | str | os.PathLike | None) -> contextlib.AbstractContextManager[Journal]:
