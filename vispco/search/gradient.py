@@ -43,7 +43,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     """Find one pruning configuration per budget by gradient.
 
     model: any model with a registered adapter; its weights are not changed. batches: dicts of model inputs with
-    `labels` (-100 outside the answer), the calibration data. method, kernel: registered names. budgets: shares of the
+    `labels` (-100 outside the answer), the calibration data; the vision tower runs once on each, and what it makes is kept in
+    main memory. method, kernel: registered names. budgets: shares of the
     prunable cost (`0.5`, `"50%"`; of the full cost with `relative_to="total"`) or absolute FLOPs; or several limits at
     once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`; never exceeded by any calibration sample.
     latency: the table that a limit on it needs (`vispco.costs.LatencyTable.measure`).
