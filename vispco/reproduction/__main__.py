@@ -79,9 +79,9 @@ def reproduce(output: Path, folder: Path, size: Size, names: Sequence[str] | Non
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vispco.reproduction", description="Run every claim about the search again, "
                                      "and write tables and figures beside the paper's.")
-    parser.add_argument("--size", choices=SIZES, default="quick", help="quick: within an hour on 2 cores (default); standard: 3 "
-                        "and 5 seeds for FastV, 160 random configurations per budget, two hours; full: 5 seeds everywhere, 640 "
-                        "random configurations, 512 held-out questions, a day and more; smoke: seconds")
+    parser.add_argument("--size", choices=SIZES, default="quick", help="quick: within an hour on 2 cores (default); standard: 5 "
+                        "seeds, 500 random configurations per budget, hours; full: 640 random configurations at nine budgets "
+                        "for every method, 512 held-out questions, a day and more; smoke: seconds")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--cache", type=Path, default=Path(".reproduction"), metavar="FOLDER",
                         help="measurements, found by their content (default: %(default)s)")
