@@ -10,6 +10,8 @@ KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "
 TENTHS = tuple(i / 10 for i in range(1, 10))
 TWENTIETHS = tuple(i / 20 for i in range(1, 20))
 FIVE, PAIR = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.6)
+_ALL = tuple((testbed, method) for testbed in ("testbed-llava", "testbed-qwen") for method in METHODS)
+_THREE = (("testbed-llava", "fastv"), ("testbed-llava", "sparsevlm"), ("testbed-qwen", "fastv"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Size:
     transfer_testbeds: int = 2
     convergence_steps: int = 20
     convergence_budgets: tuple[float, ...] = (0.15, 0.5, 0.9)
-    convergence_methods: tuple[str, ...] = ("fastv", "sparsevlm")
+    convergence_pairs: tuple[tuple[str, str], ...] = _THREE
     convergence_kernels: tuple[str, ...] = KERNELS
     convergence_questions: int = 32
     estimator_questions: int = 16
@@ -80,16 +82,17 @@ SIZES = {
     "smoke": Size("smoke", (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),), calibration=16, test=16,
                   frontier_budgets=(0.3, 0.6), depth_factors=(1, 2), depth_budgets=(0.5,), depth_questions=8,
                   depth_pool=4, depth_seeds=1, kernel_steps=2, transfer_tasks=2, transfer_methods=2, transfer_questions=4,
-                  convergence_steps=2, convergence_budgets=(0.5,), convergence_methods=("fastv",),
+                  convergence_steps=2, convergence_budgets=(0.5,), convergence_pairs=_THREE[:1],
                   convergence_kernels=("monotone",), convergence_questions=8, estimator_questions=0),
     "quick": Size("quick", _settings((TENTHS, 1, 60, 8, 10, 1, 1), (FIVE, 1, 40, 8, 5, 1, 1),
                                       (PAIR, 1, 30, 6, 3, 1, 0), (PAIR, 1, 30, 6, 3, 1, 0)), **_HOUR),
-    "standard": Size("standard", _settings((TENTHS, 5, 500, 50, 10, 5, 1), (FIVE, 5, 500, 50, 5, 5, 1),
-                                            (PAIR, 5, 500, 50, 3, 5, 0), (PAIR, 5, 500, 50, 3, 5, 0)), **_HOUR,
+    "standard": Size("standard", _settings((TENTHS, 5, 500, 50, 20, 5, 5), (FIVE, 5, 500, 50, 20, 5, 5),
+                                            (PAIR, 5, 500, 50, 10, 5, 0), (PAIR, 5, 500, 50, 10, 5, 0)),
+                     **{**_HOUR, "depth_seeds": 5, "transfer_testbeds": 2}, convergence_pairs=_ALL,
                      estimator_questions=64, estimator_seeds=3),
     "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
                  depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
                  transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
-                 convergence_methods=METHODS, convergence_questions=64, estimator_questions=128, estimator_steps=8,
+                 convergence_pairs=_ALL, convergence_questions=64, estimator_questions=128, estimator_steps=8,
                  estimator_seeds=5),
 }

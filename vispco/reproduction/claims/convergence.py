@@ -23,9 +23,7 @@ def pieces(size: Size) -> list[Piece]:
     per = 3 * size.convergence_steps * size.batch + 8 * size.convergence_questions
     runs = len(KINDS) * len(size.convergence_budgets)
     return [Piece({"testbed": name, "method": method, "kernel": kernel}, per * runs, name)
-            for name in dict.fromkeys(s.testbed for s in size.settings)
-            for method in (size.convergence_methods if name == "testbed-llava" or size.name == "full" else ("fastv",))
-            for kernel in size.convergence_kernels]
+            for name, method in size.convergence_pairs for kernel in size.convergence_kernels]
 
 
 def run(cache: Cache, size: Size, testbed: str, method: str, kernel: str) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ...baselines.searchers import random_schedules
 from ...config import PruningConfig
 from ..arena import Arena
@@ -85,5 +87,9 @@ def conclude(rows: list[dict | None], size: Size) -> dict:
     return {"verdict": all_met(outcomes), "rows": table, "measured":
             f"on KL at or above it at {good} of {len(tested)} (testbed, method, budget), the least mean percentile "
             f"{min((t['percentile']['mean'] for t in tested), default=float('nan')):.1f}; on held-out accuracy within the "
-            f"noise at {fine} of {len(tested)}; pools of {min((t['pool'] for t in tested), default=0)} to "
-            f"{max((t['pool'] for t in tested), default=0)} random configurations"}
+            f"noise at {fine} of {len(tested)}; pools of {_range(t['pool'] for t in tested)} random configurations, of which "
+            f"{_range(t['held_out'] for t in tested)} answered the held-out questions"}
+
+
+def _range(counts: Iterable[int]) -> str:
+    return " to ".join(map(str, sorted({min(found), max(found)}))) if (found := list(counts)) else "0"
