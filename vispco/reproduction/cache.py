@@ -25,13 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What an answer of a pruned model comes from, and what a search adds to it: modules, or folders of them.
 MEASURING = ("evaluate", "baselines/downsample", "methods", "models", "testbed")
 SEARCHING = (*MEASURING, "search", "baselines", "reproduction/searches", "reproduction/estimators")
+#: Its numbers reach a measurement as arguments, which are in the key.
+SIZES = ROOT / "reproduction" / "sizes.py"
 
 
 @cache
 def code(roots: tuple[str, ...] = MEASURING) -> str:
-    """Digest of the source files that `roots` are and import, and of the versions below the library."""
+    """Digest of the source files that `roots` are and import, but the sizes, and of the versions below the library."""
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
-    for path in sorted(imported(roots)):
+    for path in sorted(imported(roots) - {SIZES}):
         digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
