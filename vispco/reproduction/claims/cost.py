@@ -11,7 +11,7 @@ from ...baselines.searchers import SEARCHERS
 from ...config import PruningConfig
 from ..arena import Arena
 from ..cache import Cache
-from ..searches import RIVAL, SAVING, cheap, refined
+from ..searches import RIVAL, SAVING, cheap, refined, thorough
 from ..sizes import Setting, Size
 from ..stats import chance_to_win, compare, expected_best, expected_held_out, summary
 from .base import MET, NOT_TESTABLE, Piece, all_met, arena_of, met, named, setting_of
@@ -46,6 +46,8 @@ def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> d
     rows = [_row(arena, "learned", [f.configs[budget] for f in found], passes)]
     quick = [cheap(arena, setting, size, seed) for seed in range(setting.seeds)]
     rows.append(_row(arena, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
+    slow = [thorough(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
+    rows.append(_row(arena, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
     rows += [_row(arena, name, configs, passes) for name, configs in _rivals(arena, budget, passes, setting)]
     rows += [_row(arena, name, [config], cost) for name, config, cost in _rules(arena, budget)]
     return {**head, "reachable": True, "rows": rows, "random": _random(arena, setting, budget),
@@ -141,13 +143,16 @@ def conclude(rows: list[dict], size: Size) -> dict:
         table.append({**{k: row[k] for k in ("testbed", "method", "budget", "n_test")}, "kl": summary(ours["kl"]),
                       "accuracy": summary(ours["accuracy"]), "passes": ours["passes"], "share_of_random_cost": cost,
                       "random": draws, "won": summary(row["won"]), "rivals": row["rows"], "coarse": row["coarse"],
-                      "against": against, "differs": differs, "verdict": verdict})
+                      "against": against, "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]), "differs": differs, "verdict": verdict})
     known = [t for t in table if t["verdict"] != "not reachable" and t["differs"]]
     tested = [t for t in table if t["verdict"] in ("met", "missed")]
+    cheaper = min((RIVAL * row["n_calibration"] / one["passes"] for row in rows if row["reachable"] for one in row["rows"]
+                   if one["name"] == "learned, thorough"), default=1)
     names = sorted({name for t in known for name in t["against"]})
     losses = {name: [t["against"][name] for t in known if name in t["against"]] for name in names}
     return {"verdict": all_met(outcomes), "rows": table, "measured":
             f"met at {sum(t['verdict'] == 'met' for t in tested)} of {len(tested)} (testbed, method, budget), at {len(known) - len(tested)} "
             f"the pool is too small to tell; worse than "
             + ", ".join(f"{name} at {found.count('worse')} of {len(found)}" for name, found in losses.items())
-            + f"; cost at most 1/{1 / max((t['share_of_random_cost'] for t in known), default=1):.1f} of best-of-{RIVAL}"}
+            + f"; cost at most 1/{1 / max((t['share_of_random_cost'] for t in known), default=1):.1f} of best-of-{RIVAL}; "
+            f"with 1/{cheaper:.1f} of it, worse at {sum(t['thorough'] == 'worse' for t in known)} of {len(known)}"}
