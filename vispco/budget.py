@@ -306,6 +306,24 @@ class Joint(Limit):
         return {name: limit.share(counts) for name, limit in self.limits.items()}
 
 
+def ramp(limit: Limit, width: float = 0.5) -> Tensor:
+    """The latest schedule (L,) within the budget that falls in a line from 1 to 0 over `width` of the layers (not in the
+    paper): where a search starts, and a rule that costs no forward pass.
+
+        r_i = clip(1/2 + (k - i) / (width L), 0, 1)    from the first layer that can be pruned on
+    """
+    layers = torch.arange(limit.layers, dtype=torch.float64)
+
+    def around(k: float) -> Tensor:
+        return (0.5 + (k - layers) / (width * limit.layers)).clamp(0, 1).where(layers >= limit.first_layer, 1.0)
+
+    low, high = -1.0 * limit.layers, 2.0 * limit.layers
+    for _ in range(30):
+        k = (low + high) / 2
+        low, high = (k, high) if limit.slack(around(k)) >= 0 else (low, k)
+    return around(low)
+
+
 def on_budget(ratios: Tensor, cost, n_visual: Tensor, n_text: Tensor, limit: Tensor) -> Tensor:
     """Keep ratios (B, L) whose drops are scaled by one factor t per sample, so that each costs exactly its limit (B,).
 

@@ -299,6 +299,18 @@ class Monotone(Kernel):
         start = self.initial()
         return torch.cat([start[None], 3 * torch.eye(len(start))[:-1]])
 
+    def inverse(self, ratios: Tensor) -> Tensor:
+        """theta (..., P) of non-increasing schedules (..., L), nearly: a thousandth of the tokens more is dropped
+        everywhere, for the softmax to have a gradient there.
+
+        >>> kernel = Monotone(num_layers=4)
+        >>> [round(r, 2) for r in kernel(kernel.inverse(torch.tensor([1.0, 1.0, 0.5, 0.0]))).tolist()]
+        [1.0, 1.0, 0.5, 0.0]
+        """
+        levels = pad(pad(ratios[..., self.first_layer:], (1, 0), value=1.0), (0, 1))
+        theta = (levels[..., :-1] - levels[..., 1:] + 1e-3).log()
+        return (theta - theta.mean(-1, keepdim=True)).to(self.theta)
+
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         return {"p": theta.softmax(-1)}
 

@@ -26,11 +26,12 @@ def _head(row: Mapping) -> list:
 def _hypervolume(result: dict, table: Markdown) -> list[str]:
     rows = [[*_head(r), spread(r["hypervolume"]["values"], 4), len(r["grid"]), f"{r['grid_chosen']:.4f}", f"{r['grid_hindsight']:.4f}",
              spread(r["ratio_chosen"]["values"]), spread(r["ratio_hindsight"]["values"]), f"{r['passes']:,}",
-             f"1/{1 / r['share_of_grid_cost']:.1f}", f"{spread(r['ratio_refined']['values'])} (1/{1 / r['refined_share']:.1f})", r["verdict"]]
+             f"1/{1 / r['share_of_grid_cost']:.1f}", f"{spread(r['ratio_refined']['values'])} (1/{1 / r['refined_share']:.1f})",
+             f"{r['ratio_ramp']:.3f}", r["verdict"]]
             for r in result["rows"]]
     return [table(["testbed", "method", "learned", "configurations of the grid", "grid, chosen by KL", "grid, hindsight",
                    "ratio to chosen", "ratio to hindsight", "passes", "of the 700-point grid's cost",
-                   "refined: ratio to hindsight (cost)", "verdict"], rows)]
+                   "refined: ratio to hindsight (cost)", "a ramp, no search", "verdict"], rows)]
 
 
 def _percentile(result: dict, table: Markdown) -> list[str]:
@@ -53,7 +54,7 @@ def _cost(result: dict, table: Markdown) -> list[str]:
     rows, accuracies = [], []
     for r in result["rows"]:
         if r["verdict"] == "not reachable":
-            rows.append([*_head(r), *["–"] * 10, "not reachable"])
+            rows.append([*_head(r), *["–"] * 11, "not reachable"])
             continue
         by_name = {one["name"]: one for one in r["rivals"]}
         draws = {d["n"]: d for d in r["random"]}
@@ -68,22 +69,22 @@ def _cost(result: dict, table: Markdown) -> list[str]:
         rows.append([*_head(r), f"{r['passes']:,.0f} (1/{1 / r['share_of_random_cost']:.1f})", kl("learned"),
                      kl("learned, cheap"), f"{draws[10]['mean']:.4f}" if 10 in draws else "–",
                      f"{draws[rival]['mean']:.4f} ({rival})", percent(r["won"]["mean"], 0), kl("NSGA-II"), kl("TPE"),
-                     kl("greedy per layer"), kl(_FIT), f"{kl('learned, thorough')} ({r['thorough']})", r["verdict"] if r["verdict"] != "not testable" else "pool too small" if r["differs"] else "configurations do not differ"])
+                     kl("greedy per layer"), kl(_FIT), kl(_RAMP), f"{kl('learned, thorough')} ({r['thorough']})", r["verdict"] if r["verdict"] != "not testable" else "pool too small" if r["differs"] else "configurations do not differ"])
         best = draws[rival]["accuracy"]
         coarse = {one["name"]: f"{100 * one['accuracy']:.1f}" for one in r["coarse"]}
         accuracies.append([*_head(r), *map(accuracy, ("learned", "learned, cheap")), "–" if best is None else f"{100 * best:.1f}",
-                           *map(accuracy, ("NSGA-II", "TPE", "greedy per layer", _FIT, "VTW's rule")),
+                           *map(accuracy, ("NSGA-II", "TPE", "greedy per layer", _FIT, _RAMP, "VTW's rule")),
                            *(coarse.get(n, "–") for n in ("pooled", "strided", "random tokens", "smaller pictures"))])
     header = ["testbed", "method", "budget"]
     return ["Calibration KL:", table([*header, "passes a budget (of random best-of-160)", "learned", "learned, cheap",
                                       "random best of 10", "random best of 160 (or all)", "chance to beat it", "NSGA-II", "TPE",
-                                      "greedy per layer", "FitPrune's fit", "learned, thorough (than best of 160)", "verdict"], rows),
+                                      "greedy per layer", _FIT, _RAMP, "learned, thorough (than best of 160)", "verdict"], rows),
             "Held-out accuracy, %:", table([*header, "learned", "learned, cheap", "random best of 160 (or all)", "NSGA-II", "TPE",
-                                            "greedy per layer", "FitPrune's fit", "VTW's rule", "pooled", "strided",
+                                            "greedy per layer", _FIT, _RAMP, "VTW's rule", "pooled", "strided",
                                             "random tokens", "smaller pictures"], accuracies)]
 
 
-_FIT = "FitPrune's fit"
+_FIT, _RAMP = "FitPrune's fit", "a ramp, no search"
 
 
 def _depth(result: dict, table: Markdown) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget, on_budget
+from ..budget import Budget, on_budget, ramp
 from ..config import PruningConfig
 from ..context import before_answer
 from ..distributed import count, gathered, processes, rank, total
@@ -122,6 +122,9 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         predictor = RatioPredictor(curve, adapter.dimensions(adapter.config).hidden if conditioned else None, (low, high))
+    if hasattr(curve, "inverse"):
+        predictor.begin(torch.stack([curve.inverse(ramp(Budget(max(knot, least + 1e-3), cost, *shapes(lessons), scorer.first_layer)))
+                                     for knot in predictor.knots]))
     generator, seen = torch.Generator().manual_seed(seed), 0
     queue: list[int] = []
     parameters = list(predictor.parameters())

@@ -35,7 +35,7 @@ class RatioPredictor(nn.Module):
     The paper's network has no table. But each entry of a table meets its own gradient, and a network has to find
     first how to tell budgets apart: with as many steps, it ends at several times the divergence.
     hidden: width of the embeddings; None: no network, the budget alone decides, one configuration per budget. Table
-    and head start so that the first theta is `kernel.initial()` for any budget and prompt.
+    and head start so that the first theta is `kernel.initial()` for any budget and prompt; `begin` gives the table others.
 
     >>> from vispco.kernels import Monotone
     >>> predictor = RatioPredictor(Monotone(4), hidden=8)
@@ -57,6 +57,16 @@ class RatioPredictor(nn.Module):
             self.head = nn.Linear(width, kernel.num_parameters)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+
+    @property
+    def knots(self) -> list[float]:
+        """The budgets whose thetas the table has."""
+        return torch.linspace(*self.between, len(self.table), dtype=torch.float64).tolist()
+
+    @torch.no_grad()
+    def begin(self, thetas: Tensor) -> None:
+        """Start from these thetas (knots, P)."""
+        self.table.copy_(thetas)
 
     def forward(self, budget: Tensor, embeddings: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """theta (B, P). budget (B,) as a share of the prunable cost; embeddings (B, S, hidden), real (B, S) bool."""

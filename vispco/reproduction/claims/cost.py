@@ -8,6 +8,7 @@ import torch
 
 from ...baselines.rules import fitprune_schedule, vtw_schedule
 from ...baselines.searchers import SEARCHERS
+from ...budget import ramp
 from ...config import PruningConfig
 from ..arena import Arena
 from ..cache import Cache
@@ -94,6 +95,7 @@ def _rivals(arena: Arena, budget: float, passes: float, setting: Setting) -> Ite
 def _rules(arena: Arena, budget: float) -> Iterator[tuple[str, PruningConfig, int]]:
     """What needs no seed: (name, configuration, passes)."""
     n, batches = len(arena.calibration), arena.calibration.batches
+    yield "a ramp, no search", arena.config(arena.limit(budget).harden(ramp(arena.limit(budget)))), 0
     ratios = arena.searched("fitprune", lambda: list(
         fitprune_schedule(arena.model, batches, budget, arena.method).keep_ratios), budget=budget)
     yield "FitPrune's fit", arena.config(ratios), n

@@ -12,7 +12,7 @@ BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = ("#0072B2", "#D55E00", "#009E73
                                                   "#8a8a8a")
 #: {competitor: (colour, marker)}, the same in every figure.
 LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "learned, thorough": (BLUE, "p"), "NSGA-II": (RED, "s"),
-         "TPE": (PINK, "D"),
+         "TPE": (PINK, "D"), "a ramp, no search": (INK, "h"),
          "greedy per layer": (GREEN, "^"), "FitPrune's fit": ("#117733", "v"), "VTW's rule": ("#882255", "P"),
          "random": (ORANGE, "x"), "grid": (GREY, "."), "pooled": (INK, "1"), "strided": (INK, "2"), "random tokens": (INK, "3"),
          "smaller pictures": (INK, "4"), "published": ("#882255", "*")}
