@@ -7,12 +7,13 @@ from hypothesis import given, strategies as st
 import vispco
 from vispco import testbed
 from tiny import batch, our_hooks
-from vispco.budget import on_budget
+from vispco.budget import Budget, on_budget, ramp
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Monotone, SingleLayer
+from vispco.registry import METHODS, adapter_for
 from vispco.search.amortised import amortise, features
 from vispco.search.predictor import RatioPredictor
-from vispco.teacher import prepare
+from vispco.teacher import prepare, shapes
 
 COST = CostModel(Dimensions(6, 32, 4, 2, 8, 56, 60))
 REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
@@ -52,6 +53,15 @@ def test_what_no_scale_reaches_drops_everything_it_can():
     n, text = torch.tensor([64]), torch.tensor([9])
     limit = COST.text_only(text).double()  # layer 0 alone costs more
     assert on_budget(torch.tensor([[1, 0.9, 0.5, 0.5, 0.2, 0.1]]), COST, n, text, limit).tolist() == [[1, 0, 0, 0, 0, 0]]
+
+
+def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
+    learned = amortise(llava, batches, steps=1, learning_rate=1e-12)
+    adapter = adapter_for(llava)(llava)
+    cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
+    for knot, theta in list(zip(learned.predictor.knots, learned.predictor.table))[1:]:
+        rule = ramp(Budget(knot, cost, *shapes(learned.lessons), first_layer=1))
+        assert (learned.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
 # ---- the predictor -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vispco.budget import Budget, parse_budget
+from vispco.budget import Budget, parse_budget, ramp
 from vispco.config import PruningConfig
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
@@ -148,3 +148,22 @@ def test_almost_nothing_dropped_is_no_way_around_the_budget(tail, share):
     ratios = torch.tensor([1.0, *sorted(tail, reverse=True)], dtype=torch.float64)
     counts = [round(r * 64) for r in limit.harden(ratios)]
     assert limit.holds(counts) and counts == sorted(counts, reverse=True)
+
+
+@given(st.floats(0.25, 0.98), st.sampled_from([0.1, 0.25, 0.5, 1.0]), shapes)
+def test_a_ramp_is_a_line_to_nothing_as_late_as_the_budget_allows(share, width, samples):
+    limit = make(share, 6, *zip(*samples))
+    found = ramp(limit, width)
+    assert float(limit.slack(found)) >= 0 and found[0] == 1
+    assert (found[1:] <= found[:-1]).all() and found.min() >= 0 and found.max() <= 1
+    falling = found[1:][(found[1:] > 0) & (found[1:] < 1)]
+    torch.testing.assert_close(falling[:-1] - falling[1:], torch.full_like(falling[1:], 1 / (width * 6)))
+    if len(falling):  # a hundredth of a layer later, it would cost too much
+        later = torch.where((found > 0) & (found < 1), (found + 0.01 / (width * 6)).clamp(max=1), found)
+        later[0] = 1
+        assert float(limit.slack(later)) < 0
+
+
+def test_a_ramp_where_everything_fits_keeps_everything_and_where_nothing_fits_nothing():
+    assert ramp(make(1.0)).tolist() == [1] * 6
+    assert ramp(make(make(1.0).share([16, 0, 0, 0, 0, 0]) + 1e-6), 0.1).tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=0.01)

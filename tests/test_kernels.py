@@ -334,3 +334,13 @@ def test_a_rough_formula_is_clipped_and_never_rises():
             return theta
 
     assert Wild(4, first_layer=0)().tolist() == [1, .5, .5, 0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=5).map(lambda values: sorted(values, reverse=True)), st.integers(0, 3))
+def test_the_free_kernel_has_every_schedule_but_for_a_thousandth_a_layer(ratios, first_layer):
+    kernel = Monotone(6, first_layer)
+    schedule = torch.tensor([1.0] * max(1, first_layer) + ratios)[:6].double()
+    schedule[:first_layer] = 1
+    theta = kernel.double().inverse(schedule)
+    assert (kernel.schedule(theta) - schedule).abs().max() <= 1e-3 * len(theta)
+    assert kernel.schedule(theta).diff().abs()[max(0, first_layer - 1):].min() > 5e-4  # nowhere without a gradient

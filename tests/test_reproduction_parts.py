@@ -251,8 +251,9 @@ def test_all_met():
 
 
 def grid_row(learned, chosen=1.0, hindsight=1.0, passes=100, grid_passes=4000):
-    return {"testbed": "t", "method": "m", "volumes": {"learned": learned, "chosen": chosen, "hindsight": hindsight},
-            "learned": [{}] * len(learned), "passes": passes, "grid_passes": grid_passes, "chosen": [], "floor": 0.1, "full": 0.9,
+    return {"testbed": "t", "method": "m", "volumes": {"learned": learned, "refined": [1.3], "ramp": 0.9, "chosen": chosen,
+                                                            "hindsight": hindsight},
+            "learned": [{}] * len(learned), "passes": passes, "refined_passes": 8 * passes, "grid_passes": grid_passes, "chosen": [], "floor": 0.1, "full": 0.9,
             "grid": [], "published": []}
 
 
@@ -263,6 +264,7 @@ def test_hypervolume_verdict(row, verdict):
     assert volumes.conclude([row], SIZES["smoke"])["verdict"] == verdict
     both = volumes.conclude([row, grid_row([1.1])], SIZES["smoke"])
     assert both["verdict"] == verdict and len(both["rows"]) == 2
+    assert "at least 1.300 (in hindsight); a ramp, no search: at least 0.900" in volumes.conclude([grid_row([9.0])], SIZES["smoke"])["measured"]
 
 
 def percentile_row(percentiles, high):
@@ -287,6 +289,7 @@ def cost_row(ours, rival=1.0, passes=2048.0, mean=2.0, pool=160, **searchers):
     draws = [{"n": n, "mean": kl, "low": kl, "high": kl, "passes": 128 * n, "accuracy": 0.5} for n, kl in ((1, mean), (pool, rival))]
     rows = [{"name": name, "kl": kl, "accuracy": [0.5] * len(kl), "share": [0.5] * len(kl), "passes": passes}
             for name, kl in {"learned": ours, **searchers}.items()]
+    rows.append({**rows[0], "name": "learned, thorough", "kl": [0.9 * rival], "passes": 4 * passes})
     return {"testbed": "t", "method": "m", "budget": 0.5, "reachable": True, "rows": rows, "random": draws, "won": [0.5], "coarse": [],
             "n_calibration": 128, "n_test": 256}
 
@@ -297,7 +300,8 @@ def cost_row(ours, rival=1.0, passes=2048.0, mean=2.0, pool=160, **searchers):
     (cost_row([0.9], pool=40), NOT_TESTABLE), (cost_row([1.2], pool=40), MISSED),
     (cost_row([0.9, 1.1, 1.0], rival=0.98), MET)])  # the last one within the noise of its seeds
 def test_cost_verdict(row, verdict):
-    assert cost.conclude([row], SIZES["smoke"])["verdict"] == verdict
+    found = cost.conclude([row], SIZES["smoke"])
+    assert found["verdict"] == verdict and found["rows"][0]["thorough"] == "better"
 
 
 @pytest.mark.parametrize("several, verdict", [([0.9, 0.95], MET), ([1.0, 1.005], MET), ([1.5, 1.51], MISSED)])
