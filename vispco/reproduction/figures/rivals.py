@@ -97,6 +97,9 @@ def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
         for one in row["rivals"]:
             colour, marker = LOOKS[one["name"]]
             kls = [max(LEAST, v) for v in one["kl"]]
+            if not one["passes"]:  # a rule: the same at any cost
+                axes.axhline(fmean(kls), color=colour, linestyle=":", linewidth=1, label=one["name"])
+                continue
             axes.plot([one["passes"]] * 2, [min(kls), max(kls)], color=colour, linewidth=1.3, alpha=0.6)
             axes.plot(one["passes"], fmean(kls), color=colour, marker=marker, markersize=6, linestyle="none", markeredgecolor="white",
                       markeredgewidth=0.5, label=one["name"])
@@ -128,6 +131,9 @@ def _volumes(axes, rows: list[dict], floor: float) -> None:
         if all(found):
             points = [(fmean(o["share"]), fmean(o["accuracy"])) for o in found]
             colour, marker = LOOKS[one["name"]]
+            if not one["passes"]:
+                axes.axhline(volume(points, floor), color=colour, linestyle=":", linewidth=1)
+                continue
             axes.plot(sum(o["passes"] for o in found), volume(points, floor), color=colour, marker=marker, markersize=6,
                       linestyle="none", markeredgecolor="white", markeredgewidth=0.5)
     axes.set(title="hypervolume, all budgets (higher is better)", xscale="log")
