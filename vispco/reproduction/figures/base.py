@@ -71,7 +71,7 @@ def finish(figure, panels, used: int, title: str, result: dict, legend: bool = T
             for handle, label in zip(*axes.get_legend_handles_labels()):
                 entries.setdefault(label, handle)
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", handlelength=2.4,
-                      ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 1.75))))
+                      ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 2))))
     return figure
 
 
@@ -86,6 +86,8 @@ def plain_log(axis) -> None:
     """A logarithmic axis whose labels are plain numbers, at 1, 2 and 5 where it is short."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+    low, high = axis.get_data_interval()
+    wide = axis.axis_name == "x" and high > 50 * low  # labels stand side by side
+    axis.set_major_locator(LogLocator(10, subs=(1,) if wide else (1, 2, 5), numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -110,7 +110,7 @@ def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
         _volumes(panels.flat[len(rows)], rows, floor)
     for axes in panels[:, 0]:
         axes.set_ylabel("calibration KL, nats")
-    for axes in panels[-1]:
+    for axes in panels.flat[max(0, len(rows) - panels.shape[1]):len(rows)]:
         axes.set_xlabel("forward passes for this budget")
     if floor is not None:
         panels.flat[len(rows)].set(xlabel="forward passes for all budgets", ylabel="")
