@@ -251,7 +251,7 @@ def test_all_met():
 
 
 def grid_row(learned, chosen=1.0, hindsight=1.0, passes=100, grid_passes=4000):
-    return {"testbed": "t", "method": "m", "volumes": {"learned": learned, "refined": [1.3], "ramp": 0.9, "chosen": chosen,
+    return {"testbed": "t", "method": "m", "volumes": {"learned": learned, "refined": [1.3], "ungraded": [1.2], "ramp": 0.9, "chosen": chosen,
                                                             "hindsight": hindsight},
             "learned": [{}] * len(learned), "passes": passes, "refined_passes": 8 * passes, "grid_passes": grid_passes, "chosen": [], "floor": 0.1, "full": 0.9,
             "grid": [], "published": []}
@@ -264,7 +264,7 @@ def test_hypervolume_verdict(row, verdict):
     assert volumes.conclude([row], SIZES["smoke"])["verdict"] == verdict
     both = volumes.conclude([row, grid_row([1.1])], SIZES["smoke"])
     assert both["verdict"] == verdict and len(both["rows"]) == 2
-    assert "at least 1.300 (in hindsight); a ramp, no search: at least 0.900" in volumes.conclude([grid_row([9.0])], SIZES["smoke"])["measured"]
+    assert "at least 1.300 (in hindsight), without its gradient 1.200; a ramp, no search: at least 0.900" in volumes.conclude([grid_row([9.0])], SIZES["smoke"])["measured"]
 
 
 def percentile_row(percentiles, high):
@@ -290,6 +290,7 @@ def cost_row(ours, rival=1.0, passes=2048.0, mean=2.0, pool=160, **searchers):
     rows = [{"name": name, "kl": kl, "accuracy": [0.5] * len(kl), "share": [0.5] * len(kl), "passes": passes}
             for name, kl in {"learned": ours, **searchers}.items()]
     rows.append({**rows[0], "name": "learned, thorough", "kl": [0.9 * rival], "passes": 4 * passes})
+    rows.append({**rows[0], "name": "no gradient", "kl": [2 * kl for kl in ours]})
     return {"testbed": "t", "method": "m", "budget": 0.5, "reachable": True, "rows": rows, "random": draws, "won": [0.5], "coarse": [],
             "n_calibration": 128, "n_test": 256}
 
@@ -301,7 +302,7 @@ def cost_row(ours, rival=1.0, passes=2048.0, mean=2.0, pool=160, **searchers):
     (cost_row([0.9, 1.1, 1.0], rival=0.98), MET)])  # the last one within the noise of its seeds
 def test_cost_verdict(row, verdict):
     found = cost.conclude([row], SIZES["smoke"])
-    assert found["verdict"] == verdict and found["rows"][0]["thorough"] == "better"
+    assert found["verdict"] == verdict and found["rows"][0]["thorough"] == found["rows"][0]["no gradient"] == "better"
 
 
 @pytest.mark.parametrize("several, verdict", [([0.9, 0.95], MET), ([1.0, 1.005], MET), ([1.5, 1.51], MISSED)])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..budget import ramp
 from ..config import PruningConfig
 from ..search.amortised import amortise
 from ..search.gradient import search
+from ..search.refine import refine
 from .arena import Arena
 from .paper import GRID
 from .sizes import TENTHS, Setting, Size
@@ -55,6 +57,22 @@ def refined(arena: Arena, budgets: Sequence[float], seed: int, batch: int, also:
     also: budgets that nobody asks for. Neighbours help each other, and each pays for itself.
     """
     return _refined(arena, sorted({*budgets, *also}), seed, batch, RIVAL * len(arena.calibration) // SAVING, GRADIENT)
+
+
+def ungraded(arena: Arena, budgets: Sequence[float], seed: int, also: Sequence[float] = TENTHS) -> Found:
+    """What the gradient adds, by leaving it out: refinement from a ramp (`vispco.budget.ramp`), for what `refined` may cost."""
+    n, budgets = len(arena.calibration), arena.reachable(sorted({*budgets, *also}))
+    allowed = RIVAL * n // SAVING * len(budgets)
+
+    def make() -> dict:
+        limits, benches = [arena.limit(b) for b in budgets], [arena.bench() for _ in budgets]
+        for bench, limit in zip(benches, limits):
+            bench.losses([tuple(limit.harden(ramp(limit)))])
+        refine(benches, limits, ROUNDS, seed, passes=allowed - n - n * len(budgets))  # the full model's passes count, too
+        return {"configs": [[b, list(bench.best)] for b, bench in zip(budgets, benches)],
+                "passes": n + sum(bench.passes for bench in benches)}
+
+    return _found(arena, arena.searched("ungraded", make, rounds=ROUNDS, allowed=allowed, seed=seed, budgets=list(budgets)))
 
 
 def thorough(arena: Arena, budgets: Sequence[float], seed: int, batch: int) -> Found:

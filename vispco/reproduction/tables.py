@@ -27,11 +27,11 @@ def _hypervolume(result: dict, table: Markdown) -> list[str]:
     rows = [[*_head(r), spread(r["hypervolume"]["values"], 4), len(r["grid"]), f"{r['grid_chosen']:.4f}", f"{r['grid_hindsight']:.4f}",
              spread(r["ratio_chosen"]["values"]), spread(r["ratio_hindsight"]["values"]), f"{r['passes']:,}",
              f"1/{1 / r['share_of_grid_cost']:.1f}", f"{spread(r['ratio_refined']['values'])} (1/{1 / r['refined_share']:.1f})",
-             f"{r['ratio_ramp']:.3f}", r["verdict"]]
+             spread(r["ratio_ungraded"]["values"]), f"{r['ratio_ramp']:.3f}", r["verdict"]]
             for r in result["rows"]]
     return [table(["testbed", "method", "learned", "configurations of the grid", "grid, chosen by KL", "grid, hindsight",
                    "ratio to chosen", "ratio to hindsight", "passes", "of the 700-point grid's cost",
-                   "refined: ratio to hindsight (cost)", "a ramp, no search", "verdict"], rows)]
+                   "refined: ratio to hindsight (cost)", "the same without the gradient", "a ramp, no search", "verdict"], rows)]
 
 
 def _percentile(result: dict, table: Markdown) -> list[str]:
@@ -54,7 +54,7 @@ def _cost(result: dict, table: Markdown) -> list[str]:
     rows, accuracies = [], []
     for r in result["rows"]:
         if r["verdict"] == "not reachable":
-            rows.append([*_head(r), *["–"] * 11, "not reachable"])
+            rows.append([*_head(r), *["–"] * 12, "not reachable"])
             continue
         by_name = {one["name"]: one for one in r["rivals"]}
         draws = {d["n"]: d for d in r["random"]}
@@ -67,19 +67,21 @@ def _cost(result: dict, table: Markdown) -> list[str]:
             return spread([100 * a for a in by_name[name]["accuracy"]], 1) if name in by_name else "–"
 
         rows.append([*_head(r), f"{r['passes']:,.0f} (1/{1 / r['share_of_random_cost']:.1f})", kl("learned"),
+                     f"{kl('no gradient')} ({r['no gradient']})",
                      kl("learned, cheap"), f"{draws[10]['mean']:.4f}" if 10 in draws else "–",
                      f"{draws[rival]['mean']:.4f} ({rival})", percent(r["won"]["mean"], 0), kl("NSGA-II"), kl("TPE"),
                      kl("greedy per layer"), kl(_FIT), kl(_RAMP), f"{kl('learned, thorough')} ({r['thorough']})", r["verdict"] if r["verdict"] != "not testable" else "pool too small" if r["differs"] else "configurations do not differ"])
         best = draws[rival]["accuracy"]
         coarse = {one["name"]: f"{100 * one['accuracy']:.1f}" for one in r["coarse"]}
-        accuracies.append([*_head(r), *map(accuracy, ("learned", "learned, cheap")), "–" if best is None else f"{100 * best:.1f}",
+        accuracies.append([*_head(r), *map(accuracy, ("learned", "no gradient", "learned, cheap")), "–" if best is None else f"{100 * best:.1f}",
                            *map(accuracy, ("NSGA-II", "TPE", "greedy per layer", _FIT, _RAMP, "VTW's rule")),
                            *(coarse.get(n, "–") for n in ("pooled", "strided", "random tokens", "smaller pictures"))])
     header = ["testbed", "method", "budget"]
-    return ["Calibration KL:", table([*header, "passes a budget (of random best-of-160)", "learned", "learned, cheap",
+    return ["Calibration KL:", table([*header, "passes a budget (of random best-of-160)", "learned",
+                                      "without the gradient (learned is)", "learned, cheap",
                                       "random best of 10", "random best of 160 (or all)", "chance to beat it", "NSGA-II", "TPE",
                                       "greedy per layer", _FIT, _RAMP, "learned, thorough (than best of 160)", "verdict"], rows),
-            "Held-out accuracy, %:", table([*header, "learned", "learned, cheap", "random best of 160 (or all)", "NSGA-II", "TPE",
+            "Held-out accuracy, %:", table([*header, "learned", "without the gradient", "learned, cheap", "random best of 160 (or all)", "NSGA-II", "TPE",
                                             "greedy per layer", _FIT, _RAMP, "VTW's rule", "pooled", "strided",
                                             "random tokens", "smaller pictures"], accuracies)]
 
@@ -88,10 +90,10 @@ _FIT, _RAMP = "FitPrune's fit", "a ramp, no search"
 
 
 def _depth(result: dict, table: Markdown) -> list[str]:
-    rows = [[r["layers"], r["budget"], _kl(r["kl"]), f"{r['passes']:,.0f}", f"{r['random_equal']['mean']:.4f}",
+    rows = [[r["layers"], r["budget"], _kl(r["kl"]), _kl(r["ungraded"]), f"{r['passes']:,.0f}", f"{r['random_equal']['mean']:.4f}",
              f"{r['random_most']['mean']:.4f} ({r['random_most']['n']})", f"{r['lead']:.2f}", f"{r['lead_most']:.2f}",
              r["verdict"]] for r in result["rows"]]
-    return [table(["layers", "budget", "learned KL", "passes", "random of equal cost", "random best of all", "lead at equal cost",
+    return [table(["layers", "budget", "learned KL", "without the gradient", "passes", "random of equal cost", "random best of all", "lead at equal cost",
                    "lead over all", "verdict"], rows)]
 
 

@@ -12,7 +12,7 @@ from ...budget import ramp
 from ...config import PruningConfig
 from ..arena import Arena
 from ..cache import Cache
-from ..searches import RIVAL, SAVING, cheap, refined, thorough
+from ..searches import RIVAL, SAVING, cheap, refined, thorough, ungraded
 from ..sizes import Setting, Size
 from ..stats import chance_to_win, compare, expected_best, expected_held_out, summary
 from .base import MET, NOT_TESTABLE, Piece, all_met, arena_of, met, named, setting_of
@@ -29,7 +29,7 @@ TARGET = (f"At every budget where configurations differ, the learned one equals 
 def pieces(size: Size) -> list[Piece]:
     """One per setting and budget: the pools are there already."""
     per = RIVAL // SAVING * size.calibration
-    return [Piece({**named(s), "budget": b}, 3 * s.rivals * (per + size.test) + 15 * size.test + 10 * size.calibration,
+    return [Piece({**named(s), "budget": b}, (3 * s.rivals + s.seeds) * (per + size.test) + 15 * size.test + 10 * size.calibration,
                   s.testbed) for s in size.settings for b in s.budgets]
 
 
@@ -49,6 +49,8 @@ def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> d
     rows.append(_row(arena, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
     slow = [thorough(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
     rows.append(_row(arena, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
+    blind = [ungraded(arena, budgets, seed) for seed in range(setting.seeds)]
+    rows.append(_row(arena, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)))
     rows += [_row(arena, name, configs, passes) for name, configs in _rivals(arena, budget, passes, setting)]
     rows += [_row(arena, name, [config], cost) for name, config, cost in _rules(arena, budget)]
     return {**head, "reachable": True, "rows": rows, "random": _random(arena, setting, budget),
@@ -145,7 +147,9 @@ def conclude(rows: list[dict], size: Size) -> dict:
         table.append({**{k: row[k] for k in ("testbed", "method", "budget", "n_test")}, "kl": summary(ours["kl"]),
                       "accuracy": summary(ours["accuracy"]), "passes": ours["passes"], "share_of_random_cost": cost,
                       "random": draws, "won": summary(row["won"]), "rivals": row["rows"], "coarse": row["coarse"],
-                      "against": against, "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]), "differs": differs, "verdict": verdict})
+                      "against": against,
+                      "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]),
+                      "no gradient": compare(ours["kl"], by_name["no gradient"]["kl"]), "differs": differs, "verdict": verdict})
     known = [t for t in table if t["verdict"] != "not reachable" and t["differs"]]
     tested = [t for t in table if t["verdict"] in ("met", "missed")]
     cheaper = min((RIVAL * row["n_calibration"] / one["passes"] for row in rows if row["reachable"] for one in row["rows"]
@@ -157,4 +161,6 @@ def conclude(rows: list[dict], size: Size) -> dict:
             f"the pool is too small to tell; worse than "
             + ", ".join(f"{name} at {found.count('worse')} of {len(found)}" for name, found in losses.items())
             + f"; cost at most 1/{1 / max((t['share_of_random_cost'] for t in known), default=1):.1f} of best-of-{RIVAL}; "
-            f"with 1/{cheaper:.1f} of it, worse at {sum(t['thorough'] == 'worse' for t in known)} of {len(known)}"}
+            f"with 1/{cheaper:.1f} of it, worse at {sum(t['thorough'] == 'worse' for t in known)} of {len(known)}; than refinement of "
+            "a ramp without a gradient, " + ", ".join(f"{how} at {sum(t['no gradient'] == how for t in known)}"
+                                                      for how in ("better", "equal", "worse"))}

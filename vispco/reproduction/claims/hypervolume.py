@@ -11,7 +11,7 @@ from ...budget import ramp
 from ..arena import Arena
 from ..cache import Cache
 from ..paper import GRID
-from ..searches import CHEAP, Found, cheap, refined
+from ..searches import CHEAP, Found, cheap, refined, ungraded
 from ..sizes import Size
 from ..stats import summary, volume
 from .base import MISSED, Piece, all_met, arena_of, met, named, setting_of
@@ -44,9 +44,11 @@ def run(cache: Cache, size: Size, testbed: str, method: str) -> dict:
     learned = [_frontier(arena, cheap(arena, setting, size, seed), budgets) for seed in range(setting.seeds)]
     more = [_frontier(arena, refined(arena, arena.reachable(setting.budgets), seed, size.batch), budgets)
             for seed in range(setting.seeds)]
+    blind = [_frontier(arena, ungraded(arena, arena.reachable(setting.budgets), seed), budgets) for seed in range(setting.seeds)]
     volumes = {"chosen": volume(_xy(filter(None, chosen)), floor), "hindsight": volume(_xy(grid), floor),
                "learned": [volume(_xy(one["points"]), floor) for one in learned],
-               "refined": [volume(_xy(one["points"]), floor) for one in more]}
+               "refined": [volume(_xy(one["points"]), floor) for one in more],
+               "ungraded": [volume(_xy(one["points"]), floor) for one in blind]}
     rule = [arena.config(arena.limit(b).harden(ramp(arena.limit(b)))) for b in budgets]
     volumes["ramp"] = volume([(arena.share(c), arena.accuracy(c)) for c in rule], floor)
     return {"testbed": testbed, "method": method, "floor": floor, "full": arena.answers(None, arena.test).accuracy,
@@ -83,7 +85,8 @@ def conclude(rows: list[dict], size: Size) -> dict:
         volumes = row["volumes"]
         ratios = {name: summary([v / max(volumes[name], 1e-9) for v in volumes["learned"]])
                   for name in ("chosen", "hindsight")}
-        ratios["refined"] = summary([v / max(volumes["hindsight"], 1e-9) for v in volumes["refined"]])
+        for name in ("refined", "ungraded"):
+            ratios[name] = summary([v / max(volumes["hindsight"], 1e-9) for v in volumes[name]])
         cost = row["passes"] / row["grid_passes"]
         verdicts = {name: met(ratios[name]["mean"] >= LEAST) for name in ("chosen", "hindsight")}
         verdict = all_met(verdicts.values()) if cost <= 1 / CHEAP else MISSED
@@ -92,13 +95,14 @@ def conclude(rows: list[dict], size: Size) -> dict:
                       "hypervolume": summary(volumes["learned"]), "grid_chosen": volumes["chosen"],
                       "grid_hindsight": volumes["hindsight"], "ratio_chosen": ratios["chosen"],
                       "ratio_hindsight": ratios["hindsight"], "passes": row["passes"], "share_of_grid_cost": cost,
-                      "ratio_refined": ratios["refined"], "ratio_ramp": volumes["ramp"] / max(volumes["hindsight"], 1e-9),
+                      "ratio_refined": ratios["refined"], "ratio_ungraded": ratios["ungraded"],
+                      "ratio_ramp": volumes["ramp"] / max(volumes["hindsight"], 1e-9),
                       "refined_share": row["refined_passes"] / row["grid_passes"],
                       "verdict_chosen": verdicts["chosen"], "verdict_hindsight": verdicts["hindsight"], "verdict": verdict, "grid_points": row["chosen"],
                       **{k: row[k] for k in ("floor", "full", "grid", "learned", "published")}})
-    low = {name: min(t[f"ratio_{name}"]["mean"] for t in table) for name in ("chosen", "hindsight", "refined")}
+    low = {name: min(t[f"ratio_{name}"]["mean"] for t in table) for name in ("chosen", "hindsight", "refined", "ungraded")}
     return {"verdict": all_met(outcomes), "rows": table, "measured":
             f"ratio at least {low['chosen']:.3f} (grid chosen by KL) and {low['hindsight']:.3f} (grid in hindsight); cost at "
             f"most 1/{1 / max(t['share_of_grid_cost'] for t in table):.0f} of the grid's; refined, at "
-            f"most 1/{1 / max(t['refined_share'] for t in table):.1f} of its cost, at least {low['refined']:.3f} (in hindsight); a ramp, no search: "
+            f"most 1/{1 / max(t['refined_share'] for t in table):.1f} of its cost, at least {low['refined']:.3f} (in hindsight), without its gradient {low['ungraded']:.3f}; a ramp, no search: "
             f"at least {min(t['ratio_ramp'] for t in table):.3f}"}

@@ -11,7 +11,8 @@ from typing import Any
 BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222",
                                                   "#8a8a8a")
 #: {competitor: (colour, marker)}, the same in every figure.
-LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "learned, thorough": (BLUE, "p"), "NSGA-II": (RED, "s"),
+LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "learned, thorough": (BLUE, "p"), "no gradient": ("#555555", "X"),
+         "NSGA-II": (RED, "s"),
          "TPE": (PINK, "D"), "a ramp, no search": (INK, "h"),
          "greedy per layer": (GREEN, "^"), "FitPrune's fit": ("#117733", "v"), "VTW's rule": ("#882255", "P"),
          "random": (ORANGE, "x"), "grid": (GREY, "."), "pooled": (INK, "1"), "strided": (INK, "2"), "random tokens": (INK, "3"),
