@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 import test_imports
 from mutations import mutations
@@ -16,7 +17,7 @@ from vispco.pareto import hypervolume
 from vispco.reproduction import estimators as study, figures, jobs, paper, report, stats
 from vispco.reproduction.__main__ import main, sized
 from vispco.reproduction.arena import Arena
-from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, Cache, imported
+from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, SHRINKING, Cache, imported
 from vispco.reproduction.claims import CLAIMS, cost, estimators, hypervolume as volumes, kernels, percentile
 from vispco.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
 from vispco.reproduction.sizes import SIZES
@@ -142,7 +143,7 @@ def test_what_is_damaged_is_measured_again(tmp_path):
     assert found + lost == 4 * 5000 and found > 5000 and lost > 5000
 
 
-@pytest.mark.parametrize("roots", [MEASURING, SEARCHING])
+@pytest.mark.parametrize("roots", [MEASURING, SHRINKING, SEARCHING])
 def test_a_key_holds_all_source_files_at_work(roots):
     """A change anywhere below what is measured must not find what was measured before it."""
     modules = test_imports.MODULES
@@ -157,6 +158,8 @@ def test_a_key_holds_all_source_files_at_work(roots):
     found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in imported(roots)}
     assert wanted <= found
     assert not [name for name in found if name.startswith(("plot", "commands", "cli", "console", "report"))]
+    if roots == MEASURING:  # a million answers outlive a change of the search
+        assert not [name for name in found if name.startswith(("search", "baselines", "budget", "kernels", "alm"))]
 
 
 def test_fresh_begins_with_nothing_and_removes_only_its_own(tmp_path):
@@ -244,6 +247,23 @@ def test_the_volume_is_bounded_by_share_one_and_the_floor():
     assert stats.volume([*points, (1.0, 1.0)], 0.3) == stats.volume(points, 0.3)  # the full model adds nothing
 
 
+@given(share=st.floats(0.05, 0.95), rate=st.floats(0.1, 1), floor=st.floats(0, 0.5))
+def test_a_single_configuration_is_worth_the_same_on_either_half(share, rate, floor):
+    right = torch.rand(1, 40, generator=torch.Generator().manual_seed(0)) < rate
+    box = (1 - share) * (float(right.double().mean()) - floor)  # each question counts in one half of every halving
+    assert stats.cross_fitted([share], right, floor) == pytest.approx(box, abs=1e-9)
+
+
+@pytest.mark.parametrize("skilled", [False, True])
+def test_hindsight_is_luck_where_all_are_alike_and_skill_where_they_are_not(skilled):
+    """A hundred coins at one price: the luckiest is above a half, and worth a half on other questions. With skill both agree."""
+    rate = torch.linspace(0, 1, 100)[:, None] if skilled else torch.full((100, 1), 0.5)
+    right = torch.rand(100, 200, generator=torch.Generator().manual_seed(1)) < rate
+    best = stats.volume([(0.0, float(row.double().mean())) for row in right], 0.0)
+    halves = stats.cross_fitted([0.0] * 100, right, 0.0, draws=50)
+    assert (halves > 0.97 and best > 0.97) if skilled else (best > 0.57 and abs(halves - 0.5) < 0.03)
+
+
 # ---- verdicts, of planted results -----------------------------------------------------------------------
 def test_all_met():
     assert [all_met(v) for v in ([MET, MET], [MET, MISSED], [MET, NOT_TESTABLE], [NOT_TESTABLE], [])] == [
@@ -252,7 +272,7 @@ def test_all_met():
 
 def grid_row(learned, chosen=1.0, hindsight=1.0, passes=100, grid_passes=4000):
     return {"testbed": "t", "method": "m", "volumes": {"learned": learned, "refined": [1.3], "ungraded": [1.2], "ramp": 0.9, "chosen": chosen,
-                                                            "hindsight": hindsight},
+                                                            "hindsight": hindsight, "halves": 0.97},
             "learned": [{}] * len(learned), "passes": passes, "refined_passes": 8 * passes, "grid_passes": grid_passes, "chosen": [], "floor": 0.1, "full": 0.9,
             "grid": [], "published": []}
 

@@ -21,7 +21,7 @@ from ..registry import adapter_for, build_method
 from ..search.digest import key, of_batches, of_model
 from ..search.refine import Bench
 from ..teacher import Lesson, answer_logits, prepare, shapes, teach
-from .cache import MEASURING, SEARCHING, Cache, code
+from .cache import MEASURING, SEARCHING, SHRINKING, Cache, code
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Arena:
     def smaller(self, scale: float) -> dict:
         """The held-out questions with smaller pictures: accuracy and share."""
         self.held_out_passes += len(self.test)
-        name = key(kind="smaller", code=code(MEASURING), model=self.digest, data=self.test.digest, scale=scale)
+        name = key(kind="smaller", code=code(SHRINKING), model=self.digest, data=self.test.digest, scale=scale)
 
         def measure() -> dict:
             record = evaluate_downsampled(self.model, self.test.lessons, scale)

@@ -22,8 +22,9 @@ from typing import Any
 from ..version import versions
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What an answer of a pruned model comes from, and what a search adds to it: modules, or folders of them.
-MEASURING = ("evaluate", "baselines/downsample", "methods", "models", "testbed")
+#: What an answer of a pruned model comes from, that to smaller pictures, and what a search adds: modules, or folders of them.
+MEASURING = ("evaluate", "methods", "models", "testbed/data", "testbed/deep", "testbed/model")
+SHRINKING = (*MEASURING, "baselines/downsample")
 SEARCHING = (*MEASURING, "search", "baselines", "reproduction/searches", "reproduction/estimators")
 #: Its numbers reach a measurement as arguments, which are in the key.
 SIZES = ROOT / "reproduction" / "sizes.py"

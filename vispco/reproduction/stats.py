@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..pareto import hypervolume
+from ..pareto import hypervolume, is_non_dominated
 
 
 def best_of(n: int, pool: int) -> list[float]:
@@ -99,6 +99,27 @@ def compare(ours: Sequence[float], theirs: Sequence[float], tolerance: float = 0
     if abs(difference) <= max(2 * noise, tolerance * b["mean"], 1e-6):
         return "equal"
     return "better" if difference < 0 else "worse"
+
+
+def cross_fitted(shares: Sequence[float], right: Tensor, floor: float, draws: int = 20, seed: int = 0) -> float:
+    """`volume` of the frontier that half of the questions choose, counted on the other half; mean over random halvings.
+
+    What a choice in hindsight is worth on questions that did not choose: the best of many configurations is the luckiest, too.
+    shares: (C,); right: (C, N) bool, the answers of the configurations; each halving is used both ways.
+
+    >>> cross_fitted([0.5, 0.5], torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]).bool(), floor=0.0)
+    0.5
+    """
+    generator, cost, found = torch.Generator().manual_seed(seed), torch.tensor(shares, dtype=torch.float64), []
+    for _ in range(draws):
+        halves = torch.randperm(right.shape[1], generator=generator).chunk(2)
+        for choosing, counting in (halves, halves[::-1]):
+            points = torch.stack([cost, right[:, choosing].double().mean(1)], 1)
+            best = is_non_dominated(points, (False, True)).nonzero()[:, 0]
+            best = best[cost[best].argsort(stable=True)]
+            wide = torch.cat([cost[best], cost.new_ones(1)]).diff()  # from each to the next dearer one
+            found.append(float(wide @ (right[best][:, counting].double().mean(1) - floor)))
+    return sum(found) / len(found)
 
 
 def volume(points: Sequence[tuple[float, float]], floor: float) -> float:

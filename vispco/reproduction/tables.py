@@ -25,12 +25,12 @@ def _head(row: Mapping) -> list:
 
 def _hypervolume(result: dict, table: Markdown) -> list[str]:
     rows = [[*_head(r), spread(r["hypervolume"]["values"], 4), len(r["grid"]), f"{r['grid_chosen']:.4f}", f"{r['grid_hindsight']:.4f}",
-             spread(r["ratio_chosen"]["values"]), spread(r["ratio_hindsight"]["values"]), f"{r['passes']:,}",
+             f"{r['grid_halves']:.4f}", *(spread(r[f"ratio_{name}"]["values"]) for name in ("chosen", "hindsight", "halves")), f"{r['passes']:,}",
              f"1/{1 / r['share_of_grid_cost']:.1f}", f"{spread(r['ratio_refined']['values'])} (1/{1 / r['refined_share']:.1f})",
              spread(r["ratio_ungraded"]["values"]), f"{r['ratio_ramp']:.3f}", r["verdict"]]
             for r in result["rows"]]
     return [table(["testbed", "method", "learned", "configurations of the grid", "grid, chosen by KL", "grid, hindsight",
-                   "ratio to chosen", "ratio to hindsight", "passes", "of the 700-point grid's cost",
+                   "grid, hindsight of half on half", "ratio to chosen", "ratio to hindsight", "ratio to hindsight of half on half", "passes", "of the 700-point grid's cost",
                    "refined: ratio to hindsight (cost)", "the same without the gradient", "a ramp, no search", "verdict"], rows)]
 
 

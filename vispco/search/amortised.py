@@ -98,7 +98,7 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     between: the least and the largest budget that will be asked for; None: all that can be reached, up to 0.95.
     conditioned: whether the predictor looks at the prompts, or at the budget alone. learning_rate: of the predictor's table
     of thetas; its network, if it looks at the prompts, learns at a twentieth. Small batches and many steps do better than
-    the reverse: 200 batches of 8 questions, say. Other arguments and errors as of `vispco.search`.
+    the reverse: 200 batches of 8 questions, say. With a free kernel every budget starts at its `vispco.budget.ramp`. Other arguments and errors as of `vispco.search`.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
