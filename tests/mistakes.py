@@ -98,7 +98,7 @@ search(model, [batch], budgets=[{}])
 search(model, [batch], budgets=[0.5], relative_to="all")
 search(model, [batch], estimator="boundry")
 search(model, [batch], objective="accuracy")
-search(model, [batch], steps=0)
+search(model, [batch], steps=-1)
 search(model, [batch], refinement=-1)
 amortise(model, [batch], between=(0.9, 0.2))
 LatencyTable.measure(model, lengths=[64])
@@ -146,7 +146,7 @@ vispco search --budgets 0.1:0.9
 vispco search --budgets 0.1:3TFLOPs:4
 vispco search --budgets flops=0.5+flops=0.4
 vispco search --budgets flop=0.5
-vispco search --steps 0
+vispco search --steps -1
 vispco search --learning-rate nan
 vispco search --dtype int8
 vispco search --device gpu

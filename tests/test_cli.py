@@ -108,8 +108,11 @@ def test_search_writes_what_it_found(capsys):
     assert all(p.share <= p.budget for p in frontier.points)
     assert PruningConfig.load("deep/run/config-0.3.json") == frontier.points[0].config
     lines = [json.loads(line) for line in Path("deep/run/log.jsonl").read_text().splitlines()]
-    assert [(x["budget"], x["step"]) for x in lines] == [(b, s) for b in (0.7, 0.3) for s in range(3)]
+    assert [(x["budget"], x["step"]) for x in lines[:6]] == [(b, s) for b in (0.7, 0.3) for s in range(3)]
     assert {"loss", "slack", "multiplier", "penalty"} <= set(lines[0])
+    assert len(lines) > 6 and all({"budget", "schedule", "loss", "best"} == set(x) for x in lines[6:])
+    for point in frontier.points:
+        assert [x["best"] for x in lines[6:] if x["budget"] == point.budget][-1:] in ([point.loss], [])
     assert out.splitlines()[0].split()[:3] == ["budget", "FLOPs", "share"]
     assert "deep/run/config-0.7.json" in out
     assert not err  # no terminal, no progress bar
@@ -123,6 +126,10 @@ def test_search_json_and_overwrite(capsys):
     assert Path(result["configurations"][0]["file"]).exists() and Path(result["log"]).exists()
     assert main([*command, "--overwrite"]) == 0
     assert json.loads(capsys.readouterr().out)["configurations"] == result["configurations"]
+    assert main([*command, "--overwrite", "--steps", "0", "--refinement", "0"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["configurations"][0]["share"] <= 0.5 and result["meta"]["steps"] == 0
+    assert not Path("run/log.jsonl").exists()  # of the earlier search
 
 
 def test_resume_says_how_far_the_search_was(capsys):
@@ -347,7 +354,7 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--budgets", "0.1:3TFLOPs:4"], "mixes"),
     (["search", "--budgets", "0.001", *SMALL], "the reachable range is"),
     (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
-    (["search", "--steps", "0"], "from 1"),
+    (["search", "--steps", "-1"], "from 0"),
     (["search", "--steps", "many"], "'many'"),
     (["search", "--learning-rate", "-1"], "positive number"),
     (["search", "--learning-rate", "nan"], "positive number"),

@@ -163,7 +163,16 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
 
     write_report(tmp_path / "r.html", frontier(), overlays=[Overlay("q", tiles)])
     page = Page(tmp_path / "r.html")
-    assert "No picture: 5 <tiles>" in page.text and "nothing to optimise" in page.text
+    assert "No picture: 5 <tiles>" in page.text and "No gradient step was made" in page.text
+
+
+def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
+    tried = [{"budget": b, "schedule": i, "loss": 1.0, "best": b / i} for b in (0.3, 0.7) for i in (1, 2)]
+    for steps in ([], STEPS):
+        write_report(tmp_path / "r.html", frontier(), [*steps, *tried])
+        text = "".join(Page(tmp_path / "r.html").text.split())
+        assert "schedulesloss0.320.150.720.35" in text and ("Nogradientstepwasmade" in text) is (not steps)
+        assert ("budgetstepslossviolation" in text) is bool(steps)
 
 
 # ---- kept tokens ----------------------------------------------------------------------------------------

@@ -69,6 +69,25 @@ def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     assert 4 + 2 * (6 * 2 * 3 + 4) <= frontier.meta["forward_passes"] <= 4 + 2 * (6 * 2 * 3 + 7 * 4 + 8 * 2)
 
 
+@pytest.mark.parametrize("kernel", vispco.list_kernels())
+def test_without_steps_refinement_alone_and_nothing_is_kept_for_a_gradient(batches, kernel):
+    model, seen, kept = tiny_llava(layers=6, scale=0.5), [], []
+    hook = model.register_forward_hook(lambda module, args, out: kept.append(out.logits.requires_grad))
+    first = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], steps=0, refinement=0)
+    frontier = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], steps=0, refinement=6, callback=seen.append)
+    hook.remove()
+    assert kept and not any(kept)
+    assert {s["budget"] for s in seen} <= {0.4, 0.6} and 0 < len(seen) <= 12 and all("step" not in s for s in seen)
+    for start, point in zip(first.points, frontier.points):
+        own = [s for s in seen if s["budget"] == point.budget]
+        assert [s["schedule"] for s in own] == [*range(1, len(own) + 1)]
+        best = [min([start.loss, *(s["loss"] for s in own[:i + 1])]) for i in range(len(own))]
+        assert [s["best"] for s in own] == best and point.loss == min([start.loss, *best]) and point.share <= point.budget
+    assert frontier.meta["forward_passes"] == first.meta["forward_passes"] + 4 * len(seen)
+    if kernel == "monotone":
+        assert sum(p.loss for p in frontier.points) < sum(p.loss for p in first.points)
+
+
 def test_budget_one_needs_no_search(llava, batches):
     point = vispco.search(llava, batches, budgets=[1.0], steps=3, callback=lambda _: pytest.fail("ran")).points[0]
     assert point.config.keep_ratios == (1.0,) * 6 and point.loss == pytest.approx(0, abs=1e-6)
@@ -104,7 +123,7 @@ def test_gradient_points_the_way_of_finite_differences(llava):
     (dict(method="fastvv"), "did you mean 'fastv'"), (dict(kernel="multistep"), "did you mean 'multi_step'"),
     (dict(budgets=0.5), "must be a sequence"), (dict(budgets=[]), "must be a sequence"), (dict(budgets=[2.0]), "over 1"),
     (dict(budgets=[-1]), "got -1"), (dict(budgets=[0]), "reachable range"), (dict(budgets=[0.01]), "reachable range"),
-    (dict(steps=0), "at least 1"), (dict(estimator={"sigma": -1}), "sigma"), (dict(constraint={"penalty": 0}), "penalty")])
+    (dict(steps=-1), "at least 0"), (dict(inner=0), "at least 1"), (dict(estimator={"sigma": -1}), "sigma"), (dict(constraint={"penalty": 0}), "penalty")])
 def test_refusals(llava, batches, change, message):
     with pytest.raises(ValueError, match=message):
         vispco.search(llava, batches, **{"budgets": [0.5], "steps": 1, **change})

@@ -130,8 +130,8 @@ def _shade(depth: int, least: int, most: int) -> str:
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`: beside the time left it shows the loss, the violation of the budget,
-    the multiplier and the penalty.
+    An instance is a callback for `vispco.search`: beside the time left it shows the loss, and of the gradient the violation of
+    the budget, the multiplier and the penalty, of the refinement the best loss so far.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
@@ -141,9 +141,9 @@ class Progress:
                          disable=True if quiet else None)
 
     def __call__(self, record: dict) -> None:
-        self._bar.set_postfix_str(
-            f"budget {budget_text(record['budget'])}, loss {record['loss']:.4f}, violation {record['violation']:.4f}, "
-            f"multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}", refresh=False)
+        state = f"best {record['best']:.4f}" if "best" in record else (
+            f"violation {record['violation']:.4f}, multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}")
+        self._bar.set_postfix_str(f"budget {budget_text(record['budget'])}, loss {record['loss']:.4f}, {state}", refresh=False)
         self._bar.update()
 
     def update(self, n: int = 1) -> None:

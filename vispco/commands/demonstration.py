@@ -45,7 +45,7 @@ FLOOR = "no visual tokens after layer 0"
 
 def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = False, *,
         model_name: str = "testbed-llava", budgets: Sequence[float] = (0.2, 0.35, 0.5, 0.7, 0.9),
-        n_calibration: int = 128, n_test: int = 256, steps: int = 20, grid_ratios: int = 10,
+        n_calibration: int = 128, n_test: int = 256, steps: int = 20, refinement: int = 6, grid_ratios: int = 10,
         n_random: int = 24, batch_size: int = 16) -> Frontier:
     """Search the testbed's frontier, measure it on held-out questions beside its competitors, write it down.
 
@@ -65,8 +65,9 @@ def run(output: str | os.PathLike = "vispco-demo", seed: int = 0, quiet: bool = 
         model, processor = testbed.load(model_name)
         say(f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
         calibration = testbed.batches("calibration", n_calibration, batch_size, seed, model=model_name)
-        with Progress(len(budgets) * steps, "search", quiet) as bar:
-            found = search(model, calibration, "fastv", budgets=budgets, steps=steps, seed=seed, callback=bar)
+        with Progress(len(budgets) * (steps + refinement), "search", quiet) as bar:
+            found = search(model, calibration, "fastv", budgets=budgets, steps=steps,
+                           refinement=refinement, seed=seed, callback=bar)
         say(f"held-out accuracy on {n_test} test questions")
         arena = Arena(model, calibration, testbed.batches("test", n_test, 64, seed, model=model_name), quiet)
         frontier = _measure(arena, found)

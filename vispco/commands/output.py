@@ -39,7 +39,7 @@ def slug(budget: float | str | Mapping) -> str:
 
 
 class StepLog:
-    """One JSON object per step, written as it happens."""
+    """One JSON object per step, written as it happens; of a search that makes none, no file, nor an earlier search's."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -53,6 +53,8 @@ class StepLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         if self._file:
             self._file.close()
+        elif kind is None:
+            self._path.unlink(missing_ok=True)

@@ -52,12 +52,12 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--objective", choices=OBJECTIVES, default=_DEFAULTS["objective"],
         help="kl: stay close to the full model; task: answer right (default: %(default)s)")
     add("--estimator", metavar="NAME", help=f"of the gradient through hard masks: {', '.join(ESTIMATORS)}")
-    add("--steps", type=whole(1), default=_DEFAULTS["steps"], metavar="N",
-        help="gradient steps per budget (default: %(default)s)")
+    add("--steps", type=whole(0), default=_DEFAULTS["steps"], metavar="N",
+        help="gradient steps per budget; 0: none, refinement alone, in the memory of inference (default: %(default)s)")
     add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
         help="of Adam, on the kernel's parameters (default: %(default)s)")
     add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
-        help="schedules per budget that are tried after the gradient (default: %(default)s)")
+        help="schedules per budget that are measured after the gradient (default: %(default)s)")
     add("--checkpoint", action="store_true",
         help="keep the inputs of the layers only, and run them again in the backward pass: less memory, more time")
     add("--output", "-o", default="vispco-run", metavar="FOLDER",
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> None:
         timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
         latency, steps = _latency(model, batches, begun) if timed else None, []
         with _resumable(folder, options, journal):
-            with Progress(len(options.budgets) * options.steps, "search", options.quiet) as bar, \
+            with Progress(len(options.budgets) * (options.steps + options.refinement), "search", options.quiet) as bar, \
                     StepLog(folder / "log.jsonl") as log:
                 def on_step(record: dict) -> None:
                     bar(record)

@@ -24,6 +24,7 @@ def plot_convergence(steps: Sequence[Mapping], path: str | os.PathLike) -> None:
     ...     plot_convergence([{"budget": 0.5, "step": 0, "loss": 1.0, "violation": 0.1}], f"{folder}/steps.svg")
     """
     kind = picture_kind(path)
+    steps = [step for step in steps if "step" in step]  # the rest is refinement's
     if not steps:
         raise ValueError("there are no steps to plot: the search made none")
     require_matplotlib()

@@ -131,14 +131,20 @@ def _overlays(overlays: Sequence[Overlay], note: str, missing: str) -> str:
 
 
 def _convergence(steps: Sequence[Mapping], missing: str) -> str:
+    steps, tried = [s for s in steps if "step" in s], {str(s["budget"]): s for s in steps if "schedule" in s}
+    refined = [_note("Refinement: schedules measured on all calibration data, and the best loss after them."),
+               _rows(["budget", "schedules", "loss"],
+                     [[budget_text(s["budget"]), s["schedule"], f"{s['best']:.4g}"] for s in tried.values()], {1, 2})] if tried else []
     if not steps:
-        return _section("Convergence", _note("There was nothing to optimise: every budget pays for all tokens."))
+        return _section("Convergence", _note("No gradient step was made: none was asked for, or every budget pays for all tokens."),
+                        *refined)
     last = {str(s["budget"]): s for s in steps}
     columns = [c for c in ("loss", "violation", "multiplier", "penalty", "gradient") if all(c in s for s in last.values())]
     rows = [[budget_text(s["budget"]), s["step"] + 1, *(f"{s[c]:.4g}" for c in columns)] for s in last.values()]
     return _section("Convergence", _note("The augmented Lagrangian, step by step; below, its last step for each budget."),
                     _picture(lambda path: plot_convergence(steps, path), "steps", "convergence of the search", missing),
-                    _rows(["budget", "steps", *columns], rows, set(range(1, 2 + len(columns)))))
+                    _rows(["budget", "steps", *columns], rows, set(range(1, 2 + len(columns)))),
+                    *refined)
 
 
 def _made(meta: Mapping[str, Any], command: str) -> str:

@@ -49,14 +49,16 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`; never exceeded by any calibration sample.
     latency: the table that a limit on it needs (`vispco.costs.LatencyTable.measure`).
     objective: "kl", to the full model's answers, or "task", cross-entropy of the right answers.
-    steps: gradient steps per budget, one batch each. inner: steps between multiplier updates; after each, the hardened
+    steps: gradient steps per budget, one batch each; 0: none, and the refinement begins where they would have begun, without the
+    memory of a backward pass. inner: steps between multiplier updates; after each, the hardened
     schedule, with and without its smallest drops, is measured on all calibration data; the best is returned.
     estimator: of the gradient, a name or options (`vispco.ste.ESTIMATORS`). constraint: of `AugmentedLagrangian`.
     refinement: schedules per budget that are tried in the end (`vispco.search.refine`), of those that the kernel can form.
     checkpoint: keep the inputs of the layers only, and run them again in the backward pass: less memory, more time.
     journal: a file that holds every step as soon as it is done. The same search with the same journal goes on after the last
     one, and ends as if it had never stopped, to the bit; the callback hears of all steps again (`vispco.search.journal`).
-    callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...).
+    callback: called with a dict after every step (budget, step, loss, slack, multiplier, penalty, ...), and after every schedule
+    of the refinement (budget, schedule, loss, best).
 
     Budgets are searched from the largest down, each started from the last one's solution or from one of the kernel's
     own starts, whichever is best.
@@ -75,8 +77,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
     curve = KERNELS.get(kernel)(len(adapter.layers), scorer.first_layer, **(kernel_options or {}))
     if isinstance(budgets, (str, float, int, Mapping)) or not len(budgets):
         raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
-    if steps < 1 or inner < 1:
-        raise ValueError(f"steps and inner must be at least 1, got {steps} and {inner}")
+    if steps < 0 or inner < 1:
+        raise ValueError(f"steps must be at least 0 and inner at least 1, got {steps} and {inner}")
     if refinement < 0:
         raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}")
     check_objective(objective)
@@ -106,10 +108,12 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv", 
                 bench.losses([(1.0,) * limit.layers])
             else:
                 start(curve, limit, bench, seed)
-                passes += 3 * _descend(adapter, scorer, curve, lessons, limit, bench, alm, steps=steps, inner=inner,
-                                       seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
+                if steps:
+                    passes += 3 * _descend(adapter, scorer, curve, lessons, limit, bench, alm, steps=steps, inner=inner,
+                                           seed=seed, learning_rate=learning_rate, estimator=estimator, callback=callback)
             thetas.append(curve.theta.detach().clone())
-        refine(benches, limits, refinement, seed, propose=None if curve.free else formed(curve, thetas, limits))
+        refine(benches, limits, refinement, seed, propose=None if curve.free else formed(curve, thetas, limits),
+               callback=callback)
         seconds = time.perf_counter() - started + kept.seconds
     full, text = costs["flops"].full(*prompts), costs["flops"].text_only(prompts[1])
     return Frontier([bench.point(limit) for bench, limit in zip(benches, limits)], {

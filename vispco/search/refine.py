@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +89,14 @@ def _written(record: Record) -> dict:
 
 
 def refine(benches: Sequence[Bench], limits: Sequence[Limit], rounds: int, seed: int = 0, *, passes: float = math.inf,
-           propose: Callable[[int, torch.Generator], Tensor] | None = None) -> None:
+           propose: Callable[[int, torch.Generator], Tensor] | None = None, callback: Callable[[dict], Any] | None = None) -> None:
     """Improve on every `bench.best` within its budget, by up to `rounds` more schedules per budget in all.
 
     limits: budgets in order of size, each with a bench that has measured at least one schedule. What is measured next is
     the schedule of the largest expected improvement at the budgets where that is largest; so budgets where nothing is to be
     gained leave their share of the rounds to the others.
     propose: what may be measured, candidates(i, generator) -> schedules (C, L) for budget i; None: `nearby`.
+    callback: called with a dict after every schedule (budget, schedule, loss, best).
     Costs at most `rounds` passes over the calibration data for each budget, and never more than `passes` forward passes of
     one question.
     """
@@ -102,6 +104,7 @@ def refine(benches: Sequence[Bench], limits: Sequence[Limit], rounds: int, seed:
     propose = propose or (lambda i, generator: nearby(benches, limits, i, generator))
     open_to = [i for i, limit in enumerate(limits) if not limit.holds([limit.tokens] * limit.layers)]
     end = sum(bench.passes for bench in benches) + min(passes, rounds * sum(benches[i].samples for i in open_to))
+    tried = [0] * len(limits)
     while open_to:
         known = [(schedule, bench.loss(record)) for bench in benches for schedule, record in bench.records.items()]
         surrogate = Surrogate(torch.tensor([schedule for schedule, _ in known]), [loss for _, loss in known])
@@ -114,7 +117,11 @@ def refine(benches: Sequence[Bench], limits: Sequence[Limit], rounds: int, seed:
         for _, i, schedule in wanted:
             if sum(bench.passes for bench in benches) + benches[-i].samples > end:
                 return
-            benches[-i].losses([schedule])
+            loss, = benches[-i].losses([schedule])
+            if callback:
+                tried[-i] += 1
+                callback({"budget": limits[-i].value, "schedule": tried[-i], "loss": loss,
+                          "best": benches[-i].loss(benches[-i].records[benches[-i].best])})
         if not wanted:
             return
 
