@@ -25,7 +25,8 @@ with launched():
                                              steps=2, refinement=1, objective="task"),
                  "amortised": vispco.amortise(model, batches, steps=4, between=(0.3, 0.8)).frontier([0.4, 0.6], refinement=1),
                  "conditioned": vispco.amortise(model, batches, steps=2, between=(0.3, 0.8), conditioned=True).frontier([0.5])}
-    found["steps"] = [{k: s[k] for k in ("loss", "gradient", "violation", "multiplier")} for s in steps]
+    found["steps"] = [{k: s[k] for k in ("loss", "gradient", "violation", "multiplier")} for s in steps if "step" in s]
+    found["refinement"] = [s for s in steps if "schedule" in s]
     found["frontiers"] = {name: {"tokens": [p.config.tokens(64) for p in f.points], "loss": [p.loss for p in f.points],
                                  "passes": f.meta["forward_passes"], "samples": f.meta["samples"],
                                  "flops": [p.flops for p in f.points]} for name, f in frontiers.items()}

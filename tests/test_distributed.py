@@ -65,6 +65,13 @@ def test_every_step_has_the_loss_and_the_gradient_of_the_whole_batch(found):
         close(list(a.values()), list(b.values()))
 
 
+def test_the_refinement_measures_the_same_schedules_to_the_same_loss(found):
+    one, two = found[1, 0]["refinement"], found[2, 0]["refinement"]
+    assert one and [(s["budget"], s["schedule"]) for s in one] == [(s["budget"], s["schedule"]) for s in two]
+    for name in ("loss", "best"):
+        close([s[name] for s in one], [s[name] for s in two])
+
+
 @pytest.mark.parametrize("name", ["search", "multi_step", "amortised", "conditioned"])
 def test_two_processes_find_what_one_finds(found, name):
     one, two = found[1, 0]["frontiers"][name], found[2, 0]["frontiers"][name]
