@@ -16,8 +16,8 @@ from vispco import PruningConfig, testbed
 from vispco.baselines.grids import single_layer_grid
 from vispco.evaluate import evaluate
 from vispco.registry import METHODS, adapter_for
-from vispco.search.amortised import amortise
-from vispco.teacher import prepare, teach
+from vispco.solvers.shared import amortise
+from vispco.calibration import prepare, run_teacher
 
 from .side_by_side import arguments, run
 
@@ -53,9 +53,9 @@ def measure(options) -> list[dict]:
                 passes["search"] = learned.frontier(BUDGETS, options.refinement, options.seed).meta["forward_passes"]
 
         def few():
-            lessons = teach(model, prepare(model, batches))
+            prepared = run_teacher(model, prepare(model, batches))
             for i in chosen:
-                evaluate(model, lessons, configs[i])
+                evaluate(model, prepared, configs[i])
 
         ours, part = options.timer(search), options.timer(few)
         if turn >= 0:

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vispco.files import read_json, write_text
+from vispco.utils.files import read_json, write_text
 from vispco.plot.figure import COLOURS, MARKERS, percents, render, require_matplotlib
-from vispco.reproduction.report import markdown
+from tests.reproduction.report import markdown
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FOLDER = "how-much-time-it-saves.md", Path("results", "benchmarks")

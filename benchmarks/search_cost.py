@@ -24,8 +24,8 @@ from vispco import testbed
 from vispco.kernels import Monotone
 from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
-from vispco.search.gradient import _divergence, whole
-from vispco.teacher import Lesson, answer_logits, frozen, prepare, teach
+from vispco.solvers.descent import _divergence, whole
+from vispco.calibration import PreparedBatch, answer_logits, frozen, prepare, run_teacher
 
 from . import shapes
 from .side_by_side import arguments, operators, peak_memory, run, side_by_side
@@ -36,17 +36,17 @@ def settings(options):
     if options.model in testbed.MODELS:
         model = testbed.load(options.model)[0].to(options.device, getattr(torch, options.dtype))
         for batch in options.batch:
-            lesson, = prepare(model, testbed.batches("calibration", batch, batch, options.seed, model=options.model),
+            prepared_batch, = prepare(model, testbed.batches("calibration", batch, batch, options.seed, model=options.model),
                               keep_features=True)
-            yield model, lesson, {"model": options.model, "layers": len(adapter_for(model)(model).layers), "batch": batch,
-                                  "n_visual": int(lesson.n_visual.max()), "n_text": int(lesson.n_text.max())}
+            yield model, prepared_batch, {"model": options.model, "layers": len(adapter_for(model)(model).layers), "batch": batch,
+                                  "n_visual": int(prepared_batch.n_visual.max()), "n_text": int(prepared_batch.n_text.max())}
         return
     for model, prompt, setting in shapes.settings(options):
         labels = torch.full_like(prompt.inputs["input_ids"], -100)
         labels[:, -1] = prompt.inputs["input_ids"][:, -1]  # one answer token
         inputs = _with_pictures(prompt) if options.pictures else prompt.inputs
-        lesson, = prepare(model, [{**inputs, "labels": labels}], keep_features=True)
-        yield model, lesson, setting
+        prepared_batch, = prepare(model, [{**inputs, "labels": labels}], keep_features=True)
+        yield model, prepared_batch, setting
 
 
 def _with_pictures(prompt: shapes.Prompt) -> dict:
@@ -56,49 +56,49 @@ def _with_pictures(prompt: shapes.Prompt) -> dict:
 
 
 @torch.no_grad()
-def plain(model: nn.Module, lesson: Lesson) -> None:
+def plain(model: nn.Module, prepared_batch: PreparedBatch) -> None:
     """One forward pass of the model alone."""
-    answer_logits(model, lesson)
+    answer_logits(model, prepared_batch)
 
 
 @torch.enable_grad()
-def kept(model: nn.Module, lesson: Lesson) -> None:
+def kept(model: nn.Module, prepared_batch: PreparedBatch) -> None:
     """One forward pass, with all that the gradient of the input embeddings needs."""
     def hook(module, args, output):
         return output.requires_grad_()
 
     handle = model.get_input_embeddings().register_forward_hook(hook)
     try:
-        answer_logits(model, lesson)
+        answer_logits(model, prepared_batch)
     finally:
         handle.remove()
 
 
 @torch.enable_grad()
-def step(model: nn.Module, lesson: Lesson, curve: Monotone, pruner: Masking) -> None:
+def step(model: nn.Module, prepared_batch: PreparedBatch, curve: Monotone, pruner: Masking) -> None:
     """One step of `vispco.search`: theta, keep ratios, the masked model, and back to theta."""
-    pruner.ratios = whole(curve(), int(lesson.n_visual.max()))
-    torch.autograd.grad(_divergence(model, lesson, pruner, "kl"), curve.theta)
+    pruner.ratios = whole(curve(), int(prepared_batch.n_visual.max()))
+    torch.autograd.grad(_divergence(model, prepared_batch, pruner, "kl"), curve.theta)
 
 
 def measure(options) -> list[dict]:
     """Ratios of a step's time and memory, with and without checkpointing (and the vision tower), for each batch."""
     figures = []
-    for model, lesson, setting in settings(options):
+    for model, prepared_batch, setting in settings(options):
         adapter, scorer = adapter_for(model)(model), build_method(options.method, {})
         curve = Monotone(len(adapter.layers), scorer.first_layer)
 
-        def searching(lesson: Lesson, checkpoint: bool = False):
+        def searching(prepared_batch: PreparedBatch, checkpoint: bool = False):
             with frozen(model, checkpoint), Masking(adapter, scorer, curve()).install() as pruner:
-                step(model, lesson, curve, pruner)
+                step(model, prepared_batch, curve, pruner)
 
         with frozen(model):
-            teach(model, [lesson])
-            anew = replace(lesson, features=None)
-            calls = {"plain": partial(plain, model, anew), "kept": partial(kept, model, anew), "step": partial(searching, lesson)}
-            if "pixel_values" in lesson.inputs:
+            run_teacher(model, [prepared_batch])
+            anew = replace(prepared_batch, features=None)
+            calls = {"plain": partial(plain, model, anew), "kept": partial(kept, model, anew), "step": partial(searching, prepared_batch)}
+            if "pixel_values" in prepared_batch.inputs:
                 calls["tower"] = partial(searching, anew)
-            calls["checkpoint"] = partial(searching, lesson, checkpoint=True)
+            calls["checkpoint"] = partial(searching, prepared_batch, checkpoint=True)
             times = side_by_side(calls, baseline="plain", rounds=options.rounds, warmup=options.warmup, device=options.device,
                                  timer=options.timer)
             memory = {name: peak_memory(call, options.device) for name, call in calls.items()}

@@ -1,4 +1,4 @@
-"""The harness: calls timed side by side (`vispco.timing`), what they allocate, and a benchmark's command."""
+"""The harness: calls timed side by side (`vispco.latency.timing`), what they allocate, and a benchmark's command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vispco.files import write_json
-from vispco.timing import side_by_side as side_by_side
-from vispco.timing import timed
-from vispco.version import versions
+from vispco.utils.files import write_json
+from vispco.latency.timing import side_by_side as side_by_side
+from vispco.latency.timing import timed
+from vispco.utils.version import versions
 
 
 def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> int:

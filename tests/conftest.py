@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
 from tiny import FAMILIES, make
-from vispco.version import versions
+from vispco.utils.version import versions
 
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)

@@ -19,16 +19,16 @@ from vispco.commands.model import load_model
 from vispco.commands.notations import NOTATIONS, write_notation
 from vispco.commands.plot import _checked
 from vispco.commands.questions import _testbed_kind, reading_options
-from vispco.console import budget_text, flops, percent
+from vispco.utils.console import budget_text, flops, percent
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
 from vispco.data.template import render
-from vispco.files import read_json
+from vispco.utils.files import read_json
 from vispco.flops import Dimensions
 from vispco.plot.read import KINDS
-from vispco.report.page import _made, _table
-from vispco.reproduction.report import CHECK, load
-from vispco.search.digest import key
+from vispco.plot.page import _made, _table
+from tests.reproduction.report import CHECK, load
+from vispco.utils.digest import key
 from vispco.testbed import model as testbed_model
 from vispco.testbed.curriculum import Curriculum
 

@@ -231,7 +231,7 @@ MISTAKES = [Mistake(area, line) for area, lines in AREAS.items() for line in lin
     Mistake("Packages that are not installed", did, package) for did, package in (
         ("vispco plot frontier.json -o a.svg", "matplotlib"), ("vispco demo", "matplotlib"),
         ("vispco search --data owner/name", "datasets"), ('data.open_picture("pictures/a.png")', "PIL"),
-        ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"), ('baselines.nsga2(bench, None, 8)', "optuna"),
+        ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"), ('baselines.nsga2(evaluator, None, 8)', "optuna"),
         ('pictures.open_video("film.mp4")', "av"))]
 
 
@@ -285,10 +285,10 @@ def names() -> dict:
     curve = vispco.Frontier([vispco.FrontierPoint(vispco.PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)])
     return {**vars(vispco), "torch": torch, "model": make("llava"), "batch": two, "prompt": one, "text_only": alone, "config": config,
             "frontier": curve, "pixels": two["pixel_values"][:1], "data": data, "kernels": kernels, "testbed": testbed,
-            "baselines": baselines, "pictures": pictures, "bench": SimpleNamespace(passes=0, samples=4)}
+            "baselines": baselines, "pictures": pictures, "evaluator": SimpleNamespace(passes=0, samples=4)}
 
 
-def told(mistake: Mistake) -> str:
+def broadcast(mistake: Mistake) -> str:
     """The message, with the kind of error before it where that is no ValueError. Raises AssertionError if there is none."""
     from vispco.testbed import easyvqa
 
@@ -301,7 +301,7 @@ def told(mistake: Mistake) -> str:
 
 
 def _command(words: list[str]) -> str:
-    from vispco.cli import main
+    from vispco.commands.main import main
 
     before = sorted(map(str, Path(".").rglob("*")))
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -320,7 +320,7 @@ def _python(line: str) -> str:
         kind = type(error).__name__
         return str(error) if kind == "ValueError" else f"{kind}: {error}"
     finally:
-        from vispco.hooks import _applied
+        from vispco.pruning._hooks import _applied
 
         for handle in [found() for found in _applied.values()]:  # what a mistake has left applied
             if handle is not None:
@@ -367,7 +367,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write it")
     options = parser.parse_args()
     with place():
-        text = page({mistake: told(mistake) for mistake in MISTAKES})
+        text = page({mistake: broadcast(mistake) for mistake in MISTAKES})
     if options.write:
         PAGE.write_text(text, encoding="utf-8")
     else:

@@ -23,10 +23,11 @@ torch.set_num_threads(1)
 
 import vispco  # noqa: E402
 from tiny import batch, tiny_llava  # noqa: E402
-from vispco import alm, cli, testbed  # noqa: E402
-from vispco.search import digest  # noqa: E402
-from vispco.search.journal import Journal  # noqa: E402
-from vispco.reproduction.cache import Cache  # noqa: E402
+from vispco import alm, testbed  # noqa: E402
+from vispco.commands import main as cli  # noqa: E402
+from vispco.solvers import digest  # noqa: E402
+from vispco.utils.journal import Journal  # noqa: E402
+from tests.reproduction.cache import Cache  # noqa: E402
 from vispco.testbed.model import build_config, build_processor  # noqa: E402
 
 LLAVA = tiny_llava(layers=4, scale=0.5)
@@ -65,7 +66,7 @@ def watched(trace):
     def noted_draw(draw):
         def drawn(*args, **kwargs):
             found = draw(*args, **kwargs)
-            if sys._getframe(1).f_globals["__name__"] in ("vispco.search.gradient", "vispco.search.refine", "vispco.search.amortised"):
+            if sys._getframe(1).f_globals["__name__"] in ("vispco.solvers.descent", "vispco.solvers.refine", "vispco.solvers.shared"):
                 trace.append([draw.__name__, name([found])])
             return found
         return drawn

@@ -7,7 +7,7 @@ import torch
 
 import vispco
 from vispco import testbed
-from vispco.distributed import gathered, launched, processes, rank, share, told, total
+from vispco.utils.distributed import gathered, launched, processes, rank, share, broadcast, total
 from vispco.evaluate import evaluate
 
 torch.set_num_threads(1)
@@ -17,7 +17,7 @@ with launched():
     batches = [testbed.collate(share(examples[i:i + 8])) for i in range(0, 24, 8)]
     found = {"processes": processes(), "total": total(torch.tensor([1.0, rank()])).tolist(),
              "gathered": gathered(torch.full((rank() + 1, 2), rank())).tolist(),
-             "told": [told(f"é, said process {rank()}"), told(""), told(None if not rank() else "not heard")]}
+             "told": [broadcast(f"é, said process {rank()}"), broadcast(""), broadcast(None if not rank() else "not heard")]}
     found["accuracy"] = evaluate(model, batches, vispco.PruningConfig("fastv", [1, 1, 1, 0.5, 0.5, 0.2, 0.2, 0])).to_dict()
     steps = []
     frontiers = {"search": vispco.search(model, batches, budgets=[0.4, 0.7], steps=4, inner=2, refinement=2, callback=steps.append),

@@ -11,9 +11,9 @@ from vispco.budget import Budget, on_budget, ramp
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Monotone, SingleLayer
 from vispco.registry import METHODS, adapter_for
-from vispco.search.amortised import amortise, features
-from vispco.search.predictor import RatioPredictor
-from vispco.teacher import prepare, shapes
+from vispco.solvers.shared import amortise, features
+from vispco.solvers.predictor import RatioPredictor
+from vispco.calibration import prepare, shapes
 
 COST = CostModel(Dimensions(6, 32, 4, 2, 8, 56, 60))
 REAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
@@ -60,7 +60,7 @@ def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
     adapter = adapter_for(llava)(llava)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
     for knot, theta in list(zip(learned.predictor.knots, learned.predictor.table))[1:]:
-        rule = ramp(Budget(knot, cost, *shapes(learned.lessons), first_layer=1))
+        rule = ramp(Budget(knot, cost, *shapes(learned.prepared), first_layer=1))
         assert (learned.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
@@ -156,10 +156,10 @@ def test_each_sample_of_a_batch_can_have_its_own_schedule(llava, batches):
 
 def test_features_are_the_decoders_input(llava, batches):
     predictor = RatioPredictor(Monotone(6), 32)
-    lesson, = prepare(llava, batches[:1])
-    x, real = features(llava, lesson, predictor)
-    assert x.shape == (*lesson.labels.shape, 32) and not our_hooks(llava)
-    assert (real.sum(1) == lesson.n_visual + lesson.n_text).all()  # without the answer
+    prepared_batch, = prepare(llava, batches[:1])
+    x, real = features(llava, prepared_batch, predictor)
+    assert x.shape == (*prepared_batch.labels.shape, 32) and not our_hooks(llava)
+    assert (real.sum(1) == prepared_batch.n_visual + prepared_batch.n_text).all()  # without the answer
 
 
 @pytest.mark.parametrize("options, message", [

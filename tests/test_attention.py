@@ -7,12 +7,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from tiny import batch, make
 from tiny_families import prompts
 from vispco.pruning import Masking
-from vispco.pruning.attention import SoftMask
-from vispco.pruning.masks import log_policy, soft_bias
+from vispco.pruning._attention import SoftMask
+from vispco.pruning._masks import log_policy, soft_bias
 from vispco.registry import METHODS, adapter_for
-from vispco.search.gradient import _divergence
+from vispco.solvers.descent import _divergence
 from vispco.ste import ESTIMATORS
-from vispco.teacher import frozen, prepare, teach
+from vispco.calibration import frozen, prepare, run_teacher
 
 torch.set_num_threads(1)
 SIZES = [1, 63, 64, 65, 150]  # around the blocks of 64 queries
@@ -97,7 +97,7 @@ def test_nothing_quadratic_is_kept_for_the_backward_pass():
 
 
 # ---- checkpointing -----------------------------------------------------------------------------------------
-def gradient(model, lesson, estimator, checkpoint):
+def gradient(model, prepared_batch, estimator, checkpoint):
     ratios = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], dtype=torch.float64, requires_grad=True)
     held = []
 
@@ -107,7 +107,7 @@ def gradient(model, lesson, estimator, checkpoint):
 
     with frozen(model, checkpoint), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         with Masking(adapter_for(model)(model), METHODS.get("fastv")(), ratios, estimator).install() as pruner:
-            loss = _divergence(model, lesson, pruner, "kl")
+            loss = _divergence(model, prepared_batch, pruner, "kl")
             count = sum(held)
             found, = torch.autograd.grad(loss, ratios)
             assert not pruner.prefill.captured  # layers that ran again have left nothing behind
@@ -122,9 +122,9 @@ def test_checkpointing_gives_the_gradient_of_every_estimator_to_the_bit(family):
         inputs, _ = prompts(model, [[2, ("image", 0), 7], [("image", 2), 4]])
         inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
         inputs["labels"][:, -2:] = inputs["input_ids"][:, -2:]
-    lesson, = teach(model, prepare(model, [inputs]))
+    prepared_batch, = run_teacher(model, prepare(model, [inputs]))
     for estimator in ESTIMATORS:
-        (kept, many), (again, few) = (gradient(model, lesson, estimator, checkpoint) for checkpoint in (False, True))
+        (kept, many), (again, few) = (gradient(model, prepared_batch, estimator, checkpoint) for checkpoint in (False, True))
         assert torch.equal(kept, again) and kept[1:].abs().max() > 0, estimator
         assert few < many / 2
     assert not any("forward" in vars(layer) for layer in adapter_for(model)(model).layers)

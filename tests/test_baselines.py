@@ -16,8 +16,8 @@ from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
 from vispco.pareto import is_non_dominated
 from vispco.registry import adapter_for, build_method
-from vispco.search.refine import Bench
-from vispco.teacher import prepare, shapes, teach
+from vispco.solvers.refine import Evaluator
+from vispco.calibration import prepare, shapes, run_teacher
 
 LAYERS, TOKENS, QUESTIONS = 8, 64, 32
 TARGET = (1, 1, 1, 0.9, 0.6, 0.3, 0.1, 0)
@@ -31,8 +31,8 @@ def limit(budget=0.5, first_layer=1, layers=LAYERS):
     return Budget(budget, cost, torch.tensor([TOKENS]), torch.tensor([9]), first_layer)
 
 
-class Known(Bench):
-    """A bench of 8 lessons of 4 questions, whose KL is what each layer misses of a target, squared: nothing to run."""
+class Known(Evaluator):
+    """A evaluator of 8 prepared of 4 questions, whose KL is what each layer misses of a target, squared: nothing to run."""
 
     def __init__(self, target=TARGET):
         super().__init__(None, [[None] * 4] * 8, {"method": "fastv"})
@@ -51,9 +51,9 @@ class Known(Bench):
 
 def found(searcher, evaluations, seed=0, budget=0.5, **options):
     """KL that a searcher reaches."""
-    bench = Known(limit(budget).harden(torch.tensor(TARGET)))
-    searcher(bench, limit(budget), evaluations * QUESTIONS, seed, **options)
-    return bench.records[bench.best].kl
+    evaluator = Known(limit(budget).harden(torch.tensor(TARGET)))
+    searcher(evaluator, limit(budget), evaluations * QUESTIONS, seed, **options)
+    return evaluator.records[evaluator.best].kl
 
 
 # ---- every searcher ----------------------------------------------------------------------------------------------
@@ -61,14 +61,14 @@ def found(searcher, evaluations, seed=0, budget=0.5, **options):
 @pytest.mark.parametrize("passes", [QUESTIONS, 10 * QUESTIONS - 1, 30 * QUESTIONS + 5])
 def test_allowance_and_budget(searcher, passes):
     """Never a pass more, not an evaluation fewer; all schedules are within the budget, filled up, non-increasing."""
-    bench = Known()
-    bench.passes = 17  # what was spent before is not counted
+    evaluator = Known()
+    evaluator.passes = 17  # what was spent before is not counted
     own = limit(0.4, first_layer=2)
-    searcher(bench, own, passes, seed=0)
-    assert bench.passes - 17 <= passes
-    assert bench.passes - 17 > passes - QUESTIONS or searcher is greedy_layers  # a step of all layers may be too dear
-    for schedule in bench.records:
-        config = bench.config(schedule)  # validates that it does not increase
+    searcher(evaluator, own, passes, seed=0)
+    assert evaluator.passes - 17 <= passes
+    assert evaluator.passes - 17 > passes - QUESTIONS or searcher is greedy_layers  # a step of all layers may be too dear
+    for schedule in evaluator.records:
+        config = evaluator.config(schedule)  # validates that it does not increase
         counts = config.tokens(TOKENS)
         assert own.holds(counts) and counts[:2] == [TOKENS] * 2
         assert not any(own.holds([*counts[:i], counts[i] + 1, *counts[i + 1:]])
@@ -80,11 +80,11 @@ def test_seeds(searcher):
     """The same seed asks for the same schedules; another asks for others, where there is chance."""
     runs = []
     for seed in (0, 0, 1):
-        bench = Known()
-        searcher(bench, limit(), 15 * QUESTIONS, seed)
-        runs.append(list(bench.records))
+        evaluator = Known()
+        searcher(evaluator, limit(), 15 * QUESTIONS, seed)
+        runs.append(list(evaluator.records))
     assert runs[0] == runs[1]
-    assert runs[0] != runs[2] or searcher is greedy_layers  # all parts of these lessons are alike
+    assert runs[0] != runs[2] or searcher is greedy_layers  # all parts of these prepared are alike
 
 
 @ALL
@@ -110,9 +110,9 @@ def test_too_few_passes(searcher):
 @ALL
 def test_an_exhausted_space_ends(searcher):
     """One layer to choose for, so one schedule that fills the budget: it is known after one evaluation."""
-    bench = Known((1.0, 0.5))
-    searcher(bench, limit(0.7, layers=2), 10 * QUESTIONS, 0)
-    assert len(bench.records) == 1
+    evaluator = Known((1.0, 0.5))
+    searcher(evaluator, limit(0.7, layers=2), 10 * QUESTIONS, 0)
+    assert len(evaluator.records) == 1
 
 
 # ---- one by one --------------------------------------------------------------------------------------------------
@@ -124,52 +124,52 @@ def test_clever_searchers_beat_random(searcher):
 
 
 def test_random_search_is_the_best_of_random_schedules():
-    bench, own = Known(), limit()
-    random_search(bench, own, 12 * QUESTIONS, seed=3)
-    assert list(bench.records) == [c.keep_ratios for c in random_schedules("fastv", own, 12, seed=3)]
+    evaluator, own = Known(), limit()
+    random_search(evaluator, own, 12 * QUESTIONS, seed=3)
+    assert list(evaluator.records) == [c.keep_ratios for c in random_schedules("fastv", own, 12, seed=3)]
 
 
 def test_the_first_population_is_as_random():
     """The variables' prior is that of `random_schedules`: the mean schedules agree."""
-    own, bench = limit(), Known()
-    nsga2(bench, own, 100 * QUESTIONS, 0, population=100)
-    drawn = torch.tensor(list(bench.records)).mean(0)
+    own, evaluator = limit(), Known()
+    nsga2(evaluator, own, 100 * QUESTIONS, 0, population=100)
+    drawn = torch.tensor(list(evaluator.records)).mean(0)
     chance = torch.tensor([c.keep_ratios for c in random_schedules("fastv", own, 100, seed=1)]).mean(0)
     torch.testing.assert_close(drawn, chance, rtol=0, atol=0.07)
 
 
 def test_greedy_by_hand():
     """KL that only the last three layers do not add to: greedy empties these, from the cheapest on, and is done."""
-    bench, own = Known((1,) * 5 + (0,) * 3), limit(0.7)
-    greedy_layers(bench, own)
-    assert bench.best[:5] == (1.0,) * 5 and bench.records[bench.best].kl == 0
-    assert own.holds(bench.config(bench.best).tokens(TOKENS))
+    evaluator, own = Known((1,) * 5 + (0,) * 3), limit(0.7)
+    greedy_layers(evaluator, own)
+    assert evaluator.best[:5] == (1.0,) * 5 and evaluator.records[evaluator.best].kl == 0
+    assert own.holds(evaluator.config(evaluator.best).tokens(TOKENS))
 
 
 def test_greedy_compares_on_a_part():
-    """What is above the budget never enters the records; shares of the lessons are paid for as such."""
-    bench = Known()
-    greedy_layers(bench, limit(), share=0.25)
-    whole = len(bench.records) * QUESTIONS
-    assert 1 <= len(bench.records) <= 4 and (bench.passes - whole) % (QUESTIONS // 4) == 0
+    """What is above the budget never enters the records; shares of the prepared are paid for as such."""
+    evaluator = Known()
+    greedy_layers(evaluator, limit(), share=0.25)
+    whole = len(evaluator.records) * QUESTIONS
+    assert 1 <= len(evaluator.records) <= 4 and (evaluator.passes - whole) % (QUESTIONS // 4) == 0
 
 
 def test_greedy_at_the_full_budget():
-    bench = Known()
-    greedy_layers(bench, limit(1.0), 5 * QUESTIONS)
-    assert bench.best == (1.0,) * LAYERS and bench.passes == QUESTIONS
+    evaluator = Known()
+    greedy_layers(evaluator, limit(1.0), 5 * QUESTIONS)
+    assert evaluator.best == (1.0,) * LAYERS and evaluator.passes == QUESTIONS
 
 
 def test_the_frontier_at_once():
     """No point dominates another, none was missed, and shares are what the schedules cost."""
-    bench, own = Known(), limit()
-    points = nsga2_frontier(bench, own, 60 * QUESTIONS, seed=0)
+    evaluator, own = Known(), limit()
+    points = nsga2_frontier(evaluator, own, 60 * QUESTIONS, seed=0)
     pairs = [(p.loss, p.share) for p in points]
-    assert len(points) > 5 and bool(is_non_dominated(pairs).all()) and bench.passes <= 60 * QUESTIONS
+    assert len(points) > 5 and bool(is_non_dominated(pairs).all()) and evaluator.passes <= 60 * QUESTIONS
     assert [p.share for p in points] == sorted(p.share for p in points)
     assert all(p.share == own.share(p.config.tokens(TOKENS)) <= p.budget + 1e-9 for p in points)
-    for schedule, record in bench.records.items():
-        share = own.share(bench.config(schedule).tokens(TOKENS))
+    for schedule, record in evaluator.records.items():
+        share = own.share(evaluator.config(schedule).tokens(TOKENS))
         assert any(loss <= record.kl and s <= share for loss, s in pairs)
     again = nsga2_frontier(Known(), own, 60 * QUESTIONS, seed=0)
     assert [p.config for p in again] == [p.config for p in points]
@@ -213,16 +213,16 @@ def test_published(method):
 def test_on_the_testbed():
     """Sixteen questions, one harness, one loop: nobody exceeds budget or allowance, the clever beat the random."""
     model, _ = testbed.load()
-    lessons = teach(model, prepare(model, testbed.batches("calibration", 16, 4, 0)))
+    prepared = run_teacher(model, prepare(model, testbed.batches("calibration", 16, 4, 0)))
     adapter, method = adapter_for(model)(model), build_method("fastv")
     cost = CostModel(adapter.dimensions(adapter.config), method)
-    own = Budget(0.5, cost, *shapes(lessons), method.first_layer)
+    own = Budget(0.5, cost, *shapes(prepared), method.first_layer)
     results = {}
     for name, searcher in SEARCHERS.items():
-        bench = Bench(model, lessons, {"method": "fastv"})
-        searcher(bench, own, 12 * 16, 0)
-        point = bench.point(own)
-        assert bench.passes <= 12 * 16 and point.share <= 0.5
-        assert point.loss == pytest.approx(vispco.evaluate(model, lessons, point.config).kl)
+        evaluator = Evaluator(model, prepared, {"method": "fastv"})
+        searcher(evaluator, own, 12 * 16, 0)
+        point = evaluator.point(own)
+        assert evaluator.passes <= 12 * 16 and point.share <= 0.5
+        assert point.loss == pytest.approx(vispco.evaluate(model, prepared, point.config).kl)
         results[name] = point.loss
     assert max(results["nsga2"], results["tpe"]) < results["random"]

@@ -11,7 +11,7 @@ from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
 from vispco.methods import Method
 from vispco.registry import KERNELS, METHODS, list_kernels
-from vispco.search.gradient import fit_budget
+from vispco.solvers.descent import fit_budget
 
 DIMENSIONS = Dimensions(layers=6, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from vispco import Frontier, PruningConfig, __version__, testbed
-from vispco.cli import main
+from vispco.commands.main import main
 from vispco.commands import demonstration as demo
 from vispco.commands.options import budgets
-from vispco.console import (
+from vispco.utils.console import (
     Progress,
     flops,
     layers_entered,
@@ -207,7 +207,7 @@ def test_milliseconds_are_printed_where_there_are_any():
 
 
 def test_a_search_with_checkpoints_finds_the_same(monkeypatch, capsys):
-    from vispco import teacher
+    from vispco import calibration as teacher
 
     runs, real = [], teacher._checkpoint
     monkeypatch.setattr(teacher, "_checkpoint", lambda *args, **kwargs: (runs.append(1), real(*args, **kwargs))[1])

@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vispco import testbed
 from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.template import render
-from vispco.teacher import prepare
+from vispco.calibration import prepare
 
 TOKENS = 4  # visual tokens of a picture here
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
@@ -303,8 +303,8 @@ def test_videos_where_the_processor_takes_them(tmp_path):
             {"video": ["film/0.png", "film/1.png"], "question": "what colour is at a1?", "answer": "red"}]
     conversations = [parse(row, f"q:{i}", tmp_path) for i, row in enumerate(rows)]
     made = collate(Films(processor), conversations, frames=4)
-    lesson, = prepare(model, [made])
-    assert lesson.n_visual.tolist() == [2 * 64, 64]  # four frames, and two: a token for each pair
+    prepared_batch, = prepare(model, [made])
+    assert prepared_batch.n_visual.tolist() == [2 * 64, 64]  # four frames, and two: a token for each pair
     learned = [processor.tokenizer.decode(row[row != -100]) for row in made["labels"]]
     assert learned == ["6 <eos>", "red <eos>"]
     with torch.no_grad():

@@ -13,10 +13,10 @@ from tiny import batch, tiny_llava
 from vispco import testbed
 from vispco.budget import Budget, Joint, check_budget, limit_for, parse_budget
 from vispco.config import PruningConfig
-from vispco.costs import KVCacheMemory, LatencyTable, cost_models
+from vispco.latency.table import KVCacheMemory, LatencyTable, cost_models
 from vispco.flops import CostModel, Dimensions
 from vispco.registry import adapter_for
-from vispco.search.gradient import fit_budget
+from vispco.solvers.descent import fit_budget
 
 LAYERS = 5
 DIMENSIONS = Dimensions(layers=LAYERS, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)

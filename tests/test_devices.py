@@ -10,10 +10,10 @@ from pretend_devices import dispatch, moved, pretending
 from tiny import FAMILIES, batch, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
-from vispco.pruning.attention import SoftMask
-from vispco.pruning.prefill import Prefill
+from vispco.pruning._attention import SoftMask
+from vispco.pruning.prompt import Prefill
 from vispco.registry import adapter_for
-from vispco.timing import timed
+from vispco.latency.timing import timed
 
 RATIOS = (1.0, 0.8, 0.5, 0.2)  # the layers are on cpu:1, cpu:1, cpu:2, cpu:2
 SHAPES = {"images": (1, 1, 1), "text": (9, 7, 12), "before": (2, 1, 3)}

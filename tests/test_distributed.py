@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import vispco
-from vispco import data, distributed, testbed
+from vispco import data, testbed
+from vispco.utils import distributed
 from vispco.commands.questions import questions
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from tiny import IMAGE, batch, make
 from tiny_families import processed, prompts
 from vispco.baselines.downsample import downsample, evaluate_downsampled
 from vispco.registry import adapter_for
-from vispco.teacher import prepare
+from vispco.calibration import prepare
 
 SUPPORTED = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -52,10 +52,10 @@ def test_at_scale_one_nothing_changes(family):
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_half_the_side_costs_what_a_quarter_of_the_tokens_cost(family):
     model, inputs = inputs_of(family)
-    lessons = prepare(model, [inputs])
-    record = evaluate_downsampled(model, lessons, 0.5)
+    prepared = prepare(model, [inputs])
+    record = evaluate_downsampled(model, prepared, 0.5)
     quarter = vispco.PruningConfig("strided", [0.25] * len(model.get_decoder().layers))
-    pruned = vispco.evaluate(model, lessons, quarter)
+    pruned = vispco.evaluate(model, prepared, quarter)
     assert record.flops == pruned.flops and record.prunable_share == pruned.prunable_share and record.kl > 1e-3
 
 

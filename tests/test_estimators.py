@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oracles import pruned_with
 from tiny import batch, tiny_llava
-from vispco.reproduction.gradients import central_difference, score_function
+from tests.reproduction.gradients import central_difference, score_function
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
 from vispco.ste import ESTIMATORS, Estimator, build_estimator

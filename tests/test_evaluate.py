@@ -7,7 +7,7 @@ import torch
 
 import vispco
 from tiny import IMAGE, batch, without_labels
-from vispco.teacher import kl_divergence, prepare, teach
+from vispco.calibration import kl_divergence, prepare, run_teacher
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def batches(llava):
     result = []
     for seed in range(2):
         b = batch(images=(1, 2, 1, 0), text=(9, 5, 7, 8), before=(2, 0, 3, 4), padding=("left", "right")[seed], seed=seed)
-        for row in range(2):  # teach the labels what the model says, token by token
+        for row in range(2):  # run_teacher the labels what the model says, token by token
             for at in (b["labels"][row] != -100).nonzero()[:, 0].tolist():
                 with torch.no_grad():
                     token = model_answer(llava, b, row, at)
@@ -94,10 +94,10 @@ def test_flops_are_the_prompt_s_mean(llava, batches):
 
 
 def test_the_full_model_runs_once_for_many_configurations(llava, batches, monkeypatch):
-    lessons = teach(llava, prepare(llava, batches))
-    monkeypatch.setattr(sys.modules["vispco.evaluate"], "teach", lambda model, seen: [x.log_probs.shape for x in seen])
+    prepared = run_teacher(llava, prepare(llava, batches))
+    monkeypatch.setattr(sys.modules["vispco.evaluate"], "run_teacher", lambda model, seen: [x.log_probs.shape for x in seen])
     config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])
-    assert vispco.evaluate(llava, lessons, config).kl > 0
+    assert vispco.evaluate(llava, prepared, config).kl > 0
 
 
 def test_answers_cannot_be_seen_by_the_scores(llava):

@@ -8,8 +8,8 @@ from test_vision import CASES, mixed
 from tiny import batch, make
 from vispco.pruning import Masking
 from vispco.registry import adapter_for, build_method
-from vispco.search.gradient import _divergence
-from vispco.teacher import answer_logits, frozen, prepare, teach
+from vispco.solvers.descent import _divergence
+from vispco.calibration import answer_logits, frozen, prepare, run_teacher
 
 torch.set_num_threads(1)
 
@@ -29,13 +29,13 @@ def counted(model):
     return runs, tower.register_forward_pre_hook(lambda *_: runs.append(1))
 
 
-def results(model, lesson, method="fastv"):
+def results(model, prepared_batch, method="fastv"):
     """The full model's answers, and value and gradient of the objective, twice."""
-    found = [teach(model, [lesson])[0].log_probs]
+    found = [run_teacher(model, [prepared_batch])[0].log_probs]
     ratios = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], dtype=torch.float64, requires_grad=True)
     with frozen(model), Masking(adapter_for(model)(model), build_method(method, {}), ratios).install() as pruner:
         for _ in range(2):
-            loss = _divergence(model, lesson, pruner, "kl")
+            loss = _divergence(model, prepared_batch, pruner, "kl")
             found += [loss.detach(), *torch.autograd.grad(loss, ratios)]
     return found
 
@@ -88,7 +88,7 @@ def test_a_search_runs_the_tower_once_per_batch(llava_batches):
 
 def test_what_was_made_before_the_tower_failed_is_not_kept(llava_batches, monkeypatch):
     model, batches = llava_batches
-    lesson, = prepare(model, batches[:1], keep_features=True)
+    prepared_batch, = prepare(model, batches[:1], keep_features=True)
     tower = adapter_for(model)(model).backbone.vision_tower
 
     def fail(*_):
@@ -97,10 +97,10 @@ def test_what_was_made_before_the_tower_failed_is_not_kept(llava_batches, monkey
     hook = tower.register_forward_hook(fail)
     with torch.no_grad():
         with pytest.raises(MemoryError):
-            answer_logits(model, lesson)
+            answer_logits(model, prepared_batch)
         hook.remove()
         expected, = prepare(model, batches[:1])
-        assert torch.equal(answer_logits(model, lesson), answer_logits(model, expected))
+        assert torch.equal(answer_logits(model, prepared_batch), answer_logits(model, expected))
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_the_page_of_the_eight_benchmarks_names_tasks_and_metrics_that_there_are
     manager = TaskManager()
     page = (Path(vispco.__file__).parents[1] / "docs/lmms-eval.md").read_text(encoding="utf-8")
     rows = [row.split("|")[1:5] for row in page.split("| benchmark |")[1].splitlines()[2:10]]
-    assert [row[0].strip() for row in rows] == ["A-OKVQA", "VizWiz", "SEED-Bench", "MMBench", "MME", "ChartQA", "OCRBench", "TextVQA"]
+    assert [row[0].strip() for row in rows] == ["A-OKVQA", "VizWiz", "SEED-Evaluator", "MMBench", "MME", "ChartQA", "OCRBench", "TextVQA"]
     tasks = ["ok_vqa_val2014"]  # in place of A-OKVQA
     assert not [name for name in manager.all_tasks if "aokvqa" in name.replace("_", "")]
     for _, task, metrics, mind in rows:

@@ -12,7 +12,7 @@ import torch
 import vispco
 from tiny import IMAGE, batch, tiny_llava, without_labels
 from vispco import PruningConfig
-from vispco.hooks import Eagerly, _applied
+from vispco.pruning._hooks import Eagerly, _applied
 
 STATM = Path("/proc/self/statm")
 PROMPT = without_labels(batch(images=(1,), text=(5,), before=(2,)))

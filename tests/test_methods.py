@@ -17,7 +17,7 @@ from naive import NAIVE, naive_kept, naive_rank, naive_recycled, ranked, step_at
 from oracles import Constant, Witness, pruned_with, rows_alone
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, without_labels
 from vispco import PruningConfig
-from vispco.context import Context
+from vispco.pruning.context import Context
 from vispco.methods import fitprune
 from vispco.methods.cdpruner import CDPruner
 from vispco.methods.dart import DART

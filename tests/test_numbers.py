@@ -19,10 +19,10 @@ import vispco
 from oracles import Constant, pruned_with, rows_alone
 from tiny import IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco import PruningConfig, testbed
-from vispco.context import column_sum, masked_softmax
+from vispco.pruning.context import column_sum, masked_softmax
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
-from vispco.vision import received
+from vispco.pruning._tower import received
 
 HERE = Path(__file__).parent
 CONFIG = PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])

@@ -14,7 +14,7 @@ from test_collate import Films
 
 import vispco
 from vispco import Frontier, PruningConfig, testbed
-from vispco.cli import main
+from vispco.commands.main import main
 from vispco.commands.notations import parse_notation
 from vispco.data import draw
 

@@ -21,11 +21,11 @@ import vispco
 from tiny import PER_IMAGE, batch, make, without_labels
 from vispco.budget import limit_for
 from vispco.config import PruningConfig
-from vispco.costs import KVCacheMemory, LatencyTable
+from vispco.latency.table import KVCacheMemory, LatencyTable
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
 from vispco.registry import KERNELS, METHODS, adapter_for
-from vispco.search.gradient import _hardened
+from vispco.solvers.descent import _hardened
 
 UNITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "s"}
 LENGTHS, SECONDS = (8, 40, 300), (0.001, 0.0013, 0.0104)

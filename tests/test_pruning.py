@@ -14,12 +14,12 @@ import vispco
 from oracles import Constant, Replay, by_hand, decoder_inputs, error, hook_counts, pruned_with
 from tiny import IMAGE, PER_IMAGE, batch, make, tiny_llava, without_labels
 from vispco import PruningConfig
-from vispco.context import positions, take, take_rotary
+from vispco.pruning.context import positions, take, take_rotary
 from vispco.methods.random import hashed
-from vispco.pruning.masks import Packed, log_policy, pack, soft_bias
+from vispco.pruning._masks import Packed, log_policy, pack, soft_bias
 from vispco.registry import METHODS
 from vispco.relaxation import normalise, soft_mask
-from vispco.version import versions
+from vispco.utils.version import versions
 
 TRANSFORMERS = tuple(map(int, versions()["transformers"].split(".")[:2]))
 SHAPE = {"images": (1, 2, 0, 1), "text": (9, 7, 6, 12), "before": (2, 0, 3, 8)}

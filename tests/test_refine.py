@@ -10,7 +10,7 @@ import vispco
 from tiny import batch
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
-from vispco.search.refine import Bench, fitted, moves, nearby, refine
+from vispco.solvers.refine import Evaluator, fitted, moves, nearby, refine
 
 LAYERS, TOKENS = 10, 64
 
@@ -21,18 +21,18 @@ def limit(budget, first_layer=1):
     return Budget(budget, cost, torch.tensor([TOKENS]), torch.tensor([9]), first_layer)
 
 
-class Known(Bench):
-    """A bench whose KL is the distance to a known schedule; each lesson adds noise of its own, zero in the mean."""
+class Known(Evaluator):
+    """A evaluator whose KL is the distance to a known schedule; each prepared_batch adds noise of its own, zero in the mean."""
 
-    def __init__(self, target, noise=0.0, lessons=8):
-        super().__init__(None, [[None] * 4] * lessons, {})
+    def __init__(self, target, noise=0.0, prepared=8):
+        super().__init__(None, [[None] * 4] * prepared, {})
         self.target, self.asked = torch.tensor(target), []
-        self.noise = noise * torch.linspace(-1, 1, lessons)
+        self.noise = noise * torch.linspace(-1, 1, prepared)
 
     def _run(self, schedule, part):
         if part is None and schedule in self.records:
             return self.records[schedule]
-        numbers = range(len(self.lessons)) if part is None else part
+        numbers = range(len(self.prepared)) if part is None else part
         self.asked.append((schedule, len(numbers)))
         self.passes += 4 * len(numbers)
         kl = (torch.tensor(schedule) - self.target).square().sum() + self.noise[list(numbers)].mean()
@@ -88,9 +88,9 @@ def test_what_is_fitted_is_on_the_budget_or_cannot_be(data, first, budget):
 
 def test_near_schedules_are_within_the_budget_and_new_at_every_layer():
     b = limit(0.4)
-    bench = Known([1.0] * LAYERS)
-    bench.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
-    found = nearby([bench], [b], 0, torch.Generator().manual_seed(0))
+    evaluator = Known([1.0] * LAYERS)
+    evaluator.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+    found = nearby([evaluator], [b], 0, torch.Generator().manual_seed(0))
     check_schedules(found, 1)
     assert (b.slack(found) >= 0).all() and len(found) > 200 and (found.std(0)[1:] > 0.05).all()
 
@@ -101,74 +101,74 @@ def test_walks_to_the_optimum_within_the_budget(budget, noise):
     b = limit(budget)
     target = tuple(b.harden(torch.tensor([1.0, 1, 1, 0.8, 0.6, 0.3, 0.1, 0, 0, 0])))
     start = tuple(b.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))
-    bench = Known(target, noise)
-    before, = bench.losses([start])
-    refine([bench], [b], rounds=25)
-    after = bench.losses([bench.best])[0]
+    evaluator = Known(target, noise)
+    before, = evaluator.losses([start])
+    refine([evaluator], [b], rounds=25)
+    after = evaluator.losses([evaluator.best])[0]
     assert after < 0.3 * before
-    for schedule in bench.records:
+    for schedule in evaluator.records:
         assert b.holds([round(r * TOKENS) for r in schedule])
 
 
 def test_never_worse_and_never_twice():
     b = limit(0.4)
     start = tuple(b.harden(torch.linspace(1, 0, LAYERS)))
-    bench = Known(start)  # it starts at the optimum
-    bench.losses([start])
-    refine([bench], [b], rounds=6)
-    assert bench.best == start
-    whole = [schedule for schedule, n in bench.asked if n == 8]
+    evaluator = Known(start)  # it starts at the optimum
+    evaluator.losses([start])
+    refine([evaluator], [b], rounds=6)
+    assert evaluator.best == start
+    whole = [schedule for schedule, n in evaluator.asked if n == 8]
     assert len(whole) == len(set(whole))
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_costs_no_more_than_it_says(rounds):
     b, data = limit(0.4), 8 * 4
-    bench = Known([1.0] * LAYERS)
-    bench.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
-    refine([bench], [b], rounds)
-    assert bench.passes - data == rounds * data
+    evaluator = Known([1.0] * LAYERS)
+    evaluator.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+    refine([evaluator], [b], rounds)
+    assert evaluator.passes - data == rounds * data
 
 
 @pytest.mark.parametrize("passes", [0, 31, 100, 300])
 def test_never_costs_more_than_allowed(passes):
     b, data = limit(0.4), 8 * 4
-    bench = Known([1.0] * LAYERS)
-    bench.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
-    refine([bench], [b], 50, passes=passes)
-    assert passes - data < bench.passes - data <= passes
+    evaluator = Known([1.0] * LAYERS)
+    evaluator.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+    refine([evaluator], [b], 50, passes=passes)
+    assert passes - data < evaluator.passes - data <= passes
 
 
 def test_neighbours_learn_from_each_other():
     """A schedule that only the larger budget has found comes down to the smaller one, as if by itself."""
     small, large = limit(0.3), limit(0.5)
     target = torch.tensor([1.0, 1, 1, 1, 0.9, 0, 0, 0, 0, 0], dtype=torch.float64)
-    benches = [Known(small.harden(target)), Known(large.harden(target))]
-    benches[0].losses([tuple(small.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))])
-    benches[1].losses([tuple(large.harden(target))])
-    refine(benches, [small, large], 2)
-    assert benches[0].losses([benches[0].best])[0] < 0.1
+    evaluators = [Known(small.harden(target)), Known(large.harden(target))]
+    evaluators[0].losses([tuple(small.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))])
+    evaluators[1].losses([tuple(large.harden(target))])
+    refine(evaluators, [small, large], 2)
+    assert evaluators[0].losses([evaluators[0].best])[0] < 0.1
 
 
 def test_where_nothing_is_to_be_gained_nothing_is_spent():
     """Of two budgets, one is at its optimum, 0: the other gets nearly all of the rounds."""
     small, large = limit(0.3), limit(0.8)
     flat = torch.full((LAYERS,), 0.6).index_fill(0, torch.tensor([0]), 1.0)
-    benches = [Known(small.harden(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]))), Known(large.harden(flat))]
-    for bench, b in zip(benches, (small, large)):
-        bench.losses([tuple(b.harden(flat))])
-    refine(benches, [small, large], 6)
-    assert len(benches[0].records) >= 10 > 4 >= len(benches[1].records)
+    evaluators = [Known(small.harden(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]))), Known(large.harden(flat))]
+    for evaluator, b in zip(evaluators, (small, large)):
+        evaluator.losses([tuple(b.harden(flat))])
+    refine(evaluators, [small, large], 6)
+    assert len(evaluators[0].records) >= 10 > 4 >= len(evaluators[1].records)
 
 
 def test_stops_when_every_schedule_has_been_measured():
     """One visual token in two layers: two schedules in all."""
     cost = CostModel(Dimensions(2, 32, 4, 2, 8, 56, 60))
     b = Budget(0.9, cost, torch.tensor([1]), torch.tensor([9]))
-    bench = Known([1.0, 1.0])
-    bench.losses([(1.0, 0.0)])
-    refine([bench], [b], 50)
-    assert set(bench.records) == {(1.0, 0.0)}
+    evaluator = Known([1.0, 1.0])
+    evaluator.losses([(1.0, 0.0)])
+    refine([evaluator], [b], 50)
+    assert set(evaluator.records) == {(1.0, 0.0)}
 
 
 def test_a_cut_stays_a_cut_when_the_budget_is_filled():
@@ -183,11 +183,11 @@ def test_a_cut_stays_a_cut_when_the_budget_is_filled():
 
 def test_same_seed_same_moves():
     b = limit(0.4)
-    benches = [Known([1.0] * LAYERS) for _ in range(3)]
-    for bench, seed in zip(benches, (1, 1, 2)):
-        bench.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
-        refine([bench], [b], 2, seed)
-    assert benches[0].asked == benches[1].asked != benches[2].asked
+    evaluators = [Known([1.0] * LAYERS) for _ in range(3)]
+    for evaluator, seed in zip(evaluators, (1, 1, 2)):
+        evaluator.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
+        refine([evaluator], [b], 2, seed)
+    assert evaluators[0].asked == evaluators[1].asked != evaluators[2].asked
 
 
 def test_search_is_better_for_it_and_other_kernels_keep_their_form(llava):

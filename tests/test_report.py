@@ -14,7 +14,7 @@ from vispco.plot import plot_convergence, plot_frontier, plot_tokens
 from vispco.plot.read import dots
 from vispco.plot.tokens import kept_patches, seen
 from vispco.pruning import Pruner
-from vispco.report import Overlay, write_report
+from vispco.plot import Overlay, write_report
 
 torch.set_num_threads(1)
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=\"alert(1)\"> $\\frac $ & \x1b[31m \ud800"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vispco.reproduction.__main__ import reproduce, sized
-from vispco.reproduction.claims import CLAIMS
-from vispco.reproduction.claims.base import MEASURED, MET
+from tests.reproduction.__main__ import reproduce, sized
+from tests.reproduction.claims import CLAIMS
+from tests.reproduction.claims.base import MEASURED, MET
 
 pytestmark = pytest.mark.reproduction
 

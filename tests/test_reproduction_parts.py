@@ -14,15 +14,15 @@ import test_imports
 from mutations import mutations
 from vispco import PruningConfig, evaluate, testbed
 from vispco.pareto import hypervolume
-from vispco.reproduction import estimators as study, figures, jobs, paper, report, stats
-from vispco.reproduction.__main__ import main, sized
-from vispco.reproduction.arena import Arena
-from vispco.reproduction.cache import MEASURING, ROOT, SEARCHING, SHRINKING, Cache, imported
-from vispco.reproduction.claims import CLAIMS, cost, estimators, hypervolume as volumes, kernels, percentile
-from vispco.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
-from vispco.reproduction.sizes import SIZES
-from vispco.search import digest
-from vispco.search.refine import Bench
+from tests.reproduction import estimators as study, figures, jobs, paper, report, stats
+from tests.reproduction.__main__ import main, sized
+from tests.reproduction.arena import Arena
+from tests.reproduction.cache import MEASURING, ROOT, SEARCHING, SHRINKING, Cache, imported
+from tests.reproduction.claims import CLAIMS, cost, estimators, hypervolume as volumes, kernels, percentile
+from tests.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
+from tests.reproduction.sizes import SIZES
+from vispco.utils import digest
+from vispco.solvers.refine import Evaluator
 
 RATIOS = [1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
 
@@ -64,7 +64,7 @@ def test_a_part_is_what_it_is_of_the_whole(tmp_path):
 
 def test_the_bench_is_the_librarys(tmp_path):
     ours = arena(tmp_path)
-    plain, cached = Bench(ours.model, ours.calibration.lessons, {"method": "fastv"}), ours.bench()
+    plain, cached = Evaluator(ours.model, ours.calibration.prepared, {"method": "fastv"}), ours.evaluator()
     schedules = [tuple(RATIOS), (1.0,) * 4 + (0.5,) * 4]
     for part in (None, [1], [1, 0]):
         assert cached.losses(schedules, part) == pytest.approx(plain.losses(schedules, part), rel=1e-5)

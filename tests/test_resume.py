@@ -18,17 +18,17 @@ import torch
 
 import vispco
 from tiny import batch, tiny_llava
-from vispco import files
+from vispco.utils import files
 from vispco.baselines.searchers import random_search
 from vispco.budget import Budget
-from vispco.costs import cost_models
-from vispco.files import locked
+from vispco.latency.table import cost_models
+from vispco.utils.files import locked
 from vispco.registry import adapter_for
-from vispco.reproduction.cache import Cache
-from vispco.search import journal as journals
-from vispco.search.journal import Journal, differences, packed, unpacked
-from vispco.search.refine import Bench
-from vispco.teacher import prepare, shapes, teach
+from tests.reproduction.cache import Cache
+from vispco.utils import journal as journals
+from vispco.utils.journal import Journal, differences, packed, unpacked
+from vispco.solvers.refine import Evaluator
+from vispco.calibration import prepare, shapes, run_teacher
 
 HERE = Path(__file__).parent
 SEED = 0  # of the moments; tests print what they do, and pytest shows it where one fails
@@ -251,7 +251,7 @@ def test_the_journal_knows_every_argument(begun):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypatch):
-    searching = sys.modules["vispco.search.gradient"]  # `vispco.search` is the function
+    searching = sys.modules["vispco.solvers.descent"]  # `vispco.search` is the function
     model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", searching._divergence
     count = iter(range(9))
     monkeypatch.setattr(searching, "_divergence", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))
@@ -262,16 +262,16 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypat
 
 
 def test_searches_without_a_gradient_have_a_journal_too(tmp_path):
-    """Random search on a bench: what `bench.losses` measures is all that it costs."""
+    """Random search on a evaluator: what `evaluator.losses` measures is all that it costs."""
     model = tiny_llava(layers=3)
-    lessons, cost = teach(model, prepare(model, BATCHES)), cost_models(adapter_for(model)(model))["flops"]
-    limit, found = Budget(0.7, cost, *shapes(lessons), 1), []
+    prepared, cost = run_teacher(model, prepare(model, BATCHES)), cost_models(adapter_for(model)(model))["flops"]
+    limit, found = Budget(0.7, cost, *shapes(prepared), 1), []
     for _ in range(2):
         with Journal(tmp_path / "journal.jsonl") as journal:
-            journal.begin("random search", model, lessons, {"seed": 1})
-            bench = Bench(model, lessons, {"method": "fastv"}, journal=journal)
-            random_search(bench, limit, passes=4 * bench.samples, seed=1)
-        found.append((bench.records, bench.passes, journal.computed))
+            journal.begin("random search", model, prepared, {"seed": 1})
+            evaluator = Evaluator(model, prepared, {"method": "fastv"}, journal=journal)
+            random_search(evaluator, limit, passes=4 * evaluator.samples, seed=1)
+        found.append((evaluator.records, evaluator.passes, journal.computed))
         (tmp_path / "journal.jsonl").write_bytes((tmp_path / "journal.jsonl").read_bytes()[:-9])
     assert found[0][:2] == found[1][:2] and len(found[0][0]) == 4 and (found[0][2], found[1][2]) == (4, 1)
 

@@ -14,7 +14,7 @@ from vispco.baselines.rules import attention_masses, fitprune_schedule, remainin
 from vispco.budget import Budget
 from vispco.flops import CostModel
 from vispco.registry import METHODS, adapter_for
-from vispco.teacher import prepare, shapes
+from vispco.calibration import prepare, shapes
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,10 @@ def test_fitprune_schedule_is_the_least_alpha_hardened(method, budget, batches):
     model = tiny_llava()
     config = fitprune_schedule(model, batches, budget, method)
     assert config == fitprune_schedule(model, batches, budget, method)
-    lessons, adapter = prepare(model, batches), adapter_for(model)(model)
-    masses, valid = attention_masses(model, lessons)
+    prepared, adapter = prepare(model, batches), adapter_for(model)(model)
+    masses, valid = attention_masses(model, prepared)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get(method)())
-    limit = Budget(budget, cost, *shapes(lessons))
+    limit = Budget(budget, cost, *shapes(prepared))
     tables = [[[m[:int(v.sum())] for m in layer] for layer in mass.tolist()]
               for mass, v in zip(masses.double(), valid)]
     for i in range(1, 4001):

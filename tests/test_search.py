@@ -10,8 +10,8 @@ from tiny import batch, make, our_hooks, tiny_llava
 from vispco.frontier import Frontier, FrontierPoint
 from vispco.pruning import Masking
 from vispco.registry import adapter_for
-from vispco.search.gradient import whole
-from vispco.teacher import answer_logits, kl_divergence, prepare, teach
+from vispco.solvers.descent import whole
+from vispco.calibration import answer_logits, kl_divergence, prepare, run_teacher
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
     json.dumps(seen)
     # the full model once; per budget: 6 steps of 2 samples, backward counted twice; of 4 samples, up to three starts and
-    # four schedules after the updates; of one lesson of 2, up to seven more starts and the best of them
+    # four schedules after the updates; of one prepared_batch of 2, up to seven more starts and the best of them
     assert 4 + 2 * (6 * 2 * 3 + 4) <= frontier.meta["forward_passes"] <= 4 + 2 * (6 * 2 * 3 + 7 * 4 + 8 * 2)
 
 
@@ -103,12 +103,12 @@ def test_whole_rounds_forward_and_passes_gradients():
 
 def test_gradient_points_the_way_of_finite_differences(llava):
     """More tokens, less divergence: the straight-through gradient and the hard loss agree."""
-    lessons = teach(llava, prepare(llava, [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8)]))
+    prepared = run_teacher(llava, prepare(llava, [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8)]))
     adapter, method = adapter_for(llava)(llava), vispco.registry.METHODS.get("fastv")()
 
     def loss(ratios):
         with Masking(adapter, method, ratios).install() as pruner:
-            return kl_divergence(answer_logits(llava, lessons[0], pruner), lessons[0].log_probs).mean()
+            return kl_divergence(answer_logits(llava, prepared[0], pruner), prepared[0].log_probs).mean()
 
     base = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], requires_grad=True)
     gradient, = torch.autograd.grad(loss(base), base)

@@ -25,7 +25,7 @@ from compatibility import also, refused, section, works
 from oracles import Constant, by_hand, decoder_inputs, error, pruned_with
 from tiny import IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco import PruningConfig
-from vispco.version import versions
+from vispco.utils.version import versions
 
 CLOSE = 2e-5
 STEPS, EARLY = PruningConfig("strided", [1, 0.8, 0.8, 0.5, 0.3, 0.1]), PruningConfig("random", [0.5] * 6)
@@ -301,7 +301,7 @@ def test_a_model_dropped_while_it_is_pruned():
     ghost = weakref.ref(model)
     del model
     gc.collect()
-    assert ghost() is None and not vispco.hooks.Eagerly._count
+    assert ghost() is None and not vispco.pruning._hooks.Eagerly._count
 
 
 # ---- threads -----------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_two_models_in_two_threads(model):
     for rounds in in_threads(lambda: job(model), lambda: job(other)):
         for found, answer in rounds:
             assert all(torch.equal(*pair) for pair in zip(found, expected[0])) and torch.equal(answer, expected[1])
-    assert not vispco.hooks.Eagerly._count
+    assert not vispco.pruning._hooks.Eagerly._count
 
 
 @refused("one pruned model in two threads at once", "this pruned model is running already, in another thread: let threads take turns, "

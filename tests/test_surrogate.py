@@ -5,7 +5,7 @@ import math
 import torch
 from hypothesis import given, strategies as st
 
-from vispco.search.surrogate import NOISES, Surrogate, log_loss
+from vispco.solvers.surrogate import NOISES, Surrogate, log_loss
 
 
 def known(count=12, layers=6, seed=0):
@@ -41,7 +41,7 @@ def test_the_posterior_is_that_of_the_joint_normal_distribution():
 
 def test_length_and_noise_have_the_largest_likelihood_of_the_grid():
     """Against the log density of a multivariate normal with the variance that is best for each pair."""
-    from vispco.search import surrogate
+    from vispco.solvers import surrogate
 
     ratios, losses = known()
     values = log_loss(losses) - log_loss(losses).mean()

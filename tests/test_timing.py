@@ -10,7 +10,7 @@ from tiny import batch, tiny_llava, without_labels
 
 from vispco import PruningConfig
 from vispco.commands.answer import first_token, latency, speeds
-from vispco.timing import side_by_side, timed
+from vispco.latency.timing import side_by_side, timed
 
 
 @pytest.fixture(autouse=True)

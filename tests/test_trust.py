@@ -13,7 +13,7 @@ from PIL import Image
 import vispco
 from mutations import harmless, within
 from vispco import PruningConfig, testbed
-from vispco.cli import main
+from vispco.commands.main import main
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
 from vispco.testbed.model import build_processor
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 ROOT = Path(vispco.__file__).parent.parent
 
 # ---- the source code ------------------------------------------------------------------------------------------
-#: Whoever imports one of these can run code that a file holds. `multiprocessing`, in `vispco.reproduction`, pickles
+#: Whoever imports one of these can run code that a file holds. `multiprocessing`, in `tests.reproduction`, pickles
 #: as well, but only what our own processes send each other; no file is read by it.
 MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "jsonpickle", "code", "runpy"}
 NAMES = {"torch.load", "torch.jit.load", "torch.hub.load", "torch.package", "numpy.load", "pandas.read_pickle", "yaml.load",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vispco
-from vispco import version
+from vispco.utils import version
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,7 +19,7 @@ from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompt
 from vispco import PruningConfig
 from vispco.methods.pool import Pool
 from vispco.registry import METHODS, adapter_for
-from vispco.vision import Replaced, Tower, placed, received
+from vispco.pruning._tower import Replaced, Tower, placed, received
 
 PROCESSORS.setdefault(type(make("llava")), None)  # its plain batches are what its processor gives
 CASES = [(name, "images") for name in FAMILIES] + [(name, "video") for name in sorted(VIDEOS)]
@@ -449,7 +449,7 @@ def test_chunks_of_query_rows_change_nothing(monkeypatch):
     q, k = torch.randn(2, 50, 3, 8, generator=torch.Generator().manual_seed(0)).double()
     weights = torch.einsum("nhe,mhe->hnm", q, k).mul(8**-0.5).softmax(-1)
     for chunk in (2**24, 1000, 1):
-        monkeypatch.setattr("vispco.vision.CHUNK", chunk)
+        monkeypatch.setattr("vispco.pruning._tower.CHUNK", chunk)
         assert torch.allclose(received(q, k), weights.mean((0, 1)))
 
 

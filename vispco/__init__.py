@@ -8,7 +8,7 @@ budgets, and deploy the result:
         model.generate(**inputs)
 """
 
-from .version import __version__ as __version__  # first: it says so if transformers is too old
+from .utils.version import __version__ as __version__  # first: it says so if transformers is too old
 
 from . import methods as methods
 from . import models as models
@@ -21,8 +21,8 @@ from .baselines import (
 )
 from .baselines.presets import presets as presets
 from .config import PruningConfig as PruningConfig
-from .context import Context as Context
-from .costs import LatencyTable as LatencyTable
+from .pruning.context import Context as Context
+from .latency.table import LatencyTable as LatencyTable
 from .evaluate import Record as Record, evaluate as evaluate
 from .flops import count_flops as count_flops
 from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
@@ -38,4 +38,4 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
-from .search import amortise as amortise, search as search
+from .solvers import amortise as amortise, search as search

@@ -88,14 +88,14 @@ def limit_for(budget: float | str | Mapping, costs: Mapping, n_visual: Tensor, n
               relative_to: str = "prunable") -> Limit:
     """The limit that a budget stands for: a `Budget` of FLOPs, or the `Joint` of a dict of several.
 
-    costs: {name in LIMITS: cost}, see `vispco.costs.cost_models`. Other arguments and errors as of `Budget`.
+    costs: {name in LIMITS: cost}, see `vispco.latency.table.cost_models`. Other arguments and errors as of `Budget`.
     """
     check_budget(budget)
     if not isinstance(budget, Mapping):
         return Budget(budget, costs["flops"], n_visual, n_text, first_layer, relative_to)
     if missing := [name for name in budget if costs.get(name) is None]:
         raise ValueError(f"the budget {dict(budget)} limits {missing[0]}, which nothing measures here: pass a table, "
-                         f"{missing[0]}=vispco.costs.LatencyTable.measure(model, lengths)")
+                         f"{missing[0]}=vispco.latency.table.LatencyTable.measure(model, lengths)")
     return Joint({name: Budget(budget[name], costs[name], n_visual, n_text, first_layer, relative_to)
                   for name in LIMITS if name in budget})
 
@@ -268,7 +268,7 @@ class Joint(Limit):
     limits: {name: budget}. `limit`, `cost`, `full`, `text` and `share` are the first one's.
     Raises ValueError without budgets, or for budgets of different samples or layers.
 
-    >>> from vispco.costs import KVCacheMemory
+    >>> from vispco.latency.table import KVCacheMemory
     >>> from vispco.flops import CostModel, Dimensions
     >>> size, prompt = Dimensions(2, 8, 2, 2, 4, 16, 10), (torch.tensor([16]), torch.tensor([4]))
     >>> both = Joint({"flops": Budget(0.8, CostModel(size), *prompt), "kv_cache": Budget(0.75, KVCacheMemory(size), *prompt)})

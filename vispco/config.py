@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
+from .utils.files import SCHEMA_VERSION, checked_keys, read_json, write_json
 from .registry import build_method
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import PruningConfig
-from .distributed import gathered
+from .utils.distributed import gathered
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .registry import adapter_for, build_method
-from .teacher import Lesson, answer_logits, during, kl_divergence, prepare, shapes, teach, token_losses
+from .calibration import PreparedBatch, answer_logits, during, kl_divergence, prepare, shapes, run_teacher, token_losses
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Record:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config: PruningConfig | None = None,
+def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[PreparedBatch], config: PruningConfig | None = None,
              *, mode: str = "deploy") -> Record:
     """Run `model` under `config` (None: in full) over `batches` and compare with the answers and the full model.
 
     batches: dicts of model inputs with `labels` (-100 outside the answer). To evaluate many configurations, pass
-    `lessons = teach(model, prepare(model, batches))` (from `vispco.teacher`): the full model then runs only once.
+    `prepared = run_teacher(model, prepare(model, batches))` (from `vispco.calibration`): the full model then runs only once.
     Raises ValueError for batches without answers or visual tokens, and as `apply` does; FloatingPointError, naming batch and
     layer, if logits, hidden states or scores are not finite.
 
@@ -63,31 +63,31 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[Lesson], config
     if config is not None:
         check_fits(config, adapter)
     given: Any = batches
-    lessons = given if _are_lessons(given) else prepare(model, given)
+    prepared = given if _are_lessons(given) else prepare(model, given)
     training = model.training
     model.eval()
     try:
-        teach(model, lessons)
+        run_teacher(model, prepared)
         with nullcontext() if config is None else apply(model, config, mode=mode) as pruner:
             grades = []
-            for i, lesson in enumerate(lessons):
+            for i, prepared_batch in enumerate(prepared):
                 with during(f"batches[{i}]"):
-                    grades.append(grade(lesson, lesson.log_probs if pruner is None else answer_logits(model, lesson, pruner)))
+                    grades.append(grade(prepared_batch, prepared_batch.log_probs if pruner is None else answer_logits(model, prepared_batch, pruner)))
     finally:
         model.train(training)
-    return record(grades, *costs(adapter, lessons, config))
+    return record(grades, *costs(adapter, prepared, config))
 
 
-def grade(lesson: Lesson, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def grade(prepared_batch: PreparedBatch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which answers are right (one bool per sample that has one); at each answer token, KL(pruned || full) and the task loss.
 
-    logits: (A, vocabulary), or `lesson.log_probs` itself, whose divergence is 0 to the bit.
+    logits: (A, vocabulary), or `prepared_batch.log_probs` itself, whose divergence is 0 to the bit.
     """
-    same = logits is lesson.log_probs
-    divergence = torch.zeros(len(logits)) if same else kl_divergence(logits, lesson.log_probs).cpu()
-    wrong = (logits.argmax(-1).cpu() != lesson.targets).long()
-    misses = torch.zeros(len(lesson), dtype=torch.long).index_add_(0, lesson.rows, wrong)
-    return (misses == 0)[lesson.answers.any(1)], divergence, token_losses(logits, lesson, "task").cpu()
+    same = logits is prepared_batch.log_probs
+    divergence = torch.zeros(len(logits)) if same else kl_divergence(logits, prepared_batch.log_probs).cpu()
+    wrong = (logits.argmax(-1).cpu() != prepared_batch.targets).long()
+    misses = torch.zeros(len(prepared_batch), dtype=torch.long).index_add_(0, prepared_batch.rows, wrong)
+    return (misses == 0)[prepared_batch.answers.any(1)], divergence, token_losses(logits, prepared_batch, "task").cpu()
 
 
 def record(grades: list[tuple[Tensor, Tensor, Tensor]], flops: Tensor, full: Tensor, text: Tensor) -> Record:
@@ -97,11 +97,11 @@ def record(grades: list[tuple[Tensor, Tensor, Tensor]], flops: Tensor, full: Ten
                   float(flops.sum() / full.sum()), float((flops - text).sum() / (full - text).sum()), len(correct), correct)
 
 
-def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple[Tensor, Tensor, Tensor]:
+def costs(adapter, prepared: list[PreparedBatch], config: PruningConfig | None) -> tuple[Tensor, Tensor, Tensor]:
     """Prefill FLOPs of every sample: (under `config`, in full, without visual tokens), float64."""
     method = build_method(config.method, config.method_options) if config else None
     cost = CostModel(adapter.dimensions(adapter.config), method)
-    n_visual, n_text = shapes(lessons)
+    n_visual, n_text = shapes(prepared)
     full, text = cost.full(n_visual, n_text).double(), cost.text_only(n_text).double()
     if config is None:
         return full, full, text
@@ -109,5 +109,5 @@ def costs(adapter, lessons: list[Lesson], config: PruningConfig | None) -> tuple
     return cost(counts, n_visual, n_text).double(), full, text
 
 
-def _are_lessons(batches) -> TypeGuard[list[Lesson]]:
-    return isinstance(batches, list) and bool(batches) and all(isinstance(b, Lesson) for b in batches)
+def _are_lessons(batches) -> TypeGuard[list[PreparedBatch]]:
+    return isinstance(batches, list) and bool(batches) and all(isinstance(b, PreparedBatch) for b in batches)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .budget import check_budget
 from .config import PruningConfig
-from .files import SCHEMA_VERSION, checked_keys, read_json, write_json
+from .utils.files import SCHEMA_VERSION, checked_keys, read_json, write_json
 
 
 @dataclass(frozen=True)

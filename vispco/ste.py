@@ -2,7 +2,7 @@
 
 A search step masks the tokens hard and needs d loss / d k~, the number of tokens wanted. An estimator is a function
 from scores to a mask (B, N) whose VALUE is what the forward pass uses and whose GRADIENT says what one token more or
-less would do. `ESTIMATORS` lists them; `vispco.reproduction.estimators` measures their bias and variance.
+less would do. `ESTIMATORS` lists them; `tests.reproduction.estimators` measures their bias and variance.
 """
 
 from __future__ import annotations

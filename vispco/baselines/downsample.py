@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..evaluate import Record, grade, record
 from ..flops import CostModel
-from ..pruning.masks import pack
+from ..pruning._masks import pack
 from ..registry import adapter_for
-from ..teacher import Lesson, answer_logits, prepare, shapes, teach
+from ..calibration import PreparedBatch, answer_logits, prepare, shapes, run_teacher
 
 
 def downsample(adapter, inputs: dict, scale: float) -> dict:
@@ -53,22 +53,22 @@ def _padding(adapter) -> int:
 
 
 @torch.no_grad()
-def evaluate_downsampled(model: nn.Module, lessons: list[Lesson], scale: float) -> Record:
+def evaluate_downsampled(model: nn.Module, prepared: list[PreparedBatch], scale: float) -> Record:
     """What `evaluate` measures, for pictures of sides times `scale`; shares are of the full pictures' FLOPs.
 
-    lessons: `prepare(model, batches)`, `batches` with pictures of full size. Raises ValueError for anything else.
+    prepared: `prepare(model, batches)`, `batches` with pictures of full size. Raises ValueError for anything else.
     """
-    if not all(isinstance(lesson, Lesson) for lesson in lessons):
-        raise ValueError("lessons must be those of `vispco.teacher.prepare(model, batches)`, got other things")
+    if not all(isinstance(prepared_batch, PreparedBatch) for prepared_batch in prepared):
+        raise ValueError("prepared must be those of `vispco.calibration.prepare(model, batches)`, got other things")
     adapter = adapter_for(model)(model)
     cost = CostModel(adapter.dimensions(adapter.config))
-    teach(model, lessons)
+    run_teacher(model, prepared)
     grades, small = [], []
-    for lesson in lessons:
-        inputs = downsample(adapter, {**lesson.inputs, "labels": lesson.labels}, scale)
+    for prepared_batch in prepared:
+        inputs = downsample(adapter, {**prepared_batch.inputs, "labels": prepared_batch.labels}, scale)
         short, = prepare(model, [inputs])
-        small.append(replace(short, log_probs=lesson.log_probs))
+        small.append(replace(short, log_probs=prepared_batch.log_probs))
         grades.append(grade(small[-1], answer_logits(model, replace(short, inputs=adapter.embedded(short.inputs)))))
-    n_visual, n_text = shapes(lessons)
+    n_visual, n_text = shapes(prepared)
     return record(grades, cost.full(*shapes(small)).double(), cost.full(n_visual, n_text).double(),
                   cost.text_only(n_text).double())

@@ -17,7 +17,7 @@ from ..methods.base import Method
 from ..methods.fitprune import received
 from ..pruning import Masking
 from ..registry import adapter_for, build_method
-from ..teacher import Lesson, answer_logits, prepare, shapes
+from ..calibration import PreparedBatch, answer_logits, prepare, shapes
 
 
 # ---- FitPrune's schedule -----------------------------------------------------------------------------------
@@ -41,11 +41,11 @@ def fitprune_schedule(model: nn.Module, batches: Sequence[Mapping], budget: floa
     """
     adapter = adapter_for(model)(model)
     scorer = build_method(method, method_options)
-    lessons = prepare(model, batches)
+    prepared = prepare(model, batches)
     cost = CostModel(adapter.dimensions(adapter.config), scorer)
     first = max(1, scorer.first_layer)
-    limit = Budget(budget, cost, *shapes(lessons), first, relative_to)
-    masses, valid = attention_masses(model, lessons)
+    limit = Budget(budget, cost, *shapes(prepared), first, relative_to)
+    masses, valid = attention_masses(model, prepared)
 
     def fits(alpha: float) -> bool:
         counts = (remaining(masses, valid, alpha, first) * limit.tokens).round().long()
@@ -58,7 +58,7 @@ def fitprune_schedule(model: nn.Module, batches: Sequence[Mapping], budget: floa
     ratios = limit.harden(remaining(masses, valid, high, first))
     config = PruningConfig(method, ratios, method_options or {}, adapter.config.model_type, budget,
                            n_visual=limit.tokens)
-    return replace(config, flops=float(costs(adapter, lessons, config)[0].mean()))
+    return replace(config, flops=float(costs(adapter, prepared, config)[0].mean()))
 
 
 def remaining(masses: Tensor, valid: Tensor, alpha: float, first_layer: int = 1) -> Tensor:
@@ -84,7 +84,7 @@ def remaining(masses: Tensor, valid: Tensor, alpha: float, first_layer: int = 1)
     return torch.stack(shares)
 
 
-def attention_masses(model: nn.Module, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
+def attention_masses(model: nn.Module, prepared: Sequence[PreparedBatch]) -> tuple[Tensor, Tensor]:
     """Attention that each visual token receives from text and from visual tokens: (S, L - 1, 2, V).
 
     Of the full model, in all layers but the last. Second result: which tokens exist, (S, V) bool.
@@ -98,9 +98,9 @@ def attention_masses(model: nn.Module, lessons: Sequence[Lesson]) -> tuple[Tenso
     model.eval()
     try:
         with _Observer(adapter, recorder, everything).install() as observer, torch.no_grad():
-            for lesson in lessons:
+            for prepared_batch in prepared:
                 recorder.seen = []
-                answer_logits(model, lesson, observer)
+                answer_logits(model, prepared_batch, observer)
                 masses.append(torch.stack([mass for mass, _ in recorder.seen], 1))  # (B, L - 1, 2, V)
                 valid.append(recorder.seen[0][1])
     finally:
@@ -145,10 +145,10 @@ def vtw_schedule(model: nn.Module, batches: Sequence[Mapping], threshold: float 
         raise ValueError("threshold must be 0 or more and samples at least 1, "
                          f"got {threshold!r} and {samples!r}")
     adapter = adapter_for(model)(model)
-    lessons = prepare(model, batches)
-    used: list[Lesson] = []
-    while lessons and sum(map(len, used)) < samples:
-        used.append(lessons.pop(0))
+    prepared = prepare(model, batches)
+    used: list[PreparedBatch] = []
+    while prepared and sum(map(len, used)) < samples:
+        used.append(prepared.pop(0))
     layers = len(adapter.layers)
     for k in range(layers):
         config = PruningConfig("vtw", [1.0] * k + [0.0] * (layers - k), model_type=adapter.config.model_type)

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from .. import timing
+from ..latency import timing
 from ..config import PruningConfig
-from ..console import flops, layers_entered, percent, table, token_grid, tokens
-from ..costs import LatencyTable, prefills, spread
+from ..utils.console import flops, layers_entered, percent, table, token_grid, tokens
+from ..latency.table import LatencyTable, prefills, spread
 from ..flops import count_flops
 from ..pruning import apply
 from ..registry import adapter_for
-from ..teacher import frozen
-from ..timing import in_turns, timed
+from ..calibration import frozen
+from ..latency.timing import in_turns, timed
 
 
 def answer(model, processor, inputs: dict, config: PruningConfig | None = None, max_new_tokens: int = 16) -> dict:

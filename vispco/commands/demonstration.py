@@ -18,7 +18,7 @@ from ..baselines.rules import fitprune_schedule
 from ..baselines.searchers import random_schedules
 from ..budget import Budget
 from ..config import PruningConfig
-from ..console import (
+from ..utils.console import (
     Progress,
     flops,
     output_folder,
@@ -33,8 +33,8 @@ from ..flops import CostModel
 from ..frontier import Frontier, FrontierPoint
 from ..plot import plot_frontier, require_matplotlib
 from ..registry import adapter_for, build_method
-from ..search.gradient import search
-from ..teacher import prepare, shapes, teach
+from ..solvers.descent import search
+from ..calibration import prepare, shapes, run_teacher
 from .answer import answer, side_by_side
 
 #: Sizes of a smoke test.
@@ -108,7 +108,7 @@ class Arena:
     def __init__(self, model, calibration: Sequence[dict], test: Sequence[dict], quiet: bool):
         self.model, self.quiet = model, quiet
         adapter, method = adapter_for(model)(model), build_method("fastv")
-        self.test = teach(model, prepare(model, test))
+        self.test = run_teacher(model, prepare(model, test))
         self.layers, self.first_layer = len(adapter.layers), method.first_layer
         self.cost = CostModel(adapter.dimensions(adapter.config), method)
         self.shapes = shapes(prepare(model, calibration))

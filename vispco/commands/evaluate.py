@@ -10,12 +10,12 @@ from dataclasses import replace
 from .. import data
 from ..baselines.grids import published
 from ..config import PruningConfig
-from ..console import Progress, budget_text, flops, percent, standard_error, table, wilson
-from ..distributed import launched, rank
+from ..utils.console import Progress, budget_text, flops, percent, standard_error, table, wilson
+from ..utils.distributed import launched, rank
 from ..evaluate import Record, evaluate
 from ..frontier import Frontier
 from ..registry import adapter_for
-from ..teacher import prepare, teach
+from ..calibration import prepare, run_teacher
 from .answer import first_token, latency
 from .asked import words
 from .model import load_model
@@ -76,10 +76,10 @@ def _run(options: argparse.Namespace) -> None:
     model, processor = load_model(options)
     batches = asked.batches(model, processor)
     with Progress(len(named) + 1, "evaluate", options.quiet) as bar:
-        lessons = teach(model, prepare(model, batches))
+        prepared = run_teacher(model, prepare(model, batches))
         rows = []
         for name, config in [("full", None), *named]:
-            rows.append({"name": name, **_measured(evaluate(model, lessons, config), asked.tasks)})
+            rows.append({"name": name, **_measured(evaluate(model, prepared, config), asked.tasks)})
             bar.update()
     times = _times(options, timed[0], model, processor, [c for _, c in named]) if timed else None
     if frontier is not None and options.output:

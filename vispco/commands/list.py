@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .. import testbed
 from ..baselines.presets import presets
-from ..console import table
+from ..utils.console import table
 from ..registry import ADAPTERS, KERNELS, METHODS
 from .options import add_json
 from .output import print_json

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import testbed
-from ..files import brief
+from ..utils.files import brief
 from ..registry import adapter_for
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ..console import budget_text
+from ..utils.console import budget_text
 
 
 def print_json(data: Any) -> None:

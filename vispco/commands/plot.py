@@ -6,7 +6,7 @@ import argparse
 
 from .. import data
 from ..config import PruningConfig
-from ..files import brief
+from ..utils.files import brief
 from ..frontier import Frontier
 from .asked import about, check_words, words
 from .model import load_model

@@ -15,8 +15,8 @@ from typing import Any
 from .. import data, testbed
 from ..data.collate import split as in_batches
 from ..data.template import read_template
-from ..distributed import as_gathered, rank, share
-from ..files import printable
+from ..utils.distributed import as_gathered, rank, share
+from ..utils.files import printable
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
 from .asked import of_testbed

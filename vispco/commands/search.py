@@ -16,17 +16,17 @@ from pathlib import Path
 import torch
 
 from .. import data
-from ..console import Progress, budget_text, flops, output_folder, percent, table, tokens
-from ..costs import LatencyTable, spread
-from ..distributed import launched, rank, total
+from ..utils.console import Progress, budget_text, flops, output_folder, percent, table, tokens
+from ..latency.table import LatencyTable, spread
+from ..utils.distributed import launched, rank, total
 from ..frontier import Frontier, FrontierPoint
 from ..plot import plot_tokens
 from ..registry import KERNELS, METHODS
-from ..report import Overlay, write_report
-from ..search.gradient import search
-from ..search.journal import Journal
+from ..plot import Overlay, write_report
+from ..solvers.descent import search
+from ..utils.journal import Journal
 from ..ste import ESTIMATORS, build_estimator
-from ..teacher import OBJECTIVES, prepare, shapes
+from ..calibration import OBJECTIVES, prepare, shapes
 from .asked import words
 from .model import load_model
 from .options import add_data, add_json, add_model, budgets, positive, whole

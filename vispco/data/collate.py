@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..distributed import share
-from ..files import brief
+from ..utils.distributed import share
+from ..utils.files import brief
 from .conversation import MARKERS, Conversation
 from .pictures import MAX_PIXELS, open_picture, open_video
 from .template import render, render_prompt, tokens
@@ -18,7 +18,7 @@ from .template import render, render_prompt, tokens
 def batches(processor: Any, conversations: Sequence[Conversation], batch_size: int = 8, **options) -> list[dict]:
     """`collate` over conversations in order, `batch_size` at a time; pictures and videos never share a batch.
 
-    Of several processes that search together (`vispco.distributed`), each gets its own share of every batch."""
+    Of several processes that search together (`vispco.utils.distributed`), each gets its own share of every batch."""
     return [collate(processor, share(batch), **options) for batch in split(conversations, batch_size)]
 
 

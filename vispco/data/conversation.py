@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import brief
+from ..utils.files import brief
 
 #: How a question says where a picture or a video stands.
 MARKERS = {"image": "<image>", "video": "<video>"}

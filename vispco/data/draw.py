@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..files import brief
+from ..utils.files import brief
 from .conversation import Conversation, parse
 from .library import load, row
 from .lines import rows

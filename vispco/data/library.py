@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from ..files import brief
+from ..utils.files import brief
 
 
 def load(name: str, split: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from ..files import brief
+from ..utils.files import brief
 
 MAX_PIXELS = 50_000_000
 #: What is opened at all: PIL also knows formats that start other programs, or that hold addresses.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..files import brief
+from ..utils.files import brief
 from .conversation import MARKERS, Conversation
 
 #: For processors without a chat template: each turn's question and answer on lines of their own, answers ended.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..context import Context
+from ..pruning.context import Context
 from ..flops import Dimensions
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..context import take
+from ..pruning.context import take
 from ..registry import register_method
 from .base import Method
 from .shared import cosines, directions, greedy

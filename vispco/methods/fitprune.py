@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import Context
+from ..pruning.context import Context
 from ..registry import register_method
 from .base import Method
 from .shared import masked_mean, question

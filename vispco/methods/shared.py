@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..context import Context, column_sum, positions, take
+from ..pruning.context import Context, column_sum, positions, take
 
 
 def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -6,7 +6,7 @@ from numbers import Real
 
 import torch
 
-from ..context import masked_softmax, take
+from ..pruning.context import masked_softmax, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method

@@ -19,12 +19,12 @@ class VisionZip(Method):
         all others are averaged into the contextual token of largest cos(key_i, key_j)
 
     a_j: attention that the token's patches receive in the tower; keys: of the same layer, mean over heads
-    (`vispco.vision`). contextual: share of the kept tokens. Published, before layer 0: 162 + 30, 108 + 20 and
+    (`vispco.pruning._tower`). contextual: share of the kept tokens. Published, before layer 0: 162 + 30, 108 + 20 and
     54 + 10 of 576 tokens, the default share. Knows nothing of the question. Ranked again at a later layer, it
     does the same among the tokens present.
     Departs from the authors' code: merging comes after the projector, and a contextual token becomes the mean
     of itself and all it absorbs (there, the mean of those is added to it). For towers without a class token
-    see `vispco.vision`. Newline tokens were no patches: nothing attends to them.
+    see `vispco.pruning._tower`. Newline tokens were no patches: nothing attends to them.
     """
 
     first_layer = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..context import positions, take
+from ..pruning.context import positions, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
@@ -19,7 +19,7 @@ class VisPruner(Method):
         the others, in falling a_j: until k are left in all, number those left 0, 1, 2, ...; of the even ones,
             remove the `step` (at most as many as are too many) of largest max_{j odd} cos(v_i, v_j)
 
-    a_j: attention that the token's patches receive in the tower (`vispco.vision`); v: projected features.
+    a_j: attention that the token's patches receive in the tower (`vispco.pruning._tower`); v: projected features.
     After the k, a token ranks the higher the later it was removed. important: share of the kept tokens.
     Published, before layer 0: half important, half diverse, 128, 64 or 32 of 576 tokens, `step` 8; with many
     thousand tokens take more. Knows nothing of the question. Departs from the authors' code: features after

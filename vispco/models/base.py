@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..context import positions
+from ..pruning.context import positions
 from ..flops import Dimensions
-from ..vision import placed, ready_made, turned
+from ..pruning._tower import placed, ready_made, turned
 from .towers import class_token, patches, squares
 
 
@@ -240,7 +240,7 @@ class Adapter:
 
     @classmethod
     def vision_attention_flops(cls, config, n_visual: int, images: Sequence | None = None) -> int:
-        """FLOPs of reading the tower (`vispco.vision`): q k^T of one layer; none with a class token."""
+        """FLOPs of reading the tower (`vispco.pruning._tower`): q k^T of one layer; none with a class token."""
         v = config.vision_config
         product = 0 if cls.class_token(config) else 2 * patches(v) ** 2 * v.hidden_size
         return cls.tile_count(config, n_visual, images) * product

@@ -1,8 +1,9 @@
-"""Pictures: frontiers with their schedules, kept tokens over the image, the course of a search."""
+"""Pictures: frontiers with their schedules, kept tokens over the image, the course of a search, a page of all that."""
 
 from .convergence import plot_convergence
 from .figure import picture_kind, require_matplotlib
 from .frontiers import plot_frontier
+from .page import Overlay, write_report
 from .tokens import plot_tokens
 
-__all__ = ["picture_kind", "plot_convergence", "plot_frontier", "plot_tokens", "require_matplotlib"]
+__all__ = ["Overlay", "picture_kind", "plot_convergence", "plot_frontier", "plot_tokens", "require_matplotlib", "write_report"]

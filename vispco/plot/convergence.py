@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from ..files import write_text
+from ..utils.files import write_text
 from .figure import COLOURS, DASHES, MARKERS, budget_label, picture_kind, plain_log, render, require_matplotlib
 
 _PANELS = {"loss": "loss", "violation": "violation of the budget", "multiplier": "multiplier", "penalty": "penalty",

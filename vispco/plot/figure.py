@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..console import budget_text
+from ..utils.console import budget_text
 
 # Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..files import write_text
+from ..utils.files import write_text
 from .figure import COLOURS, INK, clean, picture_kind, render, require_matplotlib
 from .read import KINDS, Frontiers, Runs, dots, levels, rivals, runs, value
 from .schedules import draw_schedules, looks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import PruningConfig
-from ..files import write_text
+from ..utils.files import write_text
 from ..pruning import apply
 from ..registry import adapter_for
 from .figure import COLOURS, INK, clean, picture_kind, render, require_matplotlib

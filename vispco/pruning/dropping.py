@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import take, take_rotary
+from .context import take, take_rotary
 from ..relaxation import hard_mask
-from . import cache as kv
-from .masks import Packed, pack, prefill_mask
-from .prefill import merged
+from . import _cache as kv
+from ._masks import Packed, pack, prefill_mask
+from .prompt import merged
 from .pruner import Pruner
 
 

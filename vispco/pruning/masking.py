@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..relaxation import hard_mask
 from ..ste import Estimator, build_estimator
-from .attention import Bound, SoftMask
-from .prefill import merged
+from ._attention import Bound, SoftMask
+from .prompt import merged
 from .pruner import Pruner
 
 
@@ -29,7 +29,7 @@ class Masking(Pruner):
 
     @property
     def bound(self) -> Tensor | None:
-        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.pruning.attention.Bound`)."""
+        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.pruning._attention.Bound`)."""
         return self._bound.value
 
     @bound.setter

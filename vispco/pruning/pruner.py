@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..context import take
-from ..hooks import Eagerly, Handle, Replaced, named
-from ..vision import Tower
-from . import cache as kv
-from .masks import Packed, decode_mask
-from .prefill import Prefill
+from .context import take
+from ._hooks import Eagerly, Handle, Replaced, named
+from ._tower import Tower
+from . import _cache as kv
+from ._masks import Packed, decode_mask
+from .prompt import Prefill
 
 
 class Pruner(Handle):

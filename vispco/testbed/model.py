@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..files import brief
+from ..utils.files import brief
 from .vocab import (CELLS, EOS, ID, IMAGE, IMAGE_PAD, PAD, QWEN_ID, VIDEO_PAD, VISION_END, VISION_START, WORDS,
                     build_tokenizer)  # fmt: skip
 

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..files import brief, read_json, write_json, write_text
+from ..utils.files import brief, read_json, write_json, write_text
 from . import easyvqa, scenes
 from .curriculum import Curriculum
 from .evaluate import report

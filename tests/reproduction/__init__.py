@@ -1,0 +1,1 @@
+"""Every claim about the search, run again: `python -m tests.reproduction --size quick --output docs/results`."""

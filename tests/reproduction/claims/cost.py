@@ -1,0 +1,166 @@
+"""Claim 3: what the same number of forward passes finds in other hands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from vispco.baselines.rules import fitprune_schedule, vtw_schedule
+from vispco.baselines.searchers import SEARCHERS
+from vispco.budget import ramp
+from vispco.config import PruningConfig
+from ..arena import Arena
+from ..cache import Cache
+from ..searches import RIVAL, SAVING, cheap, refined, thorough, ungraded
+from ..sizes import Setting, Size
+from ..stats import chance_to_win, compare, expected_best, expected_held_out, summary
+from .base import MET, NOT_TESTABLE, Piece, all_met, arena_of, met, named, setting_of
+from .percentile import pool
+
+TITLE = "The same cost in other hands"
+DRAWS = (10, 20, 40, 80, 160, 320, 640)
+DIFFERENCE = 0.02  # of the median: below it the random configurations of a budget are all alike
+TARGET = (f"At every budget where configurations differ, the learned one equals or beats random best-of-{RIVAL} in the same "
+          f"space at no more than 1/{SAVING} of its cost, and NSGA-II and TPE at equal cost (calibration KL; equal: within two "
+          "standard errors over the seeds, or 1 %).")
+
+
+def pieces(size: Size) -> list[Piece]:
+    """One per setting and budget: the pools are there already."""
+    per = RIVAL // SAVING * size.calibration
+    return [Piece({**named(s), "budget": b}, (3 * s.rivals + s.seeds) * (per + size.test) + 15 * size.test + 10 * size.calibration,
+                  s.testbed) for s in size.settings for b in s.budgets]
+
+
+def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> dict:
+    """Everybody at one budget of one setting."""
+    setting = setting_of(size, testbed, method)
+    arena = arena_of(setting, cache, size)
+    budgets = arena.reachable(setting.budgets)
+    head = {"testbed": testbed, "method": method, "budget": budget, "n_calibration": len(arena.calibration),
+            "n_test": len(arena.test)}
+    if budget not in budgets:
+        return {**head, "reachable": False, "least": arena.least}
+    found = [refined(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
+    passes = max(f.each for f in found)
+    rows = [_row(arena, "learned", [f.configs[budget] for f in found], passes)]
+    quick = [cheap(arena, setting, size, seed) for seed in range(setting.seeds)]
+    rows.append(_row(arena, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
+    slow = [thorough(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
+    rows.append(_row(arena, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
+    blind = [ungraded(arena, budgets, seed) for seed in range(setting.seeds)]
+    rows.append(_row(arena, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)))
+    rows += [_row(arena, name, configs, passes) for name, configs in _rivals(arena, budget, passes, setting)]
+    rows += [_row(arena, name, [config], cost) for name, config, cost in _rules(arena, budget)]
+    return {**head, "reachable": True, "rows": rows, "random": _random(arena, setting, budget),
+            "won": [chance_to_win(kl, _kls(arena, setting, budget), min(RIVAL, setting.pool)) for kl in rows[0]["kl"]],
+            "coarse": list(_coarse(arena, budget))}
+
+
+def _row(arena: Arena, name: str, configs: list[PruningConfig], passes: float) -> dict:
+    return {"name": name, "passes": passes, "kl": [arena.kl(c) for c in configs],
+            "accuracy": [arena.accuracy(c) for c in configs], "share": [arena.share(c) for c in configs],
+            "tokens": [c.tokens(arena.tokens) for c in configs]}
+
+
+def _kls(arena: Arena, setting: Setting, budget: float) -> list[float]:
+    return [arena.kl(c) for c in pool(arena, setting, budget)]
+
+
+def _random(arena: Arena, setting: Setting, budget: float) -> list[dict]:
+    """Best of N, for every N that the pool allows: KL exactly, held-out accuracy where enough of the pool has one."""
+    configs, values, n = pool(arena, setting, budget), _kls(arena, setting, budget), len(arena.calibration)
+    best = sorted(range(len(values)), key=values.__getitem__)[:12]  # best-of-160 of 500 is among them 99 times in 100
+    accuracy = {i: arena.accuracy(configs[i]) for i in {*range(min(setting.held_out, len(values))), *best}}
+    first = min(setting.held_out, len(values))
+    return [{**expected_best(values, draws), "passes": draws * n,
+             "accuracy": expected_held_out(values, accuracy, draws, first)}
+            for draws in sorted({1, *DRAWS, len(values)}) if draws <= len(values)]
+
+
+def _rivals(arena: Arena, budget: float, passes: float, setting: Setting) -> Iterator[tuple[str, list[PruningConfig]]]:
+    """Searchers with as many passes as the learned configuration cost; one that is not installed is left out."""
+    for label, name in {"NSGA-II": "nsga2", "TPE": "tpe", "greedy per layer": "greedy"}.items():
+        configs = []
+        for seed in range(setting.rivals):
+            evaluator = arena.evaluator()
+            try:
+                SEARCHERS[name](evaluator, arena.limit(budget), int(passes), seed)
+            except ImportError:
+                break
+            configs.append(evaluator.config(evaluator.best))
+        if configs:
+            yield label, configs
+
+
+def _rules(arena: Arena, budget: float) -> Iterator[tuple[str, PruningConfig, int]]:
+    """What needs no seed: (name, configuration, passes)."""
+    n, batches = len(arena.calibration), arena.calibration.batches
+    yield "a ramp, no search", arena.config(arena.limit(budget).harden(ramp(arena.limit(budget)))), 0
+    ratios = arena.searched("fitprune", lambda: list(
+        fitprune_schedule(arena.model, batches, budget, arena.method).keep_ratios), budget=budget)
+    yield "FitPrune's fit", arena.config(ratios), n
+    ratios = arena.searched("vtw", lambda: list(vtw_schedule(arena.model, batches).keep_ratios))
+    config = arena.config([1.0] * arena.first_layer + list(ratios[arena.first_layer:]))
+    if arena.share(config) <= budget + 1e-9:
+        yield "VTW's rule", config, 20 * arena.layers
+
+
+def _coarse(arena: Arena, budget: float) -> Iterator[dict]:
+    """Fewer tokens from layer 0 on, no search: averaged, evenly spaced, random ones, and smaller pictures."""
+    ratios = arena.limit(budget, 0).harden(_flat(arena, budget))
+    for label, method in (("pooled", "pool"), ("strided", "strided"), ("random tokens", "random")):
+        config = PruningConfig(method, ratios)
+        yield {"name": label, "share": arena.share(config), "kl": arena.kl(config), "accuracy": arena.accuracy(config)}
+    smaller = [arena.smaller(side / 8) for side in range(1, 8)]
+    fits = [one for one in smaller if one["share"] <= budget + 1e-9]
+    if fits:
+        yield {"name": "smaller pictures", **max(fits, key=lambda one: one["share"])}
+
+
+def _flat(arena: Arena, budget: float) -> torch.Tensor:
+    """The same ratio in every layer, in as many whole tokens as the budget allows."""
+    limit = arena.limit(budget, 0)
+    count = max(k for k in range(limit.tokens + 1) if limit.holds([k] * arena.layers))
+    return torch.full((arena.layers,), count / limit.tokens, dtype=torch.float64)
+
+
+def conclude(rows: list[dict], size: Size) -> dict:
+    """Learned against random best-of-160 and the searchers, at every budget where configurations differ."""
+    table, outcomes = [], []
+    for row in rows:
+        if not row["reachable"]:
+            table.append({**row, "verdict": "not reachable"})
+            continue
+        by_name, draws = {r["name"]: r for r in row["rows"]}, row["random"]
+        ours, one = by_name["learned"], draws[0]
+        rival = max((d for d in draws if d["n"] <= RIVAL), key=lambda d: d["n"])
+        differs = draws[-1]["mean"] < (1 - DIFFERENCE) * one["mean"]
+        cost = ours["passes"] / (RIVAL * row["n_calibration"])
+        against = {f"random best-of-{rival['n']}": compare(ours["kl"], [rival["mean"]])}
+        against |= {name: compare(ours["kl"], by_name[name]["kl"]) for name in ("NSGA-II", "TPE") if name in by_name}
+        verdict = met("worse" not in against.values() and cost <= 1 / SAVING)
+        if not differs or verdict == MET and rival["n"] < RIVAL:  # a smaller pool can refute the claim, but not confirm it
+            verdict = NOT_TESTABLE
+        outcomes.append(verdict)
+        table.append({**{k: row[k] for k in ("testbed", "method", "budget", "n_test")}, "kl": summary(ours["kl"]),
+                      "accuracy": summary(ours["accuracy"]), "passes": ours["passes"], "share_of_random_cost": cost,
+                      "random": draws, "won": summary(row["won"]), "rivals": row["rows"], "coarse": row["coarse"],
+                      "against": against,
+                      "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]),
+                      "no gradient": compare(ours["kl"], by_name["no gradient"]["kl"]), "differs": differs, "verdict": verdict})
+    known = [t for t in table if t["verdict"] != "not reachable" and t["differs"]]
+    tested = [t for t in table if t["verdict"] in ("met", "missed")]
+    cheaper = min((RIVAL * row["n_calibration"] / one["passes"] for row in rows if row["reachable"] for one in row["rows"]
+                   if one["name"] == "learned, thorough"), default=1)
+    names = sorted({name for t in known for name in t["against"]})
+    losses = {name: [t["against"][name] for t in known if name in t["against"]] for name in names}
+    return {"verdict": all_met(outcomes), "rows": table, "measured":
+            f"met at {sum(t['verdict'] == 'met' for t in tested)} of {len(tested)} (testbed, method, budget), at {len(known) - len(tested)} "
+            f"the pool is too small to tell; worse than "
+            + ", ".join(f"{name} at {found.count('worse')} of {len(found)}" for name, found in losses.items())
+            + f"; cost at most 1/{1 / max((t['share_of_random_cost'] for t in known), default=1):.1f} of best-of-{RIVAL}; "
+            f"with 1/{cheaper:.1f} of it, worse at {sum(t['thorough'] == 'worse' for t in known)} of {len(known)}; than refinement of "
+            "a ramp without a gradient, " + ", ".join(f"{how} at {sum(t['no gradient'] == how for t in known)}"
+                                                      for how in ("better", "equal", "worse"))}

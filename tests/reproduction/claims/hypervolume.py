@@ -1,0 +1,114 @@
+"""Claim 1: the learned frontier dominates more than every single-layer configuration does, for 1/40 of the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vispco.baselines.grids import single_layer_grid
+from vispco.baselines.presets import presets
+from vispco.budget import ramp
+from ..arena import Arena
+from ..cache import Cache
+from ..paper import GRID
+from ..searches import CHEAP, Found, cheap, refined, ungraded
+from ..sizes import Size
+from ..stats import cross_fitted, summary, volume
+from .base import MISSED, Piece, all_met, arena_of, met, named, setting_of
+
+TITLE = "Hypervolume of the frontier"
+LEAST = 1.05
+TARGET = (f"Hypervolume of the learned frontier on held-out accuracy at least {LEAST} times that of the exhaustive "
+          f"single-layer grid, at no more than 1/{CHEAP} of the cost of a grid of {GRID} configurations; for both readings "
+          "of the grid: chosen by calibration KL at each budget, as the search chooses, and in hindsight on the very "
+          "questions that count.")
+
+
+def pieces(size: Size) -> list[Piece]:
+    """One per setting."""
+    layers = {"testbed-llava": 7, "testbed-qwen": 15}
+    return [Piece(named(s), layers[s.testbed] * s.grid_ratios * (size.calibration + size.test)
+                  + s.seeds * (GRID * size.calibration // CHEAP + len(size.frontier_budgets) * size.test), s.testbed)
+            for s in size.settings]
+
+
+def run(cache: Cache, size: Size, testbed: str, method: str) -> dict:
+    """Both frontiers of one setting, on the held-out questions."""
+    setting = setting_of(size, testbed, method)
+    arena = arena_of(setting, cache, size)
+    budgets, floor = arena.reachable(size.frontier_budgets), arena.accuracy(arena.nothing)
+    ratios = [i / setting.grid_ratios for i in range(setting.grid_ratios)]
+    configs = single_layer_grid(method, arena.layers, ratios, arena.first_layer, arena.tokens)
+    answers = [arena.answers(c, arena.test) for c in configs]
+    grid = [{"share": arena.share(c), "kl": arena.kl(c), "accuracy": a.accuracy} for c, a in zip(configs, answers)]
+    chosen = [_chosen(grid, budget) for budget in budgets]
+    learned = [_frontier(arena, cheap(arena, setting, size, seed), budgets) for seed in range(setting.seeds)]
+    more = [_frontier(arena, refined(arena, arena.reachable(setting.budgets), seed, size.batch), budgets)
+            for seed in range(setting.seeds)]
+    blind = [_frontier(arena, ungraded(arena, arena.reachable(setting.budgets), seed), budgets) for seed in range(setting.seeds)]
+    volumes = {"chosen": volume(_xy(filter(None, chosen)), floor), "hindsight": volume(_xy(grid), floor),
+               "learned": [volume(_xy(one["points"]), floor) for one in learned],
+               "refined": [volume(_xy(one["points"]), floor) for one in more],
+               "ungraded": [volume(_xy(one["points"]), floor) for one in blind]}
+    volumes["halves"] = cross_fitted([g["share"] for g in grid], torch.stack([a.right for a in answers]), floor)
+    rule = [arena.config(arena.limit(b).harden(ramp(arena.limit(b)))) for b in budgets]
+    volumes["ramp"] = volume([(arena.share(c), arena.accuracy(c)) for c in rule], floor)
+    return {"testbed": testbed, "method": method, "floor": floor, "full": arena.answers(None, arena.test).accuracy,
+            "n_test": len(arena.test), "grid": grid, "chosen": chosen, "learned": learned, "volumes": volumes,
+            "published": _published(arena), "passes": max(one["passes"] for one in learned),
+            "refined_passes": max(one["passes"] for one in more), "grid_passes": GRID * len(arena.calibration)}
+
+
+def _frontier(arena: Arena, found: Found, budgets: Sequence[float]) -> dict[str, Any]:
+    return {"passes": found.passes, "points": [
+        {"budget": b, "share": arena.share(c), "accuracy": arena.accuracy(c), "tokens": c.tokens(arena.tokens)}
+        for b, c in found.configs.items() if b in budgets]}
+
+
+def _chosen(grid: list[dict], budget: float) -> dict | None:
+    """The grid's configuration of least calibration KL within a budget."""
+    return min((g for g in grid if g["share"] <= budget + 1e-9), key=lambda g: g["kl"], default=None)
+
+
+def _published(arena: Arena) -> list[dict]:
+    found = {name: preset.config for name, preset in presets(arena.method, arena.layers).items()}
+    return [{"label": name, "share": arena.share(c), "kl": arena.kl(c), "accuracy": arena.accuracy(c)}
+            for name, c in found.items()]
+
+
+def _xy(points) -> list[tuple[float, float]]:
+    return [(p["share"], p["accuracy"]) for p in points]
+
+
+def conclude(rows: list[dict], size: Size) -> dict:
+    """The ratios of the volumes, and of the costs."""
+    table, outcomes = [], []
+    for row in rows:
+        volumes = row["volumes"]
+        ratios = {name: summary([v / max(volumes[name], 1e-9) for v in volumes["learned"]])
+                  for name in ("chosen", "hindsight", "halves")}
+        for name in ("refined", "ungraded"):
+            ratios[name] = summary([v / max(volumes["hindsight"], 1e-9) for v in volumes[name]])
+        cost = row["passes"] / row["grid_passes"]
+        verdicts = {name: met(ratios[name]["mean"] >= LEAST) for name in ("chosen", "hindsight")}
+        verdict = all_met(verdicts.values()) if cost <= 1 / CHEAP else MISSED
+        outcomes.append(verdict)
+        table.append({"testbed": row["testbed"], "method": row["method"], "seeds": len(row["learned"]),
+                      "hypervolume": summary(volumes["learned"]), "grid_chosen": volumes["chosen"],
+                      "grid_hindsight": volumes["hindsight"], "ratio_chosen": ratios["chosen"],
+                      "ratio_hindsight": ratios["hindsight"],
+                      "grid_halves": volumes["halves"], "ratio_halves": ratios["halves"], "passes": row["passes"], "share_of_grid_cost": cost,
+                      "ratio_refined": ratios["refined"], "ratio_ungraded": ratios["ungraded"],
+                      "ratio_ramp": volumes["ramp"] / max(volumes["hindsight"], 1e-9),
+                      "refined_share": row["refined_passes"] / row["grid_passes"],
+                      "verdict_chosen": verdicts["chosen"], "verdict_hindsight": verdicts["hindsight"], "verdict": verdict, "grid_points": row["chosen"],
+                      **{k: row[k] for k in ("floor", "full", "grid", "learned", "published")}})
+    low = {name: min(t[f"ratio_{name}"]["mean"] for t in table) for name in ("chosen", "hindsight", "halves", "refined", "ungraded")}
+    return {"verdict": all_met(outcomes), "rows": table, "measured":
+            f"ratio at least {low['chosen']:.3f} (grid chosen by KL) and {low['hindsight']:.3f} (grid in hindsight; "
+            f"{low['halves']:.3f} if one half of the questions chooses and the other counts); cost at "
+            f"most 1/{1 / max(t['share_of_grid_cost'] for t in table):.0f} of the grid's; refined, at "
+            f"most 1/{1 / max(t['refined_share'] for t in table):.1f} of its cost, at least {low['refined']:.3f} (in hindsight), without its gradient {low['ungraded']:.3f}; a ramp, no search: "
+            f"at least {min(t['ratio_ramp'] for t in table):.3f}"}

@@ -1,0 +1,113 @@
+"""The `vispco` command: finds the command asked for, runs it, and turns every fault of a user into one line.
+
+Exit codes: 0; 2 with one line on stderr for everything a user can get wrong; 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import COMMANDS
+from ..utils.files import brief, printable
+from ..utils.version import __version__
+
+_INTRODUCTION = """\
+Find by gradient which fraction of the visual tokens each layer of a
+vision-language model needs, for any compute budget; measure it, draw it, try it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and answers may hold what cannot be encoded
+    try:
+        options = build_parser().parse_args(argv)
+        options.command = shlex.join(["vispco", *(sys.argv[1:] if argv is None else argv)])
+        with _quiet_transformers():
+            options.run(options)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or "interrupted", 130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except (ValueError, ImportError, FloatingPointError) as error:
+        return _complain(str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _complain(f"out of memory ({str(error) or 'of this machine'}): take a smaller --batch-size, fewer --limit, "
+                         "smaller pictures, or --dtype bfloat16")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole parser; `options.run` will be the command's function. Its errors are ValueErrors."""
+    parser = _Parser(prog="vispco", description=_INTRODUCTION,
+                     epilog="`vispco COMMAND --help` tells the options of each, with an example.")
+    parser.add_argument("--version", action="version", version=f"vispco {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        examples = "\n".join(f"  vispco {name} {example}" for example in command.EXAMPLES)
+        sub = subparsers.add_parser(name, help=command.SUMMARY, epilog=f"example:\n{examples}",
+                                    description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.")
+        command.add_options(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One-line errors, and help texts that keep their line breaks."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False,
+                            **options})
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        """As in every release of Python, with the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), map(str, action.choices), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {hint}choose from {', '.join(map(str, action.choices))}")
+
+    def error(self, message: str):
+        raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def _complain(message: str, code: int = 2) -> int:
+    line = printable(brief(" ".join(message.split()), 1500))
+    print(f"vispco: error: {line}" if code == 2 else f"vispco: {line}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _quiet_transformers():
+    """No loading bars and hints from transformers: stderr is for our progress and errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Softmax with policy for search mode, a block of queries at a time: memory that grows with S, not with S^2.
+
+Search needs the gradient of an attention bias. Given one that has a gradient, `scaled_dot_product_attention` leaves its
+fast kernels, and keeps every probability of every layer for the backward pass. But the bias of softmax with policy is
+one number per key (B, S), and so is its gradient: probabilities are made again, block by block, and let go.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map_only
+
+from ._masks import log_policy, soft_bias
+
+
+class SoftMask(Tensor):
+    """The mask `soft_bias(mask, policy)` (B, 1, S, S), which is made only if something else than sdpa looks at it.
+
+    mask: the model's own, (B or 1, 1, S, S) or None. policy: (B, S), may require a gradient. causal: no token of the
+    model sees ahead. As a `torch.nn.attention.bias.CausalBias` does, it tells sdpa what to do; eager attention gets numbers.
+
+    >>> from torch.nn.functional import scaled_dot_product_attention
+    >>> q = k = v = torch.randn(1, 2, 4, 8)
+    >>> mask = SoftMask.of(None, torch.tensor([[1.0, 0.0, 1.0, 1.0]]), torch.float32, causal=True)
+    >>> mask.shape, torch.allclose(scaled_dot_product_attention(q, k, v, mask), scaled_dot_product_attention(q, k, v, mask + 0))
+    (torch.Size([1, 1, 4, 4]), True)
+    """
+
+    own: Tensor | None  # the model's mask
+    bias: Tensor  # (B, S)
+    causal: bool
+
+    @classmethod
+    def of(cls, mask: Tensor | None, policy: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
+        return cls._made(mask, log_policy(policy), dtype, causal)
+
+    @classmethod
+    def _made(cls, own: Tensor | None, bias: Tensor, dtype: torch.dtype, causal: bool) -> SoftMask:
+        batch, size = bias.shape
+        self = torch.empty((), dtype=dtype, device=bias.device).expand(batch, 1, size, size).as_subclass(cls)
+        self.own, self.bias, self.causal = own, bias, causal
+        return self
+
+    def to(self, *args, **kwargs) -> Tensor:
+        """On another device it is still not made: accelerate moves the arguments of every layer."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None or dtype not in (None, self.dtype):
+            return super().to(*args, **kwargs)
+        own = None if self.own is None else self.own.to(device)
+        return self._made(own, self.bias.to(device), self.dtype, self.causal)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is scaled_dot_product_attention:
+            return _sdpa(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            if getattr(function, "__name__", None) != "__get__":  # anything but .shape, .dtype, ...
+                args, kwargs = tree_map_only(SoftMask, lambda m: soft_bias(m.own, m.bias, m.dtype), (args, kwargs))
+            return function(*args, **kwargs)
+
+
+class Bound:
+    """Clips the loss's gradient by each token's mask (B, V) to +-`value` (B,) of its sample; None: leaves it.
+
+    At m = 0 the slope of softmax with policy is the token's weight over the weight of all that is kept. That is
+    unbounded (a dropped token may have been attended to e^20 times as much), but keeping the token cannot take away
+    more divergence than its sample has.
+    Autograd's graph holds this object. It must not hold the pruner, for the pruner holds tensors of the graph, and no
+    garbage collector sees such a circle.
+    """
+
+    value: Tensor | None = None
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        bound = None if self.value is None else self.value[:, None].to(gradient)
+        return gradient if bound is None else gradient.clamp(-bound, bound)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: SoftMask, dropout_p: float = 0.0, is_causal: bool = False,
+          scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    if dropout_p:  # probabilities that are dropped have to be kept
+        mask = soft_bias(attn_mask.own, attn_mask.bias, query.dtype)
+        return scaled_dot_product_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return Blockwise.apply(query, key, value, attn_mask.bias, attn_mask.own, attn_mask.causal, scale)
+
+
+class Blockwise(torch.autograd.Function):
+    """softmax(scale q k^T + bias + mask) v, where each token's bias for itself is 0.
+
+    q, k, v: (B, H, S, E). bias: (B, S), per key. With p the probabilities, of one head and sample,
+
+        ds_ij = p_ij (do_i . v_j - do_i . o_i),    dbias_j = sum over heads and i != j of ds_ij
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, mask, causal, scale):
+        ctx.mask, ctx.causal, ctx.scale = mask, causal, scale
+        out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
+        for rows, seen in _blocks(q, causal):
+            block = soft_bias(mask, bias, q.dtype, rows, seen)
+            out[:, :, rows] = scaled_dot_product_attention(q[:, :, rows], k[:, :, :seen], v[:, :, :seen], block, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, bias, out = ctx.saved_tensors
+        precise = torch.promote_types(q.dtype, torch.float32)
+        onwards = ctx.needs_input_grad[0]  # not at the first layer that is pruned: only its policy has a gradient
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        dbias = torch.zeros_like(bias)
+        for rows, seen in _blocks(q, ctx.causal):
+            q_, k_, v_, grad_ = q[:, :, rows] * ctx.scale, k[:, :, :seen], v[:, :, :seen], grad[:, :, rows]
+            p = (q_ @ k_.transpose(-1, -2)).to(precise)  # (B, H, R, seen)
+            p = p.add_(soft_bias(ctx.mask, bias, p.dtype, rows, seen)).softmax(-1)
+            ds = (grad_ @ v_.transpose(-1, -2)).to(precise)
+            ds = ds.sub_((grad_.to(precise) * out[:, :, rows].to(precise)).sum(-1, keepdim=True)).mul_(p)
+            if onwards:
+                dv[:, :, :seen] += p.to(v.dtype).transpose(-1, -2) @ grad_
+                dq[:, :, rows] = ds.to(k.dtype) @ k_ * ctx.scale
+                dk[:, :, :seen] += ds.to(q.dtype).transpose(-1, -2) @ q_
+            ds = ds.sum(1)  # (B, R, seen)
+            ds.diagonal(rows.start, -2, -1).zero_()
+            dbias[:, :seen] += ds.sum(1)
+        return dq, dk, dv, dbias, None, None, None
+
+
+def _blocks(q: Tensor, causal: bool):
+    """Slices of queries, and how many keys each can see at most; small on a CPU, to stay in its cache."""
+    batch, heads, size, _ = q.shape
+    step = 64 if q.device.type == "cpu" else min(1024, max(64, 2**26 // (batch * heads * size)))
+    for start in range(0, size, step):
+        stop = min(size, start + step)
+        yield slice(start, stop), stop if causal else size

@@ -1,0 +1,204 @@
+"""A journal of what was dear to compute, so that a search that was killed goes on where it was.
+
+All that takes time in a search is what the model computes; the rest (optimiser, multipliers, random numbers, Gaussian
+process) is cheap and, given that, always the same. So a search runs the same code always: what its journal holds is
+recalled, what it lacks is computed and written down. There is no state to save, and none to forget.
+
+The file has one JSON object per line: what a value is `of`, the value, the seconds that it took, and a CRC-32 of the file
+so far. The first is of the search itself: its arguments, its model and data, and what else decides the last bit.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import count, gathered, processes, rank, broadcast
+from .files import locked
+from ..calibration import PreparedBatch
+from .version import versions
+from .digest import key, of_batches, of_model, of_tensors
+
+_BEGIN, _CHECK = b'{"of": {"journal": ', b', "check": '
+
+
+class Journal:
+    """Values in the order in which they are asked for, in a file that is this process's alone until `close`.
+
+    path: the file, made if it is not there; None: nothing is kept. fresh: whatever it holds is dropped as soon as a
+    search begins. recalled, computed: values of either kind so far. seconds: that the recalled ones took when they were
+    computed. Of `vispco.utils.distributed`'s processes, the first has the file.
+    Raises ValueError if another process has it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for _ in range(2):
+    ...         with Journal(os.path.join(folder, "journal.jsonl")) as journal:
+    ...             journal.recall({"journal": "an example"}, lambda: print("computed") or 0.5)
+    computed
+    0.5
+    0.5
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None, fresh: bool = False):
+        self.path, self.fresh = path, fresh
+        self._file: Any = None if path is None or rank() else locked(path)
+        self._rewind()
+
+    def begin(self, what: str, model: nn.Module, prepared: list[PreparedBatch], arguments: Mapping[str, Any]) -> None:
+        """Start reading at the search itself.
+
+        Raises ValueError, naming the first differences, unless the journal, if it holds anything, is of the very same.
+        """
+        if self.path is None:
+            return
+        if self.fresh and self._file:
+            self._file.truncate(0)
+        self.fresh = False
+        self._rewind()
+        self.recall(_search(what, model, prepared, arguments), lambda: None)
+        self.recalled, self.computed, self.seconds = 0, 0, 0.0
+
+    def recall(self, of: dict, make: Callable[[], Any]) -> Any:
+        """The value of `of`: what the journal holds next, or else `make()`, JSON-ready, which is written down.
+
+        Raises ValueError if what the journal holds next is of something else, or is damaged; what was cut off while it was
+        written, at the end, is dropped. OSError if nothing can be written, as on a full disk.
+        """
+        if self.path is None:
+            return make()
+        line = broadcast(self._next() if self._file else None)
+        if line is None:
+            started = time.perf_counter()
+            value = make()
+            if self._file:
+                self._append({"of": of, "value": value, "seconds": round(time.perf_counter() - started, 6)})
+            self.computed += 1
+            return value
+        entry = json.loads(line)
+        if different := differences(entry["of"], json.loads(json.dumps(of))):
+            raise ValueError(f"{os.fspath(self.path)} is of another search: {different}; resume with the same arguments, model, "
+                             "data, versions and machine, or start anew")
+        self.recalled, self.seconds = self.recalled + 1, self.seconds + entry["seconds"]
+        return entry["value"]
+
+    @property
+    def search(self) -> dict | None:
+        """What the journal is of, or None if it holds nothing yet."""
+        self._rewind()
+        line = broadcast(self._next() if self._file and not self.fresh else None)
+        return None if line is None else json.loads(line)["of"]
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the file; one that is empty is removed."""
+        if self._file and not self._file.closed:
+            with contextlib.suppress(OSError):
+                if not os.fstat(self._file.fileno()).st_size:
+                    os.unlink(self._file.name)
+            with contextlib.suppress(OSError):  # on a full disk
+                self._file.close()
+
+    # ---- the file ---------------------------------------------------------------------------------------
+    def _rewind(self) -> None:
+        self.recalled, self.computed, self.seconds, self._line, self._crc = 0, 0, 0.0, 0, 0
+        if self._file:
+            self._file.seek(0)
+
+    def _next(self) -> str | None:
+        """The next line, or None, and nothing is left in the file from there on."""
+        place, line = self._file.tell(), self._file.readline()
+        body, _, check = line.rpartition(_CHECK)
+        crc = _sum(body, self._crc)
+        if check == b'"%08x"}\n' % crc:
+            self._line, self._crc = self._line + 1, crc
+            return body.decode() + "}"
+        if not place and not line.startswith(_BEGIN) and not _BEGIN.startswith(line):
+            raise ValueError(f"{os.fspath(self._file.name)} is no journal of a search: choose another file")
+        if self._file.read(1):
+            raise ValueError(f"{os.fspath(self._file.name)}: line {self._line + 1} is damaged: start anew")
+        self._file.truncate(place)
+        self._file.seek(place)
+        return None
+
+    def _append(self, entry: dict) -> None:
+        body = json.dumps(entry).encode()[:-1]
+        crc = _sum(body, self._crc)
+        try:
+            self._file.write(body + _CHECK + b'"%08x"}\n' % crc)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(self._file.name)) from None
+        self._line, self._crc = self._line + 1, crc
+
+
+def _sum(body: bytes, before: int) -> int:
+    """CRC-32 of the file up to this line, with where lines end: otherwise two lines that damage makes one would have it too."""
+    return zlib.crc32(body + b"\n", before)
+
+
+def opened(journal: Journal | str | os.PathLike | None) -> contextlib.AbstractContextManager[Journal]:
+    """A journal that is closed at the end of a `with` block, unless it was open before."""
+    return contextlib.nullcontext(journal) if isinstance(journal, Journal) else Journal(journal)
+
+
+def _search(what: str, model: Any, prepared: list[PreparedBatch], arguments: Mapping[str, Any]) -> dict:
+    """All that decides what a search finds, to the bit."""
+    own = of_batches([{**prepared_batch.inputs, "labels": prepared_batch.labels} for prepared_batch in prepared])
+    data = key(everybody=gathered(torch.tensor([list(bytes.fromhex(own))])).tolist())
+    device = model.device
+    return json.loads(broadcast(json.dumps({
+        "journal": what, **arguments, "model": of_model(model)[:16], "questions": count(sum(map(len, prepared))), "data": data[:16],
+        **versions(), "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "CPU": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "processes": processes()},
+        default=str)) or "{}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:
+    """The first names whose values differ, with both.
+
+    >>> differences({"seed": 0, "steps": 20}, {"seed": 0, "steps": 30})
+    'steps was 20 and is 30'
+    """
+    def show(values: Mapping[str, Any], name: str) -> str:
+        return shorten(json.dumps(values[name]), 80, placeholder="...") if name in values else "not there"
+
+    found = [f"{name} was {show(before, name)} and is {show(now, name)}" for name in dict.fromkeys([*before, *now])
+             if name not in before or name not in now or before[name] != now[name]]
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def packed(tensor: Tensor) -> str:
+    """The bytes of a tensor, as text."""
+    return base64.b64encode(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).decode()
+
+
+def unpacked(text: str, like: Tensor) -> Tensor:
+    """The inverse of `packed`, for a tensor of the type, shape and place of another.
+
+    >>> unpacked(packed(torch.tensor([0.1, -0.0])), like=torch.zeros(2))
+    tensor([0.1000, -0.0000])
+    """
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=like.dtype).view(like.shape).to(like.device)
+
+
+def name_of(*tensors: Tensor) -> str:
+    """A short digest of tensors."""
+    return of_tensors((str(i), tensor) for i, tensor in enumerate(tensors))[:16]
