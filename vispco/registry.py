@@ -9,12 +9,47 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
 Class = TypeVar("Class", bound=type)
+
+
+def did_you_mean(name: Any, names: Iterable[Any]) -> str:
+    """A hint for an error message: "did you mean 'x'? ", or "" if no name is near.
+
+    >>> did_you_mean("fastw", ["fastv", "random"]), did_you_mean("xyz", ["fastv", "random"])
+    ("did you mean 'fastv'? ", '')
+    """
+    near = difflib.get_close_matches(str(name), map(str, names), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def named_options(
+    what: str, given: str | Mapping[str, Any] | None, default: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Split a name, or a mapping `{"name": ..., **options}`, into the name and a dict of options.
+
+    what: the argument that `given` was passed as, for error messages.
+    default: the name where `given` is None, or a mapping without a "name".
+    Whether the name is a known one is for the look-up to say.
+    Raises ValueError if `given` is anything else, or if there is no name.
+
+    >>> named_options("kernel", "monotone")
+    ('monotone', {})
+    >>> named_options("kernel", {"name": "multi_step", "steps": 2})
+    ('multi_step', {'steps': 2})
+    >>> named_options("estimator", {"clip": False}, default="rank")
+    ('rank', {'clip': False})
+    """
+    options = dict(given) if isinstance(given, Mapping) else {}
+    name = given if isinstance(given, str) else options.pop("name", default)
+    if name is None or not (given is None or isinstance(given, str | Mapping)):
+        expected = "a name, or a mapping of a 'name' and options"
+        raise ValueError(f"{what} must be {expected}, got {given!r}")
+    return name, options
 
 
 class Registry:
@@ -58,8 +93,7 @@ class Registry:
         """The class registered under `name`. Raises ValueError with the nearest name if there is none."""
         self._load_entry_points()
         if not isinstance(name, str) or name not in self._classes:
-            near = difflib.get_close_matches(str(name), self._classes, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, self._classes)
             raise ValueError(f"unknown {self.kind} {name!r}: {hint}registered are {', '.join(self.names())}; "
                              f"add your own with vispco.register_{self.kind}()")
         return self._classes[name]
