@@ -26,7 +26,7 @@ from vispco.data.template import render
 from vispco.utils.files import read_json
 from vispco.flops import Dimensions
 from vispco.plot.read import KINDS
-from vispco.plot.page import _made, _table
+from vispco.plot.page import _configurations, _settings
 from tests.reproduction.report import CHECK, load
 from vispco.utils.digest import key
 from vispco.testbed import model as testbed_model
@@ -93,7 +93,7 @@ class Curve(Saved):
         """All that `plot`, `evaluate` and the report compute, short of drawing."""
         for point in curve.points:
             assert budget_text(point.budget) and flops(point.flops) and percent(point.share)
-        assert _table(curve) and _made(curve.meta, "x")
+        assert _configurations(curve) and _settings(curve.meta)
         row = {"name": "x", "accuracy": 1.0, "share": 1.0, "flops": 1.0, "kl": 0.0}
         _with_metrics(curve, [row] * (len(curve) + 2)).save("measured.json")
         Frontier.load("measured.json")

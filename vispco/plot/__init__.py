@@ -1,4 +1,5 @@
-"""Pictures: frontiers with their schedules, kept tokens over the image, the course of a search, a page of all that."""
+"""Pictures: frontiers and their schedules, kept tokens, the course of a search, a page of all
+that."""
 
 from .convergence import plot_convergence
 from .figure import picture_kind, require_matplotlib
@@ -6,4 +7,12 @@ from .frontiers import plot_frontier
 from .page import Overlay, write_report
 from .tokens import plot_tokens
 
-__all__ = ["Overlay", "picture_kind", "plot_convergence", "plot_frontier", "plot_tokens", "require_matplotlib", "write_report"]
+__all__ = [
+    "Overlay",
+    "picture_kind",
+    "plot_convergence",
+    "plot_frontier",
+    "plot_tokens",
+    "require_matplotlib",
+    "write_report",
+]

@@ -5,50 +5,69 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..utils.files import write_text
-from .figure import COLOURS, DASHES, MARKERS, budget_label, picture_kind, plain_log, render, require_matplotlib
+from .figure import COLOURS, DASHES, MARKERS, budget_label, plain_log, save
 
-_PANELS = {"loss": "loss", "violation": "violation of the budget", "multiplier": "multiplier", "penalty": "penalty",
-           "gradient": "norm of the gradient"}
+#: What a step of the gradient records, in the words of a title.
+PANELS = {
+    "loss": "loss",
+    "violation": "violation of the budget",
+    "multiplier": "multiplier",
+    "penalty": "penalty",
+    "gradient": "norm of the gradient",
+}
 
 
 def plot_convergence(steps: Sequence[Mapping], path: str | os.PathLike) -> None:
-    """Draw loss, violation, multiplier, penalty and norm of the gradient against the step, a line a budget.
+    """Draw what each step of the search recorded, a panel for each number, a line for each budget.
 
-    steps: what `vispco.search` gives its callback, or the lines of `log.jsonl`. Penalty and gradient are on
-    logarithmic scales. Raises ValueError for another suffix or no steps, ImportError without matplotlib.
+    steps: what `vispco.search` gives its callback, or the lines of `log.jsonl`. Penalty and
+    gradient are on logarithmic scales. Raises ValueError for another suffix or no steps,
+    ImportError without matplotlib.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plot_convergence([{"budget": 0.5, "step": 0, "loss": 1.0, "violation": 0.1}], f"{folder}/steps.svg")
+    ...     plot_convergence([{"budget": 0.5, "step": 0, "loss": 1.0}], f"{folder}/steps.svg")
     """
-    kind = picture_kind(path)
-    steps = [step for step in steps if "step" in step]  # the rest is refinement's
-    if not steps:
+    # Records without a step are the refinement's.
+    runs: dict[str, list[Mapping]] = {}
+    for step in steps:
+        if "step" in step:
+            runs.setdefault(str(step["budget"]), []).append(step)
+    if not runs:
         raise ValueError("there are no steps to plot: the search made none")
-    require_matplotlib()
-    shown = {name: label for name, label in _PANELS.items() if any(name in s for s in steps)}
-    write_text(path, render(lambda figure: _draw(figure, steps, shown), 11.5, 4.6 if len(shown) > 3 else 2.7, kind))
+    recorded = {name for run in runs.values() for step in run for name in step}
+    shown = [name for name in PANELS if name in recorded]
+    height = 4.6 if len(shown) > 3 else 2.7
+    save(path, lambda figure: _draw(figure, list(runs.values()), shown), 11.5, height)
 
 
-def _draw(figure, steps: Sequence[Mapping], shown: Mapping[str, str]) -> None:
+def _draw(figure, runs: Sequence[Sequence[Mapping]], shown: Sequence[str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panels = figure.subplots(math.ceil(len(shown) / 3), min(3, len(shown)), squeeze=False)
-    budgets = list(dict.fromkeys(str(s["budget"]) for s in steps))
-    labels = {str(s["budget"]): budget_label(s["budget"]) for s in steps}
-    for axes, (name, title) in zip(panels.flat, shown.items()):
-        for i, budget in enumerate(budgets):
-            own = [(s["step"], s[name]) for s in steps if str(s["budget"]) == budget and name in s]
-            axes.plot(*zip(*own), color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
-                      marker=MARKERS[i % len(MARKERS)], markersize=4, markevery=max(1, len(own) // 8),
-                      label=labels[budget])
-        if name in ("penalty", "gradient"):
-            axes.set_yscale("log")
-            plain_log(axes.yaxis)
-        axes.set(title=title, xlabel="step")
+    rows, columns = math.ceil(len(shown) / 3), min(3, len(shown))
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for i, axes in enumerate(panels):
+        if i >= len(shown):
+            axes.set_axis_off()
+            continue
+        _draw_lines(axes, runs, shown[i])
+        axes.set(title=PANELS[shown[i]], xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in list(panels.flat)[len(shown):]:
-        axes.set_axis_off()
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), title="budget", loc="outside right upper", alignment="left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="budget", loc="outside right upper", alignment="left")
+
+
+def _draw_lines(axes, runs: Sequence[Sequence[Mapping]], name: str) -> None:
+    for i, run in enumerate(runs):
+        xs = [step["step"] for step in run if name in step]
+        ys = [step[name] for step in run if name in step]
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "markersize": 4}
+        style["linestyle"] = DASHES[i % len(DASHES)]
+        style["marker"] = MARKERS[i % len(MARKERS)]
+        every = max(1, len(xs) // 8)
+        axes.plot(xs, ys, markevery=every, label=budget_label(run[0]["budget"]), **style)
+    if name in ("penalty", "gradient"):
+        axes.set_yscale("log")
+        plain_log(axes.yaxis)

@@ -1,4 +1,4 @@
-"""The look that the pictures share, and their bytes."""
+"""The look that the pictures share, and their files."""
 
 from __future__ import annotations
 
@@ -9,24 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.console import budget_text
+from ..utils.files import write_text
 
-# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
+# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 INK = "#222222"
-_STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 160, "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 10, "text.color": INK,
-    "text.parse_math": False,  # names and questions may hold any number of $
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "axes.titlesize": 11, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True,
-    "xtick.color": INK, "ytick.color": INK, "grid.color": "#e6e6e6", "grid.linewidth": 0.8,
-    "legend.frameon": False, "legend.fontsize": 9}
+# Groups of matplotlib's settings.
+_STYLE: dict[Any, dict[str, Any]] = {
+    "svg": {"fonttype": "none", "hashsalt": "vispco"},
+    "savefig": {"dpi": 160},
+    "font": {"size": 10, "sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]},
+    # No formulas: names and questions may hold any number of $.
+    "text": {"color": INK, "parse_math": False},
+    "axes": {
+        "edgecolor": INK,
+        "labelcolor": INK,
+        "titlesize": 11,
+        "titlelocation": "left",
+        "grid": True,
+        "axisbelow": True,
+    },
+    "axes.spines": {"top": False, "right": False},
+    "xtick": {"color": INK},
+    "ytick": {"color": INK},
+    "grid": {"color": "#e6e6e6"},
+    "lines": {"solid_capstyle": "butt"},
+    "legend": {"frameon": False, "fontsize": 9},
+}
 
 
 def picture_kind(path: str | os.PathLike) -> str:
-    """"svg" or "png". Raises ValueError for anything else."""
+    """The kind of picture that a path names: "svg" or "png". Raises ValueError for anything
+    else."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png"):
         raise ValueError(f"{os.fspath(path)}: the name of a picture must end in .svg or .png")
@@ -41,32 +57,48 @@ def require_matplotlib() -> None:
         raise ImportError('plots need matplotlib: pip install "vispco[plot]"') from error
 
 
+def save(path: str | os.PathLike, draw: Callable, width: float, height: float) -> None:
+    """Write what `draw(figure)` draws, atomically. width, height: inches.
+
+    Raises ValueError for another suffix than .svg or .png, ImportError without matplotlib.
+    """
+    kind = picture_kind(path)
+    require_matplotlib()
+    write_text(path, render(draw, width, height, kind))
+
+
 def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
-    """What `draw(figure)` draws, in inches, as "svg" or "png"; the same input gives the same bytes."""
+    """What `draw(figure)` draws, as "svg" or "png"; the same input gives the same bytes.
+
+    width, height: inches.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's style sheet must not change the picture
-        matplotlib.rcParams.update(_STYLE)
+        # A user's style sheet must not change the picture.
+        matplotlib.rcdefaults()
+        for group, settings in _STYLE.items():
+            matplotlib.rc(group, **settings)
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
 def percents(axis) -> None:
-    """Shares as percent."""
+    """Label an axis of shares in percent."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
 
 def plain_log(axis, least: float = 0.0) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5. least: where the axis begins to mean "or less"."""
+    """Plain numbers on a logarithmic axis, at 1, 2 and 5. The tick at `least` means "or less"."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
@@ -75,13 +107,14 @@ def plain_log(axis, least: float = 0.0) -> None:
 
 
 def budget_label(budget: float | str | Mapping) -> str:
-    """As it reads best: shares in percent, everything else as it was asked for."""
+    """A budget in a legend: shares in percent, everything else as it was asked for."""
     if isinstance(budget, (str, Mapping)):
         return clean(budget_text(budget))
     return f"{budget * 100:.4g} %" if budget <= 1 else f"{budget:.4g}"
 
 
 def clean(text: str, longest: int = 50) -> str:
-    """On one line, without what an SVG cannot hold; of a text that is too long both ends."""
+    """A text on one line, without what an SVG cannot hold; of a text that is too long both ends."""
     text = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-    return text if len(text) <= longest else f"{text[:longest // 2]}…{text[-longest // 2:]}"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"

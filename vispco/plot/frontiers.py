@@ -1,34 +1,37 @@
-"""`plot_frontier`: what the compute buys, and how each configuration spends it, as one SVG or PNG."""
+"""`plot_frontier`: what the compute buys, and how each configuration spends it."""
 
 from __future__ import annotations
 
 import os
 
-from ..utils.files import write_text
-from .figure import COLOURS, INK, clean, picture_kind, render, require_matplotlib
-from .read import KINDS, Frontiers, Runs, dots, levels, rivals, runs, value
+from .figure import COLOURS, INK, clean, save
+from .read import Frontiers, Runs, runs, trade_off
 from .schedules import draw_schedules, looks
 from .trade_off import X_LABELS, Y_LABELS, draw_trade_off
 
 
-def plot_frontier(frontiers: Frontiers, path: str | os.PathLike, *, x: str = "share",
-                  y: str | None = None) -> None:
-    """Draw one or several frontiers, and the competitors recorded in them, to an `.svg` or `.png` file.
+def plot_frontier(
+    frontiers: Frontiers, path: str | os.PathLike, *, x: str = "share", y: str | None = None
+) -> None:
+    """Draw frontiers, and the competitors recorded in them, to an `.svg` or `.png` file.
 
-    Left: accuracy (`point.metrics["accuracy"]`; KL where no point has one) against compute. Right: the keep
-    ratio entering each layer, one panel a frontier. A mapping {label: frontier} names them in the legend. Frontiers
-    that differ in nothing but their seeds are drawn as one: means, with a bar of a standard deviation, per budget.
-    Otherwise bars are `point.metrics["interval"]`. Points that another of their frontier dominates are faint.
+    Left: accuracy (`point.metrics["accuracy"]`; KL where no point has one) against compute. Right:
+    the keep ratio entering each layer, one panel a frontier. A mapping {label: frontier} names them
+    in the legend. Frontiers that differ in nothing but their seeds are drawn as one: means, with a
+    bar of a standard deviation, per budget. Otherwise bars are `point.metrics["interval"]`. Points
+    that another of their frontier dominates are faint.
 
-    x: "share" of the prunable cost, or "flops". y: "accuracy", or "kl" on a logarithmic scale (anything below
-    0.001 nats is drawn there); None chooses.
-    Read from `frontier.meta`, where present: `full_accuracy`; `floor_accuracy`, `floor_kl` and `floor`, what
-    they are the floor of; `competitors`, a list of {"kind": "grid", "selected", "random", "published", "fitted" or "coarse",
-    "label", "share", "flops", "accuracy", "kl", "budget"}, where kind and the x and y in use are needed. Grid
-    points get their Pareto frontier, random ones their mean and standard deviation per budget.
+    x: "share" of the prunable cost, or "flops". y: "accuracy", or "kl" on a logarithmic scale
+    (anything below 0.001 nats is drawn there); None chooses.
+    Read from `frontier.meta`, where present: `full_accuracy`; `floor_accuracy`, `floor_kl` and
+    `floor`, what they are the floor of; `competitors`, a list of {"kind": "grid", "selected",
+    "random", "published", "fitted" or "coarse", "label", "share", "flops", "accuracy", "kl",
+    "budget"}, where kind and the x and y in use are needed. Grid points get their Pareto frontier,
+    random ones their mean and standard deviation per budget. Published configurations at the same
+    place get one marker with all their names.
 
-    The file is written atomically, and the same input gives the same bytes. Raises ValueError for another
-    suffix, nothing to draw or malformed numbers, ImportError without matplotlib.
+    The file is written atomically, and the same input gives the same bytes. Raises ValueError for
+    another suffix, nothing to draw or malformed numbers, ImportError without matplotlib.
 
     >>> import tempfile
     >>> from vispco import Frontier, FrontierPoint, PruningConfig
@@ -36,57 +39,56 @@ def plot_frontier(frontiers: Frontiers, path: str | os.PathLike, *, x: str = "sh
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     plot_frontier(Frontier([point]), f"{folder}/frontier.svg")
     """
-    kind, named = picture_kind(path), runs(frontiers)
+    named = runs(frontiers)
     if x not in X_LABELS:
         raise ValueError(f"x must be one of {', '.join(X_LABELS)}, got {x!r}")
     points = [p for group in named.values() for f in group for p in f.points]
     y = y or ("accuracy" if any("accuracy" in p.metrics for p in points) else "kl")
     if y not in Y_LABELS:
         raise ValueError(f"y must be one of {', '.join(Y_LABELS)}, got {y!r}")
-    curves = {label: dots(group, x, y) for label, group in named.items()}
-    if not any(curves.values()):
-        raise ValueError(f"no point has an {y}: measure it with `vispco evaluate --frontier`, or plot the KL")
-    others = {name: rivals(named, name, x, y) for name in KINDS}
-    lines = levels(named, y)
-    held_out = any(y in p.metrics and value(p, y) is not None for p in points)
-    require_matplotlib()
+    shown = trade_off(named, x, y)
+    if not any(shown.curves.values()):
+        measure = "measure it with `vispco evaluate --frontier`, or plot the KL"
+        raise ValueError(f"no point has an {y}: {measure}")
 
     def draw(figure) -> None:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.04)
         grid = figure.add_gridspec(len(named), 2, width_ratios=(1.25, 1))
         left = figure.add_subplot(grid[:, 0])
-        draw_trade_off(left, curves, others, lines, x, y, held_out)
-        handles, labels = _legend(left, curves)
-        figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), handlelength=2.6,
-                      columnspacing=1.8, borderaxespad=1)
-        _panels(figure, grid, named)
+        draw_trade_off(left, shown)
+        _draw_legend(figure, left, first=shown.curves)
+        _draw_panels(figure, grid, named)
 
-    write_text(path, render(draw, 11.5, max(5.2, 2.4 * len(named) + 1), kind))
+    save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
 
 
-def _panels(figure, grid, named: Runs) -> None:
-    """The right side."""
-    shared = looks(named)
+def _draw_panels(figure, grid, named: Runs) -> None:
+    """The right side: a panel of schedules for each run."""
+    shared, several = looks(named), len(named) > 1
     for i, (label, group) in enumerate(named.items()):
         panel = figure.add_subplot(grid[i, 1])
         draw_schedules(panel, group, shared, crowded=len(named))
-        panel.set_title(clean(label) if len(named) > 1 else "Visual tokens entering each layer",
-                        color=COLOURS[i % len(COLOURS)] if len(named) > 1 else INK)
-        panel.set_xlabel("decoder layer" if i == len(named) - 1 else "")
+        title = clean(label) if several else "Visual tokens entering each layer"
+        panel.set_title(title, color=COLOURS[i % len(COLOURS)] if several else INK)
+    panel.set_xlabel("decoder layer")
 
 
-def _legend(axes, curves) -> tuple[list, list[str]]:
-    """Legend entries, the frontiers first."""
+def _draw_legend(figure, axes, first) -> None:
+    """One legend below the picture, in which the labels in `first` come first."""
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: (labels[i] not in curves, i))
-    return [handles[i] for i in order], [clean(labels[i], 110) for i in order]
+    order = sorted(range(len(labels)), key=lambda i: labels[i] not in first)
+    handles = [handles[i] for i in order]
+    labels = [clean(labels[i], 110) for i in order]
+    style = {"handlelength": 2.6, "columnspacing": 1.8, "borderaxespad": 1}
+    figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), **style)
 
 
 def _columns(labels: list[str]) -> int:
     """As many columns as fit side by side, four at most; labels run down the columns."""
+
     def inches(columns: int) -> float:
         rows = -(-len(labels) // columns)
-        longest = [max(map(len, labels[i:i + rows])) for i in range(0, len(labels), rows)]
+        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
         return sum(0.078 * n + 0.75 for n in longest)
 
     return next((n for n in (4, 3, 2) if inches(n) < 11), 1)

@@ -1,7 +1,6 @@
-"""`write_report`: frontier, table, schedules, kept tokens and the course of a search on one HTML page.
+"""`write_report`: a search on one HTML page: frontier, table, kept tokens, convergence, settings.
 
-The page needs no network and no script. Everything that came from data passes through `html.escape`; what did not is
-written here.
+The page needs no network and no script. All that came from data passes through `html.escape`.
 """
 
 from __future__ import annotations
@@ -15,38 +14,74 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PruningConfig
+from ..frontier import Frontier
 from ..utils.console import budget_text, flops, percent, tokens
 from ..utils.files import write_text
-from ..frontier import Frontier
-from .convergence import plot_convergence
+from .convergence import PANELS, plot_convergence
 from .figure import require_matplotlib
 from .frontiers import plot_frontier
 from .svg import drawn
 
 _STYLE = """\
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 68rem;
+       margin: 2rem auto; padding: 0 1rem }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd }
+th, td { text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td, dd { overflow-wrap: anywhere } pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
+td, dd, pre { overflow-wrap: anywhere }
+pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap }
 svg { width: 100%; height: auto } .note { color: #555 }"""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+{style}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+_LEGEND = (
+    "Left: how far each configuration is from the full model, against what it costs, on the "
+    "calibration questions themselves (vispco evaluate measures it on others). "
+    "Right: the visual tokens that enter each layer."
+)
+_NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
+_STEPS = "The augmented Lagrangian, step by step; below, its last step for each budget."
+_REFINED = "Refinement: schedules measured on all calibration data, and the best loss after them."
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A calibration question, and how to draw the tokens that are kept of its picture: `draw(path)` writes an SVG."""
+    """A calibration question. `draw(path)` writes an SVG of the tokens kept of its picture."""
 
     title: str
     draw: Callable[[Path], None]
 
 
-def write_report(path: str | os.PathLike, frontier: Frontier, steps: Sequence[Mapping] = (), command: str = "",
-                 overlays: Sequence[Overlay] = (), note: str = "") -> None:
+def write_report(
+    path: str | os.PathLike,
+    frontier: Frontier,
+    steps: Sequence[Mapping] = (),
+    command: str = "",
+    overlays: Sequence[Overlay] = (),
+    note: str = "",
+) -> None:
     """Write the page, atomically. Without matplotlib it has no pictures, and says so.
 
-    steps: the search's log, a mapping a step. command: what was typed. note: why there are no overlays, if so.
+    steps: the search's log, a mapping a step. command: what was typed. note: why there are no
+    overlays, if so.
     Raises OSError if the page cannot be written.
 
     >>> import tempfile
@@ -55,20 +90,25 @@ def write_report(path: str | os.PathLike, frontier: Frontier, steps: Sequence[Ma
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_report(f"{folder}/report.html", frontier, command="vispco search")
     """
-    try:
-        require_matplotlib()
-        missing = ""
-    except ImportError as error:
-        missing = str(error)
-    parts = [_frontier(frontier, missing), _section("Configurations", _table(frontier)),
-             _overlays(overlays, note, missing), _convergence(steps, missing),
-             _section("How it was made", _made(frontier.meta, command))]
-    title = _text(f"vispco: {frontier.meta.get('method', 'a search')} on {frontier.meta.get('model', 'a model')}")
-    write_text(path, f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-                     f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-                     f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
-                     f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-                     + "\n".join(parts) + "\n</body>\n</html>\n")
+    meta = frontier.meta
+    curve = _picture(lambda file: plot_frontier(frontier, file), "frontier", "frontier and schedules")
+    kept = [
+        f"<h3>{_text(overlay.title)}</h3>\n"
+        + _picture(overlay.draw, f"tokens-{i}", f"kept tokens: {overlay.title}")
+        for i, overlay in enumerate(overlays)
+    ]
+    sections = {
+        "Frontier and schedules": [curve, _note(_LEGEND)],
+        "Configurations": [_configurations(frontier)],
+        "Kept tokens": kept or [_note(note or "None were drawn.")],
+        "Convergence": _gradient(steps) + _refinement(steps),
+        "How it was made": [*[f"<pre>{_text(command)}</pre>"] * bool(command), _settings(meta)],
+    }
+    title = _text(f"vispco: {meta.get('method', 'a search')} on {meta.get('model', 'a model')}")
+    body = "\n".join(
+        "\n".join([f"<h2>{name}</h2>", *parts]) for name, parts in sections.items()
+    )
+    write_text(path, _PAGE.format(title=title, style=_STYLE, body=body))
 
 
 def _text(text: object) -> str:
@@ -76,82 +116,85 @@ def _text(text: object) -> str:
     return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(text)))
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{_text(title)}</h2>\n" + "\n".join(parts)
-
-
 def _note(text: str) -> str:
     return f'<p class="note">{_text(text)}</p>'
 
 
-def _picture(draw: Callable[[Path], None], prefix: str, description: str, missing: str) -> str:
+def _picture(draw: Callable[[Path], None], prefix: str, description: str) -> str:
     """The drawing, or the reason why there is none."""
-    if missing:
-        return _note(f"No picture: {missing}")
     try:
+        require_matplotlib()
         return f"<figure>{drawn(draw, prefix, description)}</figure>"
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return _note(f"No picture: {error}")
 
 
-def _frontier(frontier: Frontier, missing: str) -> str:
-    about = ("Left: how far each configuration is from the full model, against what it costs, on the calibration questions "
-             "themselves (vispco evaluate measures it on others). Right: the visual tokens that enter each layer.")
-    return _section("Frontier and schedules", _picture(lambda path: plot_frontier(frontier, path), "frontier",
-                                                       "frontier and schedules", missing), _note(about))
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Collection[int] = ()
+) -> str:
+    """An HTML table. numbers: the columns that hold numbers, which go to the right."""
+    kinds = [' class="n"' if i in numbers else "" for i in range(len(header))]
+    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
+    for row in rows:
+        cells = zip(kinds, row, strict=True)
+        lines.append("".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in cells))
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>\n{body}\n</table></div>'
 
 
-def _table(frontier: Frontier) -> str:
-    name = "task loss" if frontier.meta.get("objective") == "task" else "KL"
-    measured = sorted({k for p in frontier.points for k, v in p.metrics.items() if isinstance(v, float)})
-    header = ["budget", "FLOPs", "share", "visual tokens entering each layer", name, *measured]
-    rows = [[budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config),
-             f"{p.loss:.4f}", *(_decimals(p.metrics.get(m)) for m in measured)] for p in frontier.points]
-    return _rows(header, rows, numbers={1, 2, *range(4, len(header))})
+def _configurations(frontier: Frontier) -> str:
+    loss = "task loss" if frontier.meta.get("objective") == "task" else "KL"
+    metrics = [p.metrics for p in frontier.points]
+    measured = sorted({k for m in metrics for k, v in m.items() if isinstance(v, float)})
+    rows = []
+    for p in frontier.points:
+        cost = [budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config)]
+        rows.append([*cost, *map(_decimals, [p.loss, *map(p.metrics.get, measured)])])
+    header = ["budget", "FLOPs", "share", "visual tokens entering each layer", loss, *measured]
+    return _table(header, rows, numbers={1, 2, *range(4, len(header))})
 
 
 def _decimals(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "" if value is None else str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:.4f}"
+    return "" if value is None else str(value)
 
 
 def _entering(config: PruningConfig) -> str:
     """Counts, or shares where the configuration does not say of how many."""
-    return tokens(config.tokens(config.n_visual)) if config.n_visual else " ".join(percent(r, 0) for r in config.keep_ratios)
+    if config.n_visual:
+        return tokens(config.tokens(config.n_visual))
+    return " ".join(percent(ratio, 0) for ratio in config.keep_ratios)
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f'<td class="n">{_text(c)}</td>' if i in numbers else f"<td>{_text(c)}</td>"
-                                      for i, c in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
-
-
-def _overlays(overlays: Sequence[Overlay], note: str, missing: str) -> str:
-    parts = [f"<h3>{_text(o.title)}</h3>\n" + _picture(o.draw, f"tokens-{i}", f"kept tokens: {o.title}", missing)
-             for i, o in enumerate(overlays)]
-    return _section("Kept tokens", *(parts or [_note(note or "None were drawn.")]))
-
-
-def _convergence(steps: Sequence[Mapping], missing: str) -> str:
-    steps, tried = [s for s in steps if "step" in s], {str(s["budget"]): s for s in steps if "schedule" in s}
-    refined = [_note("Refinement: schedules measured on all calibration data, and the best loss after them."),
-               _rows(["budget", "schedules", "loss"],
-                     [[budget_text(s["budget"]), s["schedule"], f"{s['best']:.4g}"] for s in tried.values()], {1, 2})] if tried else []
+def _gradient(steps: Sequence[Mapping]) -> list[str]:
+    """The course of the gradient, and its last step for each budget."""
+    steps = [s for s in steps if "step" in s]
     if not steps:
-        return _section("Convergence", _note("No gradient step was made: none was asked for, or every budget pays for all tokens."),
-                        *refined)
-    last = {str(s["budget"]): s for s in steps}
-    columns = [c for c in ("loss", "violation", "multiplier", "penalty", "gradient") if all(c in s for s in last.values())]
-    rows = [[budget_text(s["budget"]), s["step"] + 1, *(f"{s[c]:.4g}" for c in columns)] for s in last.values()]
-    return _section("Convergence", _note("The augmented Lagrangian, step by step; below, its last step for each budget."),
-                    _picture(lambda path: plot_convergence(steps, path), "steps", "convergence of the search", missing),
-                    _rows(["budget", "steps", *columns], rows, set(range(1, 2 + len(columns)))),
-                    *refined)
+        return [_note(_NO_STEPS)]
+    last = list({str(s["budget"]): s for s in steps}.values())
+    columns = [name for name in PANELS if all(name in s for s in last)]
+    rows = []
+    for s in last:
+        numbers = [f"{s[name]:.4g}" for name in columns]
+        rows.append([budget_text(s["budget"]), s["step"] + 1, *numbers])
+    header = ["budget", "steps", *columns]
+    picture = _picture(lambda path: plot_convergence(steps, path), "steps", "convergence of the search")
+    return [_note(_STEPS), picture, _table(header, rows, range(1, len(header)))]
 
 
-def _made(meta: Mapping[str, Any], command: str) -> str:
-    rows = [[name, value if isinstance(value, str) else ", ".join(f"{k} {v}" for k, v in value.items())
-             if isinstance(value, Mapping) else json.dumps(value)]
-            for name, value in meta.items() if name != "competitors"]
-    typed = f"<pre>{_text(command)}</pre>\n" if command else ""
-    return typed + _rows(["setting", "value"], rows)
+def _refinement(steps: Sequence[Mapping]) -> list[str]:
+    last = {str(s["budget"]): s for s in steps if "schedule" in s}.values()
+    rows = [[budget_text(s["budget"]), s["schedule"], f"{s['best']:.4g}"] for s in last]
+    return [_note(_REFINED), _table(["budget", "schedules", "loss"], rows, {1, 2})] if rows else []
+
+
+def _settings(meta: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in meta.items():
+        if name == "competitors":
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        rows.append([name, value if isinstance(value, str) else json.dumps(value)])
+    return _table(["setting", "value"], rows)

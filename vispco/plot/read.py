@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from statistics import fmean, stdev
@@ -17,54 +17,98 @@ Frontiers = Frontier | Sequence[Frontier] | Mapping[str, Frontier]
 Runs = Mapping[str, Sequence[Frontier]]
 KINDS = ("grid", "selected", "random", "published", "fitted", "coarse")
 LEAST_KL = 1e-3
-_SETTINGS = ("label", "model", "data", "method", "kernel", "objective", "steps", "learning_rate", "inner", "relative_to",
-             "model_type", "num_layers", "samples")
+# Frontiers that agree in these differ in nothing but their seeds.
+_SETTINGS = (
+    *("label", "model", "data", "method", "kernel", "objective", "steps", "learning_rate"),
+    *("inner", "relative_to", "model_type", "num_layers", "samples"),
+)
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A configuration in the plane, or the mean of several seeds' at one budget. bar: (low, high) around y, or None.
-    best: no other of its run has a lower cost and a better y."""
+    """A configuration in the plane of cost and quality, or the mean of several seeds at one budget.
+
+    bar: (low, high) around y, or None. best: no other dot of its run costs less
+    and has a better y. label: of a competitor. group: competitors of one group get one mean.
+    """
 
     x: float
     y: float
     bar: tuple[float, float] | None = None
     best: bool = True
+    label: str = ""
+    group: str = ""
 
 
-def runs(frontiers: Frontiers) -> dict[str, list[Frontier]]:
-    """By label; frontiers that differ in nothing but their seeds are one run."""
-    if isinstance(frontiers, Frontier):
-        frontiers = [frontiers]
-    pairs = list(frontiers.items()) if isinstance(frontiers, Mapping) else [(_title(f), f) for f in frontiers]
-    if not pairs or not all(len(f) for _, f in pairs):
-        raise ValueError("there is no point to plot: the frontier is empty")
-    for point in (p for _, f in pairs for p in f.points):
-        if not isinstance(point.metrics, Mapping) or not isinstance(point.budget, (str, Real, Mapping)):
-            raise ValueError("a point's metrics must be an object and its budget a number or text, got "
-                             f"{point.metrics!r} and {point.budget!r}")
-    groups: dict[Any, list[tuple[str, Frontier]]] = {}
-    for i, (label, frontier) in enumerate(pairs):
-        key = _settings(frontier)
-        taken = [f.meta["seed"] for _, f in groups.get(key, [])]
-        alone = "seed" not in frontier.meta or frontier.meta["seed"] in taken
-        groups.setdefault(i if alone else key, []).append((label, frontier))
-    named: dict[str, list[Frontier]] = {}
-    for group in groups.values():
-        label = group[0][0]
-        if len(group) > 1:
-            label = f"{_title(group[0][1])} (mean ± s.d. of {len(group)} seeds)"
-        named[label if label not in named else f"{label} ({len(named) + 1})"] = [f for _, f in group]
-    return named
+@dataclass(frozen=True)
+class TradeOff:
+    """What the left panel shows. Read it with `trade_off`.
+
+    x, y: names of the axes. curves: {label of a run: its dots}. competitors: {kind: its dots}.
+    levels: horizontal lines, as (label, height, dashes). held_out: y was measured on held-out data.
+    """
+
+    x: str
+    y: str
+    curves: dict[str, list[Dot]]
+    competitors: dict[str, list[Dot]]
+    levels: list[tuple[str, float, Any]]
+    held_out: bool
+
+
+def trade_off(named: Runs, x: str, y: str) -> TradeOff:
+    """Read everything that the left panel shows. Raises ValueError for malformed numbers."""
+    curves = {label: dots(frontiers, x, y) for label, frontiers in named.items()}
+    points = [p for f in _all(named) for p in f.points]
+    held_out = any(p.metrics.get(y) is not None for p in points)
+    return TradeOff(x, y, curves, competitors(named, x, y), levels(named, y), held_out)
 
 
 def check(frontier: Frontier) -> None:
     """Raise ValueError unless everything that could be drawn of a frontier is well formed."""
     named = runs(frontier)
-    for x, y in (("share", "accuracy"), ("flops", "kl")):
-        dots([frontier], x, y), levels(named, y)
-        for kind in KINDS:
-            rivals(named, kind, x, y)
+    trade_off(named, "share", "accuracy")
+    trade_off(named, "flops", "kl")
+
+
+def runs(frontiers: Frontiers) -> dict[str, list[Frontier]]:
+    """Frontiers by label. Those that differ in nothing but their seeds are one run.
+
+    Raises ValueError if a frontier is empty, or a point's metrics or budget cannot be read.
+    """
+    if isinstance(frontiers, Frontier):
+        frontiers = [frontiers]
+    if not isinstance(frontiers, Mapping):
+        pairs = [(_title(frontier), frontier) for frontier in frontiers]
+    else:
+        pairs = list(frontiers.items())
+    if not pairs or not all(len(frontier) for _, frontier in pairs):
+        raise ValueError("there is no point to plot: the frontier is empty")
+    groups: dict[Any, list[tuple[str, Frontier]]] = {}
+    for i, (label, frontier) in enumerate(pairs):
+        _check_points(frontier)
+        key = _settings(frontier)
+        seen = [other.meta["seed"] for _, other in groups.get(key, [])]
+        alone = "seed" not in frontier.meta or frontier.meta["seed"] in seen
+        groups.setdefault(i if alone else key, []).append((label, frontier))
+    named: dict[str, list[Frontier]] = {}
+    for group in groups.values():
+        label, first = group[0]
+        if len(group) > 1:
+            label = f"{_title(first)} (mean ± s.d. of {len(group)} seeds)"
+        if label in named:
+            label = f"{label} ({len(named) + 1})"
+        named[label] = [frontier for _, frontier in group]
+    return named
+
+
+def _check_points(frontier: Frontier) -> None:
+    for p in frontier.points:
+        if not isinstance(p.metrics, Mapping) or not isinstance(p.budget, (str, Real, Mapping)):
+            raise ValueError(
+                "a point's metrics must be an object and its budget a number or text, got "
+                f"{p.metrics!r} and {p.budget!r}"
+            )
 
 
 def _settings(frontier: Frontier) -> str:
@@ -77,6 +121,11 @@ def _title(frontier: Frontier) -> str:
     return str(label or (f"{method}, {kernel} kernel" if method and kernel else "found"))
 
 
+def _all(named: Runs) -> Iterator[Frontier]:
+    for frontiers in named.values():
+        yield from frontiers
+
+
 def value(point: FrontierPoint, name: str) -> Any:
     """A point's share, flops, kl, or another of its metrics; None if it was not measured."""
     if name in ("share", "flops"):
@@ -85,22 +134,31 @@ def value(point: FrontierPoint, name: str) -> Any:
 
 
 def dots(frontiers: Sequence[Frontier], x: str, y: str) -> list[Dot]:
-    """Of one run, by x: every point that has both; with several seeds mean and standard deviation per budget."""
+    """The dots of one run, sorted by x: every point that has both x and y.
+
+    With several seeds a dot is the mean at one budget, and its bar is a standard deviation.
+    """
+    measured = [p for f in frontiers for p in f.points if value(p, y) is not None]
     groups: dict[Any, list[FrontierPoint]] = {}
-    for i, point in enumerate(p for f in frontiers for p in f.points if value(p, y) is not None):
+    for i, point in enumerate(measured):
         groups.setdefault(i if len(frontiers) == 1 else str(point.budget), []).append(point)
-    found = []
+    means, bars = [], []
     for points in groups.values():
-        xs, ys = ([_checked(number(value(p, name), name), name) for p in points] for name in (x, y))
-        middle, spread = fmean(ys), stdev(ys) if len(ys) > 1 else 0.0
-        bar = (max(middle - spread, LEAST_KL if y == "kl" else 0.0), middle + spread)
-        found.append((fmean(xs), middle, bar if spread else None if len(ys) > 1 else _interval(points[0], y)))
-    best = is_non_dominated([d[:2] for d in found], maximize=(False, y == "accuracy")).tolist() if found else []
-    return sorted((Dot(*d, b) for d, b in zip(found, best)), key=lambda d: (d.x, d.y))
+        xs = [number(value(p, x), x) for p in points]
+        ys = [number(value(p, y), y) for p in points]
+        means.append((fmean(xs), fmean(ys)))
+        bars.append(_deviation(ys, y) if len(points) > 1 else _interval(points[0], y))
+    if not means:
+        return []
+    best = is_non_dominated(means, maximize=(False, y == "accuracy")).tolist()
+    found = [Dot(*mean, bar, b) for mean, bar, b in zip(means, bars, best, strict=True)]
+    return sorted(found, key=lambda d: (d.x, d.y))
 
 
-def _checked(number: float, name: str) -> float:
-    return max(number, LEAST_KL) if name == "kl" else number
+def _deviation(ys: Sequence[float], y: str) -> tuple[float, float] | None:
+    middle, deviation = fmean(ys), stdev(ys)
+    least = LEAST_KL if y == "kl" else 0.0
+    return (max(middle - deviation, least), middle + deviation) if deviation else None
 
 
 def _interval(point: FrontierPoint, y: str) -> tuple[float, float] | None:
@@ -111,38 +169,43 @@ def _interval(point: FrontierPoint, y: str) -> tuple[float, float] | None:
     return low, high
 
 
-def rivals(named: Runs, kind: str, x: str, y: str) -> list[dict]:
-    """Competitors of one kind from all frontiers, each once, with `x` and `y` as numbers."""
-    found: dict[tuple, dict] = {}
-    for frontier in (f for group in named.values() for f in group):
-        competitors = frontier.meta.get("competitors", [])
-        if not isinstance(competitors, list) or not all(isinstance(c, dict) for c in competitors):
+def competitors(named: Runs, x: str, y: str) -> dict[str, list[Dot]]:
+    """The competitors recorded in all frontiers that have x and y, by kind, each once."""
+    found: dict[str, dict[tuple, Dot]] = {kind: {} for kind in KINDS}
+    for frontier in _all(named):
+        entries = frontier.meta.get("competitors", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError("meta['competitors'] must be a list of objects")
-        for rival in competitors:
-            if rival.get("kind") not in KINDS:
-                raise ValueError(f"a competitor's kind must be one of {', '.join(KINDS)}, "
-                                 f"got {rival.get('kind')!r}")
-            if rival["kind"] == kind and rival.get(x) is not None and rival.get(y) is not None:
-                entry = {**rival, "x": number(rival[x], x), "y": _checked(number(rival[y], y), y)}
-                found[entry["x"], entry["y"], str(rival.get("label", ""))] = entry
-    return sorted(found.values(), key=lambda r: (r["x"], r["y"]))
+        for entry in entries:
+            kind, label = entry.get("kind"), str(entry.get("label", ""))
+            if kind not in KINDS:
+                expected = ", ".join(KINDS)
+                raise ValueError(f"a competitor's kind must be one of {expected}, got {kind!r}")
+            if entry.get(x) is None or entry.get(y) is None:
+                continue
+            dot = Dot(number(entry[x], x), number(entry[y], y), label=label)
+            group = str(entry.get("budget", round(dot.x, 2)))
+            found[kind][dot.x, dot.y, label] = Dot(dot.x, dot.y, label=label, group=group)
+    return {kind: sorted(d.values(), key=lambda d: (d.x, d.y)) for kind, d in found.items()}
 
 
 def number(value: Any, name: str) -> float:
-    """Raises ValueError unless `value` is finite."""
+    """`value` as a float; a KL of at least LEAST_KL. Raises ValueError unless it is finite."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+    return max(float(value), LEAST_KL) if name == "kl" else float(value)
 
 
 def levels(named: Runs, y: str) -> list[tuple[str, float, Any]]:
     """Horizontal reference lines: (label, height, dashes)."""
-    metas, lines = [f.meta for group in named.values() for f in group], []
+    metas = [frontier.meta for frontier in _all(named)]
     floor = next((str(m["floor"]) for m in metas if m.get("floor")), "no visual tokens")
+    lines = []
     for key, label, dashes in (("full", "full model", (0, (6, 3))), ("floor", floor, (0, (1, 2)))):
-        heights = [m[f"{key}_{y}"] for m in metas if m.get(f"{key}_{y}") is not None]
+        name = f"{key}_{y}"
+        heights = [m[name] for m in metas if m.get(name) is not None]
         if heights:
-            height = number(heights[0], f"{key}_{y}")
+            height = number(heights[0], name)
             shown = f"{100 * height:.1f} %" if y == "accuracy" else f"{height:.3g}"
             lines.append((f"{label}: {shown}", height, dashes))
     return lines

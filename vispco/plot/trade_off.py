@@ -2,135 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import fmean, pstdev
 
 from ..pareto import is_non_dominated
 from .figure import COLOURS, DASHES, INK, MARKERS, clean, percents, plain_log
-from .read import LEAST_KL, Dot
+from .read import LEAST_KL, Dot, TradeOff
 
-X_LABELS = {"share": "compute spent on visual tokens (share of the prunable FLOPs)",
-            "flops": "prefill FLOPs of the language model"}
+X_LABELS = {
+    "share": "compute spent on visual tokens (share of the prunable FLOPs)",
+    "flops": "prefill FLOPs of the language model",
+}
 Y_LABELS = {"accuracy": "accuracy", "kl": "KL to the full model (nats, lower is better)"}
-_GREY, _CHANCE, _CHANCE_MEAN, _PUBLISHED, _OTHERS = "#8a8a8a", "#E69F00", "#B26B00", "#882255", "#117733"
+_GREY, _ORANGE, _BROWN, _PURPLE, _GREEN = "#8a8a8a", "#E69F00", "#B26B00", "#882255", "#117733"
+# By kind: marker, colours of face and edge, legend. The grid and the random schedules are clouds.
+_SINGLE_DOTS = {
+    "selected": ("s", "none", "#444444", "the best of them by KL"),
+    "fitted": ("^", _GREEN, "white", "FitPrune's fit of attention statistics"),
+    "coarse": ("v", _GREEN, "white", "tokens pooled, or smaller pictures"),
+    "published": ("D", _PURPLE, "white", "published defaults"),
+}
 
 
-def draw_trade_off(axes, curves: Mapping[str, Sequence[Dot]], rivals: Mapping[str, list[dict]], levels: Sequence, x: str,
-                   y: str, held_out: bool) -> None:
-    """curves: of each run. rivals: by kind. levels: horizontal lines, (label, height, dashes)."""
-    for label, height, dashes in levels:
+def draw_trade_off(axes, shown: TradeOff) -> None:
+    """Draw curves, competitors and levels, with their legend entries."""
+    others = shown.competitors
+    for label, height, dashes in shown.levels:
         axes.axhline(height, color=INK, linestyle=dashes, linewidth=1, label=label, zorder=1.5)
-    _draw_grid(axes, rivals["grid"], y)
-    if rivals["selected"]:
-        axes.plot(*_xy(rivals["selected"]), color="#444444", linestyle="none", marker="s", markersize=7,
-                  markerfacecolor="none", markeredgewidth=1.3, zorder=3, label="the best of them by KL")
-    _draw_random(axes, rivals["random"])
-    for kind, marker, label in (("fitted", "^", "FitPrune's fit of attention statistics"),
-                                ("coarse", "v", "tokens pooled, or smaller pictures")):
-        if rivals[kind]:
-            axes.plot(*_xy(rivals[kind]), color=_OTHERS, linestyle="none", marker=marker, markersize=7,
-                      markeredgecolor="white", zorder=3.2, label=label)
-    for i, (label, curve) in enumerate(curves.items()):
+    if others["grid"]:
+        _draw_grid(axes, others["grid"], shown.y)
+    for kind, (marker, face, edge, label) in _SINGLE_DOTS.items():
+        if others[kind]:
+            style = {"markersize": 7, "markerfacecolor": face, "markeredgecolor": edge}
+            axes.plot(*_xy(others[kind]), marker, label=label, zorder=4.5, **style)
+    if others["random"]:
+        _draw_random(axes, others["random"])
+    for i, (label, curve) in enumerate(shown.curves.items()):
         _draw_curve(axes, label, curve, i)
-    axes.set(xlabel=X_LABELS[x], ylabel=("held-out " if held_out else "") + Y_LABELS[y], title="What the compute buys")
-    heights = [d.y for curve in curves.values() for d in curve]
-    _limits(axes, heights + [r["y"] for some in rivals.values() for r in some], x, y)
-    others = [(d.x, d.y) for curve in curves.values() for d in curve]
-    _draw_published(axes, rivals["published"], others + [(r["x"], r["y"]) for r in rivals["selected"]])
+    held_out = "held-out " if shown.held_out else ""
+    axes.set(xlabel=X_LABELS[shown.x], ylabel=held_out + Y_LABELS[shown.y])
+    axes.set_title("What the compute buys")
+    _set_limits(axes, shown)
+    taken = [dot for curve in shown.curves.values() for dot in curve] + others["selected"]
+    _name_published(axes, others["published"], taken)
 
 
-def _xy(points: list[dict]) -> tuple[list[float], list[float]]:
-    return [p["x"] for p in points], [p["y"] for p in points]
+def _xy(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
+    return [dot.x for dot in dots], [dot.y for dot in dots]
 
 
 def _draw_curve(axes, label: str, curve: Sequence[Dot], i: int) -> None:
-    """A line through what no other point of the run dominates; those that are dominated stay, faint."""
-    colour, best = COLOURS[i % len(COLOURS)], [d for d in curve if d.best]
-    look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 8, "markeredgecolor": "white",
-            "markeredgewidth": 1}
+    """A line through the dots that no other of the run dominates. The dominated ones are faint."""
+    colour = COLOURS[i % len(COLOURS)]
+    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "zorder": 4}
+    style |= {"markersize": 8, "markeredgecolor": "white"}
+    dominated = [dot for dot in curve if not dot.best]
+    best = [dot for dot in curve if dot.best]
+    axes.plot(*_xy(dominated), linestyle="none", alpha=0.3, **style)
+    axes.plot(*_xy(best), linestyle=DASHES[i % len(DASHES)], linewidth=2, label=label, **style)
     for dot in curve:
         if dot.bar:
-            axes.plot([dot.x] * 2, dot.bar, color=colour, alpha=0.35 if dot.best else 0.15, linewidth=2.5,
-                      solid_capstyle="butt", zorder=3.5)
-    faint = [d for d in curve if not d.best]
-    axes.plot([d.x for d in faint], [d.y for d in faint], linestyle="none", alpha=0.3, zorder=3.4, **look)
-    axes.plot([d.x for d in best], [d.y for d in best], linestyle=DASHES[i % len(DASHES)], linewidth=2, label=label,
-              zorder=4, **look)
+            alpha = 0.35 if dot.best else 0.15
+            axes.plot([dot.x] * 2, dot.bar, color=colour, alpha=alpha, linewidth=2.5, zorder=3.5)
 
 
-def _draw_grid(axes, points: list[dict], y: str) -> None:
-    if not points:
-        return
-    keep = is_non_dominated([(p["x"], p["y"]) for p in points], maximize=(False, y == "accuracy")).tolist()
-    best = [p for p, k in zip(points, keep) if k]
-    axes.scatter(*_xy([p for p, k in zip(points, keep) if not k]), s=9, color=_GREY, alpha=0.22, linewidths=0,
-                 label=f"every single-layer configuration ({len(points)})", zorder=2)
-    axes.scatter(*_xy(best), s=14, color=_GREY, alpha=0.7, linewidths=0, zorder=2)
-    axes.step(*_xy(best), where="post", color=_GREY, linewidth=1, label="their Pareto frontier, in hindsight",
-              zorder=2.2)
+def _draw_grid(axes, dots: Sequence[Dot], y: str) -> None:
+    """A cloud of all single-layer configurations, and the staircase of those that none
+    dominates."""
+    maximize = (False, y == "accuracy")
+    keep = is_non_dominated([(dot.x, dot.y) for dot in dots], maximize=maximize).tolist()
+    best = [dot for dot, kept in zip(dots, keep, strict=True) if kept]
+    rest = [dot for dot, kept in zip(dots, keep, strict=True) if not kept]
+    all_of_them = f"every single-layer configuration ({len(dots)})"
+    hindsight = "their Pareto frontier, in hindsight"
+    style = {"color": _GREY, "linewidths": 0, "zorder": 2}
+    axes.scatter(*_xy(rest), s=9, alpha=0.22, label=all_of_them, **style)
+    axes.scatter(*_xy(best), s=14, alpha=0.7, **style)
+    axes.step(*_xy(best), where="post", color=_GREY, linewidth=1, label=hindsight, zorder=2.2)
 
 
-def _draw_random(axes, points: list[dict]) -> None:
-    if not points:
-        return
-    axes.scatter(*_xy(points), s=22, marker="x", linewidths=0.9, color=_CHANCE, alpha=0.55, zorder=2.5,
-                 label=f"random schedules ({len(points)}; bar: mean ± s.d.)")
-    groups: dict[str, list[dict]] = {}
-    for point in points:
-        groups.setdefault(str(point.get("budget", round(point["x"], 2))), []).append(point)
-    for group in groups.values():
-        xs, ys = _xy(group)
-        mean = sum(ys) / len(ys)
-        spread = (sum((v - mean) ** 2 for v in ys) / len(ys)) ** 0.5
-        axes.errorbar([sum(xs) / len(xs)], [mean], yerr=[spread], color=_CHANCE_MEAN, linewidth=1.4,
-                      capsize=4, marker="_", markersize=11, markeredgewidth=1.8, zorder=3)
+def _draw_random(axes, dots: Sequence[Dot]) -> None:
+    """A cross for each random schedule; for each budget a mean with a bar of a standard
+    deviation."""
+    label = f"random schedules ({len(dots)}; bar: mean ± s.d.)"
+    axes.scatter(*_xy(dots), s=22, marker="x", color=_ORANGE, alpha=0.55, zorder=2.5, label=label)
+    for group in dict.fromkeys(dot.group for dot in dots):
+        xs, ys = _xy([dot for dot in dots if dot.group == group])
+        style = {"color": _BROWN, "capsize": 4, "marker": "_", "markersize": 11, "zorder": 3}
+        axes.errorbar([fmean(xs)], [fmean(ys)], yerr=[pstdev(ys)], **style)
 
 
-def _draw_published(axes, points: list[dict], others: list[tuple[float, float]]) -> None:
-    """Diamonds with their names beside them, where they cover least."""
-    if not points:
-        return
-    axes.plot(*_xy(points), linestyle="none", marker="D", markersize=7, color=_PUBLISHED,
-              markeredgecolor="white", label="published defaults", zorder=4.5)
-    to_axes = axes.transData + axes.transAxes.inverted()
-    taken = [to_axes.transform((p["x"], p["y"])) for p in points]
-    taken += [to_axes.transform(other) for other in others]
-    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    line = {"arrowstyle": "-", "color": _PUBLISHED, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
-    for point, start in zip(points, taken[:len(points)]):
-        label = clean(str(point.get("label", "")))
-        left, middle = _place(start, 0.013 * len(label), taken)
-        taken += [(left + 0.013 * i, middle) for i in range(len(label))]
-        axes.annotate(label, (point["x"], point["y"]), xytext=(left, middle), textcoords="axes fraction",
-                      fontsize=8.5, color=_PUBLISHED, va="center", zorder=5, arrowprops=line, bbox=box)
-
-
-def _place(start, width: float, taken) -> tuple[float, float]:
-    """Left end and middle, in axes fractions, of a text near `start` that covers the fewest taken places."""
-    def cost(left: float, middle: float) -> float:
-        covered = sum(left - 0.02 < x < left + width + 0.02 and abs(y - middle) < 0.035 for x, y in taken)
-        outside = left < 0 or left + width > 1 or not 0.03 < middle < 0.97
-        return covered + 100 * outside + abs(middle - start[1])
-
-    rows = [start[1] + side * distance for distance in (0.05, 0.1, 0.15, 0.2) for side in (-1, 1)]
-    return min(((left, middle) for middle in rows for left in (start[0] + 0.03, start[0] - 0.03 - width)),
-               key=lambda place: cost(*place))
-
-
-def _limits(axes, heights: list[float], x: str, y: str) -> None:
-    """Scales, limits and tick labels of the left panel."""
+def _set_limits(axes, shown: TradeOff) -> None:
+    """Scales, limits and tick labels."""
     from matplotlib.ticker import EngFormatter
 
-    if x == "share":
+    dots = [dot for some in (shown.curves, shown.competitors) for part in some.values() for dot in part]
+    heights = [dot.y for dot in dots]
+    if shown.x == "share":
         axes.set_xlim(-0.03, 1.03)
         percents(axes.xaxis)
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    if y == "accuracy":
-        heights = heights + [v for line in axes.lines for v in line.get_ydata()]
+    if shown.y == "accuracy":
+        heights += [height for line in axes.lines for height in line.get_ydata()]
         axes.set_ylim(max(-0.03, min(heights) - 0.06), min(1.02, max(heights) + 0.05))
         percents(axes.yaxis)
     else:
         axes.set_yscale("log")
         plain_log(axes.yaxis, LEAST_KL)
         axes.set_ylim(min(heights) / 1.5, max(*heights, 10 * LEAST_KL) * 2)
+
+
+def _name_published(axes, dots: Sequence[Dot], others: Sequence[Dot]) -> None:
+    """Write the names of published configurations beside them, where they cover least."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    names: dict[tuple[float, float], list[str]] = {}
+    for dot in dots:
+        names.setdefault((dot.x, dot.y), []).append(dot.label)
+    taken = [to_axes.transform(xy) for xy in (*names, *((dot.x, dot.y) for dot in others))]
+    box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    line = {"arrowstyle": "-", "color": _PURPLE, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+    style = {"fontsize": 8.5, "color": _PURPLE, "va": "center", "zorder": 5}
+    for xy, labels in names.items():
+        text = clean(", ".join(labels))
+        left, middle = _place(to_axes.transform(xy), 0.013 * len(text), taken)
+        taken += [(left + 0.013 * i, middle) for i in range(len(text))]
+        place = {"xytext": (left, middle), "textcoords": "axes fraction"}
+        axes.annotate(text, xy, **place, arrowprops=line, bbox=box, **style)
+
+
+def _place(start, width: float, taken) -> tuple[float, float]:
+    """Where a text near `start` covers the fewest taken places: (left, middle), axes fractions."""
+
+    def cost(place: tuple[float, float]) -> float:
+        left, middle = place
+        right = left + width
+        covered = sum(left - 0.02 < x < right + 0.02 and abs(y - middle) < 0.035 for x, y in taken)
+        outside = left < 0 or right > 1 or not 0.03 < middle < 0.97
+        return covered + 100 * outside + abs(middle - start[1])
+
+    heights = [start[1] + side * d for d in (0.05, 0.1, 0.15, 0.2) for side in (-1, 1)]
+    sides = (start[0] + 0.03, start[0] - 0.03 - width)
+    return min(((left, middle) for middle in heights for left in sides), key=cost)
