@@ -29,7 +29,7 @@ SURVIVORS = {
         "flops": ["device=None", "as_tensor(n_text, )", "as_tensor(n, )"]},
     "Equal: the next operation promotes to the same precision": {
         "relaxation": [".to(None)"],
-        "kernels": ["dtype=None", "torch.arange(self.num_layers, device=theta.device)", "_places().to(None)"],
+        "kernels": ["dtype=None", "torch.arange(self.num_layers, device=theta.device)", "_positions().to(None)"],
         "ste": [".to(None)"]},
     "Equal: nobody reads the value, or it is masked or overwritten before": {
         "pareto": ["objectives or (2"],  # of no points

@@ -25,7 +25,7 @@ import vispco  # noqa: E402
 from tiny import batch, tiny_llava  # noqa: E402
 from vispco import alm, testbed  # noqa: E402
 from vispco.commands import main as cli  # noqa: E402
-from vispco.solvers import digest  # noqa: E402
+from vispco.utils import digest  # noqa: E402
 from vispco.utils.journal import Journal  # noqa: E402
 from tests.reproduction.cache import Cache  # noqa: E402
 from vispco.testbed.model import build_config, build_processor  # noqa: E402

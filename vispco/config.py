@@ -1,26 +1,25 @@
-"""PruningConfig: THE one meaning of `keep_ratio`, validated, frozen, JSON in and out."""
+"""PruningConfig: how many visual tokens enter each decoder layer, and which method ranks them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import numbers
-import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from .utils.files import SCHEMA_VERSION, checked_keys, read_json, write_json
 from .registry import build_method
+from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 
 
 def whole_tokens(keep_ratio, n_visual):
-    """Tokens kept when `keep_ratio` of `n_visual` original visual tokens are asked for.
+    """Tokens kept if `keep_ratio` of `n_visual` original visual tokens are asked for.
 
-    `floor(r * n)`, but at least one token unless `r` is 0 (or there are none). Works on numbers and tensors.
-    The small constant absorbs float error: 0.29 * 100 keeps 29 tokens, not 28.
+    `floor(keep_ratio * n_visual)`, but at least 1 where both are positive. Takes numbers or
+    tensors. A small constant absorbs float errors: 0.29 * 100 keeps 29 tokens, not 28.
 
     >>> whole_tokens(0.29, 100), whole_tokens(0.001, 100), whole_tokens(0.0, 100)
     (29, 1, 0)
@@ -35,22 +34,29 @@ def whole_tokens(keep_ratio, n_visual):
 
 
 @dataclass(frozen=True)
-class PruningConfig:
-    """Which fraction of the visual tokens enters each decoder layer, and who chooses them.
+class PruningConfig(JsonFile):
+    """Which fraction of the visual tokens enters each decoder layer, and which method ranks them.
 
-    `keep_ratios[i]` is the fraction of the ORIGINAL visual tokens that ENTERS layer `i`: one per decoder
-    layer, in [0, 1], non-increasing (a dropped token never comes back).
+    `keep_ratios[i]` is the fraction r_i of the N_v ORIGINAL visual tokens that ENTERS layer i:
+
+        n_i = floor(r_i N_v)   whole tokens, but at least one where r_i > 0
+
+    There is one ratio per decoder layer, in [0, 1]. Ratios never increase: a dropped token never
+    comes back.
 
     method: name of a registered pruning method, which ranks the tokens.
     method_options: keyword arguments of that method.
-    model_type, budget, flops, n_visual, versions: provenance, filled in by `vispco.search`; `apply` refuses a model of
-        another type or number of layers.
+    model_type, budget, flops, n_visual, versions: where the configuration comes from. `search`
+        records them; `apply` refuses a model of another type or number of layers.
 
-    Raises ValueError on anything else than that.
+    Raises ValueError for ratios that are not such numbers, for an unknown method or option, and
+    for malformed records.
 
-    >>> cfg = PruningConfig("fastv", [1, 1, 0.5, 0.5])
-    >>> cfg.tokens(576)
+    >>> config = PruningConfig("fastv", [1, 1, 0.5, 0.5])
+    >>> config.tokens(576)
     [576, 576, 288, 288]
+    >>> config.describe()
+    'fastv: layer 2 keeps 50.0 % (drops 50.0 %)'
     """
 
     method: str
@@ -68,20 +74,21 @@ class PruningConfig:
             raise ValueError(f"method_options must be a mapping, got {self.method_options!r}")
         object.__setattr__(self, "method_options", dict(self.method_options))
         build_method(self.method, self.method_options)
-        for name, kinds in _PROVENANCE.items():
+        for name, kinds in _RECORDED.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-                raise ValueError(f"{name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
-            if isinstance(value, (int, float)) and not 0 <= value <= _LARGEST:
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+            if isinstance(value, int | float) and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
 
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers this configuration is for."""
+        """Number of decoder layers that this configuration is for."""
         return len(self.keep_ratios)
 
     def tokens(self, n_visual: int) -> list[int]:
-        """Whole visual tokens entering each layer, out of `n_visual`."""
+        """Whole visual tokens that enter each layer, out of `n_visual`."""
         return [whole_tokens(r, n_visual) for r in self.keep_ratios]
 
     @property
@@ -92,40 +99,41 @@ class PruningConfig:
 
     def describe(self) -> str:
         """One line: `fastv: layer 2 keeps 50.0 % (drops 50.0 %)`."""
-        steps = [f"layer {i} keeps {r:.1%} (drops {1 - r:.1%})".replace("%", " %") for i, r in self.steps.items()]
+        steps = [
+            f"layer {i} keeps {100 * r:.1f} % (drops {100 * (1 - r):.1f} %)"
+            for i, r in self.steps.items()
+        ]
         return f"{self.method}: " + ("; ".join(steps) or "keeps everything")
 
-    # ---- files ------------------------------------------------------------------------------------------
     def to_dict(self) -> dict:
         """A JSON-ready dict, with the schema version."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), "num_layers": self.num_layers,
-                "keep_ratios": list(self.keep_ratios)}
+        fields = dataclasses.asdict(self) | {"keep_ratios": list(self.keep_ratios)}
+        return {"schema_version": SCHEMA_VERSION, **fields, "num_layers": self.num_layers}
 
     @classmethod
     def from_dict(cls, data: Any) -> PruningConfig:
-        """The inverse of `to_dict`. Raises ValueError on missing or unknown keys, or another schema."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        data = checked_keys(data, "a pruning configuration", required={"method", "keep_ratios"},
-                            optional=names | {"num_layers"})
+        """The inverse of `to_dict`.
+
+        Raises ValueError for missing or unknown keys, another schema version, or bad values.
+        """
+        required = {"method", "keep_ratios"}
+        optional = {f.name for f in dataclasses.fields(cls)} | {"num_layers"}
+        what = "a pruning configuration"
+        data = checked_keys(data, what, required=required, optional=optional)
         layers = data.pop("num_layers", None)
         config = cls(**data)
         if layers is not None and (type(layers) is not int or layers != config.num_layers):
-            raise ValueError(f"num_layers says {layers!r}, but there are {config.num_layers} keep_ratios")
+            found = f"there are {config.num_layers} keep_ratios"
+            raise ValueError(f"num_layers says {layers!r}, but {found}")
         return config
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write JSON, atomically: the file is whole or not there."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> PruningConfig:
-        """Read what `save` wrote. Raises ValueError (FileNotFoundError) that names the file and the fault."""
-        return read_json(path, cls.from_dict)
-
-    # ---- published notations ----------------------------------------------------------------------------
+    # ---- published notations ------------------------------------------------------------------
     @classmethod
     def from_fastv(cls, k: int = 2, drop: float = 0.5, *, num_layers: int) -> PruningConfig:
-        """FastV's (K, R): before layer `k`, drop the fraction `drop` (Chen et al. 2024, arXiv 2403.06764).
+        """FastV's (K, R): before layer `k`, the fraction `drop` of the tokens is dropped.
+
+        Source: Chen et al. 2024, arXiv 2403.06764. Raises ValueError unless 0 <= k < num_layers
+        and 0 <= drop <= 1.
 
         >>> PruningConfig.from_fastv(k=2, drop=0.75, num_layers=4).keep_ratios
         (1.0, 1.0, 0.25, 0.25)
@@ -133,55 +141,92 @@ class PruningConfig:
         return cls("fastv", _staircase([k], [1 - drop], num_layers))
 
     @classmethod
-    def from_pdrop(cls, layers: Sequence[int] = (8, 16, 24), ratios: Sequence[float] = (0.5, 0.25, 0.125),
-                   *, num_layers: int) -> PruningConfig:
-        """PyramidDrop's stages: from layer `layers[j]` on, `ratios[j]` of the original tokens (arXiv 2410.17247)."""
+    def from_pdrop(
+        cls,
+        layers: Sequence[int] = (8, 16, 24),
+        ratios: Sequence[float] = (0.5, 0.25, 0.125),
+        *,
+        num_layers: int,
+    ) -> PruningConfig:
+        """PyramidDrop's stages: `ratios[j]` of the original tokens from layer `layers[j]` on.
+
+        Source: arXiv 2410.17247. Raises ValueError unless the layers increase within
+        0..num_layers - 1, with one ratio each, and the ratios do not increase.
+        """
         return cls("pdrop", _staircase(layers, ratios, num_layers))
 
     @classmethod
-    def from_sparsevlm(cls, tokens: Sequence[int] = (300, 200, 110), layers: Sequence[int] = (2, 6, 15),
-                       *, num_layers: int, n_visual: int = 576) -> PruningConfig:
-        """SparseVLM's token lists: AFTER layer `layers[j]`, `tokens[j]` of `n_visual` remain (arXiv 2410.04417)."""
+    def from_sparsevlm(
+        cls,
+        tokens: Sequence[int] = (300, 200, 110),
+        layers: Sequence[int] = (2, 6, 15),
+        *,
+        num_layers: int,
+        n_visual: int = 576,
+    ) -> PruningConfig:
+        """SparseVLM's token lists: `tokens[j]` of `n_visual` remain AFTER layer `layers[j]`.
+
+        Source: arXiv 2410.04417. Raises ValueError unless the layers increase within
+        0..num_layers - 2, with one number of tokens each, and the numbers do not increase.
+        """
         if max(tokens, default=0) > n_visual:
-            raise ValueError(f"tokens must be at most the n_visual={n_visual} that there are, got {max(tokens)}")
-        return cls("sparsevlm", _staircase([i + 1 for i in layers], [t / n_visual for t in tokens], num_layers))
+            limit = f"the n_visual={n_visual} that there are"
+            raise ValueError(f"tokens must be at most {limit}, got {max(tokens)}")
+        ratios = [t / n_visual for t in tokens]
+        return cls("sparsevlm", _staircase([i + 1 for i in layers], ratios, num_layers))
 
 
-_PROVENANCE = {"model_type": (str,), "budget": (int, float, str, dict), "flops": (int, float), "n_visual": (int,),
-               "versions": (dict,)}
-_LARGEST = 1e300  # so that sums, products and ratios of a few such numbers are floats
+_RECORDED: dict[str, tuple[type, ...]] = {
+    "model_type": (str,),
+    "budget": (int, float, str, dict),
+    "flops": (int, float),
+    "n_visual": (int,),
+    "versions": (dict,),
+}
+#: Sums, products and ratios of a few numbers up to this one are finite floats.
+_LARGEST = 1e300
 
 
 def _checked_ratios(ratios: Any) -> tuple[float, ...]:
-    if (isinstance(ratios, (str, bytes, Mapping, Set)) or not hasattr(ratios, "__iter__")
-            or getattr(ratios, "ndim", 1) == 0):
-        raise ValueError(f"keep_ratios must be a sequence of numbers, one per decoder layer, got {ratios!r}")
-    ratios = list(ratios)
-    if not ratios:
+    scalar = not hasattr(ratios, "__iter__") or getattr(ratios, "ndim", 1) == 0
+    if scalar or isinstance(ratios, str | bytes | Mapping | Set):
+        expected = "a sequence of numbers, one per decoder layer"
+        raise ValueError(f"keep_ratios must be {expected}, got {ratios!r}")
+    values: list[float] = []
+    for i, ratio in enumerate(ratios):
+        if not _is_fraction(ratio):
+            raise ValueError(f"keep_ratios[{i}] must be a number in [0, 1], got {ratio!r}")
+        values.append(float(ratio))
+    if not values:
         raise ValueError("keep_ratios is empty: give one keep ratio per decoder layer")
-    for i, r in enumerate(ratios):
-        if isinstance(r, bool) or not isinstance(r, (numbers.Real, torch.Tensor)) or not _is_share(r):
-            raise ValueError(f"keep_ratios[{i}] must be a number in [0, 1], got {r!r}")
-    values = tuple(float(r) for r in ratios)
-    for i in range(1, len(values)):
-        if values[i] > values[i - 1]:
-            raise ValueError(f"keep_ratios must not increase (a dropped token never comes back), but layer {i} has "
-                             f"{values[i]:g} after {values[i - 1]:g}; they are fractions of the ORIGINAL tokens")
-    return values
+    for i, (before, value) in enumerate(zip(values, values[1:], strict=False), start=1):
+        if value > before:
+            raise ValueError(
+                "keep_ratios must not increase (a dropped token never comes back), but "
+                f"layer {i} has {value:g} after {before:g}; they are fractions of the "
+                "ORIGINAL tokens"
+            )
+    return tuple(values)
 
 
-def _is_share(r: Any) -> bool:
+def _is_fraction(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.Tensor):
+        return False
     try:
-        return 0 <= float(r) <= 1
+        return 0 <= float(value) <= 1
     except (OverflowError, RuntimeError, ValueError):
         return False
 
 
 def _staircase(layers: Sequence[int], ratios: Sequence[float], num_layers: int) -> list[float]:
-    """1 up to `layers[0]`, then `ratios[j]` from layer `layers[j]` on."""
+    """1 before `layers[0]`, then `ratios[j]` from layer `layers[j]` on."""
     layers, ratios = list(layers), list(ratios)
     if len(layers) != len(ratios):
-        raise ValueError(f"need one ratio per layer, got {len(layers)} layers and {len(ratios)} ratios")
+        found = f"{len(layers)} layers and {len(ratios)} ratios"
+        raise ValueError(f"need one ratio per layer, got {found}")
     if layers != sorted(set(layers)) or not all(0 <= i < num_layers for i in layers):
         raise ValueError(f"layers must increase within 0..{num_layers - 1}, got {layers}")
-    return [next((r for at, r in zip(reversed(layers), reversed(ratios)) if i >= at), 1.0) for i in range(num_layers)]
+    schedule = [1.0] * num_layers
+    for layer, ratio in zip(layers, ratios, strict=True):
+        schedule = [ratio if i >= layer else r for i, r in enumerate(schedule)]
+    return schedule

@@ -1,8 +1,9 @@
 """Registries of pruning methods, model adapters and kernel functions.
 
-Registering a class enrols it everywhere: the command line lists it, `vispco.search` accepts its name and
-the contract test suite runs it. An installed package can register without being imported by the user,
-through the entry-point groups `vispco.methods`, `vispco.adapters` and `vispco.kernels`.
+A registered class is known everywhere: the command line lists it, `vispco.search` accepts its
+name, and the contract test suite runs it. An installed package can register classes that the user
+does not import, through the entry-point groups `vispco.methods`, `vispco.adapters` and
+`vispco.kernels`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
@@ -55,6 +57,9 @@ def named_options(
 class Registry:
     """A mapping from names to classes, with entry points and helpful errors.
 
+    kind: the word for such a class in error messages.
+    group: the entry-point group from which classes of installed packages are loaded.
+
     >>> colours = Registry("colour")
     >>> @colours.register("red")
     ... class Red: "The colour of poppies."
@@ -65,37 +70,48 @@ class Registry:
     def __init__(self, kind: str, group: str | None = None):
         self.kind = kind
         self._classes: dict[str, type] = {}
-        self._group = group  # entry-point group; None once it has been loaded
+        # None once the group has been loaded.
+        self._group = group
 
     @overload
-    def register(self, name: str, cls: None = None, *, overwrite: bool = False) -> Callable[[Class], Class]: ...
+    def register(
+        self, name: str, cls: None = None, *, overwrite: bool = False
+    ) -> Callable[[Class], Class]: ...
     @overload
     def register(self, name: str, cls: Class, *, overwrite: bool = False) -> Class: ...
     def register(self, name: str, cls: type | None = None, *, overwrite: bool = False) -> Any:
         """Register `cls` under `name`; without `cls`, return a decorator that does.
 
-        Raises ValueError if the name is taken (unless `overwrite=True`) or empty.
+        Raises ValueError if the name is empty, or taken by another class (unless `overwrite`).
         """
         if not isinstance(name, str) or not name:
-            raise ValueError(f"a {self.kind}'s name must be a non-empty string, got {name!r}; "
-                             f"write @register_{self.kind}('name')")
-
-        def add(cls: type) -> type:
-            if name in self._classes and not overwrite and self._classes[name] is not cls:
-                raise ValueError(f"{self.kind} {name!r} is already registered ({self._classes[name].__qualname__}); "
-                                 "choose another name or pass overwrite=True")
-            self._classes[name] = cls
-            return cls
-
-        return add if cls is None else add(cls)
+            raise ValueError(
+                f"a {self.kind}'s name must be a non-empty string, got {name!r}; "
+                f"write @register_{self.kind}('name')"
+            )
+        if cls is None:
+            return partial(self.register, name, overwrite=overwrite)
+        known = self._classes.get(name, cls)
+        if known is not cls and not overwrite:
+            raise ValueError(
+                f"{self.kind} {name!r} is already registered ({known.__qualname__}); "
+                "choose another name or pass overwrite=True"
+            )
+        self._classes[name] = cls
+        return cls
 
     def get(self, name: str) -> type[Any]:
-        """The class registered under `name`. Raises ValueError with the nearest name if there is none."""
+        """The class registered under `name`.
+
+        Raises ValueError, with the nearest name, if there is none.
+        """
         self._load_entry_points()
         if not isinstance(name, str) or name not in self._classes:
-            hint = did_you_mean(name, self._classes)
-            raise ValueError(f"unknown {self.kind} {name!r}: {hint}registered are {', '.join(self.names())}; "
-                             f"add your own with vispco.register_{self.kind}()")
+            raise ValueError(
+                f"unknown {self.kind} {name!r}: {did_you_mean(name, self._classes)}"
+                f"registered are {', '.join(self.names())}; "
+                f"add your own with vispco.register_{self.kind}()"
+            )
         return self._classes[name]
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -104,18 +120,20 @@ class Registry:
         return sorted(name for name in self._classes if fnmatch(name, pattern))
 
     def remove(self, name: str) -> None:
-        """Forget `name` (for tests and interactive work)."""
+        """Forget `name`, for tests and interactive work."""
         self._classes.pop(name, None)
 
     def _load_entry_points(self) -> None:
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
-            if point.name not in self._classes:
-                try:
-                    self.register(point.name, point.load(), overwrite=True)
-                except Exception as error:  # somebody else's package: name it, and go on
-                    warnings.warn(f"{self.kind} {point.name!r} of an installed package cannot be loaded: {error!r}",
-                                  stacklevel=2)
+            if point.name in self._classes:
+                continue
+            try:
+                self.register(point.name, point.load(), overwrite=True)
+            except Exception as error:
+                # The fault of another package: name it, and go on.
+                what = f"{self.kind} {point.name!r} of an installed package"
+                warnings.warn(f"{what} cannot be loaded: {error!r}", stacklevel=2)
 
 
 METHODS = Registry("method", "vispco.methods")
@@ -128,7 +146,10 @@ register_kernel, list_kernels = KERNELS.register, KERNELS.names
 
 
 def build_method(name: str, options: Mapping[str, Any] | None = None):
-    """The registered method `name` with its options. Raises ValueError for options that it does not take."""
+    """An instance of the method registered under `name`, with these options.
+
+    Raises ValueError for an unknown name, or for options that the method does not take.
+    """
     cls, options = METHODS.get(name), dict(options or {})
     try:
         return cls(**options)
@@ -137,13 +158,17 @@ def build_method(name: str, options: Mapping[str, Any] | None = None):
 
 
 def adapter_for(model: Any) -> type[Any]:
-    """The adapter whose `handles` accepts a model (by its class) or a configuration (by its `model_type`).
+    """The adapter class of a model (by its class) or of a configuration (by its `model_type`).
 
-    Raises ValueError that names the class and the adapters there are.
+    It is the first whose `handles` says yes. Raises ValueError, with the class and the adapters
+    that there are, if none does.
     """
-    for name in ADAPTERS.names():
-        if ADAPTERS.get(name).handles(model):
-            return ADAPTERS.get(name)
-    raise ValueError(f"no adapter for {type(model).__name__}: registered are {', '.join(ADAPTERS.names())}; "
-                     "write one (a small class) and register it with vispco.register_adapter(); of a wrapper (PEFT, "
-                     "torch.compile) give the model inside")
+    names = list_adapters()
+    for adapter in map(ADAPTERS.get, names):
+        if adapter.handles(model):
+            return adapter
+    raise ValueError(
+        f"no adapter for {type(model).__name__}: registered are {', '.join(names)}; "
+        "write one (a small class) and register it with vispco.register_adapter(); of a wrapper "
+        "(PEFT, torch.compile) give the model inside"
+    )

@@ -1,4 +1,4 @@
-"""Digests: a few letters that tell whether a model, or data, are the same to the bit."""
+"""Digests: hashes that tell whether a model, or data, are the same to the bit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ def key(**parts: Any) -> str:
 
 
 def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of tensors: names, types, shapes and bytes (but for those without any, on the device "meta").
+    """The digest of named tensors: their names, types, shapes and bytes, in the order given.
 
-    >>> of_tensors([("a", torch.zeros(2))]) == of_tensors([("a", torch.zeros(2))]) != of_tensors([("a", -torch.zeros(2))])
+    A tensor on the device "meta" has no bytes.
+
+    >>> zeros, minus = torch.zeros(2), -torch.zeros(2)
+    >>> of_tensors([("a", zeros)]) == of_tensors([("a", zeros)]) != of_tensors([("a", minus)])
     True
     """
     digest = hashlib.sha256()
@@ -37,29 +40,32 @@ def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def of_model(model: Any) -> str:
-    """Digest of a model: its weights, and its configuration without where it lay."""
+    """The digest of a model: its weights, and its configuration without where it was stored."""
     config = json.dumps(_without_origin(model.config.to_dict()), sort_keys=True, default=str)
-    return key(weights=of_tensors(model.state_dict().items()), config=config, attention=model.config._attn_implementation)
+    weights = of_tensors(model.state_dict().items())
+    return key(weights=weights, config=config, attention=model.config._attn_implementation)
 
 
 def _without_origin(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(k): _without_origin(v) for k, v in data.items() if k not in ("_name_or_path", "transformers_version")}
-    return data
+    if not isinstance(data, Mapping):
+        return data
+    origin = ("_name_or_path", "transformers_version")
+    return {str(k): _without_origin(v) for k, v in data.items() if k not in origin}
 
 
 def of_batches(batches: Iterable[Mapping]) -> str:
-    """Digest of model inputs."""
+    """The digest of model inputs."""
     return key(batches=[of_tensors(sorted(_leaves(b), key=itemgetter(0))) for b in batches])
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested inputs, named by their path; anything else becomes part of a name."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         for k, v in value.items():
             yield from _leaves(v, f"{name}.{k}" if name else str(k))
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list | tuple):
         yield from _leaves(dict(enumerate(value)), name)
     else:
         yield f"{name} {value!r}", torch.empty(0)

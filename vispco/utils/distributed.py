@@ -1,7 +1,8 @@
-"""Data parallel: every process has its own share of the questions, and all agree on everything else.
+"""Data parallel: each process has its own questions, and all processes agree on everything else.
 
-What is summed or averaged over questions, losses, gradients, shapes, measurements, goes through `total` and `gathered`, and so is
-the same everywhere, and with it every decision that follows. One process alone runs the same code, with sums of one.
+Sums and averages over questions (losses, gradients, shapes, measurements) go through `total` and
+`gathered`. So they are equal in every process, and so is every decision that follows from them.
+One process alone runs the same code.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import torch
 from torch import Tensor, distributed
 
 Item = TypeVar("Item")
+Summand = TypeVar("Summand", Tensor, int)
 _together = False
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Inside, the processes of `torch.distributed`'s default group work together: each calls `search`, `amortise` or
-    `evaluate` with the same arguments but its own share of every batch, and gets the same result.
+    """Inside, the processes of `torch.distributed`'s default group work together.
 
-    Outside, or in one process, each is on its own, whatever else it uses `torch.distributed` for.
+    Each process calls `search` or `evaluate` with the same arguments, but with its own `shard` of
+    every batch. All get the same result. Outside, or with one process, every process works alone,
+    whatever else it uses `torch.distributed` for.
 
     >>> with together():  # one process
-    ...     rank(), processes(), share([1, 2, 3]), total(torch.tensor(2.0))
-    (0, 1, [1, 2, 3], tensor(2.))
+    ...     rank(), processes(), shard([1, 2, 3]), total(torch.tensor(2.0)), total(3)
+    (0, 1, [1, 2, 3], tensor(2.), 3)
     """
     global _together
-    before, _together = _together, distributed.is_available() and distributed.is_initialized()
+    before = _together
+    _together = distributed.is_available() and distributed.is_initialized()
     try:
         yield
     finally:
@@ -39,7 +43,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """`together`, with the processes that `torchrun` has started, if it has: NCCL on GPUs, else Gloo."""
+    """`together`, for the processes that `torchrun` started, if it did: NCCL on GPUs, else Gloo."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -55,79 +59,84 @@ def launched() -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process."""
+    """The number of this process, from 0."""
     return distributed.get_rank() if _together else 0
 
 
 def processes() -> int:
-    """How many work together."""
+    """The number of processes that work together, 1 if this one works alone."""
     return distributed.get_world_size() if _together else 1
 
 
-def share(batch: Sequence[Item]) -> Sequence[Item]:
-    """This process's questions of a batch: every n-th.
+def shard(batch: Sequence[Item]) -> Sequence[Item]:
+    """This process's questions of a batch: every n-th of n processes.
 
     Raises ValueError if there are fewer questions than processes.
     """
     if len(batch) < processes():
-        raise ValueError(f"a batch of {len(batch)} questions cannot be shared by {processes()} processes: choose a batch size "
-                         "and a number of questions so that every batch, the last one too, has one for each")
-    return batch[rank()::processes()]
+        raise ValueError(
+            f"a batch of {len(batch)} questions cannot be shared by {processes()} processes: "
+            "choose a batch size and a number of questions so that every batch, the last one too, "
+            "has one for each"
+        )
+    return batch[rank() :: processes()]
 
 
 def as_gathered(batches: Sequence[Sequence[Item]]) -> list[Item]:
-    """The items of all batches in the order in which `gathered` has what belongs to them, if each process has its `share`.
+    """The items of all batches in the order of `gathered`, if each process has its `shard` of them.
 
     >>> as_gathered(["ab", "c"])  # one process; of two, the first would have a and c
     ['a', 'b', 'c']
     """
-    return [item for first in range(processes()) for batch in batches for item in batch[first::processes()]]
+    n = processes()
+    return [item for first in range(n) for batch in batches for item in batch[first::n]]
 
 
-def total(x: Tensor) -> Tensor:
-    """The sum of everybody's `x`; without gradient."""
+def total(x: Summand) -> Summand:
+    """The sum over the processes of `x`, a tensor of equal shape in each, or a whole number.
+
+    The sum has no gradient.
+    """
     if not _together:
         return x
-    x = x.detach().clone()
-    place = x.device
-    x = x.to(_device())
-    distributed.all_reduce(x)
-    return x.to(place)
-
-
-def count(n: int) -> int:
-    """The sum of everybody's number."""
-    return int(total(torch.tensor(n))) if _together else n
+    if isinstance(x, int):
+        return int(total(torch.tensor(x)))
+    summed = x.detach().clone().to(_device())
+    distributed.all_reduce(summed)
+    return summed.to(x.device)
 
 
 def broadcast(text: str | None) -> str | None:
-    """The first process's text, or None, for all."""
+    """The text (or None) of process 0, in every process."""
     if not _together:
         return text
-    own = bytearray(b"" if text is None or rank() else b"=" + text.encode())
-    data = torch.frombuffer(own, dtype=torch.uint8).to(_device()) if own else None
-    size = count(len(own))
+    # The first byte tells an empty text from None.
+    message = b"" if text is None or rank() else b"=" + text.encode()
+    size = total(len(message))
     if not size:
         return None
-    data = torch.zeros(size, dtype=torch.uint8, device=_device()) if data is None else data
+    data = torch.frombuffer(bytearray(message or bytes(size)), dtype=torch.uint8).to(_device())
     distributed.broadcast(data, 0)
     return data.cpu().numpy().tobytes().decode()[1:]
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Everybody's rows of `x` (n, ...), one process after the other; n may differ."""
+    """The rows `(n, ...)` of every process, in the order of the processes; n may differ."""
     if not _together:
         return x
-    place = x.device
     lengths = torch.zeros(processes(), dtype=torch.long)
     lengths[rank()] = len(x)
     rows = total(lengths).tolist()
     padded = x.new_zeros(max(rows), *x.shape[1:]).to(_device())
-    padded[:len(x)] = x
+    padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in rows]
     distributed.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, rows)]).to(place)
+    return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
 
 
 def _device() -> str:
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
+# Former names, until their callers use the new ones.
+share, count = shard, total

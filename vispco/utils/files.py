@@ -1,4 +1,4 @@
-"""Files: JSON read strictly, everything written atomically, and one that is locked while a process works on it."""
+"""Files: JSON read strictly, atomic writes, and a file that one process holds locked."""
 
 from __future__ import annotations
 
@@ -10,55 +10,63 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Set
-from typing import Any, BinaryIO
+from collections.abc import Callable, Set
+from typing import Any, BinaryIO, TypeVar
 
 SCHEMA_VERSION = 1
-#: Of a JSON file: characters, levels of nesting, and digits of a whole number (a float holds 308).
+#: Limits of a JSON file: characters, levels of nesting, digits of a whole number (a float has 308).
 _LONGEST, _DEEPEST, _DIGITS = 1 << 25, 64, 300
+_TOO_DEEP = f"expected JSON nested at most {_DEEPEST} levels deep, got more"
+#: What the system says of a file that another process has locked.
+_BUSY = errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK
+
+Built = TypeVar("Built")
+Loaded = TypeVar("Loaded", bound="JsonFile")
 
 
-def checked_keys(data: Any, what: str, *, required: Set[str], optional: Set[str] = frozenset()) -> dict:
-    """`data` as a dict with exactly these keys (and the right schema version), or ValueError."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")
-    data = dict(data)
-    version = data.pop("schema_version", None)
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise ValueError(f"{what} has schema_version {version!r}, this vispco reads {SCHEMA_VERSION}")
-    if missing := required - data.keys():
-        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
-    if unknown := data.keys() - required - optional:
-        raise ValueError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
-    return data
+# ---- reading ----------------------------------------------------------------------------------
+def read_json(path: str | os.PathLike, build: Callable[[Any], Built]) -> Built:
+    """`build(data)` of a JSON file's data.
 
-
-def read_json(path: str | os.PathLike, build):
-    """`build(json)`, with every fault of the file reported as one ValueError that names the file.
-
-    Refused are files that could not be written again as they are: with NaN, infinity or numbers beyond a float, with a key
-    twice in one object, nested deeper than 64 levels, or longer than 32 Mi characters.
+    Raises FileNotFoundError, or one ValueError that names the file for every other fault in it.
+    A file is refused if it could not be written again as it is: with NaN, infinity or numbers
+    beyond a float, with a key twice in one object, nested deeper than 64 levels, or longer than
+    32 Mi characters.
     """
     with open(path, encoding="utf-8") as file:
         try:
-            text = file.read(_LONGEST + 1)
-            if len(text) > _LONGEST:
-                raise ValueError(f"expected at most {_LONGEST:,} characters, got more; is it the right file?")
-            data = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_object)
-            _check_depth(data)
-            return build(data)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{os.fspath(path)}: expected JSON in UTF-8, got the byte 0x{error.object[error.start]:02x}; is it "
-                             "the right file?") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{os.fspath(path)}: this is no JSON ({brief(error)}); is the file whole?") from error
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{os.fspath(path)}: {brief(error)}") from error
-        except RecursionError as error:
-            raise ValueError(f"{os.fspath(path)}: {_TOO_DEEP}") from error
+            return build(_parsed(file.read(_LONGEST + 1)))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)}: {_fault(error)}") from error
 
 
-_TOO_DEEP = f"expected JSON nested at most {_DEEPEST} levels deep, got more"
+def _fault(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        byte = f"0x{error.object[error.start]:02x}"
+        return f"expected JSON in UTF-8, got the byte {byte}; is it the right file?"
+    if isinstance(error, json.JSONDecodeError):
+        return f"this is no JSON ({brief(error)}); is the file whole?"
+    return _TOO_DEEP if isinstance(error, RecursionError) else brief(error)
+
+
+def _parsed(text: str) -> Any:
+    if len(text) > _LONGEST:
+        limit = f"{_LONGEST:,} characters"
+        raise ValueError(f"expected at most {limit}, got more; is it the right file?")
+    numbers: Any = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
+    data = json.loads(text, object_pairs_hook=_object, **numbers)
+    level = [data]
+    for _ in range(_DEEPEST + 1):
+        level = [inner for outer in level for inner in _children(outer)]
+    if level:
+        raise ValueError(_TOO_DEEP)
+    return data
+
+
+def _children(data: Any) -> list:
+    if isinstance(data, dict):
+        return list(data.values())
+    return data if isinstance(data, list) else []
 
 
 def _finite(text: str) -> float:
@@ -82,15 +90,59 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(data: Any) -> None:
-    level = [data]
-    for _ in range(_DEEPEST + 1):
-        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
-        if not level:
-            return
-    raise ValueError(_TOO_DEEP)
+def checked_keys(
+    data: Any, what: str, *, required: Set[str], optional: Set[str] = frozenset()
+) -> dict:
+    """A copy of `data` without its schema version.
+
+    what: the thing that `data` describes, for error messages.
+    Raises ValueError unless `data` is a dict of this schema version with all `required` keys, and
+    no others than these and the `optional` ones.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")
+    data = dict(data)
+    version = data.pop("schema_version", None)
+    if type(version) is not int or version != SCHEMA_VERSION:
+        expected = f"this vispco reads {SCHEMA_VERSION}"
+        raise ValueError(f"{what} has schema_version {version!r}, {expected}")
+    if missing := required - data.keys():
+        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
+    if unknown := data.keys() - required - optional:
+        raise ValueError(f"{what} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
+    return data
 
 
+class JsonFile:
+    """Base of classes that are saved as a JSON file.
+
+    A subclass defines `to_dict`, and the classmethod `from_dict`, its inverse, which raises
+    ValueError for anything that `to_dict` cannot have returned.
+    """
+
+    def to_dict(self) -> dict:
+        """A JSON-ready dict, with the schema version."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls: type[Loaded], data: Any) -> Loaded:
+        """The inverse of `to_dict`."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a JSON file, atomically: a reader sees the whole file or none."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError, or ValueError that names the file and the fault.
+        """
+        return read_json(path, cls.from_dict)
+
+
+# ---- texts in messages ------------------------------------------------------------------------
 def brief(text: object, longest: int = 400) -> str:
     """A text on one line; both ends of one that is too long for a message.
 
@@ -98,11 +150,11 @@ def brief(text: object, longest: int = 400) -> str:
     ('0123456...6789', 'a b')
     """
     text, head = " ".join(str(text).splitlines()), longest // 2
-    return text if len(text) <= longest else f"{text[:head]}...{text[head + 3 - longest:]}"
+    return text if len(text) <= longest else f"{text[:head]}...{text[head + 3 - longest :]}"
 
 
 def printable(text: object) -> str:
-    """A text with `?` for line breaks, escape sequences and all else that a terminal would obey or cannot show.
+    """A text with `?` for everything that a terminal would obey or cannot show.
 
     >>> printable("\x1b[31mred")
     '?[31mred'
@@ -110,13 +162,18 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
+# ---- writing ----------------------------------------------------------------------------------
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Write JSON next to `path` and rename it there: a reader never sees half a file."""
+    """Write JSON, atomically: a reader sees the whole file or none."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str | bytes) -> None:
-    """Atomic write of text or bytes. What a process that was killed during one has left in the folder goes with the next."""
+    """Write text or bytes, atomically: a reader sees the whole file or none.
+
+    The text goes to a temporary file beside `path`, which is then renamed. Temporary files that
+    killed processes left in the folder are removed.
+    """
     folder = os.path.dirname(os.path.abspath(os.fspath(path)))
     _clear(folder)
     file = _temporary(folder)
@@ -126,72 +183,84 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
-            if os.name == "nt":  # which renames and removes no open file, so that `_clear` finds nothing to do there
+            # Windows renames no open file. It removes none either, so that `_clear` cannot harm.
+            if os.name == "nt":
                 file.close()
             os.replace(file.name, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # Ctrl-C after it was renamed
+        # After Ctrl-C the file may have been renamed already.
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(file.name)
         raise
 
 
-_BUSY = errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK
-
-
 def _temporary(folder: str) -> Any:
-    """A new file, with a lock that says that its process is alive."""
+    """A new file, locked so that others know that its process is alive."""
     for attempt in range(100):
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".vispco-", delete=False)
-        try:
-            _lock(file)
-        except OSError as error:
-            if error.errno not in _BUSY or attempt == 99:
-                return file  # no locks, nothing is cleared
-        else:
-            if os.path.exists(file.name):
+        with contextlib.ExitStack() as closing:
+            file = closing.enter_context(
+                tempfile.NamedTemporaryFile(dir=folder, prefix=".vispco-", delete=False)
+            )
+            try:
+                _lock(file)
+                found = os.path.exists(file.name)
+            except OSError as error:
+                # Without locks, nothing is ever cleared.
+                found = error.errno not in _BUSY or attempt == 99
+            if found:
+                closing.pop_all()
                 return file
-        file.close()  # before it was locked, `_clear` of another process took it, or is about to
+        # Before the file was locked, `_clear` of another process took it, or is about to.
         with contextlib.suppress(OSError):
             os.unlink(file.name)
+    raise OSError(errno.EBUSY, "cannot lock a new file", folder)
 
 
 def _clear(folder: str) -> None:
     """Remove temporary files that no living process has locked."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if re.fullmatch(r"\.vispco-[a-z0-9_]{8}", entry.name) and entry.is_file(follow_symlinks=False):
+            ours = re.fullmatch(r"\.vispco-[a-z0-9_]{8}", entry.name)
+            if ours and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError), open(entry.path, "rb") as file:
                     _lock(file)
                     os.unlink(entry.path)
 
 
 def locked(path: str | os.PathLike) -> BinaryIO:
-    """Open a file for reading and appending, made if it is not there, that no other process can open so until it is closed
-    or its process has ended, however that ended.
+    """Open a file for reading and appending, and lock it until it is closed or the process ends.
 
-    Raises ValueError if another process has it. Warns on a file system that has no locks.
+    The file is made if it does not exist. Raises ValueError if another process has it locked.
+    Warns if the file system has no locks.
     """
+    place = os.fspath(path)
     while True:
-        file = open(path, "a+b")
-        try:
-            _lock(file)
-            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except OSError as error:
-            if error.errno not in _BUSY:
-                warnings.warn(f"{os.fspath(path)} cannot be locked ({error.strerror}): let no other process work here",
-                              stacklevel=2)
-                return file
-            file.close()
-            raise ValueError(f"{os.fspath(path)}: another process is at work here; wait for it, or choose another place") from None
-        file.close()  # who had it has taken it away meanwhile
+        with contextlib.ExitStack() as closing:
+            file = closing.enter_context(open(path, "a+b"))
+            try:
+                _lock(file)
+                # The process that had it locked may have removed it meanwhile: open a new one.
+                opened = os.fstat(file.fileno())
+                if not (os.path.exists(path) and os.path.samestat(opened, os.stat(path))):
+                    continue
+            except OSError as error:
+                if error.errno in _BUSY:
+                    fault = "another process is at work here; wait for it, or choose another place"
+                    raise ValueError(f"{place}: {fault}") from None
+                fault = f"{place} cannot be locked ({error.strerror})"
+                warnings.warn(f"{fault}: let no other process work here", stacklevel=2)
+            closing.pop_all()
+            return file
 
 
 def _lock(file: Any) -> None:
+    """Lock an open file. Raises OSError if another process has, or if the system has no locks."""
     try:
         import fcntl
-    except ImportError:  # Windows, where a locked byte cannot be read: one far behind the end
+    except ImportError:
+        # Windows. A locked byte cannot be read: lock one far behind the end.
         import msvcrt
+
         os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         return

@@ -1,4 +1,4 @@
-"""The version of vispco, and of what decides a result."""
+"""The version of vispco, and of the packages that decide a result."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
 
-#: Oldest releases that the contract passes with (constraints-oldest.txt), the same as in pyproject.toml.
+#: The oldest supported releases: those of constraints-oldest.txt and pyproject.toml.
 OLDEST = {"torch": "2.6", "transformers": "5.0"}
 
 
 def versions() -> dict[str, str]:
-    """Recorded in every frontier."""
-    return {"vispco": __version__, "torch": version("torch"), "transformers": version("transformers")}
+    """The versions that are recorded in every frontier."""
+    return {"vispco": __version__} | {package: version(package) for package in OLDEST}
 
 
 def require(oldest: Mapping[str, str] = OLDEST) -> None:
-    """Raise ImportError, with the command that helps, unless these packages are installed and new enough.
+    """Raise ImportError, with the command that helps, unless these packages are new enough.
 
     >>> require({"torch": "2.0"})
     """
     for package, least in oldest.items():
         try:
             found = version(package)
+            have = f"{found} is installed"
         except PackageNotFoundError:
-            found = None
-        if found is None or _numbers(found) < _numbers(least):
-            have = "it is not installed" if found is None else f"{found} is installed"
-            raise ImportError(f'vispco needs {package} >= {least}, but {have}: '
-                              f'pip install --upgrade "{package}>={least}"')
+            found, have = "0", "it is not installed"
+        if _numbers(found) < _numbers(least):
+            upgrade = f'pip install --upgrade "{package}>={least}"'
+            raise ImportError(f"vispco needs {package} >= {least}, but {have}: {upgrade}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -38,4 +38,5 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
-require()  # while vispco is imported: better than failing somewhere inside
+# While vispco is imported: better than failing somewhere inside.
+require()
