@@ -24,7 +24,7 @@ from vispco import testbed
 from vispco.kernels import Monotone
 from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
-from vispco.solvers.descent import _divergence, whole
+from vispco.solvers.descent import whole
 from vispco.calibration import PreparedBatch, answer_logits, frozen, prepare, run_teacher
 
 from . import shapes
@@ -75,10 +75,10 @@ def kept(model: nn.Module, prepared_batch: PreparedBatch) -> None:
 
 
 @torch.enable_grad()
-def step(model: nn.Module, prepared_batch: PreparedBatch, curve: Monotone, pruner: Masking) -> None:
+def step(prepared_batch: PreparedBatch, curve: Monotone, pruner: Masking) -> None:
     """One step of `vispco.search`: theta, keep ratios, the masked model, and back to theta."""
-    pruner.ratios = whole(curve(), int(prepared_batch.n_visual.max()))
-    torch.autograd.grad(_divergence(model, prepared_batch, pruner, "kl"), curve.theta)
+    losses = pruner.losses(prepared_batch, whole(curve(), int(prepared_batch.n_visual.max())))
+    torch.autograd.grad(losses.mean(), curve.theta)
 
 
 def measure(options) -> list[dict]:
@@ -90,7 +90,7 @@ def measure(options) -> list[dict]:
 
         def searching(prepared_batch: PreparedBatch, checkpoint: bool = False):
             with frozen(model, checkpoint), Masking(adapter, scorer, curve()).install() as pruner:
-                step(model, prepared_batch, curve, pruner)
+                step(prepared_batch, curve, pruner)
 
         with frozen(model):
             run_teacher(model, [prepared_batch])

@@ -10,7 +10,6 @@ from vispco.pruning import Masking
 from vispco.pruning._attention import SoftMask
 from vispco.pruning._masks import log_policy, soft_bias
 from vispco.registry import METHODS, adapter_for
-from vispco.solvers.descent import _divergence
 from vispco.ste import ESTIMATORS
 from vispco.calibration import frozen, prepare, run_teacher
 
@@ -107,7 +106,7 @@ def gradient(model, prepared_batch, estimator, checkpoint):
 
     with frozen(model, checkpoint), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         with Masking(adapter_for(model)(model), METHODS.get("fastv")(), ratios, estimator).install() as pruner:
-            loss = _divergence(model, prepared_batch, pruner, "kl")
+            loss = pruner.losses(prepared_batch).mean()
             count = sum(held)
             found, = torch.autograd.grad(loss, ratios)
             assert not pruner.prefill.captured  # layers that ran again have left nothing behind

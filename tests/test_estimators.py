@@ -178,8 +178,8 @@ def gradient(model, estimator, bound=None):
     """Of the answer's loss in the keep ratios, and the logits."""
     inputs, r = batch(), torch.tensor(RATIOS, dtype=torch.float64, requires_grad=True)
     with pruned_with(model, METHODS.get("fastv")(), r, "search", estimator) as handle:
-        handle.bound = bound
         output = model(**inputs)
+        handle.prefill.bound.value = bound
         output.loss.backward()
     return r.grad, output.logits.detach()
 

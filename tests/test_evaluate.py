@@ -46,9 +46,8 @@ def oracle(model, batches, config):
             labels = b["labels"][row][real][None]
             with torch.no_grad():
                 full = model(**one).logits[0, :-1]
-                with vispco.apply(model, config) as handle:
-                    handle.labels = labels
-                    pruned = model(**one).logits[0, :-1]
+                with vispco.apply(model, config):
+                    pruned = model(**one, labels=labels).logits[0, :-1]
             answer = labels[0, 1:] != -100
             p, q = pruned[answer].double().softmax(-1), full[answer].double().softmax(-1)
             divergence.append((p * (p / q).log()).sum(-1))

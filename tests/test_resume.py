@@ -23,6 +23,7 @@ from vispco.baselines.searchers import random_search
 from vispco.budget import Budget
 from vispco.latency.table import cost_models
 from vispco.utils.files import locked
+from vispco.pruning import Masking
 from vispco.registry import adapter_for
 from tests.reproduction.cache import Cache
 from vispco.utils import journal as journals
@@ -251,10 +252,9 @@ def test_the_journal_knows_every_argument(begun):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypatch):
-    searching = sys.modules["vispco.solvers.descent"]  # `vispco.search` is the function
-    model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", searching._divergence
+    model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", Masking.losses
     count = iter(range(9))
-    monkeypatch.setattr(searching, "_divergence", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))
+    monkeypatch.setattr(Masking, "losses", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))
     with pytest.raises(FloatingPointError, match="budget 0.7, step 1: the loss is nan"):
         vispco.search(model, BATCHES, **OPTIONS, journal=path)
     assert max(json.loads(line)["of"].get("step", -1) for line in path.read_text().splitlines()) == 0

@@ -11,7 +11,7 @@ from vispco.frontier import Frontier, FrontierPoint
 from vispco.pruning import Masking
 from vispco.registry import adapter_for
 from vispco.solvers.descent import whole
-from vispco.calibration import answer_logits, kl_divergence, prepare, run_teacher
+from vispco.calibration import kl_divergence, prepare, run_teacher
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_gradient_points_the_way_of_finite_differences(llava):
 
     def loss(ratios):
         with Masking(adapter, method, ratios).install() as pruner:
-            return kl_divergence(answer_logits(llava, prepared[0], pruner), prepared[0].log_probs).mean()
+            return kl_divergence(pruner.run(prepared[0]), prepared[0].log_probs).mean()
 
     base = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], requires_grad=True)
     gradient, = torch.autograd.grad(loss(base), base)

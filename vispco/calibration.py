@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,14 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 from .pruning.context import before_answer
 from .utils.distributed import gathered
 from .pruning._features import Features
+from .pruning.forward import (
+    OBJECTIVES as OBJECTIVES,
+    answer_logits as answer_logits,
+    check_objective as check_objective,
+    during as during,
+    kl_divergence as kl_divergence,
+    token_losses as token_losses,
+)
 from .registry import adapter_for
 
 
@@ -127,70 +135,6 @@ def _checkpointed(forward, *args, **kwargs):
     return _checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def answer_logits(model: nn.Module, prepared_batch: PreparedBatch, pruner=None) -> Tensor:
-    """Logits (A, vocabulary), float32, at the positions that predict answer tokens.
-
-    Raises FloatingPointError if they are not finite, naming the first layer where the hidden states are not.
-    """
-    device: Any = model.device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in prepared_batch.inputs.items()}
-    method = getattr(pruner, "method", None)
-    listens = method is not None and (method.reads_vision or method.reads_grid)  # to the tower, as it runs
-
-    def run() -> Tensor:
-        if pruner is not None:
-            pruner.labels = prepared_batch.labels  # so that no score looks at the answer
-        once = nullcontext() if prepared_batch.features is None or listens else prepared_batch.features.used(adapter_for(model)(model).backbone)
-        with once:
-            logits = model(**inputs, logits_to_keep=prepared_batch.columns.tolist(), use_cache=False).logits  # a tensor could be on another device
-        return logits[prepared_batch.answers.to(logits.device)].float()
-
-    logits = run()
-    if not logits.isfinite().all():
-        with torch.no_grad():
-            where = _first_not_finite(model, run, inputs.get("attention_mask"))
-        raise FloatingPointError(f"the {'full' if pruner is None else 'pruned'} model's logits are not finite{where}; check its "
-                                 "inputs and weights, and load it in float32 or bfloat16 (float16 ends at 65504)")
-    return logits
-
-
-def _first_not_finite(model: nn.Module, run: Callable[[], Any], mask: Tensor | None) -> str:
-    """Where numbers fail first, by a pass that is run again: padding may hold anything."""
-    adapter, found = adapter_for(model)(model), []
-
-    def look(states, where: str) -> None:
-        states = states[0] if isinstance(states, tuple) else states  # in older releases
-        real = mask.bool() if mask is not None and mask.shape == states.shape[:2] else ...
-        if not states[real].isfinite().all():
-            found.append(where)
-
-    hooks = [adapter.decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: look(kwargs["inputs_embeds"], ", already in what enters layer 0"), with_kwargs=True)]
-    hooks += [layer.register_forward_hook(lambda module, args, output, i=i: look(output, f", from the output of layer {i} on"))
-              for i, layer in enumerate(adapter.layers)]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else ", though every layer's output is"
-
-
-@contextmanager
-def during(what: str) -> Iterator[None]:
-    """A FloatingPointError in the block says that it came up during `what`.
-
-    >>> with during("step 3"):
-    ...     raise FloatingPointError("the loss is nan")
-    Traceback (most recent call last):
-    FloatingPointError: step 3: the loss is nan
-    """
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{what}: {error}") from error
-
-
 @torch.no_grad()
 def run_teacher(model: nn.Module, prepared: list[PreparedBatch]) -> list[PreparedBatch]:
     """Run the full model once over the prepared (those that it has not seen). Raises FloatingPointError as `answer_logits`."""
@@ -199,30 +143,3 @@ def run_teacher(model: nn.Module, prepared: list[PreparedBatch]) -> list[Prepare
             with during(f"batches[{i}]"):
                 prepared_batch.log_probs = answer_logits(model, prepared_batch).log_softmax(-1)
     return prepared
-
-
-def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
-    """KL(pruned || full) (A,), in nats: `sum_v p (log p - log q)` (VisPCO, arXiv 2604.15188, the objective).
-
-    >>> logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
-    >>> kl_divergence(logits, logits.log_softmax(-1)).abs().max() < 1e-6
-    tensor(True)
-    """
-    log_p = logits.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_probs)).sum(-1)
-
-
-OBJECTIVES = ("kl", "task")
-
-
-def check_objective(objective: str) -> None:
-    """Raise ValueError unless `objective` is one of OBJECTIVES."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be 'kl' (stay close to the full model) or 'task' (answer right), got {objective!r}")
-
-
-def token_losses(logits: Tensor, prepared_batch: PreparedBatch, objective: str) -> Tensor:
-    """The objective at each answer token (A,), in nats: "kl", `kl_divergence`; "task", -log q(right token)."""
-    if objective == "kl":
-        return kl_divergence(logits, prepared_batch.log_probs)
-    return -logits.log_softmax(-1).gather(-1, prepared_batch.targets.to(logits.device)[:, None])[:, 0]

@@ -15,7 +15,7 @@ from .utils.distributed import gathered
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .registry import adapter_for, build_method
-from .calibration import PreparedBatch, answer_logits, during, kl_divergence, prepare, shapes, run_teacher, token_losses
+from .calibration import PreparedBatch, during, kl_divergence, prepare, shapes, run_teacher, token_losses
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def evaluate(model: nn.Module, batches: Sequence[Mapping] | list[PreparedBatch],
             grades = []
             for i, prepared_batch in enumerate(prepared):
                 with during(f"batches[{i}]"):
-                    grades.append(grade(prepared_batch, prepared_batch.log_probs if pruner is None else answer_logits(model, prepared_batch, pruner)))
+                    grades.append(grade(prepared_batch, prepared_batch.log_probs if pruner is None else pruner.run(prepared_batch)))
     finally:
         model.train(training)
     return record(grades, *costs(adapter, prepared, config))

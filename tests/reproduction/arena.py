@@ -20,7 +20,7 @@ from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
 from vispco.utils.digest import key, of_batches, of_model
 from vispco.solvers.refine import Evaluator
-from vispco.calibration import PreparedBatch, answer_logits, prepare, shapes, run_teacher
+from vispco.calibration import PreparedBatch, prepare, shapes, run_teacher
 from .cache import MEASURING, SEARCHING, SHRINKING, Cache, code
 
 
@@ -182,7 +182,7 @@ class Arena:
             graded = [grade(prepared_batch, prepared_batch.log_probs) for prepared_batch in prepared]
         else:
             with apply(self.model, config) as pruner:
-                graded = [grade(prepared_batch, answer_logits(self.model, prepared_batch, pruner)) for prepared_batch in prepared]
+                graded = [grade(prepared_batch, pruner.run(prepared_batch)) for prepared_batch in prepared]
         for prepared_batch, (correct, kl, *_) in zip(prepared, graded):
             sums = torch.zeros(len(prepared_batch), dtype=torch.float64).index_add_(0, prepared_batch.rows, kl.double())
             divergence += [float(f"{v:.7g}") for v in sums.tolist()]

@@ -35,7 +35,7 @@ from vispco.flops import CostModel
 from vispco.pruning import Dropping, Masking
 from vispco.registry import adapter_for, build_method
 from vispco.ste import build_estimator
-from vispco.calibration import answer_logits, frozen, kl_divergence, prepare, shapes, run_teacher
+from vispco.calibration import frozen, kl_divergence, prepare, shapes, run_teacher
 from .gradients import central_difference, score_function
 
 REACHES = (1, 4, 8)  # h, in tokens
@@ -81,18 +81,16 @@ class Ground:
     def losses(self, prepared_batch, counts: Tensor) -> Tensor:
         """KL (B,) of each question, under keep counts (L,) or (B, L)."""
         with Dropping(self.adapter, self.scorer, counts / self.tokens).install() as pruner:
-            return self._kl(prepared_batch, pruner).detach()
+            return self._kl(prepared_batch, kl_divergence(pruner.run(prepared_batch), prepared_batch.log_probs)).detach()
 
     def gradient(self, prepared_batch, counts: Tensor, estimator) -> Tensor:
         """An estimator's gradient of those in the keep counts (B, L)."""
         with Masking(self.adapter, self.scorer, counts / self.tokens, estimator).install() as pruner:
-            kl = self._kl(prepared_batch, pruner)
-            pruner.bound = kl.detach()
+            kl = self._kl(prepared_batch, pruner.losses(prepared_batch))
             return torch.autograd.grad(kl.sum(), counts)[0]
 
-    def _kl(self, prepared_batch, pruner) -> Tensor:
+    def _kl(self, prepared_batch, divergence: Tensor) -> Tensor:
         """Mean KL of each question's answer (B,)."""
-        divergence = kl_divergence(answer_logits(self.model, prepared_batch, pruner), prepared_batch.log_probs)
         share = 1 / torch.bincount(prepared_batch.rows, minlength=len(prepared_batch))[prepared_batch.rows]
         return torch.zeros(len(prepared_batch)).index_add(0, prepared_batch.rows, divergence * share)
 

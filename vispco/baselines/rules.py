@@ -17,7 +17,7 @@ from ..methods.base import Method
 from ..methods.fitprune import received
 from ..pruning import Masking
 from ..registry import adapter_for, build_method
-from ..calibration import PreparedBatch, answer_logits, prepare, shapes
+from ..calibration import PreparedBatch, prepare, shapes
 
 
 # ---- FitPrune's schedule -----------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def attention_masses(model: nn.Module, prepared: Sequence[PreparedBatch]) -> tup
         with _Observer(adapter, recorder, everything).install() as observer, torch.no_grad():
             for prepared_batch in prepared:
                 recorder.seen = []
-                answer_logits(model, prepared_batch, observer)
+                observer.run(prepared_batch)
                 masses.append(torch.stack([mass for mass, _ in recorder.seen], 1))  # (B, L - 1, 2, V)
                 valid.append(recorder.seen[0][1])
     finally:

@@ -74,6 +74,13 @@ class Bound:
 
     value: Tensor | None = None
 
+    def set(self, losses: Tensor, rows: Tensor, samples: int, gradient: Tensor) -> None:
+        """Each sample's part of the loss: the sum over its tokens of losses (A,) times `gradient` (A,), that of the loss in them.
+
+        rows: (A,) the sample of each token.
+        """
+        self.value = losses.new_zeros(samples).index_add(0, rows, losses * gradient)
+
     def __call__(self, gradient: Tensor) -> Tensor:
         bound = None if self.value is None else self.value[:, None].to(gradient)
         return gradient if bound is None else gradient.clamp(-bound, bound)

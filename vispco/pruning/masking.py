@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..relaxation import hard_mask
 from ..ste import Estimator, build_estimator
-from ._attention import Bound, SoftMask
+from ._attention import SoftMask
+from .forward import token_losses
 from .prompt import merged
 from .pruner import Pruner
 
@@ -25,16 +29,24 @@ class Masking(Pruner):
     def __init__(self, adapter, method, ratios: Tensor, estimator: str | Mapping | Estimator | None = None):
         super().__init__(adapter, method, ratios)
         self.estimator = build_estimator(estimator)
-        self._bound = Bound()
 
-    @property
-    def bound(self) -> Tensor | None:
-        """(B,), set before the backward pass: of the gradient by each token's mask (`vispco.pruning._attention.Bound`)."""
-        return self._bound.value
+    def run(self, batch: Any, ratios: Tensor | None = None, seed: int = 0) -> Tensor:
+        """See `Pruner.run`."""
+        self.estimator.reseed(seed)
+        return super().run(batch, ratios, seed)
 
-    @bound.setter
-    def bound(self, bound: Tensor | None) -> None:
-        self._bound.value = bound
+    def losses(self, batch: Any, ratios: Tensor | None = None, seed: int = 0, objective: str = "kl") -> Tensor:
+        """The objective at each of the batch's answer tokens (A,), in nats (`vispco.pruning.forward.token_losses`).
+
+        Their gradient is bounded in the backward pass: that by a token's mask never exceeds what its sample contributes to
+        the loss, `sum over its answer tokens of losses_a dloss/dlosses_a` (see `vispco.pruning._attention.Bound`).
+        Other arguments and errors as of `run`.
+        """
+        losses = token_losses(self.run(batch, ratios, seed), batch, objective)
+        if losses.requires_grad:
+            value, rows, bound = losses.detach(), batch.rows.to(losses.device), self.prefill.bound
+            losses.register_hook(partial(bound.set, value, rows, len(batch)))
+        return losses
 
     def _prunes(self) -> bool:
         return self.ratios.requires_grad or super()._prunes()
@@ -55,7 +67,7 @@ class Masking(Pruner):
             weight = None if state.policy is None else state.policy[context.visual]
             m = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
             if m.requires_grad and self.estimator.clip:
-                m.register_hook(self._bound)
+                m.register_hook(state.bound)
             m = m.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
             policy = torch.ones_like(m[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], m)
             state.policy = policy if state.policy is None else state.policy * policy

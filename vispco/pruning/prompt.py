@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..config import whole_tokens
 from .context import Context, before_answer, positions, take_rotary
+from ._attention import Bound
 from ._masks import Packed
 
 NOTHING = torch.empty(0)
@@ -39,6 +40,7 @@ class Prefill:
     mask: Tensor | None = None  # the model's own, of the layer just run
     captured: dict[str, Tensor] = field(default_factory=dict)  # its queries and keys before rotary embedding
     packed: Packed | None = None  # deploy: the tokens that remain
+    bound: Bound = field(default_factory=Bound)  # search: of the gradient by each token's mask
     policy: Tensor | None = None  # search: (B, S) straight-through mask so far
     faulty: dict[int, Tensor] = field(default_factory=dict)  # whether hidden states, scores were, at each step: see `check`
     steps: dict[int, Tensor | Packed] = field(default_factory=dict)  # packed or policy, at each step

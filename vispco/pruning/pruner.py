@@ -16,6 +16,7 @@ from ._hooks import Eagerly, Handle, Replaced, named
 from ._tower import Tower
 from . import _cache as kv
 from ._masks import Packed, decode_mask
+from .forward import answer_logits
 from .prompt import Prefill
 
 
@@ -33,7 +34,7 @@ class Pruner(Handle):
     def __init__(self, adapter, method, ratios: Tensor):
         super().__init__(adapter.model)
         self.adapter, self.method, self._ratios = adapter, method, ratios
-        self.labels: Tensor | None = None
+        self._labels: Tensor | None = None  # of the batch that `run` runs on
         self.encoded: dict = {}  # what `generate` has the vision tower make: accelerate's copies forget what was heard
         self.prefill: Any = None  # the last prompt's `Prefill`
         self.decoding = False
@@ -82,6 +83,22 @@ class Pruner(Handle):
         return {i: (s.kept() if isinstance(s, Packed) else s.bool()).to(self.prefill.real.device) & self.prefill.real
                 for i, s in steps.items()}
 
+    def run(self, batch: Any, ratios: Tensor | None = None, seed: int = 0) -> Tensor:
+        """One forward pass over a `vispco.calibration.PreparedBatch`: logits (A, vocabulary), float32, at its A answer tokens.
+
+        ratios: the schedule of this pass, (L,) or (B, L); None: the one that the handle has. seed: of the estimator's noise.
+        No score looks at the answers. Raises FloatingPointError, naming the layer, for numbers that are not finite.
+        """
+        hears_tower = self.method.reads_vision or self.method.reads_grid
+        with self.turn():
+            before, self._labels = self._ratios, batch.labels
+            try:
+                if ratios is not None:
+                    self.ratios = ratios
+                return answer_logits(self.model, batch, whose="pruned", reuse_features=not hears_tower)
+            finally:
+                self._ratios, self._labels = before, None
+
     def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         """What goes into layer i of a prompt in place of `hidden` (B, N, D), and which of the other arguments change.
 
@@ -99,13 +116,13 @@ class Pruner(Handle):
         def run(*args, **kwargs):
             with self.turn():
                 given = arguments(args, kwargs)
-                labels = given.get("labels")
-                self.labels = self.labels if labels is None else labels
+                before, labels = self._labels, given.get("labels")
+                self._labels = before if labels is None else labels
                 self.encoded = {name: given[name] for name in ("mm_encoder_outputs",) if given.get(name)}
                 try:
                     return forward(*args, **kwargs)
                 finally:
-                    self.labels = None
+                    self._labels = before
 
         return run
 
@@ -138,7 +155,7 @@ class Pruner(Handle):
             visual = self.adapter.visual_mask(ids, embeds)
             self._check_attention()
             self._attach(decoding=False)
-            self.prefill = Prefill.start(inputs, visual, self.labels, self.adapter.causal, self.ratios)
+            self.prefill = Prefill.start(inputs, visual, self._labels, self.adapter.causal, self.ratios)
             self.tower.clear()
             self.prefill.sources = self._sources(inputs, self.prefill.visual)
             return

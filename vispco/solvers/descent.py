@@ -27,7 +27,7 @@ from ..kernels import Kernel
 from ..pruning import Masking
 from ..registry import KERNELS, adapter_for, build_method
 from ..ste import build_estimator
-from ..calibration import PreparedBatch, answer_logits, check_objective, during, frozen, prepare, shapes, run_teacher, token_losses
+from ..calibration import PreparedBatch, check_objective, during, frozen, prepare, shapes, run_teacher
 from ..utils.version import versions
 from ..utils.journal import Journal, name_of, opened, packed, unpacked
 from .refine import Evaluator, Schedule, fitted, refine
@@ -217,10 +217,9 @@ def _descend(adapter, scorer, curve: Kernel, prepared: list[PreparedBatch], limi
 def _gradient(curve: Kernel, prepared_batch: PreparedBatch, limit: Limit, alm: AugmentedLagrangian, pruner: Masking, objective: str, step: int) -> dict:
     """All that a step costs: the objective's value and, packed, the gradient of the augmented Lagrangian in theta."""
     ratios = curve()
-    pruner.ratios = whole(ratios, limit.tokens)
-    pruner.estimator.reseed(step)
     with during(f"budget {limit.value!r}, step {step}"):
-        value, slacks = _divergence(pruner.adapter.model, prepared_batch, pruner, objective), limit.slacks(ratios)
+        losses = pruner.losses(prepared_batch, whole(ratios, limit.tokens), step, objective)  # (A,)
+    value, slacks = losses.sum() / count(len(losses)), limit.slacks(ratios)  # this process's part of the mean
     loss = alm.loss(processes() * value, slacks.to(value)) / processes()  # of the sum, the constraint is one part
     gradient = total(torch.autograd.grad(loss, curve.theta)[0])
     loss, value = total(loss.detach()), total(value.detach())
@@ -228,17 +227,6 @@ def _gradient(curve: Kernel, prepared_batch: PreparedBatch, limit: Limit, alm: A
         raise FloatingPointError(f"budget {limit.value!r}, step {step}: the loss is {float(loss)}, its gradient "
                                  f"{float(gradient.norm())}; search in float32 or bfloat16, with a smaller learning rate")
     return {"loss": float(value), "gradient": packed(gradient)}
-
-
-def _divergence(model: nn.Module, prepared_batch: PreparedBatch, pruner: Masking, objective: str) -> Tensor:
-    """This process's part of the mean objective over the answer tokens; bounds the gradient of each token by its sample's
-    part of it."""
-    losses = token_losses(answer_logits(model, prepared_batch, pruner), prepared_batch, objective)  # (A,)
-    rows = prepared_batch.rows.to(losses.device)
-    tokens = count(len(rows))
-    part = losses.detach() / tokens
-    pruner.bound = torch.zeros(len(prepared_batch), device=rows.device).index_add(0, rows, part)
-    return losses.sum() / tokens
 
 
 def whole(ratios: Tensor, tokens: int) -> Tensor:

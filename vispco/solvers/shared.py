@@ -26,7 +26,7 @@ from ..frontier import Frontier
 from ..kernels import Kernel
 from ..pruning import Masking
 from ..registry import KERNELS, adapter_for, build_method
-from ..calibration import PreparedBatch, answer_logits, during, frozen, kl_divergence, prepare, shapes, run_teacher
+from ..calibration import PreparedBatch, answer_logits, during, frozen, prepare, shapes, run_teacher
 from ..utils.version import versions
 from .descent import whole
 from ..utils.journal import Journal, name_of, opened, packed, unpacked
@@ -152,10 +152,8 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
                     theta = predictor(budget, *features(model, prepared_batch, predictor))
                     text, full = cost.text_only(prepared_batch.n_text).double(), cost.full(prepared_batch.n_visual, prepared_batch.n_text).double()
                     ratios = on_budget(curve.schedule(theta), cost, prepared_batch.n_visual, prepared_batch.n_text, text + budget * (full - text))
-                    pruner.ratios = whole(ratios, tokens)
-                    pruner.estimator.reseed(step)
                     with during(f"step {step}"):
-                        kl = per_sample(model, prepared_batch, pruner)
+                        kl = per_sample(prepared_batch, pruner.losses(prepared_batch, whole(ratios, tokens), step))
                     loss = (kl + 1e-2).log().sum() / count(len(kl))
                     found = [total(part) for part in torch.autograd.grad(loss, parameters)]
                     loss, norm = total(loss), sum(float(part.norm()) for part in found)
@@ -183,13 +181,11 @@ def amortise(model: nn.Module, batches: Sequence[Mapping], method: str = "fastv"
     return Amortised(model, prepared, predictor.eval(), curve, method, method_options or {}, meta)
 
 
-def per_sample(model: nn.Module, prepared_batch: PreparedBatch, pruner: Masking) -> Tensor:
-    """Mean KL(pruned || full) of each sample that has an answer (samples,); bounds its tokens' gradients by log KL's."""
-    divergence = kl_divergence(answer_logits(model, prepared_batch, pruner), prepared_batch.log_probs)  # (A,)
+def per_sample(prepared_batch: PreparedBatch, divergence: Tensor) -> Tensor:
+    """Mean of the answer tokens' KL(pruned || full) (A,) for each sample that has an answer (samples,)."""
     rows = prepared_batch.rows.to(divergence.device)
     answers = torch.bincount(rows, minlength=len(prepared_batch)).to(divergence)
     kl = torch.zeros(len(prepared_batch), device=rows.device).index_add(0, rows, divergence) / answers.clamp(min=1)
-    pruner.bound = (kl.detach() / (kl.detach() + 1e-2)) / count(int((answers > 0).sum()))
     return kl[answers > 0]
 
 
