@@ -1,7 +1,11 @@
 """What the search has to beat: searchers at equal cost, grids, rules, poolings, and what was published."""
 
 from .downsample import evaluate_downsampled as evaluate_downsampled
-from .grids import paper_grid as paper_grid, published as published, single_layer_grid as single_layer_grid
+from .grids import (
+    paper_grid as paper_grid,
+    published as published,
+    single_layer_grid as single_layer_grid,
+)
 from .presets import Preset as Preset
 from .rules import fitprune_schedule as fitprune_schedule, vtw_schedule as vtw_schedule
 from .searchers import (

@@ -9,8 +9,13 @@ from ..config import PruningConfig
 from .presets import presets
 
 
-def single_layer_grid(method: str, num_layers: int, ratios: Sequence[float], first_layer: int = 1,
-                      n_visual: int | None = None) -> list[PruningConfig]:
+def single_layer_grid(
+    method: str,
+    num_layers: int,
+    ratios: Sequence[float],
+    first_layer: int = 1,
+    n_visual: int | None = None,
+) -> list[PruningConfig]:
     """Every (layer, ratio): keep everything before the layer, `ratio` from it on (the paper's "empirical frontier").
 
     n_visual: round the ratios to whole tokens of it, so that equal schedules appear once.
@@ -20,11 +25,16 @@ def single_layer_grid(method: str, num_layers: int, ratios: Sequence[float], fir
     """
     if n_visual:
         ratios = sorted({round(r * n_visual) / n_visual for r in ratios})
-    return [PruningConfig(method, [1.0] * layer + [ratio] * (num_layers - layer))
-            for layer in range(first_layer, num_layers) for ratio in ratios]
+    return [
+        PruningConfig(method, [1.0] * layer + [ratio] * (num_layers - layer))
+        for layer in range(first_layer, num_layers)
+        for ratio in ratios
+    ]
 
 
-def paper_grid(method: str, num_layers: int, first_layer: int = 1, n_visual: int | None = None) -> list[PruningConfig]:
+def paper_grid(
+    method: str, num_layers: int, first_layer: int = 1, n_visual: int | None = None
+) -> list[PruningConfig]:
     """The single-layer grid of the paper's shape: every layer that can be pruned, and 20 keep ratios 0, 0.05, ... 0.95.
 
     In a decoder of 36 layers these are 35 x 20 = 700; with few visual tokens some ratios coincide, and there are fewer.
@@ -49,6 +59,14 @@ def published(method: str, num_layers: int, at: str = "depth") -> dict[str, Prun
         raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
     if at == "depth":
         return {name: preset.config for name, preset in presets(method, num_layers).items()}
-    found = {name: preset.config for name, preset in presets(method).items() if max(preset.config.steps) < num_layers}
-    return {name: replace(c, keep_ratios=[*c.keep_ratios, *[c.keep_ratios[-1]] * num_layers][:num_layers])
-            for name, c in found.items()}
+    found = {
+        name: preset.config
+        for name, preset in presets(method).items()
+        if max(preset.config.steps) < num_layers
+    }
+    return {
+        name: replace(
+            c, keep_ratios=[*c.keep_ratios, *[c.keep_ratios[-1]] * num_layers][:num_layers]
+        )
+        for name, c in found.items()
+    }

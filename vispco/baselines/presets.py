@@ -60,15 +60,25 @@ def presets(method: str, num_layers: int = LAYERS) -> dict[str, Preset]:
     """
     first_layer = METHODS.get(method).first_layer
     if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
-        raise ValueError(f"num_layers must be the model's number of decoder layers, got {num_layers!r}")
-    return {name: Preset(PruningConfig(method, _at_depth(p.steps, num_layers, first_layer), p.options), p)
-            for name, p in PUBLISHED.get(method, {}).items()}
+        raise ValueError(
+            f"num_layers must be the model's number of decoder layers, got {num_layers!r}"
+        )
+    return {
+        name: Preset(
+            PruningConfig(method, _at_depth(p.steps, num_layers, first_layer), p.options), p
+        )
+        for name, p in PUBLISHED.get(method, {}).items()
+    }
 
 
 def _at_depth(steps: Mapping[int, float], num_layers: int, first_layer: int) -> list[float]:
     """Keep ratios of a model with `num_layers`, the steps where they are in one of 32."""
-    moved = [(max(first_layer, int(i * num_layers / LAYERS + 0.5)), ratio) for i, ratio in steps.items()]
-    return [min([ratio for layer, ratio in moved if layer <= i], default=1.0) for i in range(num_layers)]
+    moved = [
+        (max(first_layer, int(i * num_layers / LAYERS + 0.5)), ratio) for i, ratio in steps.items()
+    ]
+    return [
+        min([ratio for layer, ratio in moved if layer <= i], default=1.0) for i in range(num_layers)
+    ]
 
 
 def _of(layers: tuple[int, ...], tokens: tuple[int, ...], source: str, **more) -> Published:
@@ -85,9 +95,11 @@ _VISPRUNER = "Zhang et al., ICCV 2025, arXiv 2412.01818"
 _DART = "Wen et al., EMNLP 2025, arXiv 2502.11494"
 _DIVPRUNE = "Alvar et al., CVPR 2025, arXiv 2503.02175"
 _CDPRUNER = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
-_AVERAGE = ("the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and to "
-            "them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out here. "
-            "The code drops after these layers, and so does this configuration")
+_AVERAGE = (
+    "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and to "
+    "them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out here. "
+    "The code drops after these layers, and so does this configuration"
+)
 
 #: {method: {name: configuration}}. Of FitPrune's fitted counts only the first layers' are known, so none:
 #: `vispco.fitprune_schedule` fits them.
@@ -95,26 +107,33 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),
         "k3-r50": Published({3: 0.5}, (288,), _FASTV),
-        "k3-r75": Published({3: 0.25}, (144,), _FASTV)},
+        "k3-r75": Published({3: 0.25}, (144,), _FASTV),
+    },
     "pdrop": {
-        "lambda-0.5": Published({8: 0.5, 16: 0.25, 24: 0.125}, (288, 144, 72), _PDROP, convention="pdrop",
-                                flops=1.78e12)},
+        "lambda-0.5": Published(
+            {8: 0.5, 16: 0.25, 24: 0.125}, (288, 144, 72), _PDROP, convention="pdrop", flops=1.78e12
+        )
+    },
     "sparsevlm": {
         "192": _of((3, 7, 16), (300, 200, 110), _SPARSEVLM, note=_AVERAGE.format("300, 200, 110")),
         "128": _of((3, 7, 16), (303, 110, 36), _SPARSEVLM, note=_AVERAGE.format("303, 110, 36")),
-        "64": _of((3, 7, 16), (66, 30, 17), _SPARSEVLM, note=_AVERAGE.format("66, 30, 17"))},
-    "vtw": {
-        "k15": Published({15: 0.0}, (0,), _VTW),
-        "k16": Published({16: 0.0}, (0,), _VTW)},
+        "64": _of((3, 7, 16), (66, 30, 17), _SPARSEVLM, note=_AVERAGE.format("66, 30, 17")),
+    },
+    "vtw": {"k15": Published({15: 0.0}, (0,), _VTW), "k16": Published({16: 0.0}, (0,), _VTW)},
     "visionzip": {
         "192": _of((0,), (192,), _VISIONZIP, note="162 dominant and 30 contextual tokens"),
         "128": _of((0,), (128,), _VISIONZIP, note="108 dominant and 20 contextual tokens"),
-        "64": _of((0,), (64,), _VISIONZIP, note="54 dominant and 10 contextual tokens")},
-    "vispruner": {str(n): _of((0,), (n,), _VISPRUNER, note=f"{n // 2} important and {n // 2} diverse tokens")
-                  for n in (128, 64, 32)},
+        "64": _of((0,), (64,), _VISIONZIP, note="54 dominant and 10 contextual tokens"),
+    },
+    "vispruner": {
+        str(n): _of((0,), (n,), _VISPRUNER, note=f"{n // 2} important and {n // 2} diverse tokens")
+        for n in (128, 64, 32)
+    },
     "dart": {
-        "128": _of((2,), (132,), _DART, note="4 visual pivots, and 16 tokens for each of 8: 132 in truth")},
-    "divprune": {
-        "0.098": Published({0: 0.098}, (56,), _DIVPRUNE)},
+        "128": _of(
+            (2,), (132,), _DART, note="4 visual pivots, and 16 tokens for each of 8: 132 in truth"
+        )
+    },
+    "divprune": {"0.098": Published({0: 0.098}, (56,), _DIVPRUNE)},
     "cdpruner": {str(n): _of((0,), (n,), _CDPRUNER) for n in (128, 64, 32)},
 }

@@ -65,8 +65,10 @@ class _Purse:
     def __init__(self, evaluator: Evaluator, passes: float):
         self.evaluator, self.passes, self.end = evaluator, passes, evaluator.passes + passes
         if passes < evaluator.samples:
-            raise ValueError(f"passes must pay for one schedule at least, on all {evaluator.samples} calibration questions, "
-                             f"got {passes!r}")
+            raise ValueError(
+                f"passes must pay for one schedule at least, on all {evaluator.samples} calibration questions, "
+                f"got {passes!r}"
+            )
 
     @property
     def trials(self) -> int:
@@ -79,7 +81,9 @@ class _Purse:
 
 
 # ---- optuna's --------------------------------------------------------------------------------------------------
-def nsga2(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, population: int = 20) -> None:
+def nsga2(
+    evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, population: int = 20
+) -> None:
     """NSGA-II (Deb et al. 2002) with KL as its one objective: an elitist evolution, by optuna.
 
     One variable x in [0, 1] for each layer that can be pruned; the drops are as -log(1 - x), so that the first
@@ -87,7 +91,12 @@ def nsga2(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, pop
     variable in each child, on average). population: 20 are 8 generations in 160 evaluations.
     Raises ValueError if the passes do not pay for one schedule, ImportError without optuna.
     """
-    _minimise(evaluator, limit, passes, lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+    _minimise(
+        evaluator,
+        limit,
+        passes,
+        lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed),
+    )
 
 
 def tpe(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
@@ -96,11 +105,17 @@ def tpe(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
     Variables as of `nsga2`; the first 10 schedules are random, the others drawn where those of low KL are dense and
     those of high KL are not. Raises what `nsga2` does.
     """
-    _minimise(evaluator, limit, passes, lambda optuna: optuna.samplers.TPESampler(multivariate=True, seed=seed))
+    _minimise(
+        evaluator,
+        limit,
+        passes,
+        lambda optuna: optuna.samplers.TPESampler(multivariate=True, seed=seed),
+    )
 
 
-def nsga2_frontier(evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0, *,
-                   population: int = 20) -> list[FrontierPoint]:
+def nsga2_frontier(
+    evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0, *, population: int = 20
+) -> list[FrontierPoint]:
     """NSGA-II on the whole frontier in one run: KL and the share of the prunable FLOPs are minimised at once.
 
     The share is one more variable, between the least that can be reached and 1; each schedule is filled up to its own.
@@ -114,21 +129,30 @@ def nsga2_frontier(evaluator: Evaluator, limit: Budget, passes: int, seed: int =
         share = trial.suggest_float("share", min(1.0, least + 1e-6), 1.0)
         own = Budget(share, limit.cost, limit.n_visual, limit.n_text, limit.first_layer)
         schedule = _asked(trial, own)
-        kl, = evaluator.losses([schedule])
+        (kl,) = evaluator.losses([schedule])
         config = evaluator.config(schedule)
         spent = own.share(config.tokens(own.tokens))
-        points[schedule] = FrontierPoint(config, share, evaluator.records[schedule].flops, spent, kl)
+        points[schedule] = FrontierPoint(
+            config, share, evaluator.records[schedule].flops, spent, kl
+        )
         return kl, spent
 
-    _ask(evaluator, passes, objectives, 2,
-         lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
+    _ask(
+        evaluator,
+        passes,
+        objectives,
+        2,
+        lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed),
+    )
     found = sorted(points.values(), key=lambda point: (point.share, point.loss))
     best = is_non_dominated([(point.loss, point.share) for point in found]).tolist()
     return [point for point, stays in zip(found, best) if stays]
 
 
 def _minimise(evaluator: Evaluator, limit: Limit, passes: int, sampler: Callable) -> None:
-    _ask(evaluator, passes, lambda trial: tuple(evaluator.losses([_asked(trial, limit)])), 1, sampler)
+    _ask(
+        evaluator, passes, lambda trial: tuple(evaluator.losses([_asked(trial, limit)])), 1, sampler
+    )
 
 
 def _asked(trial, limit: Limit) -> Schedule:
@@ -138,7 +162,9 @@ def _asked(trial, limit: Limit) -> Schedule:
     return _filled(limit, drops)
 
 
-def _ask(evaluator: Evaluator, passes: int, objectives: Callable, count: int, sampler: Callable) -> None:
+def _ask(
+    evaluator: Evaluator, passes: int, objectives: Callable, count: int, sampler: Callable
+) -> None:
     """Let a sampler of optuna ask for schedules as long as the passes last."""
     purse = _Purse(evaluator, passes)
     with _optuna() as optuna:
@@ -168,7 +194,14 @@ def _optuna():
 
 
 # ---- greedy ----------------------------------------------------------------------------------------------------
-def greedy_layers(evaluator: Evaluator, limit: Limit, passes: int | None = None, seed: int = 0, *, share: float = 0.25) -> None:
+def greedy_layers(
+    evaluator: Evaluator,
+    limit: Limit,
+    passes: int | None = None,
+    seed: int = 0,
+    *,
+    share: float = 0.25,
+) -> None:
     """Greedy per layer: from nothing dropped, again and again drop a chunk at the layer where that costs least KL.
 
     A chunk before a layer is as few tokens as save 1 / n of what the budget asks for, or all that are left there:
@@ -181,10 +214,14 @@ def greedy_layers(evaluator: Evaluator, limit: Limit, passes: int | None = None,
     brought onto the budget. Raises ValueError if they do not pay for one schedule.
     """
     purse = _Purse(evaluator, float("inf") if passes is None else passes)
-    order = torch.randperm(len(evaluator.prepared), generator=torch.Generator().manual_seed(seed)).tolist()
-    part = order[:max(1, round(share * len(order)))]
+    order = torch.randperm(
+        len(evaluator.prepared), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+    part = order[: max(1, round(share * len(order)))]
     finest = 16 if passes is None else limit.tokens * (limit.layers - limit.first_layer)
-    known: dict[Schedule, float] = {}  # KL on the part, of schedules that are above the budget as yet
+    known: dict[
+        Schedule, float
+    ] = {}  # KL on the part, of schedules that are above the budget as yet
     pieces = 2
     while purse.pays():
         ratios = _greedy(evaluator, limit, purse, part, pieces, known)
@@ -194,8 +231,14 @@ def greedy_layers(evaluator: Evaluator, limit: Limit, passes: int | None = None,
             break
 
 
-def _greedy(evaluator: Evaluator, limit: Limit, purse: _Purse, part: list[int], pieces: int,
-            known: dict[Schedule, float]) -> Tensor:
+def _greedy(
+    evaluator: Evaluator,
+    limit: Limit,
+    purse: _Purse,
+    part: list[int],
+    pieces: int,
+    known: dict[Schedule, float],
+) -> Tensor:
     """One run with chunks of 1 / `pieces` of what is to be saved: keep ratios (L,)."""
     ratios, kl = torch.ones(limit.layers, dtype=torch.float64), 0.0
     slack = float(limit.slack(ratios))
@@ -206,7 +249,9 @@ def _greedy(evaluator: Evaluator, limit: Limit, purse: _Purse, part: list[int], 
         if not options or not purse.pays(len(new) * sum(len(evaluator.prepared[i]) for i in part)):
             break
         known.update(zip(new, evaluator.losses(new, part)))
-        best = min(options, key=lambda schedule: (known[schedule] - kl) / (options[schedule] - slack))
+        best = min(
+            options, key=lambda schedule: (known[schedule] - kl) / (options[schedule] - slack)
+        )
         ratios, kl, slack = torch.tensor(best, dtype=torch.float64), known[best], options[best]
     return ratios
 
@@ -222,11 +267,17 @@ def _chunks(limit: Limit, ratios: Tensor, target: float) -> dict[Schedule, float
             return torch.cat([ratios[:layer], capped])
 
         if left:
-            enough = bisect_left(range(1, left), target, key=lambda count: float(limit.slack(without(count))))
+            enough = bisect_left(
+                range(1, left), target, key=lambda count: float(limit.slack(without(count)))
+            )
             fewer = without(1 + enough)
             found[tuple(fewer.tolist())] = float(limit.slack(fewer))
     return found
 
 
-SEARCHERS: dict[str, Callable[..., None]] = {"random": random_search, "nsga2": nsga2, "tpe": tpe,
-                                             "greedy": greedy_layers}
+SEARCHERS: dict[str, Callable[..., None]] = {
+    "random": random_search,
+    "nsga2": nsga2,
+    "tpe": tpe,
+    "greedy": greedy_layers,
+}

@@ -1,9 +1,7 @@
-"""Questions of your own: read from disk, drawn by seed, turned into batches by any model's processor."""
+"""Questions of your own: read from disk, drawn by seed, made into batches for any model."""
 
-from .collate import batches, collate, prompt
-from .conversation import Conversation, parse
-from .draw import Sample, draw, reservoir
-from .lines import rows
-from .pictures import open_picture
-
-__all__ = ["Conversation", "Sample", "batches", "collate", "draw", "open_picture", "parse", "prompt", "reservoir", "rows"]
+from .collate import batches as batches, collate as collate, prompt as prompt
+from .conversation import Conversation as Conversation, parse as parse
+from .draw import Sample as Sample, draw as draw, reservoir as reservoir
+from .lines import rows as rows
+from .pictures import open_picture as open_picture

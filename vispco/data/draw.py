@@ -1,11 +1,13 @@
-"""A sample of a data set: read once, row by row, and kept in a reservoir; the same seed draws the same questions."""
+"""A sample of a data set: read once, row by row. The same seed draws the same questions."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from ..utils.files import brief
@@ -15,72 +17,103 @@ from .lines import rows
 from .pictures import MAX_PIXELS, check_inside, open_picture
 
 Item = TypeVar("Item")
+#: From a row and its source to a conversation, or to None if it has no picture.
+Reader = Callable[[Any, str], Conversation | None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """conversations: those drawn, pictures before videos. total: questions in the data set. skipped: conversations
-    without a picture, of those read."""
+    """What was drawn from a data set.
+
+    conversations: those drawn, pictures before videos. total: questions in the data set.
+    skipped: conversations without a picture among those that were read.
+    """
 
     conversations: list[Conversation]
     total: int
     skipped: int
 
 
-def draw(data: str | os.PathLike, limit: int, seed: int = 0, *, images: str | os.PathLike | None = None,
-         columns: Mapping[str, str] | None = None, split: str | None = None, max_pixels: int = MAX_PIXELS) -> Sample:
+def draw(
+    data: str | os.PathLike,
+    limit: int,
+    seed: int = 0,
+    *,
+    images: str | os.PathLike | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
     """`limit` conversations (all, if there are fewer), each with the same chance, shuffled.
 
-    data: a file of JSON lines or a JSON list (`vispco.data.rows`); or a folder or name for the `datasets` library, of
-    which `split` (default "train") is taken. images: the folder that relative paths start from and that all
-    pictures must lie in; default: the data's own. columns: see `vispco.data.parse`.
-    Every row of a file is checked, and the pictures of those drawn must be there. Raises ValueError that names
-    the row.
+    data: a file of JSON lines or a JSON list (`vispco.data.rows`); or a folder or name for the
+        `datasets` library, of which `split` (default "train") is taken.
+    images: the folder that relative paths start from and that all pictures must lie in; default:
+        the data's own.
+    columns: see `vispco.data.parse`.
+    Every row of a file is checked, and the pictures of those drawn must be there. Raises ValueError
+    that names the row.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1 question, got {limit}")
     name = os.fspath(data)
     if images is not None and not os.path.isdir(images):
-        raise ValueError(f"{os.fspath(images)} is no folder: --images needs the one that holds the pictures")
-    if os.path.isfile(name) or name.endswith((".json", ".jsonl")):
-        if split is not None:
-            raise ValueError(f"{name} is a file, which has no splits, got split {split!r}")
-        folder = images or os.path.dirname(os.path.abspath(name))
-        read = (parse(row, source, folder, columns) for source, row in rows(name))
-        found, total, skipped = _count(read, limit, seed)
+        raise ValueError(
+            f"{os.fspath(images)} is no folder: --images needs the one that holds the pictures"
+        )
+    is_file = os.path.isfile(name) or name.endswith((".json", ".jsonl"))
+    if is_file and split is not None:
+        raise ValueError(f"{name} is a file, which has no splits, got split {split!r}")
+    parent = os.path.dirname(os.path.abspath(name))
+    folder = images or (parent if is_file else name if os.path.isdir(name) else ".")
+    read = partial(parse, folder=folder, columns=columns)
+    if is_file:
+        sample = _from_file(name, limit, seed, read)
     else:
-        table = load(name, split or "train")
-        folder = images or (name if os.path.isdir(name) else ".")
-        chosen = random.Random(seed).sample(range(len(table)), min(limit, len(table)))
-        drawn = [parse(row(table, i, f"{name}[{i}]"), f"{name}[{i}]", folder, columns) for i in chosen]
-        found, total = [c for c in drawn if c], len(table)
-        skipped = len(drawn) - len(found)
-    if not found:
-        without = f", but {skipped} conversations without" if skipped else ""
-        raise ValueError(f"{name} holds no question about a picture{without}: expected rows with image, question "
-                         "and answer")
-    for conversation in found:
+        sample = _from_library(name, split or "train", limit, seed, read)
+    if not sample.conversations:
+        without = f", but {sample.skipped} conversations without" if sample.skipped else ""
+        raise ValueError(
+            f"{name} holds no question about a picture{without}: expected rows with image, "
+            "question and answer"
+        )
+    for conversation in sample.conversations:
         check_files(conversation, max_pixels)
-    return Sample(sorted(found, key=lambda c: c.kind), total, skipped)
+    sample.conversations.sort(key=lambda c: c.kind)
+    return sample
 
 
-def _count(read: Iterable[Conversation | None], limit: int, seed: int) -> tuple[list[Conversation], int, int]:
-    counts = {True: 0, False: 0}
+def _from_file(name: str, limit: int, seed: int, read: Reader) -> Sample:
+    total = skipped = 0
 
-    def pictured():
-        for conversation in read:
-            counts[conversation is not None] += 1
-            if conversation is not None:
+    def parsed() -> Iterator[Conversation]:
+        nonlocal total, skipped
+        for source, content in rows(name):
+            conversation = read(content, source)
+            if conversation is None:
+                skipped += 1
+            else:
+                total += 1
                 yield conversation
 
-    found = reservoir(pictured(), limit, seed)
-    return found, counts[True], counts[False]
+    found = reservoir(parsed(), limit, seed)
+    return Sample(found, total, skipped)
+
+
+def _from_library(name: str, split: str, limit: int, seed: int, read: Reader) -> Sample:
+    table = load(name, split)
+    chosen = random.Random(seed).sample(range(len(table)), min(limit, len(table)))
+    sources = {f"{name}[{i}]": i for i in chosen}
+    found = [read(row(table, i, source), source) for source, i in sources.items()]
+    conversations = [conversation for conversation in found if conversation]
+    return Sample(conversations, len(table), len(found) - len(conversations))
 
 
 def reservoir(items: Iterable[Item], n: int, seed: int = 0) -> list[Item]:
-    """`n` of the items (all, if there are fewer), every set of n equally likely, shuffled; holds n at a time.
+    """`n` of the items (all, if there are fewer), shuffled; holds n at a time.
 
-    Algorithm R: the i-th item takes the place of a random one with probability n / i (Vitter, ACM TOMS 1985).
+    Every set of n is equally likely. Algorithm R: the i-th item takes the place of a random one
+    with probability n / i (Vitter, ACM TOMS 1985).
 
     >>> sorted(reservoir(range(3), 5)), len(reservoir(iter(range(1000)), 5))
     ([0, 1, 2], 5)
@@ -96,21 +129,23 @@ def reservoir(items: Iterable[Item], n: int, seed: int = 0) -> list[Item]:
 
 
 def check_files(conversation: Conversation, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise ValueError, naming the row, unless all its pictures are there, readable and small enough."""
-    for medium in _flat(conversation.media):
+    """Raise ValueError that names the row, unless all its pictures are there, readable and small.
+
+    max_pixels: the most pixels of a picture.
+    """
+    source, folder = conversation.source, conversation.folder
+    media = chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in conversation.media)
+    for medium in media:
         try:
             if conversation.kind == "image" or isinstance(medium, bytes):
-                open_picture(medium, conversation.folder, max_pixels, decode=False)
+                open_picture(medium, folder, max_pixels, decode=False)
             else:
-                check_inside(medium, conversation.folder)
+                check_inside(medium, folder)
                 os.stat(medium)
         except FileNotFoundError:
-            raise ValueError(f"{conversation.source}: expected the file {brief(medium, 200)}, which is not there; relative paths start "
-                             f"from {conversation.folder}, or from --images FOLDER") from None
+            raise ValueError(
+                f"{source}: expected the file {brief(medium, 200)}, which is not there; "
+                f"relative paths start from {folder}, or from --images FOLDER"
+            ) from None
         except (ValueError, OSError) as error:
-            raise ValueError(f"{conversation.source}: {brief(error, 600)}") from error
-
-
-def _flat(media: Iterable[Any]) -> Iterable[Any]:
-    for medium in media:
-        yield from medium if isinstance(medium, tuple) else [medium]
+            raise ValueError(f"{source}: {brief(error, 600)}") from error

@@ -12,46 +12,71 @@ from ..utils.files import brief
 def load(name: str, split: str) -> Any:
     """A memory-mapped `datasets.Dataset`, with pictures left encoded.
 
-    name: a folder that `save_to_disk` wrote, a folder of parquet, JSON Lines or CSV files, or OWNER/NAME or
-    OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub. Raises ImportError that names the extra;
-    ValueError with the library's own words.
+    name: a folder that `save_to_disk` wrote; a folder of parquet, JSON Lines or CSV files; or
+        OWNER/NAME or OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub.
+    Raises ImportError that names the extra; ValueError with the library's own words.
     """
     here = os.path.isdir(name)
     if not here and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
-        raise ValueError(f"{name!r} is no file and no folder here, and not the OWNER/NAME of a data set")
+        raise ValueError(
+            f"{name!r} is no file and no folder here, and not the OWNER/NAME of a data set"
+        )
     try:
         import datasets
     except ImportError as error:
         what = "a folder of data" if here else "no file, so it must be the name of a data set"
-        raise ImportError(f'{name} is {what}, which needs the datasets library: pip install "vispco[data]"') from error
-    path, _, configuration = (os.path.abspath(name), "", "") if here else name.partition(":")
+        raise ImportError(
+            f'{name} is {what}, which needs the datasets library: pip install "vispco[data]"'
+        ) from error
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        saved = any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json"))
-        found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration or None, split=split)
-        for table in found.values() if isinstance(found, datasets.DatasetDict) else [found]:
-            table.data.validate(full=True)  # Arrow trusts its files: with damaged offsets it would read anywhere
-    except Exception as error:  # of the network, of files, of builders
-        raise ValueError(f"{name}: no data set could be loaded (split {split!r}): {brief(error)}") from error
+        tables = _tables(datasets, name, split)
+    except Exception as error:
+        # Faults of the network, of files, of builders: anything.
+        raise ValueError(
+            f"{name}: no data set could be loaded (split {split!r}): {brief(error)}"
+        ) from error
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise ValueError(f"{name} has no split {split!r}: expected one of {', '.join(found)}, as --split")
-        found = found[split]
-    for column, feature in found.features.items():
-        inner = getattr(feature, "feature", None)
+    if split not in tables:
+        raise ValueError(
+            f"{name} has no split {split!r}: expected one of {', '.join(tables)}, as --split"
+        )
+    table = tables[split]
+    encoded = datasets.Image(decode=False)
+    for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
-            found = found.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(inner, datasets.Image):
-            found = found.cast_column(column, type(feature)(datasets.Image(decode=False)))
-    return found
+            table = table.cast_column(column, encoded)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            table = table.cast_column(column, type(feature)(encoded))
+    return table
+
+
+def _tables(datasets: Any, name: str, split: str) -> dict[str, Any]:
+    """{split: table}; a table saved without splits stands for the one that is asked for."""
+    if os.path.isdir(name):
+        path, configuration = os.path.abspath(name), ""
+    else:
+        path, _, configuration = name.partition(":")
+    written = ("state.json", "dataset_dict.json")
+    if any(os.path.exists(os.path.join(path, file)) for file in written):
+        found = datasets.load_from_disk(path)
+    else:
+        found = datasets.load_dataset(path, configuration or None, split=split)
+    tables = found if isinstance(found, datasets.DatasetDict) else {split: found}
+    for table in tables.values():
+        # Arrow trusts its files: with damaged offsets it would read anywhere.
+        table.data.validate(full=True)
+    return tables
 
 
 def row(table: Any, index: int, source: str) -> dict[str, Any]:
-    """Row `index`, which is read, and may turn out to be damaged, only now. Raises ValueError that names `source`."""
+    """Row `index` of a table. Raises ValueError that names `source`.
+
+    A row is read only now, so only now may it turn out to be damaged.
+    """
     try:
         return table[index]
     except Exception as error:

@@ -8,14 +8,21 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-_CHUNK, _LONGEST = 1 << 16, 1 << 24  # characters read at once; the most that one item of a list may have
+#: Characters read at once.
+_CHUNK = 1 << 16
+#: The most characters that one line, or one item of a list, may have.
+_LONGEST = 1 << 24
+_BLANK: Any = re.compile(r"\s*")
+_DECODE = json.JSONDecoder().raw_decode
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, row) of every row of a file: a JSON object per line, or one list of objects (LLaVA-Instruct), of
-    which the source also says the number of the item.
+    """(`file:line`, row) of every row of a file.
 
-    Raises ValueError that names file and line where the JSON is broken; OSError if the file cannot be read.
+    The file holds a JSON object on each line, or one list of objects (LLaVA-Instruct). Of a list,
+    the source also says the number of the item.
+    Raises ValueError that names file and line where the JSON is broken; OSError if the file cannot
+    be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -32,66 +39,80 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
             file.seek(0)
             yield from _items(file, name) if start == "[" else _lines(file, name)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: expected text in UTF-8, got the byte 0x{error.object[error.start]:02x}; "
-                         "is it a JSON file?") from None
+        byte = error.object[error.start]
+        raise ValueError(
+            f"{name}: expected text in UTF-8, got the byte 0x{byte:02x}; is it a JSON file?"
+        ) from None
 
 
 def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), ""), 1):
+    lines = iter(lambda: file.readline(_LONGEST + 1), "")
+    for number, line in enumerate(lines, 1):
+        source = f"{name}:{number}"
         if len(line) > _LONGEST:
-            raise ValueError(f"{name}:{number}: expected at most {_LONGEST:,} characters on a line, got more")
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{name}:{number}: expected a JSON object on one line, got {_start(line)}: {error}") from None
-            except RecursionError:
-                raise ValueError(f"{name}:{number}: expected a JSON object on one line, got one too deeply nested") from None
-            yield f"{name}:{number}", row
+            most = f"{_LONGEST:,} characters on a line"
+            raise ValueError(f"{source}: expected at most {most}, got more")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _broken(source, "a JSON object on one line", line, error) from None
+        yield source, row
 
 
 def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
-    """Objects of a list. An object ends with its brace, so each is complete as soon as it can be decoded."""
-    text, at, line, count, wanted = "", 0, 1, 0, "["
+    """Objects of a list. Each is complete as soon as it can be decoded: it ends with its brace."""
+    # `text` is what has been read and not been given up; what comes next begins at `text[at]`.
+    text, at, line, count = "", 0, 1, 0
+    wanted = "["
     while True:
         begin = _BLANK.match(text, at).end()
-        line, at = line + text.count("\n", at, begin), begin
+        line += text.count("\n", at, begin)
+        at = begin
         if at == len(text):
             text, at = file.read(_CHUNK), 0
             if not text:
                 break
             continue
-        if (sign := text[at]) not in wanted:
-            raise ValueError(f"{name}:{line}: expected {' or '.join(wanted) or 'nothing more'} in a list of objects, got "
-                             f"{_start(text[at:])}")
-        if sign == "{":
-            count += 1
-            where = f"{name}:{line} (item {count})"
-            text, at, row, end = _object(file, text, at, where)
-            yield where, row
-            line, at, wanted = line + text.count("\n", at, end), end, ",]"
-        else:
-            at, wanted = at + 1, {"[": "{]", ",": "{", "]": ""}[sign]
+        sign = text[at]
+        if sign not in wanted:
+            raise ValueError(
+                f"{name}:{line}: expected {' or '.join(wanted) or 'nothing more'} in a list of "
+                f"objects, got {_start(text[at:])}"
+            )
+        if sign != "{":
+            at += 1
+            wanted = {"[": "{]", ",": "{", "]": ""}[sign]
+            continue
+        count += 1
+        source = f"{name}:{line} (item {count})"
+        text, at, row, end = _object(file, text, at, source)
+        yield source, row
+        line += text.count("\n", at, end)
+        at, wanted = end, ",]"
     if wanted:
         raise ValueError(f"{name}:{line}: expected {' or '.join(wanted)}, got the end of the file")
 
 
-_BLANK: Any = re.compile(r"\s*")
-_DECODE = json.JSONDecoder().raw_decode
-
-
-def _object(file: TextIO, text: str, at: int, where: str) -> tuple[str, int, Any, int]:
-    """Decode the object that begins at `text[at]`, reading on as far as it goes: (text, begin, object, end)."""
+def _object(file: TextIO, text: str, at: int, source: str) -> tuple[str, int, Any, int]:
+    """Decode the object at `text[at]`, reading on as far as it goes: (text, begin, object, end)."""
     while True:
         try:
             return text, at, *_DECODE(text, at)
-        except RecursionError:
-            raise ValueError(f"{where}: expected a JSON object, got one too deeply nested") from None
-        except ValueError as error:
-            more = file.read(max(_CHUNK, len(text) - at)) if len(text) - at < _LONGEST else ""
+        except (ValueError, RecursionError) as error:
+            left = len(text) - at
+            incomplete = isinstance(error, ValueError) and left < _LONGEST
+            more = file.read(max(_CHUNK, left)) if incomplete else ""
             if not more:
-                raise ValueError(f"{where}: expected a JSON object, got {_start(text[at:])}: {error}") from None
+                raise _broken(source, "a JSON object", text[at:], error) from None
             text, at = text[at:] + more, 0
+
+
+def _broken(source: str, what: str, text: str, error: Exception) -> ValueError:
+    deep = isinstance(error, RecursionError)
+    got = "one too deeply nested" if deep else f"{_start(text)}: {error}"
+    return ValueError(f"{source}: expected {what}, got {got}")
 
 
 def _start(text: str) -> str:

@@ -24,8 +24,20 @@ from ..pruning import apply, check_fits
 from ..registry import adapter_for
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
-SAMPLING = ("temperature", "top_p", "top_k")  # transformers warns when these come with greedy decoding
+PASSED_ON = (
+    "max_new_tokens",
+    "num_beams",
+    "repetition_penalty",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+)
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+)  # transformers warns when these come with greedy decoding
 
 
 class VispcoModel(lmms):
@@ -45,16 +57,31 @@ class VispcoModel(lmms):
 
     is_simple = False  # wants messages for the chat template, not a string with placeholders
 
-    def __init__(self, pretrained: str | None = None, pruning_config: str | None = None, dtype: str = "auto",
-                 device: str | None = None, device_map: str | None = None, attn_implementation: str | None = None,
-                 chat_template: str | None = None, max_num_frames: int = 32, trust_remote_code: bool = False,
-                 batch_size: int | str = 1, max_batch_size: int | None = None, **unknown):
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        pruning_config: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: str | None = None,
+        attn_implementation: str | None = None,
+        chat_template: str | None = None,
+        max_num_frames: int = 32,
+        trust_remote_code: bool = False,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        **unknown,
+    ):
         super().__init__()
         if unknown:
-            raise ValueError(f"model_args has unknown names: {', '.join(sorted(unknown))}; see the docstring of "
-                             "vispco.integrations.lmms_eval.VispcoModel for those there are")
+            raise ValueError(
+                f"model_args has unknown names: {', '.join(sorted(unknown))}; see the docstring of "
+                "vispco.integrations.lmms_eval.VispcoModel for those there are"
+            )
         if not pretrained:
-            raise ValueError("model_args lacks pretrained: pass --model_args pretrained=FOLDER_OR_NAME")
+            raise ValueError(
+                "model_args lacks pretrained: pass --model_args pretrained=FOLDER_OR_NAME"
+            )
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if not isinstance(trust_remote_code, bool):
@@ -65,18 +92,27 @@ class VispcoModel(lmms):
 
         kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
-        self.processor.tokenizer.padding_side = "left"  # new tokens come after the prompt, in every row
+        self.processor.tokenizer.padding_side = (
+            "left"  # new tokens come after the prompt, in every row
+        )
         if chat_template is not None:
             self.processor.chat_template = read_template(chat_template)
         if not self.processor.chat_template:
-            raise ValueError(f"the processor of {pretrained} has no chat template: pass chat_template=FILE.jinja")
+            raise ValueError(
+                f"the processor of {pretrained} has no chat template: pass chat_template=FILE.jinja"
+            )
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         self.accelerator = Accelerator(cpu=device == "cpu")
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self._rank, self._world_size = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
         if device_map is not None:
             kwargs["device_map"] = device_map
-        self.model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, **kwargs).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            pretrained, dtype=dtype, **kwargs
+        ).eval()
         if device_map is None:
             own = self._world_size > 1 or device in (None, "auto")
             self.model.to(self.accelerator.device if own else device)
@@ -91,48 +127,76 @@ class VispcoModel(lmms):
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[2]), []).append(i)
         answers = [""] * len(requests)
-        with (nullcontext() if self.pruning is None else apply(self.model, self.pruning),
-              tqdm(total=len(requests), desc="vispco", disable=self.rank != 0) as bar):
+        with (
+            nullcontext() if self.pruning is None else apply(self.model, self.pruning),
+            tqdm(total=len(requests), desc="vispco", disable=self.rank != 0) as bar,
+        ):
             for indices in groups.values():
                 for start in range(0, len(indices), self.batch_size):
                     chosen = indices[start : start + self.batch_size]
-                    for i, answer in zip(chosen, self._answer([requests[i].args for i in chosen]), strict=True):
+                    for i, answer in zip(
+                        chosen, self._answer([requests[i].args for i in chosen]), strict=True
+                    ):
                         answers[i] = answer
                     bar.update(len(chosen))
         return answers
 
     def _answer(self, batch: list[tuple]) -> list[str]:
         """Answers to requests (context, doc_to_messages, options, document id, task, split) with the same options."""
-        conversations = [ChatMessages(messages=to_messages(self.task_dict[task][split][document])).to_hf_messages()
-                         for _, to_messages, _, document, task, split in batch]
-        videos = [part for turns in conversations for turn in turns for part in turn["content"] if part["type"] == "video"]
+        conversations = [
+            ChatMessages(
+                messages=to_messages(self.task_dict[task][split][document])
+            ).to_hf_messages()
+            for _, to_messages, _, document, task, split in batch
+        ]
+        videos = [
+            part
+            for turns in conversations
+            for turn in turns
+            for part in turn["content"]
+            if part["type"] == "video"
+        ]
         for part in videos:
             part["video"] = self._frames(part)
         inputs = self.processor.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, add_generation_prompt=True,
-            processor_kwargs={"padding": True, "return_tensors": "pt",
-                              **({"do_sample_frames": False} if videos else {})},
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            processor_kwargs={
+                "padding": True,
+                "return_tensors": "pt",
+                **({"do_sample_frames": False} if videos else {}),
+            },
         ).to(self.device, dtype=self.model.dtype)
         options, until = generation_options(batch[0][2])
         output = self.model.generate(**inputs, **options)
-        texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        texts = self.processor.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         return [cut(text, until) for text in texts]
 
     def _frames(self, part: dict):
         """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader; what is no file stays as it is."""
         if "video_start" in part or "video_end" in part:
-            raise ValueError("this task asks for a part of a video, by its times; the model vispco takes whole videos")
+            raise ValueError(
+                "this task asks for a part of a video, by its times; the model vispco takes whole videos"
+            )
         path = part["video"]
         return read_video(path, num_frm=self.max_num_frames) if isinstance(path, str) else path
 
     def loglikelihood(self, requests):
         """Refused: lmms-eval hands a chat model requests to generate only."""
-        raise NotImplementedError("the model vispco generates answers; of this benchmark choose a task with "
-                                  "output_type generate_until (for example seedbench, not seedbench_ppl)")
+        raise NotImplementedError(
+            "the model vispco generates answers; of this benchmark choose a task with "
+            "output_type generate_until (for example seedbench, not seedbench_ppl)"
+        )
 
     def generate_until_multi_round(self, requests):
         """Refused: several rounds are not supported."""
-        raise NotImplementedError("the model vispco answers in one round; choose a task with output_type generate_until")
+        raise NotImplementedError(
+            "the model vispco answers in one round; choose a task with output_type generate_until"
+        )
 
 
 def generation_options(asked: dict) -> tuple[dict, list[str]]:
@@ -144,8 +208,13 @@ def generation_options(asked: dict) -> tuple[dict, list[str]]:
     >>> generation_options({"until": "ASSISTANT:", "temperature": 0, "top_p": 1.0, "image_aspect_ratio": "pad"})
     ({'max_new_tokens': 1024, 'do_sample': False}, ['ASSISTANT:'])
     """
-    options = {"max_new_tokens": 1024, **{k: asked[k] for k in PASSED_ON if asked.get(k) is not None}}
-    options["do_sample"] = bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
+    options = {
+        "max_new_tokens": 1024,
+        **{k: asked[k] for k in PASSED_ON if asked.get(k) is not None},
+    }
+    options["do_sample"] = (
+        bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
+    )
     if not options["do_sample"]:
         options = {k: v for k, v in options.items() if k not in SAMPLING}
     until = asked.get("until") or []

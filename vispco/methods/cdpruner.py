@@ -50,7 +50,7 @@ class CDPruner(Method):
             height = rest.gather(1, pick)
             row = (take(alike, pick)[:, 0] - inside) / height.clamp(min=SPANNED).sqrt()
             basis[:, step] = row.where(height > SPANNED, 0.0)
-            rest = rest - basis[:, step]**2
+            rest = rest - basis[:, step] ** 2
             return gains()
 
         return greedy(ctx, gains(), update)

@@ -40,7 +40,10 @@ class DART(Method):
 
     def score(self, ctx):
         """(B, n_visual): minus the place in the order of choosing."""
-        unit, size = directions(ctx.hidden), ctx.projected_keys.float().abs().sum(-1)  # (B, N, D), (B, N)
+        unit, size = (
+            directions(ctx.hidden),
+            ctx.projected_keys.float().abs().sum(-1),
+        )  # (B, N, D), (B, N)
         words, asked = question(ctx)
         features = unit[ctx.visual]  # (B, V, D)
         place = descending_ranks(size[ctx.visual], ctx.valid)  # (B, V)
@@ -54,12 +57,12 @@ class DART(Method):
         quota = (wanted // number + (there.cumsum(1) <= wanted % number)) * there  # (B, P)
         total = unit.new_zeros(place.shape)
         for p in range(pivots.shape[1]):
-            cosine = (features * take(unit, pivots[:, p:p + 1])).sum(-1)  # (B, V)
+            cosine = (features * take(unit, pivots[:, p : p + 1])).sum(-1)  # (B, V)
             rank = descending_ranks(-cosine, ctx.valid & ~chosen)
-            added = rank < quota[:, p:p + 1]
+            added = rank < quota[:, p : p + 1]
             place = torch.where(added, count + rank, place)
             chosen, count = chosen | added, count + added.sum(1, keepdim=True)
-            total = total + cosine * there[:, p:p + 1]
+            total = total + cosine * there[:, p : p + 1]
         rest = ctx.valid & ~chosen
         return -torch.where(rest, count + descending_ranks(-total, rest), place).float()
 

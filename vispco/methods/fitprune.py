@@ -44,7 +44,9 @@ def received(ctx: Context) -> tuple[Tensor, Tensor]:
     """Attention that visual tokens receive from text and from visual tokens, c and e above: two (B, V)."""
     text, after = question(ctx)
     rows = torch.cat([text[1], ctx.visual[1]], 1)  # (B, T + V)
-    seen = torch.cat([ctx.attention(at=part).amax(1) for part in rows.split(ROWS, 1)], 1)  # (B, T + V, N)
+    seen = torch.cat(
+        [ctx.attention(at=part).amax(1) for part in rows.split(ROWS, 1)], 1
+    )  # (B, T + V, N)
     seen = seen.gather(2, ctx.visual[1][:, None].expand(-1, rows.shape[1], -1))  # (B, T + V, V)
     words = after.shape[1]
     cross, own = masked_mean(seen[:, :words], after), masked_mean(seen[:, words:], ctx.valid)

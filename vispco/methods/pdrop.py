@@ -28,5 +28,8 @@ class PDrop(Method):
     def flops(self, dimensions, n_visual, n_text):
         """The next layer's keys, one query and one row of q k^T."""
         s, n = dimensions, n_visual + n_text
-        keys, query = 2 * n * s.hidden * s.kv_heads * s.head_dim, 2 * s.hidden * s.heads * s.head_dim
+        keys, query = (
+            2 * n * s.hidden * s.kv_heads * s.head_dim,
+            2 * s.hidden * s.heads * s.head_dim,
+        )
         return keys + query + 2 * n * s.heads * s.head_dim

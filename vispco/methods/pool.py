@@ -33,7 +33,11 @@ class Pool(Method):
     def score(self, ctx):
         """(B, n_visual): minus the place in the order."""
         frame, row, column = ctx.grid.unbind(-1)
-        key = spread(column, 3 * BITS - 1, 2) + spread(row, 3 * BITS - 2, 2) + spread(frame, BITS - 1, 1)
+        key = (
+            spread(column, 3 * BITS - 1, 2)
+            + spread(row, 3 * BITS - 2, 2)
+            + spread(frame, BITS - 1, 1)
+        )
         return -descending_ranks(-key, ctx.valid).float()
 
     def merge(self, ctx, kept):
@@ -42,8 +46,10 @@ class Pool(Method):
         slot, slots = torch.arange(kept.shape[1], device=kept.device), kept.shape[1]
         found = []
         for part in slot.split(max(1, CHUNK // kept.numel())):
-            apart = sum((x[:, part, None] - x[:, None])**2 for x in (row, column))  # (B, part, V)
-            apart = apart.masked_fill(~kept[:, None] | (frame[:, part, None] != frame[:, None]), FAR)
+            apart = sum((x[:, part, None] - x[:, None]) ** 2 for x in (row, column))  # (B, part, V)
+            apart = apart.masked_fill(
+                ~kept[:, None] | (frame[:, part, None] != frame[:, None]), FAR
+            )
             found.append((apart * slots + slot).amin(-1))
         nearest = torch.cat(found, 1)
         return slot.where(kept, (nearest % slots).where(nearest < FAR * slots, -1))

@@ -23,7 +23,9 @@ def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 def masked_mean(rows: Tensor, real: Tensor) -> Tensor:
     """Mean (B, K) of the `real` (B, R) among `rows` (B, R, K); 0 if none is."""
-    return column_sum(rows.masked_fill(~real[..., None], 0.0), 1) / real.sum(1, keepdim=True).clamp(min=1)
+    return column_sum(rows.masked_fill(~real[..., None], 0.0), 1) / real.sum(1, keepdim=True).clamp(
+        min=1
+    )
 
 
 def head_mean(attention: Tensor) -> Tensor:
@@ -57,7 +59,9 @@ def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor])
         gains = (gains * 2**20).round()
         pick = gains.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
         # amax: a sample with nothing left picks some slot again, which must not lower it.
-        scores = scores.scatter_reduce(1, pick, torch.full_like(gains[:, :1], 1 / (step + 1)), "amax")
+        scores = scores.scatter_reduce(
+            1, pick, torch.full_like(gains[:, :1], 1 / (step + 1)), "amax"
+        )
         left = left.scatter(1, pick, False)
         gains = update(step, pick)
     return scores

@@ -43,10 +43,14 @@ class SparseVLM(Method):
 
     def __init__(self, adaptive: float | None = None, recycle: float = 0.0):
         if adaptive is not None and not (is_number(adaptive) and adaptive > 0):
-            raise ValueError("adaptive must be None or a positive number of tokens per rank, such as 13.5, "
-                             f"got {adaptive!r}")
+            raise ValueError(
+                "adaptive must be None or a positive number of tokens per rank, such as 13.5, "
+                f"got {adaptive!r}"
+            )
         if not is_number(recycle) or not 0 <= recycle <= 1:
-            raise ValueError(f"recycle must be a share of the pruned tokens from 0 to 1, got {recycle!r}")
+            raise ValueError(
+                f"recycle must be a share of the pruned tokens from 0 to 1, got {recycle!r}"
+            )
         self.adaptive, self.recycle = adaptive, recycle
 
     def score(self, ctx):
@@ -87,7 +91,9 @@ class SparseVLM(Method):
         """Head-mean attention of text to visual tokens (B, T, V), and which text is a rater (B, T)."""
         text, real = question(ctx)
         v, t = ctx.embeddings[ctx.visual].float(), ctx.embeddings[text].float()
-        share = masked_mean(masked_softmax(v @ t.transpose(1, 2), ~real[:, None]), ctx.valid)  # (B, T), of (B, V, T)
+        share = masked_mean(
+            masked_softmax(v @ t.transpose(1, 2), ~real[:, None]), ctx.valid
+        )  # (B, T), of (B, V, T)
         average = share.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         raters = (share >= average * (1 - 1e-6)) & real
         rows = head_mean(ctx.attention(at=text[1]))  # (B, T, N)
@@ -110,7 +116,10 @@ class SparseVLM(Method):
 
     def _clusters(self, ctx, rows, raters):
         """Slots (B, M) of the tokens to recycle, which are real, which are centres; distances (B, M, M)."""
-        rank, keep = descending_ranks(masked_mean(rows, raters), ctx.valid), self._count(ctx, rows, raters)
+        rank, keep = (
+            descending_ranks(masked_mean(rows, raters), ctx.valid),
+            self._count(ctx, rows, raters),
+        )
         count = (self.recycle * (ctx.valid.sum(1) - keep) + 1e-6).long()  # (B,)
         centres = torch.minimum((count + 9) // 10, keep)
         place = torch.arange(max(1, int(count.max())), device=rank.device)  # (M,)
@@ -118,15 +127,21 @@ class SparseVLM(Method):
         slots = rank.argsort(dim=1, stable=True)
         slots = slots.gather(1, ((keep - centres)[:, None] + place).clamp(max=rank.shape[1] - 1))
         x = take(ctx.hidden[ctx.visual], slots).float()
-        far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1]**0.5
+        far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
         pairs = pooled[:, None] & pooled[..., None]
         far = far.masked_fill(~pairs, float("inf"))
-        near = far.sort(-1).values[..., 1:1 + NEIGHBOURS]  # the nearest is the token itself
-        spread = near.square().where(near.isfinite(), 0.0).sum(-1) / near.isfinite().sum(-1).clamp(min=1)
+        near = far.sort(-1).values[..., 1 : 1 + NEIGHBOURS]  # the nearest is the token itself
+        spread = near.square().where(near.isfinite(), 0.0).sum(-1) / near.isfinite().sum(-1).clamp(
+            min=1
+        )
         closer, before = spread[:, None] - spread[..., None], place < place[:, None]
-        denser = ((closer < 0) | ((closer == 0) & before)) & pairs  # (B, M, M): column denser than row
+        denser = (
+            (closer < 0) | ((closer == 0) & before)
+        ) & pairs  # (B, M, M): column denser than row
         height = far.masked_fill(~denser, float("inf")).amin(-1)
-        gain = (height.log() - spread).where(pooled, float("-inf"))  # log: far tokens would underflow
+        gain = (height.log() - spread).where(
+            pooled, float("-inf")
+        )  # log: far tokens would underflow
         return slots, pooled, descending_ranks(gain, pooled) < centres[:, None], far
 
 

@@ -32,7 +32,9 @@ class VisionZip(Method):
 
     def __init__(self, contextual: float = 5 / 32):
         if not 0 <= contextual <= 1:
-            raise ValueError(f"contextual must be a share of the kept tokens, 0 to 1, got {contextual!r}")
+            raise ValueError(
+                f"contextual must be a share of the kept tokens, 0 to 1, got {contextual!r}"
+            )
         self.contextual = contextual
 
     def score(self, ctx):

@@ -31,9 +31,13 @@ class VisPruner(Method):
 
     def __init__(self, important: float = 0.5, step: int = 8):
         if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-            raise ValueError(f"step must be a number of tokens to remove at once, 1 or more, got {step!r}")
+            raise ValueError(
+                f"step must be a number of tokens to remove at once, 1 or more, got {step!r}"
+            )
         if not 0 <= important <= 1:
-            raise ValueError(f"important must be a share of the kept tokens, 0 to 1, got {important!r}")
+            raise ValueError(
+                f"important must be a share of the kept tokens, 0 to 1, got {important!r}"
+            )
         self.important, self.step = important, step
 
     def score(self, ctx):
@@ -56,7 +60,10 @@ class VisPruner(Method):
             (_, odd), other = positions(left & (count % 2 == 0), width)
             pairs = alike[batch[..., None], even[..., None], odd[:, None]]  # (B, V / 2, V / 2)
             twin = pairs.masked_fill(~other[:, None], float("-inf")).amax(-1)
-            gone = there & (descending_ranks(twin, there) < surplus.clamp(max=min(self.step, number.numel()))[:, None])
+            gone = there & (
+                descending_ranks(twin, there)
+                < surplus.clamp(max=min(self.step, number.numel()))[:, None]
+            )
             left = left.scatter(1, even, left.gather(1, even) & ~gone)
             stayed = stayed + left
         stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)

@@ -31,14 +31,18 @@ class Adapter:
     #: No token sees ahead. (Sliding windows are found in the configuration.)
     causal: bool = True
 
-    def __init__(self, model: Any):  # to a type checker, any attribute of an nn.Module is a tensor or a module
+    def __init__(
+        self, model: Any
+    ):  # to a type checker, any attribute of an nn.Module is a tensor or a module
         self.model = model
         self.config: Any = model.config
         self.decoder = self.model.get_decoder()
         self.layers = self.decoder.layers
         text = self.config.get_text_config(decoder=True)
         windows = ["sliding_attention"] if getattr(text, "sliding_window", None) else []
-        self.causal = self.causal and {*(getattr(text, "layer_types", None) or windows)} <= {"full_attention"}
+        self.causal = self.causal and {*(getattr(text, "layer_types", None) or windows)} <= {
+            "full_attention"
+        }
 
     # ---- which models -----------------------------------------------------------------------------------
     @classmethod
@@ -63,12 +67,18 @@ class Adapter:
         """All of them."""
         return list(self.token_ids().values())
 
-    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, ids=None) -> Tensor:
+    def visual_mask(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, ids=None
+    ) -> Tensor:
         """(B, S) bool: which tokens are visual. ids: only those that these token ids stand for."""
         given = inputs_embeds if input_ids is None else input_ids
         if given is None:
-            raise ValueError("the model was called with neither input_ids nor inputs_embeds: give it the prompt")
-        ids = torch.tensor(self.image_token_ids() if ids is None else ids).to(given.device, non_blocking=True)
+            raise ValueError(
+                "the model was called with neither input_ids nor inputs_embeds: give it the prompt"
+            )
+        ids = torch.tensor(self.image_token_ids() if ids is None else ids).to(
+            given.device, non_blocking=True
+        )
         if input_ids is not None:
             return torch.isin(input_ids, ids)
         table = self.model.get_input_embeddings()(ids)  # (I, D)
@@ -92,13 +102,17 @@ class Adapter:
     def vision_attention(self) -> nn.Module:
         """The tower's attention whose layer's output becomes the visual tokens (the deepest of several)."""
         modules = self.backbone.get_submodule(self.tower).named_modules()
-        layers = next((m for name, m in modules if name.split(".")[-1] in ("layers", "layer", "blocks")), ())
+        layers = next(
+            (m for name, m in modules if name.split(".")[-1] in ("layers", "layer", "blocks")), ()
+        )
         for module in layers[self.vision_layer(len(layers))].modules() if layers else ():
             if self.vision_projections(module):
                 return module
-        raise ValueError(f"{type(self.model).__name__} has no attention with known projections in {self.tower!r}: "
-                         "use a method that does not read the vision tower, or override `vision_attention` "
-                         "and `vision_projections` in the adapter")
+        raise ValueError(
+            f"{type(self.model).__name__} has no attention with known projections in {self.tower!r}: "
+            "use a method that does not read the vision tower, or override `vision_attention` "
+            "and `vision_projections` in the adapter"
+        )
 
     def vision_layer(self, depth: int) -> int:
         """Its number. `vision_feature_layer` counts hidden states, the first of which no layer has made."""
@@ -112,13 +126,19 @@ class Adapter:
             return {"fused": attention.get_submodule("qkv")}
         for query, key in (("q_norm", "k_norm"), ("q_proj", "k_proj")):
             if hasattr(attention, query):
-                return {"query": attention.get_submodule(query), "key": attention.get_submodule(key)}
+                return {
+                    "query": attention.get_submodule(query),
+                    "key": attention.get_submodule(key),
+                }
         return {}
 
     def kinds(self, inputs: dict) -> dict[str, Tensor]:
         """(B, S) bool of the tokens of images, and of videos, from the backbone's keyword arguments."""
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        return {kind: self.visual_mask(ids, embeds, [number]) for kind, number in self.token_ids().items()}
+        return {
+            kind: self.visual_mask(ids, embeds, [number])
+            for kind, number in self.token_ids().items()
+        }
 
     def tokens_from_patches(self, values: Tensor, inputs: dict, kind: str) -> Tensor:
         """Quantities of the tower's patches to those of visual tokens (n, C), in the order of the prompt.
@@ -126,13 +146,17 @@ class Adapter:
         values: (tiles, patches, C), or (patches, C) in towers without tiles. inputs: what the features were
         made from. kind: "image" or "video". By default a token is the mean of a square of patches.
         """
-        return squares(values[:, self.class_token(self.config):], self.merge(self.config)).flatten(0, 1)
+        return squares(values[:, self.class_token(self.config) :], self.merge(self.config)).flatten(
+            0, 1
+        )
 
     def places(self, n: int, inputs: dict, kind: str) -> Tensor:
         """Frame (tile, image) in the batch, row and column of `n` tokens, (n, 3). By default, of squares."""
         size = self.tokens_per_tile(self.config)
         token, across = torch.arange(n), isqrt(size)
-        place = (token % size - size % across).clamp(min=0)  # a class token stands where the first patch does
+        place = (token % size - size % across).clamp(
+            min=0
+        )  # a class token stands where the first patch does
         return torch.stack([token // size, place // across, place % across], -1)
 
     def grid(self, inputs: dict, visual: Tensor) -> Tensor:
@@ -145,7 +169,9 @@ class Adapter:
             if bool(mask.any()):
                 made_from = (ready_made(inputs, kind) or {}).get("inputs", {})
                 places = self.places(int(mask.sum()), {**inputs, **made_from}, kind)
-                full = full + placed(places * torch.tensor([2, 1, 1]) + torch.tensor([i, 0, 0]), mask)
+                full = full + placed(
+                    places * torch.tensor([2, 1, 1]) + torch.tensor([i, 0, 0]), mask
+                )
         index, _ = positions(visual, visual.shape[1])
         frames = full[index][..., 0]
         number = nn.functional.pad((frames[:, 1:] != frames[:, :-1]).cumsum(1), (1, 0))
@@ -158,8 +184,10 @@ class Adapter:
 
         Returns the inputs that change, and the tokens of each picture before and after.
         """
-        raise ValueError(f"the processed pictures of {type(self.model).__name__} cannot be made smaller here: give its "
-                         "processor smaller pictures, or override `smaller` in an adapter")
+        raise ValueError(
+            f"the processed pictures of {type(self.model).__name__} cannot be made smaller here: give its "
+            "processor smaller pictures, or override `smaller` in an adapter"
+        )
 
     def embedded(self, inputs: dict) -> dict:
         """Inputs that the model runs on such pictures with: `inputs`, unless its tower takes pictures of one size only."""
@@ -179,7 +207,9 @@ class Adapter:
         """What `projections(layer)[kind]` will give for the layer's input `hidden`."""
         return self.projections(layer)[kind](self.layers[layer].input_layernorm(hidden))
 
-    def rotate(self, layer: int, kind: str, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def rotate(
+        self, layer: int, kind: str, states: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
         """Split (B, N, heads * E) into heads, norm them if the family does, turn them: (B, heads, N, E)."""
         attention = self.attention_module(layer)
         x = states.unflatten(-1, (-1, attention.head_dim))
@@ -203,9 +233,16 @@ class Adapter:
         """Sizes of the decoder, from the model's configuration."""
         text = config.get_text_config(decoder=True)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return Dimensions(text.num_hidden_layers, text.hidden_size, text.num_attention_heads,
-                          text.num_key_value_heads, head_dim, text.intermediate_size, text.vocab_size,
-                          vision_head_dim=cls.vision_head_dim(config))
+        return Dimensions(
+            text.num_hidden_layers,
+            text.hidden_size,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            head_dim,
+            text.intermediate_size,
+            text.vocab_size,
+            vision_head_dim=cls.vision_head_dim(config),
+        )
 
     @classmethod
     def class_token(cls, config) -> bool:
@@ -252,4 +289,3 @@ class Adapter:
         images: their sizes, where `n_visual` does not tell (see the family); None: what the family assumes.
         """
         raise NotImplementedError
-

@@ -27,4 +27,6 @@ class Gemma3(Adapter):
         """The whole tower; patches are pooled before the one matrix of the projector."""
         v, text = config.vision_config, config.get_text_config(decoder=True)
         count = cls.tile_count(config, n_visual)
-        return count * vit(v), count * 2 * config.mm_tokens_per_image * v.hidden_size * text.hidden_size
+        return count * vit(
+            v
+        ), count * 2 * config.mm_tokens_per_image * v.hidden_size * text.hidden_size

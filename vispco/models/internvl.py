@@ -25,4 +25,6 @@ class InternVL(Adapter):
         v, text = config.vision_config, config.get_text_config(decoder=True)
         tiles = cls.tile_count(config, n_visual)
         width = cls.merge(config) ** 2 * v.hidden_size
-        return tiles * vit(v), tiles * two_matrices(cls.tokens_per_tile(config), width, text.hidden_size)
+        return tiles * vit(v), tiles * two_matrices(
+            cls.tokens_per_tile(config), width, text.hidden_size
+        )

@@ -24,13 +24,17 @@ class Llava(Adapter):
         v = self.config.vision_config
         patch, across = side(v.patch_size), side(v.image_size) // side(v.patch_size)
         now, tokens = max(1, round(across * scale)), self.tokens_per_tile(self.config)
-        pixels = interpolate(inputs["pixel_values"], (now * patch, now * patch), mode="bilinear", antialias=True)
+        pixels = interpolate(
+            inputs["pixel_values"], (now * patch, now * patch), mode="bilinear", antialias=True
+        )
         return {"pixel_values": pixels}, [(tokens, tokens - across**2 + now**2)] * len(pixels)
 
     def embedded(self, inputs):
         """Embeddings in place of ids and pixels."""
         rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "pixel_values")}
-        output = self.backbone.get_image_features(inputs["pixel_values"], interpolate_pos_encoding=True)
+        output = self.backbone.get_image_features(
+            inputs["pixel_values"], interpolate_pos_encoding=True
+        )
         features = torch.cat(list(output.pooler_output))
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])
         visual = self.visual_mask(inputs["input_ids"], None)[..., None]
@@ -43,13 +47,16 @@ class Llava(Adapter):
 
     def tokens_from_patches(self, values, inputs, kind):
         """One each; `vision_feature_select_strategy` leaves the first out, or not."""
-        return values[:, self.config.vision_feature_select_strategy == "default":].flatten(0, 1)
+        return values[:, self.config.vision_feature_select_strategy == "default" :].flatten(0, 1)
 
     @classmethod
     def tokens_per_tile(cls, config):
         """Tokens that the projector makes of one image of the tower's size."""
         v = config.vision_config
-        whole = config.vision_feature_select_strategy == "full" and v.model_type != "siglip_vision_model"
+        whole = (
+            config.vision_feature_select_strategy == "full"
+            and v.model_type != "siglip_vision_model"
+        )
         return patches(v) + whole  # "default" leaves the CLS token out
 
     @classmethod
@@ -58,4 +65,6 @@ class Llava(Adapter):
         v, text = config.vision_config, config.get_text_config(decoder=True)
         layers = config.vision_feature_layer
         width = v.hidden_size * (len(layers) if isinstance(layers, (list, tuple)) else 1)
-        return tiles * vit(v), tiles * two_matrices(cls.tokens_per_tile(config), width, text.hidden_size)
+        return tiles * vit(v), tiles * two_matrices(
+            cls.tokens_per_tile(config), width, text.hidden_size
+        )

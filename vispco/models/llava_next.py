@@ -22,7 +22,7 @@ class LlavaNext(Llava):
     # ---- vision tower -----------------------------------------------------------------------------------
     def tokens_from_patches(self, values, inputs, kind):
         """A token per patch, less the padding that is cut off; newline tokens get 0."""
-        tiles = values[:, self.class_token(self.config):].split(self.tiles_of_images(inputs))
+        tiles = values[:, self.class_token(self.config) :].split(self.tiles_of_images(inputs))
         return torch.cat(self.pack(tiles, inputs["image_sizes"]))
 
     def places(self, n, inputs, kind):
@@ -30,7 +30,9 @@ class LlavaNext(Llava):
         side, counts = patches_a_side(self.config.vision_config), self.tiles_of_images(inputs)
         ones = torch.ones(sum(counts), side**2, 1).split(counts)
         packed = self.pack(ones, inputs["image_sizes"])
-        return torch.cat([self.places_of_image(i, image[:, 0] == 0, side) for i, image in enumerate(packed)])
+        return torch.cat(
+            [self.places_of_image(i, image[:, 0] == 0, side) for i, image in enumerate(packed)]
+        )
 
     @staticmethod
     def places_of_image(image: int, newline: Tensor, side: int) -> Tensor:
@@ -42,7 +44,10 @@ class LlavaNext(Llava):
 
     def pack(self, tiles, sizes) -> list[Tensor]:
         """The model's own way to put the tiles (tiles, patches, C) of each image together: (n, C) each."""
-        newline, strategy = tiles[0].new_zeros(tiles[0].shape[-1]), self.config.vision_feature_select_strategy
+        newline, strategy = (
+            tiles[0].new_zeros(tiles[0].shape[-1]),
+            self.config.vision_feature_select_strategy,
+        )
         backbone: Any = self.backbone
         return backbone.pack_image_features(tiles, sizes, strategy, newline)[0]
 
@@ -65,7 +70,9 @@ class LlavaNext(Llava):
         """
         if images is None:
             return cls.fewest_tiles(config, n_visual)
-        return images if isinstance(images, int) else sum(cls.tiles(config, size) for size in images)
+        return (
+            images if isinstance(images, int) else sum(cls.tiles(config, size) for size in images)
+        )
 
     @classmethod
     def tiles(cls, config, size) -> int:

@@ -42,14 +42,18 @@ class LlavaOneVision(LlavaNext):
     def pack(self, tiles, sizes):
         """The model's own way, with its own shrinking of large grids."""
         newline = tiles[0].new_zeros(tiles[0].shape[-1])
-        return self.backbone.pack_image_features(tiles, sizes, newline, self.config.vision_aspect_ratio)[0]
+        return self.backbone.pack_image_features(
+            tiles, sizes, newline, self.config.vision_aspect_ratio
+        )[0]
 
     def tiles_of_images(self, inputs):
         """An image among several is not cut into tiles."""
         tiles, images = super().tiles_of_images(inputs), inputs.get("batch_num_images")
         if images is None:
             return tiles
-        return [n if alone else 1 for n, alone in zip(tiles, (c == 1 for c in images for _ in range(c)))]
+        return [
+            n if alone else 1 for n, alone in zip(tiles, (c == 1 for c in images for _ in range(c)))
+        ]
 
     @classmethod
     def most_tokens(cls, config, pinpoint):

@@ -26,7 +26,9 @@ class Qwen25VL(Qwen2VL):
         frame, row, column = self.places(len(values), inputs, kind).T
         windows = torch.stack([frame, row // size, column // size])
         order = torch.unique(windows, dim=1, return_inverse=True)[1].argsort(stable=True)
-        return super().tokens_from_patches(values, inputs, kind)[order.argsort(stable=True).to(values.device)]
+        return super().tokens_from_patches(values, inputs, kind)[
+            order.argsort(stable=True).to(values.device)
+        ]
 
     @classmethod
     def block(cls, v, layer, patches, grids):

@@ -61,15 +61,29 @@ class Qwen2VL(Adapter):
     def smaller(self, inputs, scale):
         """Patches back to pictures, smaller, and to patches again; a token is merge x merge of them."""
         if inputs.get("pixel_values_videos") is not None:
-            raise ValueError("videos cannot be made smaller here: give the processor smaller frames")
-        v, merge, grids, pieces, tokens = self.config.vision_config, self.merge(self.config), [], [], []
+            raise ValueError(
+                "videos cannot be made smaller here: give the processor smaller frames"
+            )
+        v, merge, grids, pieces, tokens = (
+            self.config.vision_config,
+            self.merge(self.config),
+            [],
+            [],
+            [],
+        )
         colours, frames, size = v.in_channels, v.temporal_patch_size, v.patch_size
         sizes = inputs["image_grid_thw"].tolist()
-        for piece, (t, h, w) in zip(inputs["pixel_values"].split([t * h * w for t, h, w in sizes]), sizes):
+        for piece, (t, h, w) in zip(
+            inputs["pixel_values"].split([t * h * w for t, h, w in sizes]), sizes
+        ):
             x = piece.view(t, h // merge, w // merge, merge, merge, colours, frames, size, size)
-            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, colours, h * size, w * size)
+            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(
+                t * frames, colours, h * size, w * size
+            )
             rows, columns = (max(1, round(n // merge * scale)) for n in (h, w))
-            x = interpolate(x, (rows * merge * size, columns * merge * size), mode="bilinear", antialias=True)
+            x = interpolate(
+                x, (rows * merge * size, columns * merge * size), mode="bilinear", antialias=True
+            )
             x = x.view(t, frames, colours, rows, merge, size, columns, merge, size)
             pieces.append(x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, piece.shape[1]))
             grids.append([t, rows * merge, columns * merge])
@@ -94,8 +108,10 @@ class Qwen2VL(Adapter):
         grids = [(int(t), int(h), int(w)) for t, h, w in images]
         tokens = sum(t * h * w for t, h, w in grids) // merge**2
         if tokens != n_visual:
-            raise ValueError(f"images of {grids} patches (time, height, width) give {tokens} visual tokens, "
-                             f"not n_visual={n_visual}: a token is {merge} x {merge} patches")
+            raise ValueError(
+                f"images of {grids} patches (time, height, width) give {tokens} visual tokens, "
+                f"not n_visual={n_visual}: a token is {merge} x {merge} patches"
+            )
         return grids
 
     @classmethod
@@ -105,7 +121,9 @@ class Qwen2VL(Adapter):
         n, d, unit = sum(t * h * w for t, h, w in grids), cls.width(v), v.spatial_merge_size**2
         embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * d
         blocks = sum(cls.block(v, i, n, grids) for i in range(v.depth))
-        return embedding + blocks, cls.mergers(v) * two_matrices(n // unit, unit * d, unit * d, cls.out(v))
+        return embedding + blocks, cls.mergers(v) * two_matrices(
+            n // unit, unit * d, unit * d, cls.out(v)
+        )
 
     @staticmethod
     def frames(grids) -> list[int]:
@@ -115,7 +133,9 @@ class Qwen2VL(Adapter):
     @classmethod
     def block(cls, v, layer: int, patches: int, grids) -> int:
         """FLOPs of one block of the tower."""
-        return encoder_layer(patches, v.embed_dim, v.embed_dim * v.mlp_ratio, spans=cls.frames(grids))
+        return encoder_layer(
+            patches, v.embed_dim, v.embed_dim * v.mlp_ratio, spans=cls.frames(grids)
+        )
 
     @staticmethod
     def width(v) -> int:

@@ -24,9 +24,15 @@ class Qwen3VL(Qwen25VL):
         if features is None:
             return kwargs, None
         if len(features) >= len(self.layers):
-            raise ValueError(f"{len(features)} deep-stack features in a decoder of {len(self.layers)} "
-                             "layers: those added after the last layer cannot be pruned")
-        rest = {k: v for k, v in kwargs.items() if k not in ("visual_pos_masks", "deepstack_visual_embeds")}
+            raise ValueError(
+                f"{len(features)} deep-stack features in a decoder of {len(self.layers)} "
+                "layers: those added after the last layer cannot be pruned"
+            )
+        rest = {
+            k: v
+            for k, v in kwargs.items()
+            if k not in ("visual_pos_masks", "deepstack_visual_embeds")
+        }
         return rest, (kwargs["visual_pos_masks"], features)
 
     def late(self, features, layer, hidden):

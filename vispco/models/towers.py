@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 
-def encoder_layer(tokens: int, hidden: int, ffn: int, matrices: int = 2,
-                  spans: Iterable[int] | None = None) -> int:
+def encoder_layer(
+    tokens: int, hidden: int, ffn: int, matrices: int = 2, spans: Iterable[int] | None = None
+) -> int:
     """One transformer layer. spans: lengths of the pieces within which tokens attend; None: all to all."""
     attention = sum(n * n for n in ([tokens] if spans is None else spans))
     return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
