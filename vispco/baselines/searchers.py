@@ -26,7 +26,7 @@ from ..solvers.refine import Evaluator, Schedule, from_drops
 PATIENCE = 10
 
 
-# ---- random ----------------------------------------------------------------------------------------------------
+# ---- random --------------------------------------------------------------------------------------
 def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> list[PruningConfig]:
     """Random non-increasing schedules, each filled up to the budget in whole tokens.
 
@@ -80,7 +80,7 @@ class _Purse:
         return self.evaluator.passes + passes + self.evaluator.samples <= self.end
 
 
-# ---- optuna's --------------------------------------------------------------------------------------------------
+# ---- optuna's ------------------------------------------------------------------------------------
 def nsga2(
     evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, population: int = 20
 ) -> None:
@@ -193,7 +193,7 @@ def _optuna():
         optuna.logging.set_verbosity(level)
 
 
-# ---- greedy ----------------------------------------------------------------------------------------------------
+# ---- greedy --------------------------------------------------------------------------------------
 def greedy_layers(
     evaluator: Evaluator,
     limit: Limit,

@@ -6,27 +6,27 @@ from math import isqrt
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches_a_side, vit
+from .towers import patches_a_side
 
 
 @register_adapter("gemma3")
 class Gemma3(Adapter):
-    """Gemma 3: a fixed number of visual tokens per image; masks are more than causal, so always gathered."""
+    """Gemma 3: a fixed number of visual tokens per image.
+
+    Its masks are more than causal, so pruning always gathers them.
+    """
 
     architectures = ("Gemma3ForConditionalGeneration",)
     model_types = ("gemma3",)
     causal = False
 
     @classmethod
-    def merge(cls, config):
-        """Patches are pooled down to a fixed number of tokens."""
+    def patches_per_token_side(cls, config):
+        """Patches along the side of a token: they are pooled to `mm_tokens_per_image` tokens."""
         return patches_a_side(config.vision_config) // isqrt(config.mm_tokens_per_image)
 
     @classmethod
-    def vision_flops(cls, config, n_visual, images=None):
-        """The whole tower; patches are pooled before the one matrix of the projector."""
-        v, text = config.vision_config, config.get_text_config(decoder=True)
-        count = cls.tile_count(config, n_visual)
-        return count * vit(
-            v
-        ), count * 2 * config.mm_tokens_per_image * v.hidden_size * text.hidden_size
+    def projector_flops(cls, config):
+        """FLOPs of the projector's one matrix, for one image; patches are pooled before it."""
+        hidden = config.get_text_config(decoder=True).hidden_size
+        return 2 * config.mm_tokens_per_image * config.vision_config.hidden_size * hidden

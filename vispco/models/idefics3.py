@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches, vit
+from .towers import patches
 
 
 @register_adapter("idefics3")
 class Idefics3(Adapter):
-    """Idefics3: tiles of a fixed size, `scale_factor`^2 patches a token, one matrix as projector."""
+    """Idefics3: tiles of a fixed size, `scale_factor`^2 patches a token."""
 
     architectures = ("Idefics3ForConditionalGeneration",)
     model_types = ("idefics3",)
@@ -17,16 +17,15 @@ class Idefics3(Adapter):
     tower = "vision_model"
 
     @classmethod
-    def merge(cls, config):
-        """Patches along the side of a token."""
+    def patches_per_token_side(cls, config):
+        """Patches along the side of the square that makes a token."""
         return config.scale_factor
 
     @classmethod
-    def vision_flops(cls, config, n_visual, images=None):
-        """Tower and projector on as many tiles as `n_visual` tokens need."""
+    def projector_flops(cls, config):
+        """FLOPs of the projector's one matrix, for one tile."""
         v, text = config.vision_config, config.get_text_config(decoder=True)
-        tiles = cls.tile_count(config, n_visual)
-        return tiles * vit(v), tiles * 2 * patches(v) * v.hidden_size * text.hidden_size
+        return 2 * patches(v) * v.hidden_size * text.hidden_size
 
 
 @register_adapter("smolvlm")

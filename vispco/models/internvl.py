@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import two_matrices, vit
+from .towers import two_matrices
 
 
 @register_adapter("internvl")
@@ -15,16 +15,13 @@ class InternVL(Adapter):
     model_types = ("internvl",)
 
     @classmethod
-    def merge(cls, config):
-        """Patches along the side of a token."""
+    def patches_per_token_side(cls, config):
+        """Patches along the side of the square that makes a token."""
         return int(1 / config.downsample_ratio)
 
     @classmethod
-    def vision_flops(cls, config, n_visual, images=None):
-        """Tower and projector on as many tiles as `n_visual` tokens need."""
-        v, text = config.vision_config, config.get_text_config(decoder=True)
-        tiles = cls.tile_count(config, n_visual)
-        width = cls.merge(config) ** 2 * v.hidden_size
-        return tiles * vit(v), tiles * two_matrices(
-            cls.tokens_per_tile(config), width, text.hidden_size
-        )
+    def projector_flops(cls, config):
+        """FLOPs of the projector's two matrices, for one tile."""
+        width = cls.patches_per_token_side(config) ** 2 * config.vision_config.hidden_size
+        hidden = config.get_text_config(decoder=True).hidden_size
+        return two_matrices(cls.tokens_per_tile(config), width, hidden)

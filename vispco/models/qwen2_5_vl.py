@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`): Qwen2-VL with windowed attention in the vision tower."""
+"""Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`): Qwen2-VL with windows in the vision tower."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ class Qwen25VL(Qwen2VL):
     model_types = ("qwen2_5_vl",)
 
     def vision_layer(self, depth):
-        """The last that attends to whole frames."""
+        """Number of the tower's last layer that attends to whole frames."""
         return max(self.config.vision_config.fullatt_block_indexes)
 
     def tokens_from_patches(self, values, inputs, kind):
-        """Within the tower, tokens stand window by window."""
+        """Mean over the patches of each token; within the tower, tokens stand window by window."""
         size = self.window(self.config.vision_config)
         frame, row, column = self.places(len(values), inputs, kind).T
         windows = torch.stack([frame, row // size, column // size])
         order = torch.unique(windows, dim=1, return_inverse=True)[1].argsort(stable=True)
-        return super().tokens_from_patches(values, inputs, kind)[
-            order.argsort(stable=True).to(values.device)
-        ]
+        back = order.argsort(stable=True).to(values.device)
+        return super().tokens_from_patches(values, inputs, kind)[back]
 
     @classmethod
     def block(cls, v, layer, patches, grids):
-        """Gated feed-forward network; whole frames in a few layers, windows in the others."""
+        """FLOPs of one layer of the tower: gated feed-forward network, attention within spans.
+
+        The spans are whole frames in a few layers, and windows in the others.
+        """
         spans = cls.frames(grids) if layer in v.fullatt_block_indexes else cls.windows(v, grids)
         return encoder_layer(patches, v.hidden_size, v.intermediate_size, matrices=3, spans=spans)
 
     @staticmethod
     def windows(v, grids) -> list[int]:
-        """Patches of each window: squares of whole tokens, smaller at the right and bottom edges."""
-        size = Qwen25VL.window(v) * v.spatial_merge_size  # in patches
+        """Patches of each window: squares of whole tokens, smaller at the right and bottom edge."""
+        size = Qwen25VL.window(v) * v.spatial_merge_size
 
         def pieces(length):
             return [min(size, length - start) for start in range(0, length, size)]
@@ -48,15 +50,5 @@ class Qwen25VL(Qwen2VL):
 
     @staticmethod
     def window(v) -> int:
-        """Tokens along the side of a whole window."""
+        """Tokens along the side of a window that no edge cuts."""
         return v.window_size // v.spatial_merge_size // side(v.patch_size)
-
-    @staticmethod
-    def width(v):
-        """Hidden size of the tower."""
-        return v.hidden_size
-
-    @staticmethod
-    def out(v):
-        """Width of the merger's output."""
-        return v.out_hidden_size

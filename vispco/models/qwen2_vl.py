@@ -1,4 +1,4 @@
-"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, images and video, three-part positions."""
+"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, video, positions of three parts."""
 
 from __future__ import annotations
 
@@ -20,87 +20,88 @@ class Qwen2VL(Adapter):
     model_types = ("qwen2_vl",)
 
     def rotate(self, layer, kind, states, rotary):
-        """transformers before 5.20 hands the decoder (3, B, N, E): time, height, width, to be joined."""
+        """Queries or keys (B, heads, N, E) as the layer's attention uses them.
+
+        transformers before 5.20 hands the decoder rotary embeddings (3, B, N, E), of time, height
+        and width, to be joined.
+        """
         if rotary[0].ndim == 4:
             sections = self.decoder.config.rope_parameters["mrope_section"] * 2
             parts = (x.split(sections, -1) for x in rotary)
             rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(p)], -1) for p in parts)
         return super().rotate(layer, kind, states, rotary)
 
-    # ---- vision tower -----------------------------------------------------------------------------------
+    # ---- vision tower ----------------------------------------------------------------------------
     tower = "visual"
 
     def tokens_from_patches(self, values, inputs, kind):
-        """The patches of a token stand together."""
-        return values.unflatten(0, (-1, self.merge(self.config) ** 2)).mean(1)
+        """Mean over the patches of each token, which stand together."""
+        return values.unflatten(0, (-1, self.patches_per_token_side(self.config) ** 2)).mean(1)
 
     def places(self, n, inputs, kind):
-        """Frame after frame."""
-        merge = self.merge(self.config)
+        """Frame, row and column (n, 3) of the tokens, which stand frame after frame."""
+        merge = self.patches_per_token_side(self.config)
         frames: list[torch.Tensor] = []
         for t, h, w in inputs[f"{kind}_grid_thw"].tolist():
             frames += [rectangle(len(frames) + i, h // merge, w // merge) for i in range(t)]
         return torch.cat(frames)
 
     @classmethod
-    def merge(cls, config):
-        """Patches along the side of a token."""
+    def patches_per_token_side(cls, config):
+        """Patches along the side of the square that makes a token."""
         return config.vision_config.spatial_merge_size
 
     @classmethod
     def vision_heads(cls, config):
-        """Heads of the tower's attention."""
+        """Number of heads of the tower's attention."""
         return config.vision_config.num_heads
 
     @classmethod
     def vision_head_dim(cls, config):
-        """Their size."""
-        return cls.width(config.vision_config) // cls.vision_heads(config)
+        """Size of a head of the tower's attention."""
+        return widths(config.vision_config)[0] // cls.vision_heads(config)
 
-    # ---- input downsampling -----------------------------------------------------------------------------
+    # ---- input downsampling ----------------------------------------------------------------------
     def smaller(self, inputs, scale):
-        """Patches back to pictures, smaller, and to patches again; a token is merge x merge of them."""
+        """The pictures made smaller: from patches to pictures, and to patches again."""
         if inputs.get("pixel_values_videos") is not None:
             raise ValueError(
                 "videos cannot be made smaller here: give the processor smaller frames"
             )
-        v, merge, grids, pieces, tokens = (
-            self.config.vision_config,
-            self.merge(self.config),
-            [],
-            [],
-            [],
-        )
-        colours, frames, size = v.in_channels, v.temporal_patch_size, v.patch_size
-        sizes = inputs["image_grid_thw"].tolist()
-        for piece, (t, h, w) in zip(
-            inputs["pixel_values"].split([t * h * w for t, h, w in sizes]), sizes
-        ):
-            x = piece.view(t, h // merge, w // merge, merge, merge, colours, frames, size, size)
-            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(
-                t * frames, colours, h * size, w * size
-            )
+        v, grids = self.config.vision_config, inputs["image_grid_thw"].tolist()
+        merge, size = self.patches_per_token_side(self.config), v.patch_size
+        pieces, new_grids, tokens = [], [], []
+        patches = inputs["pixel_values"].split([t * h * w for t, h, w in grids])
+        for x, (t, h, w) in zip(patches, grids, strict=True):
+            # Patches stand token by token, each token being merge x merge of them.
+            x = x.view(t, h // merge, w // merge, merge, merge, v.in_channels, -1, size, size)
+            x = x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).flatten(0, 1)
+            x = x.reshape(-1, v.in_channels, h * size, w * size)
             rows, columns = (max(1, round(n // merge * scale)) for n in (h, w))
-            x = interpolate(
-                x, (rows * merge * size, columns * merge * size), mode="bilinear", antialias=True
-            )
-            x = x.view(t, frames, colours, rows, merge, size, columns, merge, size)
-            pieces.append(x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, piece.shape[1]))
-            grids.append([t, rows * merge, columns * merge])
+            shape = (rows * merge * size, columns * merge * size)
+            x = interpolate(x, shape, mode="bilinear", antialias=True)
+            x = x.view(t, -1, v.in_channels, rows, merge, size, columns, merge, size)
+            x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+            new_grids.append([t, rows * merge, columns * merge])
+            pieces.append(x.flatten(5).flatten(0, 4))
             tokens.append((t * h * w // merge**2, t * rows * columns))
-        changed = torch.tensor(grids).to(inputs["image_grid_thw"])
-        return {"pixel_values": torch.cat(pieces), "image_grid_thw": changed}, tokens
+        grid = torch.tensor(new_grids).to(inputs["image_grid_thw"])
+        return {"pixel_values": torch.cat(pieces), "image_grid_thw": grid}, tokens
 
-    # ---- costs ------------------------------------------------------------------------------------------
+    # ---- costs -----------------------------------------------------------------------------------
     @classmethod
     def vision_attention_flops(cls, config, n_visual, images=None):
-        """Within frames."""
+        """FLOPs of q k^T of one layer of the tower, which stays within frames."""
         squares = sum(n * n for n in cls.frames(cls.grids(config, n_visual, images)))
-        return 2 * squares * cls.width(config.vision_config)
+        return 2 * squares * widths(config.vision_config)[0]
 
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
-        """Rows of `image_grid_thw`, `video_grid_thw`; by default one image as square as `n_visual` allows."""
+        """Patches (time, height, width) of each image.
+
+        images: rows of `image_grid_thw` or `video_grid_thw`; None: one image, as square as
+        `n_visual` allows. Raises ValueError if they give another number of tokens.
+        """
         merge = config.vision_config.spatial_merge_size
         if images is None:
             height = max((h for h in range(1, isqrt(n_visual) + 1) if n_visual % h == 0), default=0)
@@ -116,38 +117,40 @@ class Qwen2VL(Adapter):
 
     @classmethod
     def vision_flops(cls, config, n_visual, images=None):
-        """Attention stays within a frame, so grids decide the cost. images: rows of `image_grid_thw`."""
+        """FLOPs of the tower and of its mergers, the projectors of this family.
+
+        Attention stays within a frame, so the grids decide the cost.
+        images: rows of `image_grid_thw` or `video_grid_thw`; see `grids`.
+        """
         v, grids = config.vision_config, cls.grids(config, n_visual, images)
-        n, d, unit = sum(t * h * w for t, h, w in grids), cls.width(v), v.spatial_merge_size**2
-        embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * d
+        n = sum(t * h * w for t, h, w in grids)
+        width, out = widths(v)
+        embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * width
         blocks = sum(cls.block(v, i, n, grids) for i in range(v.depth))
-        return embedding + blocks, cls.mergers(v) * two_matrices(
-            n // unit, unit * d, unit * d, cls.out(v)
-        )
+        unit = v.spatial_merge_size**2
+        merger = two_matrices(n // unit, unit * width, unit * width, out)
+        # One for the decoder's input, and one for each deep-stack feature.
+        mergers = 1 + len(getattr(v, "deepstack_visual_indexes", ()))
+        return embedding + blocks, mergers * merger
 
     @staticmethod
     def frames(grids) -> list[int]:
-        """Patches of each frame."""
+        """Number of patches of each frame. grids: (time, height, width) of each image."""
         return [h * w for t, h, w in grids for _ in range(t)]
 
     @classmethod
     def block(cls, v, layer: int, patches: int, grids) -> int:
-        """FLOPs of one block of the tower."""
-        return encoder_layer(
-            patches, v.embed_dim, v.embed_dim * v.mlp_ratio, spans=cls.frames(grids)
-        )
+        """FLOPs of one layer of the tower on `patches` patches; attention stays within frames."""
+        ffn = v.embed_dim * v.mlp_ratio
+        return encoder_layer(patches, v.embed_dim, ffn, spans=cls.frames(grids))
 
-    @staticmethod
-    def width(v) -> int:
-        """Hidden size of the tower."""
-        return v.embed_dim
 
-    @staticmethod
-    def out(v) -> int:
-        """Width of the merger's output."""
-        return v.hidden_size
+def widths(v) -> tuple[int, int]:
+    """Hidden sizes of the tower, and of what its merger gives, of a Qwen vision configuration.
 
-    @staticmethod
-    def mergers(v) -> int:
-        """Number of mergers (projectors)."""
-        return 1
+    Qwen2-VL calls them `embed_dim` and `hidden_size`, its successors `hidden_size` and
+    `out_hidden_size`.
+    """
+    if hasattr(v, "embed_dim"):
+        return v.embed_dim, v.hidden_size
+    return v.hidden_size, v.out_hidden_size

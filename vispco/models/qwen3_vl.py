@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from ..registry import register_adapter
-from .qwen2_5_vl import Qwen25VL
 from .qwen2_vl import Qwen2VL
 from .towers import encoder_layer
 
 
 @register_adapter("qwen3_vl")
-class Qwen3VL(Qwen25VL):
-    """Qwen3-VL: features of several vision layers join the visual tokens after the first decoder layers.
+class Qwen3VL(Qwen2VL):
+    """Qwen3-VL: features of several vision layers join the visual tokens in the first decoder layers.
 
-    The decoder does so at original places; here the pruner does, at the places the tokens have moved to.
+    The decoder adds them at original places. Here the pruner adds them, where the tokens are now.
     """
 
     architectures = ("Qwen3VLForConditionalGeneration",)
     model_types = ("qwen3_vl",)
 
     def take_late(self, kwargs):
-        """The visual mask (B, S) and the features, one (visual tokens of the batch, D) per early layer."""
+        """Second result: the visual mask (B, S), and for each early layer its features.
+
+        The features of a layer are (visual tokens of the batch, D).
+        """
         features = kwargs.get("deepstack_visual_embeds")
         if features is None:
             return kwargs, None
@@ -44,15 +46,7 @@ class Qwen3VL(Qwen25VL):
         full = values.new_zeros(*mask.shape, values.shape[-1])
         return full.masked_scatter(mask[..., None].to(hidden.device), values)
 
-    # No windows.
-    vision_layer, tokens_from_patches = Qwen2VL.vision_layer, Qwen2VL.tokens_from_patches
-
     @classmethod
     def block(cls, v, layer, patches, grids):
-        """No windows; two matrices in the feed-forward network."""
+        """FLOPs of one layer of the tower; attention stays within frames."""
         return encoder_layer(patches, v.hidden_size, v.intermediate_size, spans=cls.frames(grids))
-
-    @staticmethod
-    def mergers(v):
-        """One for the decoder's input, and one for each deep-stack feature."""
-        return 1 + len(v.deepstack_visual_indexes)

@@ -1,4 +1,4 @@
-"""Parts that vision towers are made of: their shapes, and FLOPs in the convention of `vispco.flops`."""
+"""Parts of vision towers: their shapes, and FLOPs in the convention of `vispco.flops`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from torch import Tensor
 def encoder_layer(
     tokens: int, hidden: int, ffn: int, matrices: int = 2, spans: Iterable[int] | None = None
 ) -> int:
-    """One transformer layer. spans: lengths of the pieces within which tokens attend; None: all to all."""
+    """FLOPs of one transformer layer.
+
+    matrices: of its feed-forward network. spans: lengths of the pieces within which tokens attend;
+    None: all attend to all.
+    """
     attention = sum(n * n for n in ([tokens] if spans is None else spans))
     return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
 
 
 def class_token(v) -> bool:
-    """Whether a class token comes before the patches: in CLIP and InternViT, not in SigLIP and its kind."""
+    """Whether a tower puts a class token before its patches: CLIP and InternViT, but not SigLIP."""
     return not v.model_type.startswith(("siglip", "idefics3", "smolvlm"))
 
 
 def patches(v) -> int:
-    """Patches of a square image of the tower's own size."""
+    """Number of patches of a square image of the tower's own size."""
     return patches_a_side(v) ** 2
 
 
 def patches_a_side(v) -> int:
-    """Its square root."""
+    """Number of patches along the side of a square image of the tower's own size."""
     return side(v.image_size) // side(v.patch_size)
 
 
@@ -43,15 +47,19 @@ def side(size) -> int:
 
 
 def squares(x: Tensor, size: int) -> Tensor:
-    """Means over squares of size x size patches, row by row: (tiles, n, C) to (tiles, n / size^2, C)."""
+    """Means over squares of size x size patches, row by row.
+
+    x: (tiles, n, C). Returns (tiles, n / size^2, C).
+    """
     across = isqrt(x.shape[1]) // size
     return x.unflatten(1, (across, size, across, size)).mean((2, 4)).flatten(1, 2)
 
 
 def vit(v) -> int:
-    """CLIP, SigLIP or InternViT on ONE image: patch embedding, every layer, SigLIP's pooling head if any.
+    """FLOPs of CLIP, SigLIP or InternViT on ONE image.
 
-    Hugging Face runs every layer, whichever of them the projector reads.
+    Patch embedding, every layer, and SigLIP's pooling head if there is one. Hugging Face runs
+    every layer, whichever of them the projector reads.
     """
     d, n = v.hidden_size, patches(v)
     siglip = v.model_type == "siglip_vision_model"
@@ -63,5 +71,5 @@ def vit(v) -> int:
 
 
 def two_matrices(tokens: int, width: int, hidden: int, out: int | None = None) -> int:
-    """A projector of two matrices, width -> hidden -> out (default: hidden)."""
+    """FLOPs of a projector of two matrices, width -> hidden -> out (default: hidden)."""
     return 2 * tokens * (width * hidden + hidden * (out or hidden))
