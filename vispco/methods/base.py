@@ -1,4 +1,4 @@
-"""Method: ranks the visual tokens that are about to enter a layer. Everything else is the core's business."""
+"""Method: scores the visual tokens that are about to enter a layer. The core does the rest."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..pruning.context import Context
 from ..flops import Dimensions
+from ..pruning.context import Context
 
 
 class Method(ABC):
-    """Base class of pruning methods: subclass, write `score`, register.
+    """Base class of pruning methods: subclass it, write `score`, register the class.
 
     >>> import vispco
     >>> @vispco.register_method("key_norm", overwrite=True)
@@ -24,39 +24,48 @@ class Method(ABC):
     True
     >>> vispco.registry.METHODS.remove("key_norm")
 
-    Options of the method are keyword arguments of `__init__`; they travel in `PruningConfig.method_options`.
+    Options of the method are keyword arguments of `__init__`. They travel in
+    `PruningConfig.method_options`.
     """
 
-    #: First layer whose input the method can prune: 1 if it reads the attention of the layer just run.
+    #: First layer whose input the method can prune. A method that reads the attention of the layer
+    #: just run needs 1.
     first_layer: ClassVar[int] = 1
-    #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`: only then is the vision tower hooked.
+    #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`. Only then is the
+    #: vision tower hooked.
     reads_vision: ClassVar[bool] = False
-    #: Whether it asks for `ctx.grid`.
+    #: Whether the method asks for `ctx.grid`.
     reads_grid: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, ctx: Context) -> Tensor:
-        """Scores (B, n_visual) of the slots `ctx.visual`; the highest are kept, ties to the lowest index."""
+        """Scores (B, n_visual) of the slots `ctx.visual`.
+
+        The highest are kept; of equal ones, those of the lowest index.
+        """
 
     def limit(self, ctx: Context, scores: Tensor) -> Tensor | None:
-        """Most tokens to keep of each sample, (B,): for methods that sometimes want fewer than `ctx.keep`.
+        """Most tokens to keep of each sample, (B,); None, the default: as many as configured.
 
-        None (the default): as many as configured. At least one token is kept if any is. Budgets then hold as upper
-        bounds: FLOPs are counted as if no sample wanted fewer.
+        For methods that sometimes want fewer than `ctx.keep`. At least one token is kept if any is.
+        Budgets then hold as upper bounds: FLOPs are counted as if no sample wanted fewer.
+        scores: what `score` returned.
         """
         return None
 
     def merge(self, ctx: Context, kept: Tensor) -> Tensor | None:
-        """The kept slot that each slot is averaged into, (B, n_visual) long, or -1; None (the default): no merging.
+        """The kept slot that each slot is averaged into; None, the default: no merging.
 
-        kept: (B, n_visual) bool. Kept slots name themselves. Before the layer runs, each kept token's hidden state
-        becomes the mean of all that name it; it keeps its own position, and is one token in every count.
+        kept: (B, n_visual) bool.
+        Returns (B, n_visual) long: a slot, or -1 for none. Kept slots name themselves. Before the
+        layer runs, the hidden state of each kept token becomes the mean of all that name it. It
+        keeps its own position, and is one token in every count.
         """
         return None
 
     def flops(self, dimensions: Dimensions, n_visual: int, n_text: int) -> int:
-        """FLOPs (matrix products only) of ranking and merging once, for one sample, with the tokens present now.
+        """FLOPs of scoring and merging once, for one sample: matrix products only.
 
-        Plain arithmetic, please: the numbers of tokens may be tensors.
+        n_visual, n_text: tokens present now. They may be tensors, so use plain arithmetic.
         """
         return 0

@@ -9,7 +9,9 @@ from ..registry import register_method
 from .base import Method
 from .shared import cosines, directions, greedy
 
-SPANNED = 1e-4  # share of a squared length; float32 rounding stays well below
+#: A token with no more than this share of its squared length outside of the span adds nothing.
+#: Rounding of float32 stays well below.
+SPANNED = 1e-4
 
 
 @register_method("cdpruner")
@@ -20,13 +22,15 @@ class CDPruner(Method):
         next = argmax_j det L_{picked + j} = argmax_j r_j^2 rest_j
         rest_j = |part of v_j outside the span of those picked|^2 / |v_j|^2
 
-    v, t: projected image features and embeddings of the prompt's text. `rest` is kept by incremental Cholesky
-    factorisation of S. The order of picking is the score. Tokens that add nothing (r = 0, or all but 1e-4 of
-    the squared length in the span: there are no more directions than dimensions) come last, the most relevant
-    first. Reads features only, no attention. Published: before layer 0, 128, 64 or 32 of 576 tokens.
-    Departs from the authors' code: relevance is measured between the language model's own inputs (theirs:
-    CLIP's two towers, with the sign turned); min and max are those of the sample, not of the batch; r = 1
-    where all tokens are equally relevant.
+    v, t: projected image features and embeddings of the prompt's text. `rest` is kept by
+    incremental Cholesky factorisation of S. The order of picking is the score. Tokens that add
+    nothing (r = 0, or all but 1e-4 of the squared length in the span: there are no more directions
+    than dimensions) come last, the most relevant first. Reads features only, no attention.
+    Published: before layer 0, 128, 64 or 32 of 576 tokens.
+
+    Departs from the authors' code: relevance is measured between the language model's own inputs
+    (theirs: CLIP's two towers, with the sign turned); min and max are those of the sample, not of
+    the batch; r = 1 where all tokens are equally relevant.
     """
 
     first_layer = 0
@@ -37,7 +41,8 @@ class CDPruner(Method):
         alike, relevance = cosines(x[ctx.visual]), self._relevance(ctx, x)
         rest = ctx.valid.to(alike)
         rows = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
-        basis = alike.new_zeros(len(x), rows, alike.shape[1])  # rows of the Cholesky factor
+        # The rows of the Cholesky factor.
+        basis = alike.new_zeros(len(x), rows, alike.shape[1])
 
         def gains():
             new = (rest > SPANNED) & (relevance > 0)
@@ -57,14 +62,14 @@ class CDPruner(Method):
 
     @staticmethod
     def _relevance(ctx, x):
-        """r (B, V)."""
+        """Relevance to the text, r (B, V)."""
         text = (directions(x) * ctx.text_mask[..., None]).sum(1, keepdim=True)  # (B, 1, D)
         cosine = (directions(x[ctx.visual]) * directions(text)).sum(-1)
         low = cosine.masked_fill(~ctx.valid, float("inf")).amin(1, keepdim=True)
         high = cosine.masked_fill(~ctx.valid, float("-inf")).amax(1, keepdim=True)
-        spread = high > low
-        return ((cosine - low) / (high - low).where(spread, 1)).where(spread & ctx.valid, 1.0)
+        differ = high > low
+        return ((cosine - low) / (high - low).where(differ, 1)).where(differ & ctx.valid, 1.0)
 
     def flops(self, dimensions, n_visual, n_text):
-        """All pairs of features."""
+        """FLOPs of the cosines of all pairs of features."""
         return 2 * n_visual * n_visual * dimensions.hidden

@@ -14,11 +14,14 @@ from .shared import cosines, greedy
 class DivPrune(Method):
     """Greedy max-min diversity of the projected image features.
 
-        d_ij = 1 - cos(v_i, v_j),   next = argmax_j min_{i picked} d_ij,   first = argmax_j min_{i != j} d_ij
+        d_ij = 1 - cos(v_i, v_j)
+        first = argmax_j min_{i != j} d_ij,   next = argmax_j min_{i picked} d_ij
 
-    The order of picking is the score. Reads features only, neither attention nor text. Published: before
-    layer 0, 9.8 % of the tokens kept. Departs from the authors' code: batches of any size, and of two tokens
-    equally far the first is picked.
+    The order of picking is the score. Reads features only, neither attention nor text. Published:
+    before layer 0, 9.8 % of the tokens kept.
+
+    Departs from the authors' code: batches of any size, and of two tokens equally far the first is
+    picked.
     """
 
     first_layer = 0
@@ -38,5 +41,5 @@ class DivPrune(Method):
         return greedy(ctx, far.amin(-1), update)
 
     def flops(self, dimensions, n_visual, n_text):
-        """All pairs of features."""
+        """FLOPs of the cosines of all pairs of features."""
         return 2 * n_visual * n_visual * dimensions.hidden

@@ -11,11 +11,13 @@ from .shared import head_mean
 class FastV(Method):
     """Attention of the last prompt token, in the layer before, averaged over heads.
 
-        s_j = 1/H sum_h softmax_n(q_last^h . k_n^h / sqrt(E))_j        (layer K - 1, pruning before layer K)
+        s_j = 1/H sum_h softmax_n(q_last^h . k_n^h / sqrt(E))_j
 
-    Published: K = 2 with 50 % dropped; K = 3 with 50 % or 75 %: `PruningConfig.from_fastv`.
-    Departs from the authors' code: the last VALID token of each sample (not a padding token), only this one
-    row of attention is computed, any attention implementation.
+    of layer K - 1, pruning before layer K. Published: K = 2 with 50 % dropped; K = 3 with 50 % or
+    75 %: `PruningConfig.from_fastv`.
+
+    Departs from the authors' code: the last VALID token of each sample (not a padding token), only
+    this one row of attention is computed, any attention implementation.
     """
 
     first_layer = 1
@@ -25,5 +27,5 @@ class FastV(Method):
         return head_mean(ctx.attention())[:, 0][ctx.visual]
 
     def flops(self, dimensions, n_visual, n_text):
-        """One row of q k^T."""
+        """FLOPs of one row of q k^T."""
         return 2 * dimensions.heads * dimensions.head_dim * (n_visual + n_text)

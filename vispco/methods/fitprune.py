@@ -1,4 +1,4 @@
-"""FitPrune (Ye et al., AAAI 2025, arXiv 2409.10197): what neither the text nor the image looks at may go."""
+"""FitPrune (Ye et al., AAAI 2025, arXiv 2409.10197): attention from the text and from the image."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from torch import Tensor
 from ..pruning.context import Context
 from ..registry import register_method
 from .base import Method
-from .shared import masked_mean, question
+from .shared import masked_mean, question, visual_columns
 
-ROWS = 512  # of attention at a time: bounds the memory
+#: Rows of attention that are computed at a time: this bounds the memory.
+ROWS = 512
 
 
 @register_method("fitprune")
 class FitPrune(Method):
     """Attention from the text times attention from the image, each with the strongest head.
 
-        c_j = 1/|T| sum_{t in T} max_h A^h_tj,   e_j = 1/|V| sum_{i in V} max_h A^h_ij,   s_j = c_j e_j
+        c_j = 1/|T| sum_{t in T} max_h A^h_tj,   e_j = 1/|V| sum_{i in V} max_h A^h_ij
+        s_j = c_j e_j
 
-    of the layer just run. T: prompt text after the image's first token (without any, s_j = e_j); V: visual
-    tokens present. Published: some tokens dropped before every layer, as many as a fit of attention
-    statistics finds for the budget: `vispco.fitprune_schedule`.
-    All rows count in the means, as in the authors' code: those that a causal mask keeps from seeing j add 0,
-    so early tokens are favoured. Departs from it: the rows are computed here, so the model may run any
-    attention implementation; means are over the sample's own tokens, whatever the batch and the padding.
+    of the layer just run. T: prompt text after the image's first token (without any, s_j = e_j). V:
+    visual tokens present. Published: some tokens dropped before every layer, as many as a fit of
+    attention statistics finds for the budget: `vispco.fitprune_schedule`.
+
+    All rows count in the means, as in the authors' code: those that a causal mask keeps from seeing
+    j add 0, so early tokens are favoured. Departs from it: the rows are computed here, so the model
+    may run any attention implementation; means are over the sample's own tokens, whatever the batch
+    and the padding.
     """
 
     first_layer = 1
@@ -35,19 +39,20 @@ class FitPrune(Method):
         return cross * own
 
     def flops(self, dimensions, n_visual, n_text):
-        """One row of q k^T for each token."""
+        """FLOPs of one row of q k^T for each token."""
         n = n_visual + n_text
         return 2 * n * n * dimensions.heads * dimensions.head_dim
 
 
 def received(ctx: Context) -> tuple[Tensor, Tensor]:
-    """Attention that visual tokens receive from text and from visual tokens, c and e above: two (B, V)."""
+    """Attention that visual tokens receive from text and from visual tokens, (B, V) each.
+
+    These are c and e of `FitPrune`; c is 1 without text.
+    """
     text, after = question(ctx)
-    rows = torch.cat([text[1], ctx.visual[1]], 1)  # (B, T + V)
-    seen = torch.cat(
-        [ctx.attention(at=part).amax(1) for part in rows.split(ROWS, 1)], 1
-    )  # (B, T + V, N)
-    seen = seen.gather(2, ctx.visual[1][:, None].expand(-1, rows.shape[1], -1))  # (B, T + V, V)
     words = after.shape[1]
-    cross, own = masked_mean(seen[:, :words], after), masked_mean(seen[:, words:], ctx.valid)
+    rows = torch.cat([text[1], ctx.visual[1]], 1)  # (B, T + V)
+    most = torch.cat([ctx.attention(at=some).amax(1) for some in rows.split(ROWS, 1)], 1)
+    most = visual_columns(ctx, most)  # (B, T + V, V)
+    cross, own = masked_mean(most[:, :words], after), masked_mean(most[:, words:], ctx.valid)
     return cross.where(after.any(1, keepdim=True), 1.0), own

@@ -1,4 +1,4 @@
-"""PDrop, PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247): the last prompt token's view, one layer ahead."""
+"""PDrop, PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247): attention, one layer ahead."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from .shared import head_mean
 class PDrop(Method):
     """Attention of the last instruction token with the NEXT layer's norm and projections.
 
-        s_j = 1/H sum_h softmax_n(q_last^h . k_n^h / sqrt(E))_j        (layer K itself, pruning before layer K)
+        s_j = 1/H sum_h softmax_n(q_last^h . k_n^h / sqrt(E))_j
 
-    Published: after layers 8, 16, 24 of 32 keep 1/2, 1/4, 1/8 of the tokens: `PruningConfig.from_pdrop`.
-    Departs from the authors' code: works with grouped-query attention, and with padding. The softmax runs over
-    all tokens, not the visual ones only; per head that rescales, so the head mean weighs heads by how much
-    they look at the image.
+    of layer K itself, pruning before layer K. Published: after layers 8, 16, 24 of 32 keep 1/2,
+    1/4, 1/8 of the tokens: `PruningConfig.from_pdrop`.
+
+    Departs from the authors' code: works with grouped-query attention, and with padding. The
+    softmax runs over all tokens, not the visual ones only; per head that rescales, so the head mean
+    weighs heads by how much they look at the image.
     """
 
     first_layer = 0
@@ -26,10 +28,8 @@ class PDrop(Method):
         return head_mean(ctx.attention(ctx.layer))[:, 0][ctx.visual]
 
     def flops(self, dimensions, n_visual, n_text):
-        """The next layer's keys, one query and one row of q k^T."""
-        s, n = dimensions, n_visual + n_text
-        keys, query = (
-            2 * n * s.hidden * s.kv_heads * s.head_dim,
-            2 * s.hidden * s.heads * s.head_dim,
-        )
-        return keys + query + 2 * n * s.heads * s.head_dim
+        """FLOPs of the next layer's keys, of one query and of one row of q k^T."""
+        d, n = dimensions, n_visual + n_text
+        keys = 2 * n * d.hidden * d.kv_heads * d.head_dim
+        query = 2 * d.hidden * d.heads * d.head_dim
+        return keys + query + 2 * n * d.heads * d.head_dim

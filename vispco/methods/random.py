@@ -6,6 +6,7 @@ import torch
 
 from ..registry import register_method
 from .base import Method
+from .shared import is_whole
 
 
 @register_method("random")
@@ -14,14 +15,14 @@ class Random(Method):
 
         s_j = hash(seed, j),   j = running number of the token in its sample
 
-    It depends on nothing else, so a sample's tokens do not depend on its batch-mates, on padding or on the
-    device; two samples with one seed draw the same places.
+    It depends on nothing else: not on the other samples of the batch, on padding or on the device.
+    Two samples with one seed draw the same places.
     """
 
     first_layer = 0
 
     def __init__(self, seed: int = 0):
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not is_whole(seed):
             raise ValueError(f"seed must be an integer, got {seed!r}")
         self.seed = seed
 
@@ -31,7 +32,7 @@ class Random(Method):
 
 
 def hashed(x: torch.Tensor, seed: int) -> torch.Tensor:
-    """Integers to floats in [0, 1), by two rounds of multiply and xor-shift (the "lowbias32" mix)."""
+    """Integers to floats in [0, 1), by two rounds of multiply and xor-shift ("lowbias32")."""
     x = (x + ((seed + 1) * 0x9E3779B9 & 0xFFFFFFFF)) & 0xFFFFFFFF
     for multiplier in (0x21F0AAAD, 0x735A2D97):
         x = ((x ^ (x >> 15)) * multiplier) & 0xFFFFFFFF

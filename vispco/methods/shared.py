@@ -1,4 +1,4 @@
-"""What several methods share: the text that can see the image, directions of features, greedy picking."""
+"""What several methods share: text that can see the image, means, cosines, greedy picking."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from torch.nn.functional import normalize
 from ..pruning.context import Context, column_sum, positions, take
 
 
-def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Index pair of the prompt's text (B, T), and which of it (B, T) comes after the image's first token.
+def is_whole(x: object, least: int | None = None) -> bool:
+    """Whether `x` is a whole number, no bool, and at least `least` if that is given."""
+    return isinstance(x, int) and not isinstance(x, bool) and (least is None or x >= least)
 
-    Text before the image cannot see it.
+
+def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Index pair of the prompt's text (B, T), and which of it (B, T) comes after the image.
+
+    More precisely, after the image's first token: text before that cannot see the image.
     """
     text, real = positions(ctx.text_mask, max(1, int(ctx.text_mask.sum(1).max())))
     first = ctx.order.masked_fill(~ctx.visual_mask, ctx.order.max() + 1).amin(1, keepdim=True)
@@ -23,9 +28,13 @@ def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 def masked_mean(rows: Tensor, real: Tensor) -> Tensor:
     """Mean (B, K) of the `real` (B, R) among `rows` (B, R, K); 0 if none is."""
-    return column_sum(rows.masked_fill(~real[..., None], 0.0), 1) / real.sum(1, keepdim=True).clamp(
-        min=1
-    )
+    total = column_sum(rows.masked_fill(~real[..., None], 0.0), 1)
+    return total / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def visual_columns(ctx: Context, rows: Tensor) -> Tensor:
+    """Of rows of attention (B, R, N) what they give to the visual tokens, (B, R, V)."""
+    return rows.gather(2, ctx.visual[1][:, None].expand(-1, rows.shape[1], -1))
 
 
 def head_mean(attention: Tensor) -> Tensor:
@@ -39,29 +48,30 @@ def directions(x: Tensor) -> Tensor:
 
 
 def cosines(x: Tensor) -> Tensor:
-    """Cosines (B, V, V) of all pairs of `x` (B, V, D), to the bit the same both ways: a pair is a pair."""
+    """Cosines (B, V, V) of all pairs of `x` (B, V, D), symmetric to the bit."""
     unit = directions(x)
     products = unit @ unit.transpose(1, 2)
     return (products + products.transpose(1, 2)) / 2
 
 
 def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Scores (B, V) of slots picked one by one, the one of largest gain next: 1 for the first, 1/2, 1/3, ...
+    """Scores (B, V) of slots picked one by one, the one of largest gain next: 1, 1/2, 1/3, ...
 
-    gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth. update: called with the number of picks before and the slot picked (B,
-    1),
-    returns the next gains. Unless all ranks matter, stops after the `ctx.keep` that are kept; others score 0.
+    gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth.
+    update: called with the number of picks before and the slot picked (B, 1); returns the gains for
+        the next pick.
+    Unless the order of all tokens matters, picking stops after `ctx.keep` slots; others score 0.
     """
     steps = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
     scores, left = torch.zeros_like(gains), ctx.valid
     for step in range(steps):
-        # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax takes the first.
+        # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax
+        # takes the first.
         gains = (gains * 2**20).round()
         pick = gains.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
+        score = torch.full_like(gains[:, :1], 1 / (step + 1))
         # amax: a sample with nothing left picks some slot again, which must not lower it.
-        scores = scores.scatter_reduce(
-            1, pick, torch.full_like(gains[:, :1], 1 / (step + 1)), "amax"
-        )
+        scores = scores.scatter_reduce(1, pick, score, "amax")
         left = left.scatter(1, pick, False)
         gains = update(step, pick)
     return scores

@@ -10,12 +10,12 @@ from .base import Method
 
 @register_method("strided")
 class Strided(Method):
-    """Evenly spaced tokens, nested: those kept at a lower ratio are among those kept at a higher one.
+    """Evenly spaced tokens, nested: a lower ratio keeps some of those that a higher one keeps.
 
         s_j = -van_der_Corput(j),   the binary digits of j mirrored about the point
 
-    so the top n/2, n/4, ... tokens are exactly every 2nd, 4th, ... token, and any other number is as even
-    as a nested order allows.
+    so the top n/2, n/4, ... tokens are exactly every 2nd, 4th, ... token, and any other number is
+    as even as a nested order allows.
     """
 
     first_layer = 0

@@ -1,4 +1,4 @@
-"""VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818): what the tower attends to, and diverse others."""
+"""VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818): the tower's attention, and diversity."""
 
 from __future__ import annotations
 
@@ -8,62 +8,65 @@ from ..pruning.context import positions, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import cosines
+from .shared import cosines, is_whole
 
 
 @register_method("vispruner")
 class VisPruner(Method):
-    """Important tokens by the tower's attention, and diverse ones: what remains when duplicates are removed.
+    """Important tokens by the tower's attention, and diverse ones: duplicates are removed.
 
         important = the floor(important k) tokens of largest a_j
-        the others, in falling a_j: until k are left in all, number those left 0, 1, 2, ...; of the even ones,
-            remove the `step` (at most as many as are too many) of largest max_{j odd} cos(v_i, v_j)
+        the others, in falling a_j: until k are left in all, number those left 0, 1, 2, ...;
+            of the even ones, remove the `step` (at most as many as are too many)
+            of largest max_{j odd} cos(v_i, v_j)
 
-    a_j: attention that the token's patches receive in the tower (`vispco.pruning._tower`); v: projected features.
-    After the k, a token ranks the higher the later it was removed. important: share of the kept tokens.
-    Published, before layer 0: half important, half diverse, 128, 64 or 32 of 576 tokens, `step` 8; with many
-    thousand tokens take more. Knows nothing of the question. Departs from the authors' code: features after
-    the projector (theirs: before it), and tokens stay in the order of attention from one round to the next.
+    a_j: attention that the token's patches receive in the tower (`vispco.pruning._tower`). v:
+    projected features. After the k, a token ranks the higher the later it was removed. Knows
+    nothing of the question.
+
+    important: share of the kept tokens. step: tokens to remove at once; with many thousand tokens
+    take more. Published, before layer 0: half important, half diverse, 128, 64 or 32 of 576 tokens,
+    `step` 8.
+
+    Departs from the authors' code: features after the projector (theirs: before it), and tokens
+    stay in the order of attention from one round to the next.
     """
 
     first_layer = 0
     reads_vision = True
 
     def __init__(self, important: float = 0.5, step: int = 8):
-        if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-            raise ValueError(
-                f"step must be a number of tokens to remove at once, 1 or more, got {step!r}"
-            )
+        if not is_whole(step, 1):
+            meant = "a number of tokens to remove at once, 1 or more"
+            raise ValueError(f"step must be {meant}, got {step!r}")
         if not 0 <= important <= 1:
-            raise ValueError(
-                f"important must be a share of the kept tokens, 0 to 1, got {important!r}"
-            )
+            meant = "a share of the kept tokens, 0 to 1"
+            raise ValueError(f"important must be {meant}, got {important!r}")
         self.important, self.step = important, step
 
     def score(self, ctx):
         """(B, n_visual): minus the rank."""
-        # All that follows is in the order of attention.
+        # All that follows is in the order of attention; `stayed` counts rounds.
         order = descending_ranks(ctx.vision_attention, ctx.valid).argsort(dim=1, stable=True)
         alike = cosines(take(ctx.embeddings[ctx.visual], order))  # (B, V, V)
         real, number = ctx.valid.gather(1, order), torch.arange(order.shape[1], device=order.device)
         important = (ctx.keep.double() * self.important).floor().long()
         left = real & (number >= important[:, None])
         diverse = ctx.keep - important
-        stayed = torch.zeros_like(order)  # rounds
+        stayed = torch.zeros_like(order)
         while True:
             surplus = (left.sum(1) - diverse).masked_fill(diverse == 0, 0)
             if not bool((surplus > 0).any()):
                 break
             count = left.cumsum(1)
             width = -(-int(count.max()) // 2)
-            (batch, even), there = positions(left & (count % 2 == 1), width)  # counted from 1
+            # `count` begins at 1, so it is odd where the number of a token is even.
+            (batch, even), there = positions(left & (count % 2 == 1), width)
             (_, odd), other = positions(left & (count % 2 == 0), width)
             pairs = alike[batch[..., None], even[..., None], odd[:, None]]  # (B, V / 2, V / 2)
             twin = pairs.masked_fill(~other[:, None], float("-inf")).amax(-1)
-            gone = there & (
-                descending_ranks(twin, there)
-                < surplus.clamp(max=min(self.step, number.numel()))[:, None]
-            )
+            remove = surplus.clamp(max=min(self.step, number.numel()))[:, None]
+            gone = there & (descending_ranks(twin, there) < remove)
             left = left.scatter(1, even, left.gather(1, even) & ~gone)
             stayed = stayed + left
         stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)
@@ -71,5 +74,5 @@ class VisPruner(Method):
         return torch.zeros_like(alike[:, 0]).scatter(1, order, -place.to(alike))
 
     def flops(self, dimensions, n_visual, n_text):
-        """All pairs of features."""
+        """FLOPs of the cosines of all pairs of features."""
         return 2 * n_visual * n_visual * dimensions.hidden

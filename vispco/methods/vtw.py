@@ -14,9 +14,9 @@ class VTW(Method):
 
         s_j = 0
 
-    Meant for keep ratios of 1 before layer K and 0 from it on; a ratio between keeps the first tokens. Reads
-    nothing. Published: K = 15 or 16 of 32 layers, the first with a KL to the full model of at most 0.003 over
-    20 samples: `vispco.vtw_schedule`.
+    Meant for keep ratios of 1 before layer K and 0 from it on; a ratio between keeps the first
+    tokens. Reads nothing. Published: K = 15 or 16 of 32 layers, the first with a KL to the full
+    model of at most 0.003 over 20 samples: `vispco.vtw_schedule`.
     """
 
     first_layer = 0
