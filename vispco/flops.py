@@ -1,19 +1,21 @@
-"""FLOPs of a language model's prefill as a function of the tokens that enter each layer.
+"""Costs of a language model's prefill, as functions of the tokens that enter each layer.
 
-Exact convention (the default): 2 FLOPs per multiply-accumulate, grouped-query attention, every matrix of the
-feed-forward network, no discount for causal masks, nothing for norms, softmax, activations and embeddings.
-With n tokens entering a layer, d = hidden, h = heads, g = key-value heads, e = head size, m = FFN width:
+FLOPs by the exact convention (the default): 2 FLOPs per multiply-accumulate, grouped-query
+attention, every matrix of the feed-forward network (FFN), no discount for causal masks, nothing
+for norms, softmax, activations and embeddings. With n tokens that enter a layer, d = hidden size,
+h = heads, g = key-value heads, e = head size, m = FFN width:
 
     F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
 
-The same formula serves three readers: it is differentiable in n (the search's constraint), exact for whole
-tokens (the report), and equal to `torch.utils.flop_counter.FlopCounterMode` (the test).
+It is differentiable in n (the search's constraint), exact for whole tokens (the report), and
+equal to `torch.utils.flop_counter.FlopCounterMode` (the test).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from .registry import adapter_for, build_method
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The sizes of a decoder that decide its FLOPs."""
+    """Sizes of a decoder. vision_head_dim: of the vision tower, if a method compares its keys."""
 
     layers: int
     hidden: int
@@ -34,50 +36,161 @@ class Dimensions:
     ffn: int
     vocab: int
     ffn_matrices: int = 3
-    vision_head_dim: int = 0  # of the tower's attention, for methods that compare its keys
+    vision_head_dim: int = 0
 
 
 def exact(s: Dimensions, n):
-    """2 per multiply-accumulate, GQA, every FFN matrix."""
+    """FLOPs of one layer with n tokens, exactly: see the formula of `vispco.flops`."""
     attention = 2 * s.hidden * s.heads * s.head_dim + 2 * s.hidden * s.kv_heads * s.head_dim
-    return 2 * n * (attention + s.ffn_matrices * s.hidden * s.ffn) + 4 * n * n * (s.heads * s.head_dim)
+    ffn = s.ffn_matrices * s.hidden * s.ffn
+    return 2 * n * (attention + ffn) + 4 * n * n * (s.heads * s.head_dim)
 
 
 def fastv(s: Dimensions, n):
-    """FastV (arXiv 2403.06764): `4nd^2 + 2n^2d + 2ndm` multiply-accumulates, two FFN matrices."""
+    """FastV (arXiv 2403.06764): `4nd^2 + 2n^2d + 2ndm`, of which two FFN matrices."""
     return 4 * n * s.hidden**2 + 2 * n * n * s.hidden + 2 * n * s.hidden * s.ffn
 
 
 def sparsevlm(s: Dimensions, n):
-    """SparseVLM (arXiv 2410.04417): FastV's with three FFN matrices."""
+    """SparseVLM (arXiv 2410.04417): FastV's formula with three FFN matrices."""
     return fastv(s, n) + n * s.hidden * s.ffn
 
 
 def vispco(s: Dimensions, n):
-    """VisPCO (arXiv 2604.15188): `24 n d^2 + 4 n^2 d`, an FFN of two matrices of width 4d."""
+    """VisPCO (arXiv 2604.15188): `24nd^2 + 4n^2d`, of which an FFN of two matrices of width 4d."""
     return 24 * n * s.hidden**2 + 4 * n * n * s.hidden
 
 
-@dataclass(frozen=True)
-class Convention:
-    """A way to count that some publication uses. `text`: whether text tokens count."""
+#: Every convention by name. All but "exact" leave out the lm_head, vision tower and ranking.
+CONVENTIONS: dict[str, Callable] = {
+    "exact": exact,
+    "fastv": fastv,
+    "sparsevlm": sparsevlm,
+    "pdrop": sparsevlm,
+    "vispco": vispco,
+}
+_WITHOUT_TEXT = {"pdrop"}
 
-    layer: Callable
-    text: bool = True
+
+class Cost:
+    """A sum over the decoder's layers of what the tokens that enter each layer cost there.
+
+        F(n) = sum_i f(N_t + n_i)   of one sample with N_t text tokens
+
+    F is differentiable in the visual tokens n_i, and never falls with one of them. A subclass
+    defines f as `layer`, its `unit`, and the `dimensions` of the decoder.
+    """
+
+    unit: str
+    dimensions: Dimensions
+
+    def layer(self, tokens: Tensor) -> Tensor:
+        """The cost of one layer that `tokens` (...) enter, elementwise."""
+        raise NotImplementedError(f"{type(self).__name__} must define layer(tokens)")
+
+    def layers(self, counts: Tensor, n_text) -> Tensor:
+        """The cost of each layer `(..., L)`, with the arguments of a call."""
+        tokens = counts + torch.as_tensor(n_text, device=counts.device)[..., None]
+        return self.layer(tokens.contiguous())
+
+    def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
+        """The cost (...) if `counts` `(..., L)` of the `n_visual` (...) tokens enter each layer."""
+        # The layers are contiguous, so the sum has one order, whatever the strides of counts.
+        return self.layers(counts, n_text).sum(-1)
+
+    def full(self, n_visual, n_text) -> Tensor:
+        """The cost (...) without pruning."""
+        n_visual = torch.as_tensor(n_visual)
+        counts = n_visual[..., None].expand(*n_visual.shape, self.dimensions.layers)
+        return self(counts, n_visual, n_text)
+
+    def text_only(self, n_text) -> Tensor:
+        """The cost (...) of the text alone, which no pruning can save."""
+        return self.full(torch.zeros_like(torch.as_tensor(n_text)), n_text)
 
 
-#: Every convention by name. All but `exact` leave out the lm_head, the vision tower and the scoring.
-CONVENTIONS = {"exact": Convention(exact), "fastv": Convention(fastv), "sparsevlm": Convention(sparsevlm),
-               "pdrop": Convention(sparsevlm, text=False), "vispco": Convention(vispco)}
+class CostModel(Cost):
+    """Prefill FLOPs of one language model, under one convention and one pruning method.
+
+    Whole counts (integer tensors) are exact: they include the FLOPs of ranking the tokens at each
+    layer where the count falls. Fractional counts leave the ranking out, and are differentiable.
+
+    method: the pruning method that ranks, or None. n_logits: positions that get logits.
+    Raises ValueError for an unknown convention.
+
+    >>> cost = CostModel(Dimensions(2, 8, 2, 2, 4, 16, 10))
+    >>> int(cost(torch.tensor([16, 8]), 16, 4)), int(cost.text_only(4))
+    (58528, 11424)
+    """
+
+    unit = "FLOPs"
+
+    def __init__(
+        self, dimensions: Dimensions, method=None, convention: str = "exact", n_logits: int = 1
+    ):
+        if convention not in CONVENTIONS:
+            known = ", ".join(CONVENTIONS)
+            raise ValueError(f"unknown FLOPs convention {convention!r}: choose from {known}")
+        self.dimensions, self.method = dimensions, method
+        self.convention, self.exact = convention, convention == "exact"
+        self.lm_head = 2 * n_logits * dimensions.hidden * dimensions.vocab if self.exact else 0
+
+    def layer(self, tokens: Tensor) -> Tensor:
+        return CONVENTIONS[self.convention](self.dimensions, tokens)
+
+    def layers(self, counts: Tensor, n_text) -> Tensor:
+        return super().layers(counts, 0 if self.convention in _WITHOUT_TEXT else n_text)
+
+    def scoring(self, counts: Tensor, n_visual, n_text) -> Tensor | int:
+        """FLOPs (...) of ranking, for whole counts `(..., L)`."""
+        if self.method is None or not self.exact:
+            return 0
+        n_visual = torch.as_tensor(n_visual, device=counts.device)[..., None]
+        n_text = torch.as_tensor(n_text, device=counts.device)[..., None]
+        before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
+        ranked = torch.zeros_like(counts) + self.method.flops(self.dimensions, before, n_text)
+        return ranked.where(counts < before, 0).sum(-1)
+
+    def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
+        scoring = 0 if counts.is_floating_point() else self.scoring(counts, n_visual, n_text)
+        return super().__call__(counts, n_visual, n_text) + scoring + self.lm_head
+
+
+class KVCacheMemory(Cost):
+    """Bytes of the key-value cache after the prefill of one sample.
+
+        F(n) = sum_i (N_t + n_i) 2 g e b   with g key-value heads of size e, b bytes per number
+
+    bytes_per_element: b, 2 for bfloat16. Raises ValueError unless it is a positive number.
+    Sliding windows save nothing: with dropped tokens, a layer's cache holds all that remain.
+
+    >>> cost = KVCacheMemory(Dimensions(2, 8, 2, 2, 4, 16, 10))
+    >>> int(cost(torch.tensor([16, 8]), 16, 4))  # (20 + 12) * 2 * 2 * 4 * 2
+    1024
+    """
+
+    unit = "bytes"
+
+    def __init__(self, dimensions: Dimensions, bytes_per_element: float = 2):
+        number = isinstance(bytes_per_element, Real) and not isinstance(bytes_per_element, bool)
+        if not number or bytes_per_element <= 0:
+            expected = "a positive number (2 for bfloat16)"
+            raise ValueError(f"bytes_per_element must be {expected}, got {bytes_per_element!r}")
+        self.dimensions, self.bytes_per_element = dimensions, bytes_per_element
+
+    def layer(self, tokens: Tensor) -> Tensor:
+        sizes = self.dimensions
+        return tokens * (2 * sizes.kv_heads * sizes.head_dim * self.bytes_per_element)
 
 
 @dataclass(frozen=True)
 class FlopsReport:
-    """FLOPs of one sample's prefill.
+    """FLOPs of one sample's prefill, as `count_flops` finds them.
 
-    per_layer: of each decoder layer; scoring: of ranking the tokens (one row of attention for FastV);
-    lm_head: of `n_logits` positions; vision, projector: of the vision tower and the projector, listed apart.
-    tokens: visual tokens entering each layer.
+    per_layer: of each decoder layer. scoring: of ranking the tokens. lm_head: of the logits.
+    vision, projector: of the vision tower and the projector, which `total` leaves out.
+    tokens: visual tokens that enter each layer. n_text: text tokens.
+    full, text_only: `total` of the full model, and of the text alone.
     """
 
     per_layer: list[int]
@@ -93,96 +206,64 @@ class FlopsReport:
 
     @property
     def total(self) -> int:
-        """The language model: layers + scoring + lm_head."""
+        """FLOPs of the language model: layers, scoring and lm_head."""
         return sum(self.per_layer) + self.scoring + self.lm_head
 
     @property
     def total_with_vision(self) -> int:
-        """Everything that runs: `total` + vision tower + projector."""
+        """FLOPs of everything that runs: `total`, the vision tower and the projector."""
         return self.total + self.vision + self.projector
 
     @property
     def share(self) -> float:
-        """Of the full model's `total`."""
+        """`total` over that of the full model."""
         return self.total / self.full if self.full else 1.0
 
     @property
     def prunable_share(self) -> float:
-        """Of the prunable cost: 0 without visual tokens, 1 with all of them. Budgets mean this by default."""
-        return (self.total - self.text_only) / (self.full - self.text_only) if self.full > self.text_only else 1.0
+        """(total - text_only) / (full - text_only). Budgets mean this share by default."""
+        prunable = self.full - self.text_only
+        return (self.total - self.text_only) / prunable if prunable > 0 else 1.0
 
     def table(self) -> str:
-        """A per-layer table."""
+        """A table of the layers and the other parts, in GFLOPs."""
         rows = [f"{'layer':>12} {'visual':>7} {'text':>6} {'GFLOPs':>12}"]
-        rows += [f"{i:>12} {n:>7} {self.n_text:>6} {f / 1e9:>12.4f}"
-                 for i, (n, f) in enumerate(zip(self.tokens, self.per_layer))]
-        parts = {"scoring": self.scoring, "lm_head": self.lm_head, "total": self.total, "vision tower": self.vision,
-                 "projector": self.projector, "with vision": self.total_with_vision}
-        rows += [f"{name:>12} {'':>7} {'':>6} {f / 1e9:>12.4f}" for name, f in parts.items()]
-        return "\n".join(rows + [f"{self.share:.1%} of the full model, {self.prunable_share:.1%} of its prunable cost "
-                                 f"(convention {self.convention!r})"])
+        for i, (n, layer) in enumerate(zip(self.tokens, self.per_layer, strict=True)):
+            rows.append(f"{i:>12} {n:>7} {self.n_text:>6} {layer / 1e9:>12.4f}")
+        labels = {"vision": "vision tower", "total_with_vision": "with vision"}
+        for part in ("scoring", "lm_head", "total", "vision", "projector", "total_with_vision"):
+            flops = getattr(self, part) / 1e9
+            rows.append(f"{labels.get(part, part):>12} {'':>7} {'':>6} {flops:>12.4f}")
+        shares = f"{self.share:.1%} of the full model, {self.prunable_share:.1%} of its prunable"
+        return "\n".join([*rows, f"{shares} cost (convention {self.convention!r})"])
 
 
-class CostModel:
-    """Prefill FLOPs of one language model under one convention and method, for samples of any shape.
+def count_flops(
+    model_or_config,
+    config: PruningConfig | None = None,
+    n_visual: int = 576,
+    n_text: int = 64,
+    convention: str = "exact",
+    n_logits: int = 1,
+    images: Sequence | None = None,
+) -> FlopsReport:
+    """Count the prefill FLOPs of one sample under a pruning configuration.
 
-    `cost(counts, n_visual, n_text)`: counts (..., L) visual tokens entering each layer, n_visual and n_text
-    (...) of the samples. Whole counts (integer tensors) include the method's scoring at each layer where the
-    count falls, and are exact; fractional counts leave it out, and are differentiable.
+    Each layer costs F_layer(n), see `vispco.flops`, with n = n_text + its whole visual tokens.
 
-    Raises ValueError for an unknown convention.
-    """
-
-    def __init__(self, dimensions: Dimensions, method=None, convention: str = "exact", n_logits: int = 1):
-        if convention not in CONVENTIONS:
-            raise ValueError(f"unknown FLOPs convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
-        self.dimensions, self.method = dimensions, method
-        self.convention, self.exact = CONVENTIONS[convention], convention == "exact"
-        self.lm_head = 2 * n_logits * dimensions.hidden * dimensions.vocab if self.exact else 0
-
-    def layers(self, counts: Tensor, n_text) -> Tensor:
-        """FLOPs of each layer, (..., L)."""
-        text = torch.as_tensor(n_text, device=counts.device)[..., None] if self.convention.text else 0
-        return self.convention.layer(self.dimensions, counts + text)
-
-    def scoring(self, counts: Tensor, n_visual, n_text) -> Tensor | int:
-        """FLOPs of ranking, for whole counts (..., L)."""
-        if self.method is None or not self.exact:
-            return 0
-        n_visual, n_text = (torch.as_tensor(n, device=counts.device)[..., None] for n in (n_visual, n_text))
-        before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
-        ranked = torch.zeros_like(counts) + self.method.flops(self.dimensions, before, n_text)
-        return ranked.where(counts < before, 0).sum(-1)
-
-    def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
-        scoring = 0 if counts.is_floating_point() else self.scoring(counts, n_visual, n_text)
-        return self.layers(counts, n_text).sum(-1) + scoring + self.lm_head
-
-    def full(self, n_visual, n_text) -> Tensor:
-        """FLOPs (...) without pruning."""
-        n_visual = torch.as_tensor(n_visual)
-        return self(n_visual[..., None].expand(*n_visual.shape, self.dimensions.layers), n_visual, n_text)
-
-    def text_only(self, n_text) -> Tensor:
-        """FLOPs (...) of the text alone: what no pruning can save."""
-        return self.full(torch.zeros_like(torch.as_tensor(n_text)), n_text)
-
-
-def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: int = 576, n_text: int = 64,
-                convention: str = "exact", n_logits: int = 1, images: Sequence | None = None) -> FlopsReport:
-    """Count the prefill FLOPs of one sample under a pruning configuration (None: the full model).
-
-    model_or_config: a Hugging Face VLM or its configuration. n_visual, n_text: tokens of the sample.
-    n_logits: positions at which logits are computed (1 in generation).
-    images: sizes of the sample's images, for families whose vision tower depends on more than `n_visual` (the
-        adapter's `vision_flops` says which: rows of `image_grid_thw`, or of `image_sizes`).
-    Raises ValueError for another number of layers than the model's, a negative number of tokens, or an unknown
-    convention.
+    model_or_config: a Hugging Face VLM, or its configuration.
+    config: the pruning configuration; None for the full model.
+    n_visual, n_text: tokens of the sample. n_logits: positions that get logits (1 in generation).
+    convention: a name in `CONVENTIONS`.
+    images: sizes of the sample's images, for families whose vision tower depends on more than
+        `n_visual`: rows of `image_grid_thw` or `image_sizes`, see the adapter's `vision_flops`.
+    Raises ValueError for a configuration of another number of layers, a number of tokens that is
+    negative or not whole, or an unknown convention.
 
     >>> from transformers import LlavaConfig
-    >>> report = count_flops(LlavaConfig(text_config={"model_type": "llama"}),
-    ...                      PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32), convention="fastv")
-    >>> f"{report.share:.0%}"
+    >>> config = PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32)
+    >>> model = LlavaConfig(text_config={"model_type": "llama"})
+    >>> f"{count_flops(model, config, convention='fastv').share:.0%}"
     '57%'
     """
     for name, value in {"n_visual": n_visual, "n_text": n_text, "n_logits": n_logits}.items():
@@ -191,20 +272,25 @@ def count_flops(model_or_config, config: PruningConfig | None = None, n_visual: 
     adapter = adapter_for(model_or_config)
     hf_config = getattr(model_or_config, "config", model_or_config)
     dimensions = adapter.dimensions(hf_config)
-    method = None
-    if config is None:
-        counts = [n_visual] * dimensions.layers
-    else:
-        if config.num_layers != dimensions.layers:
-            raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but the model has "
-                             f"{dimensions.layers} decoder layers")
-        counts = config.tokens(n_visual)
-        method = build_method(config.method, config.method_options)
+    if config is not None and config.num_layers != dimensions.layers:
+        layers = f"but the model has {dimensions.layers} decoder layers"
+        raise ValueError(f"the configuration has {config.num_layers} keep_ratios, {layers}")
+    method = build_method(config.method, config.method_options) if config else None
+    tokens = config.tokens(n_visual) if config else [n_visual] * dimensions.layers
     cost = CostModel(dimensions, method, convention, n_logits)
     vision, projector = adapter.vision_flops(hf_config, n_visual, images) if cost.exact else (0, 0)
-    if cost.exact and method is not None and method.reads_vision and min(counts) < n_visual:
+    if cost.exact and method is not None and method.reads_vision and min(tokens) < n_visual:
         vision += adapter.vision_attention_flops(hf_config, n_visual, images)
-    whole = torch.tensor(counts)
-    return FlopsReport(cost.layers(whole, n_text).tolist(), int(cost.scoring(whole, n_visual, n_text)), cost.lm_head,
-                       vision, projector, counts, n_text, convention,
-                       full=int(cost.full(n_visual, n_text)), text_only=int(cost.text_only(n_text)))
+    counts = torch.tensor(tokens)
+    return FlopsReport(
+        per_layer=cost.layers(counts, n_text).tolist(),
+        scoring=int(cost.scoring(counts, n_visual, n_text)),
+        lm_head=cost.lm_head,
+        vision=vision,
+        projector=projector,
+        tokens=tokens,
+        n_text=n_text,
+        convention=convention,
+        full=int(cost.full(n_visual, n_text)),
+        text_only=int(cost.text_only(n_text)),
+    )
