@@ -1,37 +1,43 @@
-"""Augmented Lagrangian: minimise f(x) subject to constraints, by a sequence of unconstrained problems.
+"""Augmented Lagrangian: minimise f(x) subject to constraints, by unconstrained problems in turn.
 
-After Nocedal & Wright, Numerical Optimization, ch. 17 (Framework 17.3, Algorithm 17.4), in the notation of
-VisPCO (arXiv 2604.15188): the slack c(x) = B - F(x) is what is left of the budget, w the multipliers, lambda
-the penalties.
+After Nocedal & Wright, Numerical Optimization, ch. 17 (Framework 17.3, Algorithm 17.4), in the
+notation of VisPCO (arXiv 2604.15188): the slack c(x) = B - F(x) is what is left of the budget, w
+are the multipliers, lambda the penalties.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+#: One number, or one per constraint.
+Numbers = Tensor | float | Sequence[float]
+
 
 class AugmentedLagrangian:
-    """Multipliers w and penalties lambda of m constraints, `c >= 0` ("inequality") or `c = 0` ("equality").
+    """Multipliers w and penalties lambda of m constraints.
 
-    c(x) `(m,)` is the slack; f(x) the objective.
+    A constraint is `c >= 0` ("inequality") or `c = 0` ("equality"): c(x) `(m,)` is the slack, f(x)
+    the objective.
 
     inequality   phi = f + sum (z^2 - w^2) / (2 lambda),   z = max(0, w - lambda c);   then w <- z
-    equality     phi = f - sum (w c - lambda c^2 / 2);                                 then w <- w - lambda c
-    both         lambda <- min(alpha lambda, max_penalty) where violation >= beta * previous violation
+    equality     phi = f - sum (w c - lambda c^2 / 2);                      then w <- w - lambda c
+    both         lambda <- min(alpha lambda, max_penalty) where violation >= beta * the last one
 
-    The new w makes grad phi the gradient of the plain Lagrangian f - w c, so it takes the lambda that phi was
-    minimised with, and lambda grows after. lambda is one per constraint and never grows where the violation
-    is within epsilon. The violation of an inequality is |min(c, w / lambda)| where the paper has |B - F|: it
-    vanishes exactly if c >= 0, w >= 0 and w c = 0, so that an optimum with budget to spare is accepted too.
+    The new w makes grad phi the gradient of the plain Lagrangian f - w c. So w takes the lambda
+    that phi was minimised with, and lambda grows after. lambda never grows where the violation is
+    within epsilon. The violation of an inequality is |min(c, w / lambda)| where the paper has
+    |B - F|. It vanishes exactly if c >= 0, w >= 0 and w c = 0, so that an optimum with budget to
+    spare is accepted too.
 
     kind, multiplier, penalty: one for all constraints, or one per constraint.
     epsilon: largest violation that counts as satisfied, in the units of the slack.
-    Raises ValueError for penalty <= 0, alpha < 1, beta outside (0, 1], epsilon < 0, max_penalty < penalty,
-    or a negative multiplier of an inequality.
+    Raises ValueError for penalty <= 0, alpha < 1, beta outside (0, 1], epsilon < 0,
+    max_penalty < penalty, or a negative multiplier of an inequality.
 
     >>> alm = AugmentedLagrangian(penalty=2.)
     >>> alm.loss(torch.tensor(1.), torch.tensor(-.5))  # z = 1, phi = 1 + 1 / 4
@@ -40,25 +46,38 @@ class AugmentedLagrangian:
     ((1.0,), (2.0,), (0.5,))
     """
 
-    def __init__(self, num_constraints: int = 1, kind: str | Sequence[str] = "inequality",
-                 multiplier: float | Sequence[float] = 0.0, penalty: float | Sequence[float] = 1.0,
-                 alpha: float = 2.0, beta: float = 0.5, epsilon: float = 0.01, max_penalty: float = 1e6):
+    def __init__(
+        self,
+        num_constraints: int = 1,
+        kind: str | Sequence[str] = "inequality",
+        multiplier: Numbers = 0.0,
+        penalty: Numbers = 1.0,
+        alpha: float = 2.0,
+        beta: float = 0.5,
+        epsilon: float = 0.01,
+        max_penalty: float = 1e6,
+    ):
         if num_constraints < 1:
             raise ValueError(f"num_constraints must be at least 1, got {num_constraints!r}")
         self._m = num_constraints
+        self._one_each = f"one number per constraint ({self._m})"
         self.kind = (kind,) * self._m if isinstance(kind, str) else tuple(kind)
-        if len(self.kind) != self._m or not set(self.kind) <= {"inequality", "equality"}:
-            raise ValueError("kind must be 'inequality' or 'equality', for all constraints or one each "
-                             f"({self._m}), got {kind!r}")
+        known = len(self.kind) == self._m and set(self.kind) <= {"inequality", "equality"}
+        kinds = f"'inequality' or 'equality', for all constraints or one each ({self._m})"
+        _check("kind", kind, known, kinds)
         self._inequality = torch.tensor([k == "inequality" for k in self.kind])  # (m,)
-        self._w, self._lambda = self._vector("multiplier", multiplier), self._vector("penalty", penalty)
-        self._violation = torch.full_like(self._w, torch.inf)  # so the first update leaves the penalty alone
-        self._check("penalty", penalty, (self._lambda > 0).all(), "positive (phi divides by it)")
-        self._check("multiplier", multiplier, (self._w >= 0)[self._inequality].all(), ">= 0 for inequalities")
-        self._check("alpha", alpha, 1 <= alpha < torch.inf, "at least 1")
-        self._check("beta", beta, 0 < beta <= 1, "in (0, 1]")
-        self._check("epsilon", epsilon, 0 <= epsilon < torch.inf, "at least 0")
-        self._check("max_penalty", max_penalty, (max_penalty >= self._lambda).all(), "at least the penalty")
+        self._w = self._vector("multiplier", multiplier)
+        self._lambda = self._vector("penalty", penalty)
+        # Infinite, so that the first update leaves the penalty alone.
+        self._violation = torch.full_like(self._w, torch.inf)
+        signs = self._w[self._inequality] >= 0
+        _check("penalty", penalty, (self._lambda > 0).all(), "positive (phi divides by it)")
+        _check("multiplier", multiplier, signs.all(), ">= 0 for inequalities")
+        _check("alpha", alpha, 1 <= alpha < torch.inf, "at least 1")
+        _check("beta", beta, 0 < beta <= 1, "in (0, 1]")
+        _check("epsilon", epsilon, 0 <= epsilon < torch.inf, "at least 0")
+        above = (max_penalty >= self._lambda).all()
+        _check("max_penalty", max_penalty, above, "at least the penalty")
         self.alpha, self.beta, self.epsilon, self.max_penalty = alpha, beta, epsilon, max_penalty
 
     @property
@@ -77,20 +96,21 @@ class AugmentedLagrangian:
         return tuple(self._violation.tolist())
 
     def loss(self, objective: Tensor, slack: Tensor) -> Tensor:
-        """phi, a scalar tensor to be minimised, from the objective (scalar) and the slack `(m,)` or scalar.
+        """phi, a scalar tensor to minimise, from the objective (scalar) and the slack `(m,)`.
 
         Raises ValueError for another number of slacks.
         """
         c = slack.reshape(-1)
-        self._check("slack", c, len(c) == self._m, f"one number per constraint ({self._m})")
+        _check("slack", c, len(c) == self._m, self._one_each)
         w, lam = self._w.to(c), self._lambda.to(c)
         z = (w - lam * c).clamp(min=0)
-        terms = torch.where(self._inequality.to(c.device), (z**2 - w**2) / (2 * lam), lam * c**2 / 2 - w * c)
-        return objective + terms.sum()
+        inequality, equality = (z**2 - w**2) / (2 * lam), lam * c**2 / 2 - w * c
+        return objective + torch.where(self._inequality.to(c.device), inequality, equality).sum()
 
-    def update(self, slack: Tensor | float | Sequence[float]) -> None:
-        """Multiplier step, then penalty step, at the minimiser of phi, where the slack is `slack`.
+    def update(self, slack: Numbers) -> None:
+        """The multiplier step, then the penalty step, at the minimiser of phi.
 
+        slack: c there, `(m,)`.
         Raises FloatingPointError, and changes nothing, if the slack is not finite.
         """
         c, violation = self._vector("slack", slack), self.violations(slack)
@@ -101,8 +121,13 @@ class AugmentedLagrangian:
         self._lambda = torch.where(stuck, grown, self._lambda)
         self._violation = violation
 
-    def satisfied(self, slack: Tensor | float | Sequence[float]) -> bool:
-        """Is every violation within epsilon, given the current multipliers?
+    def violations(self, slack: Numbers) -> Tensor:
+        """Violations `(m,)` at this slack, given the current multipliers and penalties."""
+        c = self._vector("slack", slack)
+        return torch.where(self._inequality, c.minimum(self._w / self._lambda), c).abs()
+
+    def satisfied(self, slack: Numbers) -> bool:
+        """Whether every violation is within epsilon, given the current multipliers.
 
         >>> alm = AugmentedLagrangian(2, kind=("inequality", "equality"), epsilon=.01)
         >>> alm.satisfied([5., .001]), alm.satisfied([5., .1]), alm.satisfied([-.1, 0.])
@@ -111,76 +136,94 @@ class AugmentedLagrangian:
         return bool((self.violations(slack) <= self.epsilon).all())
 
     def state_dict(self) -> dict[str, list]:
-        """What changes from step to step, ready for JSON (a violation is null before the first update)."""
-        return {"kind": list(self.kind), "multiplier": self._w.tolist(), "penalty": self._lambda.tolist(),
-                "violation": [v if v < torch.inf else None for v in self._violation.tolist()]}
+        """What changes from step to step, JSON-ready. A violation is None before any update."""
+        return {
+            "kind": list(self.kind),
+            "multiplier": self._w.tolist(),
+            "penalty": self._lambda.tolist(),
+            "violation": [v if v < torch.inf else None for v in self._violation.tolist()],
+        }
 
     def load_state_dict(self, state: dict[str, list]) -> None:
-        """Continue where `state_dict` was taken, to the bit. Raises ValueError for other constraints."""
-        names = {"kind", "multiplier", "penalty", "violation"}
-        self._check("state", sorted(state), set(state) == names, f"a dict of {', '.join(sorted(names))}")
-        self._check("state's kind", state["kind"], tuple(state["kind"]) == self.kind, f"{self.kind}")
-        violation = self._vector("violation", [-1.0 if v is None else v for v in state["violation"]])
+        """Continue where `state_dict` was taken, to the bit.
+
+        Raises ValueError for the state of other constraints.
+        """
+        names = ["kind", "multiplier", "penalty", "violation"]
+        _check("state", sorted(state), sorted(state) == names, f"a dict of {', '.join(names)}")
+        kind = state["kind"]
+        _check("state's kind", kind, tuple(kind) == self.kind, f"{self.kind}")
+        known = [-1.0 if v is None else v for v in state["violation"]]
+        violation = self._vector("violation", known)
         self._w = self._vector("multiplier", state["multiplier"])
         self._lambda = self._vector("penalty", state["penalty"])
         self._violation = violation.where(violation >= 0, torch.inf)
 
-    def violations(self, slack: Tensor | float | Sequence[float]) -> Tensor:
-        """Violations (m,) at this slack, given the current multipliers and penalties."""
-        c = self._vector("slack", slack)
-        return torch.where(self._inequality, c.minimum(self._w / self._lambda), c).abs()  # (m,)
-
-    def _vector(self, name: str, values: Tensor | float | Sequence[float]) -> Tensor:
-        """One float64 number per constraint, on the CPU."""
+    def _vector(self, name: str, values: Numbers) -> Tensor:
+        """A copy in float64 on the CPU, one number per constraint."""
         v = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().reshape(-1)
-        v = v.expand(self._m) if len(v) == 1 and name != "slack" else v
-        self._check(name, v.tolist(), len(v) == self._m, f"one number per constraint ({self._m})")
-        if not v.isfinite().all():
-            error = FloatingPointError if name == "slack" else ValueError
-            raise error(f"{name} must be finite, got {v.tolist()}")
+        if len(v) == 1 and name != "slack":
+            v = v.expand(self._m)
+        _check(name, v.tolist(), len(v) == self._m, self._one_each)
+        error = FloatingPointError if name == "slack" else ValueError
+        _check(name, v.tolist(), v.isfinite().all(), "finite", error)
         return v.clone()
 
-    @staticmethod
-    def _check(name: str, value, fits, expected: str) -> None:
-        if not fits:
-            raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+def _check(name: str, value: Any, fits: Any, expected: str, error: type = ValueError) -> None:
+    if not fits:
+        raise error(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One outer step: where the inner minimisation ended, and the w and lambda it was run with."""
+    """One outer step of `minimise`: where the inner minimisation ended.
+
+    multiplier, penalty: the w and lambda that it was run with.
+    gradient_norm: of phi, the largest absolute entry.
+    """
 
     objective: float
     slack: tuple[float, ...]
     multiplier: tuple[float, ...]
     penalty: tuple[float, ...]
-    gradient_norm: float  # of phi, largest absolute entry
+    gradient_norm: float
 
 
 @dataclass
 class Result:
-    """Outcome of `minimise`: did it converge, and its outer steps."""
+    """The outcome of `minimise`: whether it converged, and its outer steps."""
 
     converged: bool = False
     history: list[Step] = field(default_factory=list)
 
 
-def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor], parameters: Iterable[Tensor],
-             alm: AugmentedLagrangian, *, optimizer: torch.optim.Optimizer | None = None, inner: int = 100,
-             outer: int = 50, tolerance: float = 1e-6) -> Result:
-    """Minimise an objective under the constraints of `alm`, changing the parameters (and `alm`) in place.
+def minimise(
+    objective_fn: Callable[[], Tensor],
+    slack_fn: Callable[[], Tensor],
+    parameters: Iterable[Tensor],
+    alm: AugmentedLagrangian,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    inner: int = 100,
+    outer: int = 50,
+    tolerance: float = 1e-6,
+) -> Result:
+    """Minimise an objective under the constraints of `alm`; changes parameters and `alm` in place.
 
-    Outer step: minimise phi by `inner` iterations; stop if the constraints are satisfied (to alm.epsilon) and
-    max |grad phi| <= tolerance, which together are the KKT conditions; else update w and lambda.
+    Outer step: minimise phi by `inner` iterations. Stop if the constraints are satisfied (to
+    alm.epsilon) and max |grad phi| <= tolerance, which together are the KKT conditions. Else update
+    w and lambda.
 
-    objective_fn, slack_fn: no arguments, return a scalar tensor and a tensor `(m,)` that depend on
-        `parameters`.
-    optimizer: any torch optimiser over the parameters; by default L-BFGS with a line search, begun anew for
-        each phi, whose curvature changes with w and lambda.
-    Raises FloatingPointError, naming the outer step, if the objective or a slack is not finite; the
+    objective_fn, slack_fn: functions of no arguments that return a scalar tensor and a tensor
+        `(m,)`, which depend on `parameters`.
+    optimizer: any torch optimiser over the parameters. The default is L-BFGS with a line search,
+        begun anew for each phi, whose curvature changes with w and lambda.
+    Raises FloatingPointError, naming the outer step, if the objective or a slack is not finite. The
     parameters are then as they were before that step. Raises ValueError without parameters.
 
-    >>> x = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # nearest to (3, 2) with x + y <= 3
+    >>> # The point nearest to (3, 2) with x + y <= 3:
+    >>> x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     >>> target = torch.tensor([3., 2.])
     >>> alm = AugmentedLagrangian(epsilon=1e-8)
     >>> result = minimise(lambda: ((x - target) ** 2).sum(), lambda: 3 - x.sum(), [x], alm)
@@ -189,14 +232,16 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
     """
     parameters = list(parameters)
     if not parameters:
-        raise ValueError("minimise needs at least one parameter tensor that requires a gradient, got none")
+        needed = "at least one parameter tensor that requires a gradient"
+        raise ValueError(f"minimise needs {needed}, got none")
     result = Result()
 
     def evaluate() -> tuple[Tensor, Tensor]:
         objective, slack = objective_fn(), slack_fn().reshape(-1)
         if not (objective.isfinite() and slack.isfinite().all()):
-            raise FloatingPointError(f"outer step {len(result.history)}: objective {objective.item()}, slack "
-                                     f"{slack.tolist()}; use a smaller learning rate or penalty")
+            values = f"objective {objective.item()}, slack {slack.tolist()}"
+            advice = "use a smaller learning rate or penalty"
+            raise FloatingPointError(f"outer step {len(result.history)}: {values}; {advice}")
         return objective, slack
 
     def closure() -> float:
@@ -206,15 +251,25 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
         phi.backward()
         return float(phi.detach())
 
+    def minimise_phi() -> None:
+        if optimizer is not None:
+            for _ in range(inner):
+                optimizer.step(closure)
+            return
+        lbfgs = torch.optim.LBFGS(
+            parameters,
+            max_iter=inner,
+            line_search_fn="strong_wolfe",
+            history_size=20,
+            tolerance_grad=tolerance / 10,
+            tolerance_change=0,
+        )
+        lbfgs.step(closure)
+
     for _ in range(outer):
         good = [parameter.detach().clone() for parameter in parameters]
         try:
-            if optimizer is None:
-                torch.optim.LBFGS(parameters, max_iter=inner, line_search_fn="strong_wolfe", history_size=20,
-                                  tolerance_grad=tolerance / 10, tolerance_change=0).step(closure)
-            else:
-                for _ in range(inner):
-                    optimizer.step(closure)
+            minimise_phi()
             closure()
             objective, slack = (value.detach() for value in evaluate())
         except FloatingPointError:
@@ -223,8 +278,8 @@ def minimise(objective_fn: Callable[[], Tensor], slack_fn: Callable[[], Tensor],
                     parameter.copy_(value)
             raise
         gradient = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
-        result.history.append(
-            Step(float(objective), tuple(slack.tolist()), alm.multiplier, alm.penalty, gradient))
+        values = float(objective), tuple(slack.tolist())
+        result.history.append(Step(*values, alm.multiplier, alm.penalty, gradient))
         result.converged = gradient <= tolerance and alm.satisfied(slack)
         alm.update(slack)
         if result.converged:

@@ -1,21 +1,25 @@
-"""Frontier: the configurations a search found, one per budget, as a JSON file."""
+"""Frontier: the configurations that a search found, one per budget, as a JSON file."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .budget import check_budget
 from .config import PruningConfig
-from .utils.files import SCHEMA_VERSION, checked_keys, read_json, write_json
+from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One configuration. budget: as asked for. flops: mean prefill FLOPs of a calibration sample under `config`.
-    share: prunable share of the costliest calibration sample (never above the budget). loss: KL(pruned || full)
-    on the calibration data, or whatever the search's objective was. metrics: whatever was measured later (held-out accuracy, ...)."""
+    """One configuration of a frontier.
+
+    budget: as it was asked for.
+    flops: mean prefill FLOPs of a calibration sample under `config`.
+    share: share of the prunable cost, of the costliest calibration sample; never above the budget.
+    loss: the search's objective on the calibration data, by default KL(pruned || full) in nats.
+    metrics: whatever was measured later, such as held-out accuracy.
+    """
 
     config: PruningConfig
     budget: Any
@@ -25,18 +29,20 @@ class FrontierPoint:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """JSON-ready."""
-        return {**{k: getattr(self, k) for k in ("budget", "flops", "share", "loss", "metrics")},
-                "config": self.config.to_dict()}
+        """A JSON-ready dict."""
+        numbers = {name: value for name, value in vars(self).items() if name != "config"}
+        return {**numbers, "config": self.config.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any) -> FrontierPoint:
-        """The inverse of `to_dict`."""
-        if not isinstance(data, dict) or set(data) != {"config", "budget", "flops", "share", "loss", "metrics"}:
-            raise ValueError("a frontier's point needs exactly config, budget, flops, share, loss, metrics")
+        """The inverse of `to_dict`. Raises ValueError for anything else."""
+        names = [f.name for f in fields(cls)]
+        if not isinstance(data, dict) or set(data) != set(names):
+            raise ValueError(f"a frontier's point needs exactly {', '.join(names)}")
         for name in ("flops", "share", "loss"):
             value = data[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) < float("inf"):
                 raise ValueError(f"a point's {name} must be a finite number, got {value!r}")
             if value < 0 and name != "loss":
                 raise ValueError(f"a point's {name} must not be negative, got {value!r}")
@@ -47,10 +53,14 @@ class FrontierPoint:
 
 
 @dataclass
-class Frontier:
-    """Points by increasing cost, and how they were found (`meta`: method, kernel, seed, cost of the search, ...).
+class Frontier(JsonFile):
+    """The points that a search found, by increasing FLOPs.
 
-    >>> frontier = Frontier([FrontierPoint(PruningConfig("fastv", [1, .5]), 0.75, 1e9, 0.75, 0.1)], {"seed": 0})
+    meta: how they were found: method, kernel, seed, cost of the search, ...
+
+    >>> config = PruningConfig("fastv", [1, 0.5])
+    >>> point = FrontierPoint(config, budget=0.75, flops=1e9, share=0.75, loss=0.1)
+    >>> frontier = Frontier([point], {"seed": 0})
     >>> frontier.at(0.8).config.keep_ratios
     (1.0, 0.5)
     """
@@ -65,32 +75,31 @@ class Frontier:
         return len(self.points)
 
     def at(self, share: float) -> FrontierPoint:
-        """The point of least KL among those within `share` of the prunable cost.
+        """The point of least loss among those within `share` (0 to 1) of the prunable cost.
 
         Raises ValueError if none is that cheap.
         """
         affordable = [p for p in self.points if p.share <= share + 1e-9]
-        if not affordable:
-            cheapest = f"the cheapest has {self.points[0].share:.4g}" if self.points else "the frontier is empty"
-            raise ValueError(f"no point within {share!r} of the prunable cost: {cheapest}")
-        return min(affordable, key=lambda p: p.loss)
+        if affordable:
+            return min(affordable, key=lambda p: p.loss)
+        found = "the frontier is empty"
+        if self.points:
+            found = f"the cheapest has {self.points[0].share:.4g}"
+        raise ValueError(f"no point within {share!r} of the prunable cost: {found}")
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write JSON, atomically."""
-        write_json(path, {"schema_version": SCHEMA_VERSION, "meta": self.meta,
-                          "points": [p.to_dict() for p in self.points]})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Frontier:
-        """Read what `save` wrote. Raises ValueError (FileNotFoundError) that names the file and the fault."""
-        return read_json(path, cls._from_dict)
+    def to_dict(self) -> dict:
+        """A JSON-ready dict, with the schema version."""
+        points = [point.to_dict() for point in self.points]
+        return {"schema_version": SCHEMA_VERSION, "meta": self.meta, "points": points}
 
     @classmethod
-    def _from_dict(cls, data: Any) -> Frontier:
+    def from_dict(cls, data: Any) -> Frontier:
+        """The inverse of `to_dict`. Raises ValueError for anything else, or another schema."""
         data = checked_keys(data, "a frontier", required={"meta", "points"})
-        if not isinstance(data["points"], list) or not isinstance(data["meta"], dict):
+        points, meta = data["points"], data["meta"]
+        if not isinstance(points, list) or not isinstance(meta, dict):
             raise ValueError("a frontier needs a list of points and an object meta")
-        rivals = data["meta"].get("competitors", [])
+        rivals = meta.get("competitors", [])
         if not isinstance(rivals, list) or not all(isinstance(rival, dict) for rival in rivals):
             raise ValueError("meta['competitors'] must be a list of objects")
-        return cls([FrontierPoint.from_dict(p) for p in data["points"]], data["meta"])
+        return cls([FrontierPoint.from_dict(point) for point in points], meta)

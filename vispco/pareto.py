@@ -1,4 +1,4 @@
-"""Pareto frontiers: who is on it, how much it dominates, and what it offers at a price."""
+"""Pareto frontiers: which points are on it, what it dominates, and what it offers at a cost."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from torch import Tensor
 def is_non_dominated(points, maximize: bool | Sequence[bool] = False) -> Tensor:
     """Which points no other point beats: `(N, M)` -> `(N,)` bool.
 
-    A point is dominated if another is at least as good in every objective and better in one. Duplicates do
-    not dominate each other, so all copies stay.
+    A point is dominated if another is at least as good in every objective and better in one.
+    Duplicates do not dominate each other, so all copies stay.
 
-    points: list, array or tensor; all objectives are minimised.
-    maximize: one bool, or one per objective; a frontier of (FLOPs, accuracy) is `maximize=(False, True)`.
-    Raises ValueError on NaN, another shape or a wrong number of bools.
+    points: list, array or tensor. All objectives are minimised by default.
+    maximize: one bool, or one per objective. A frontier of (FLOPs, accuracy) is
+        `maximize=(False, True)`.
+    Raises ValueError for NaN, another shape or a wrong number of bools.
 
-    >>> is_non_dominated([(1, .5), (2, .7), (2, .6), (3, .7)], maximize=(False, True)).tolist()
+    >>> points = [(1, .5), (2, .7), (2, .6), (3, .7)]
+    >>> is_non_dominated(points, maximize=(False, True)).tolist()
     [True, True, False, False]
     """
     p = _minimised(points, maximize)  # (N, M)
     no_worse = torch.ones(len(p), len(p), dtype=torch.bool, device=p.device)
     better = torch.zeros_like(no_worse)
-    for column in p.T:  # one objective at a time: N^2 entries, not N^2 M
-        no_worse &= column[:, None] <= column  # [j, i]: j is no worse than i
+    # One objective at a time needs N^2 entries, not N^2 M. [j, i]: j is no worse (better) than i.
+    for column in p.T:
+        no_worse &= column[:, None] <= column
         better |= column[:, None] < column
     return ~(no_worse & better).any(0)
 
 
 def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> float:
-    """Volume dominated by the points and bounded by a reference point that is worse than all of interest.
+    """The volume that the points dominate, bounded by a reference point worse than all of interest.
 
-    HV = volume of the union of the boxes [point, reference], in the product of the objectives' units. Exact
-    in float64 for any number of objectives M: a sweep in 2-D, slices along the last objective above. Points
-    that are not strictly better than the reference in every objective add 0.
+    HV = volume of the union of the boxes [point, reference], in the product of the objectives'
+    units. It is exact in float64 for any number of objectives M: a sweep in 2-D, slices along the
+    last objective above. Points that are not better than the reference in every objective add 0.
 
-    points: `(N, M)`; reference: `(M,)`; maximize: see `is_non_dominated`.
-    Raises ValueError on NaN, infinities or shapes that do not fit.
+    points: `(N, M)`. reference: `(M,)`. maximize: as in `is_non_dominated`.
+    Raises ValueError for NaN, infinities or shapes that do not fit.
 
     >>> hypervolume([(1, 2), (2, 1)], reference=(3, 3))
     3.0
@@ -57,12 +60,13 @@ def hypervolume(points, reference, maximize: bool | Sequence[bool] = False) -> f
 
 
 def interpolate(points, cost) -> Tensor:
-    """Best quality among the points that cost at most `cost`: a step function, -inf below the cheapest point.
+    """The best quality among the points of at most this cost; -inf below the cheapest point.
+
+    It is a step function: between two measured configurations nothing is promised.
 
     points: `(N, 2)` of (cost, quality), on the frontier or not.
-    cost: a number or tensor; returns float64 of its shape.
-    Between two measured configurations nothing is promised, hence steps and no slopes.
-    Raises ValueError on NaN or another shape.
+    cost: a number or a tensor; the result is float64 of its shape.
+    Raises ValueError for NaN or another shape.
 
     >>> interpolate([(1, .5), (2, .7), (3, .6)], [0.5, 1, 2.9, 3]).tolist()
     [-inf, 0.5, 0.7, 0.7]
@@ -72,38 +76,47 @@ def interpolate(points, cost) -> Tensor:
     if cost.isnan().any():
         raise ValueError("cost is NaN: expected numbers in the units of the points' first column")
     reachable = torch.where(costs <= cost[..., None], quality, -torch.inf)  # (..., N)
-    return torch.cat([reachable, reachable.new_full((*cost.shape, 1), -torch.inf)], -1).amax(-1)
+    # One more entry, for the case of no points.
+    nothing = reachable.new_full((*cost.shape, 1), -torch.inf)
+    return torch.cat([reachable, nothing], -1).amax(-1)
 
 
 def _volume(p: Tensor, r: Tensor) -> float:
-    """Hypervolume of minimised points `(N, M)`, all strictly below `r` `(M,)`."""
+    """The hypervolume of minimised points `(N, M)`, all strictly below `r` `(M,)`."""
     if len(p) == 0:
         return 0.0
     p = p[p[:, -1].argsort(stable=True)]
-    thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,): from each to the next
+    # From each point to the next, along the last objective.
+    thickness = torch.cat([p[:, -1], r[-1:]]).diff()  # (N,)
     if p.shape[1] == 1:
         return float(thickness.sum())
     if p.shape[1] == 2:
         return float(thickness @ (r[0] - p[:, 0].cummin(0).values))
     total = 0.0
     for n in (thickness > 0).nonzero()[:, 0].tolist():
-        slab = p[: n + 1, :-1]  # everything that reaches this slice
+        # The points that reach this slice.
+        slab = p[: n + 1, :-1]
         total += float(thickness[n]) * _volume(slab[is_non_dominated(slab)], r[:-1])
     return total
 
 
 def _minimised(points, maximize: bool | Sequence[bool], objectives: int | None = None) -> Tensor:
     """Points as float64 `(N, M)`, negated where they are to be maximised."""
+    flags = [maximize] if isinstance(maximize, bool) else list(maximize)
     p = torch.as_tensor(points, dtype=torch.float64).detach()
-    if p.dim() == 1 and p.numel() == 0:  # an empty list has lost its number of columns
-        p = p.reshape(0, objectives or (1 if isinstance(maximize, bool) else len(maximize)))
+    # An empty list has lost its number of columns.
+    if p.dim() == 1 and p.numel() == 0:
+        p = p.reshape(0, objectives or len(flags))
     if p.dim() != 2 or p.shape[1] == 0 or p.shape[1] != (objectives or p.shape[1]):
-        raise ValueError(f"expected points of shape (N, {objectives or 'M'}), one row per point, "
-                         f"got {tuple(p.shape)}")
+        expected = f"points of shape (N, {objectives or 'M'}), one row per point"
+        raise ValueError(f"expected {expected}, got {tuple(p.shape)}")
     if p.isnan().any():
-        raise ValueError(f"points contain NaN in row {int(p.isnan().any(-1).nonzero()[0, 0])}: drop failed "
-                         "evaluations first, NaN has no order")
-    flags = [maximize] * p.shape[1] if isinstance(maximize, bool) else list(maximize)
-    if len(flags) != p.shape[1]:
-        raise ValueError(f"maximize must be one bool or one per objective ({p.shape[1]}), got {len(flags)}")
+        row = int(p.isnan().any(-1).nonzero()[0, 0])
+        advice = "drop failed evaluations first, NaN has no order"
+        raise ValueError(f"points contain NaN in row {row}: {advice}")
+    m = p.shape[1]
+    flags = flags * m if isinstance(maximize, bool) else flags
+    if len(flags) != m:
+        expected = f"one bool or one per objective ({m})"
+        raise ValueError(f"maximize must be {expected}, got {len(flags)}")
     return torch.where(torch.tensor(flags, device=p.device), -p, p)
