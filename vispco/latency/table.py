@@ -173,7 +173,7 @@ def prefills(
         advice = "measure the full model, outside of any `with vispco.apply`"
         raise ValueError(f"the decoder's layers have hooks: {advice}")
     hidden, generator = adapter.dimensions(adapter.config).hidden, torch.Generator().manual_seed(0)
-    calls = {}
+    calls: dict[int, Callable[[], Any]] = {}
     for n in lengths:
         states = torch.randn(batch_size, n, hidden, generator=generator)
         states = states.to(adapter.model.device, adapter.model.dtype)
@@ -202,7 +202,7 @@ def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, Real) and type(value) is not bool and 0 < value < math.inf
+    return isinstance(value, Real) and type(value) is not bool and 0 < float(value) < math.inf
 
 
 def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> dict[str, Any]:
