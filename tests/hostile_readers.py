@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
-from vispco.commands.evaluate import _with_metrics
+from vispco.commands.evaluate import with_metrics
 from vispco.commands.model import load_model
 from vispco.commands.notations import NOTATIONS, write_notation
-from vispco.commands.plot import _checked
+from vispco.commands.plot import load_frontier
 from vispco.commands.questions import _testbed_kind, reading_options
 from vispco.utils.console import budget_text, flops, percent
 from vispco.data import draw, open_picture, parse
@@ -95,11 +95,11 @@ class Curve(Saved):
             assert budget_text(point.budget) and flops(point.flops) and percent(point.share)
         assert _configurations(curve) and _settings(curve.meta)
         row = {"name": "x", "accuracy": 1.0, "share": 1.0, "flops": 1.0, "kl": 0.0}
-        _with_metrics(curve, [row] * (len(curve) + 2)).save("measured.json")
+        with_metrics(curve, [row] * (len(curve) + 2)).save("measured.json")
         Frontier.load("measured.json")
         with contextlib.suppress(ValueError):
             curve.at(0.5)
-        assert _checked(self.file) == curve
+        assert load_frontier(self.file) == curve
 
 
 class Table(Saved):

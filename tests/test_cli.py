@@ -15,7 +15,7 @@ import torch
 
 from vispco import Frontier, PruningConfig, __version__, testbed
 from vispco.commands.main import main
-from vispco.commands import demonstration as demo
+from vispco.commands import demo, demo_report
 from vispco.commands.options import budgets
 from vispco.utils.console import (
     Progress,
@@ -197,10 +197,10 @@ def test_latency_needs_a_question_about_one_picture(capsys):
 
 
 def test_milliseconds_are_printed_where_there_are_any():
-    from vispco.commands.evaluate import _times_text
+    from vispco.commands.evaluate import latency_text
 
     row = {"predicted": 0.5, "measured": 0.625, "low": 0.6, "high": 0.65, "predicted_ms": 20.0, "measured_ms": 25.0}
-    text = _times_text({"question": "what?", "rounds": 9, "n_visual": 576, "n_text": 40, "fixed": 0.1, "full_ms": 40.0,
+    text = latency_text({"question": "what?", "rounds": 9, "n_visual": 576, "n_text": 40, "fixed": 0.1, "full_ms": 40.0,
                         "configurations": [row]}, ["a.json"])
     assert text.splitlines()[2].split() == ["a.json", "0.500", "0.625", "0.600", "–", "0.650", "20.0", "25.0"]
     assert "over the full model's, 40.0 ms" in text and "10.0 % of the full" in text
@@ -294,7 +294,7 @@ def test_list_everything(capsys):
 
 def test_demo(capsys):
     pytest.importorskip("matplotlib")
-    frontier = demo.run("out", **TINY_DEMO)
+    frontier = demo.demonstrate("out", **TINY_DEMO)
     out, err = capsys.readouterr()
     assert [line[:5] for line in err.splitlines()] == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
     assert sorted(p.name for p in Path("out").iterdir()) == [
@@ -313,12 +313,12 @@ def test_demo(capsys):
         assert all(c["share"] <= point.budget for c in drawn)
     costs = {"search": loaded.meta["forward_passes"], "grid": 6 * 8, "random": 2 * 2 * 8}
     assert loaded.meta["cost_in_forward_passes"] == costs
-    assert demo.report(frontier) in out and demo.FLOOR in out and "question:" in out
+    assert demo_report.report(frontier) in out and demo_report.FLOOR in out and "question:" in out
 
 
 def test_demo_command_passes_its_options_on(monkeypatch, capsys):
     seen = {}
-    monkeypatch.setattr(demo, "run", lambda *a, **k: seen.update(a=a, k=k))
+    monkeypatch.setattr(demo, "demonstrate", lambda *a, **k: seen.update(a=a, k=k))
     assert main(["demo", "--fast", "--seed", "3", "-q", "-o", "x"]) == 0
     assert seen == {"a": ("x", 3, True), "k": {"model_name": "testbed-llava", **demo.FAST}}
 
@@ -544,7 +544,7 @@ def test_wilson_is_within_0_and_1_and_covers():
 
 
 def test_beaten_counts_ties_half():
-    assert demo.beaten(1, [0, 0, 0]) == 100 and demo.beaten(0, [0, 0]) == 50 and demo.beaten(-1, [0]) == 0
+    assert demo_report.beaten(1, [0, 0, 0]) == 100 and demo_report.beaten(0, [0, 0]) == 50 and demo_report.beaten(-1, [0]) == 0
 
 
 def test_layers_entered_and_the_grid():

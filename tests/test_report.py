@@ -178,11 +178,11 @@ def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
 # ---- kept tokens ----------------------------------------------------------------------------------------
 def asked(name, side=None):
     Image = pytest.importorskip("PIL.Image")
-    from vispco.commands.asked import of_testbed
+    from vispco.commands.conversations import testbed_conversation
 
     model, processor = testbed.load(name)
     example = testbed.examples("test", 1)[0]
-    inputs = prompt(processor, of_testbed(example, "q"))
+    inputs = prompt(processor, testbed_conversation(example, "q"))
     return model, processor, inputs, Image.fromarray(example.image)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from .. import testbed
 from ..baselines.presets import presets
+from ..registry import ADAPTERS, KERNELS, METHODS, Registry
 from ..utils.console import table
-from ..registry import ADAPTERS, KERNELS, METHODS
 from .options import add_json
 from .output import print_json
 
@@ -18,50 +18,57 @@ EXAMPLES = ("kernels",)
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    """Of `vispco list`."""
-    sub.add_argument("what", nargs="?", choices=LISTERS, metavar="WHAT",
-                     help="one of %(choices)s; everything without it")
+    """Add the options of `vispco list`."""
+    which = "one of %(choices)s; everything without it"
+    sub.add_argument("what", nargs="?", choices=LISTERS, metavar="WHAT", help=which)
     add_json(sub)
 
 
 def run(options: argparse.Namespace) -> None:
-    """One list, or all."""
+    """Print one list, or all."""
     lists = {what: LISTERS[what]() for what in ([options.what] if options.what else LISTERS)}
     if options.json:
-        return print_json(lists[options.what] if options.what else lists)
-    blocks = [table([what, ""], [*lines.items()]) for what, lines in lists.items()]
-    print("\n\n".join(blocks))
+        print_json(lists[options.what] if options.what else lists)
+    else:
+        print("\n\n".join(table([what, ""], [*lines.items()]) for what, lines in lists.items()))
 
 
-def _first_lines(registry) -> dict[str, str]:
-    return {name: (inspect.getdoc(registry.get(name)) or "").split("\n")[0] for name in registry.names()}
+def _first_lines(registry: Registry) -> dict[str, str]:
+    documented = {name: inspect.getdoc(registry.get(name)) or "" for name in registry.names()}
+    return {name: text.split("\n")[0] for name, text in documented.items()}
 
 
 def _presets() -> dict[str, str]:
     """Published configurations, for 32 layers."""
-    return {f"{method} {name}": preset.config.describe().split(": ", 1)[1]
-            for method in METHODS.names() for name, preset in presets(method).items()}
-
-
-def _models() -> dict[str, str]:
-    return {"testbed-llava": "embedded, trained on the tasks below: 8 layers; `testbed` for short",
-            "testbed-qwen": "embedded, trained on the tasks below: 16 layers, any resolution",
-            "FOLDER": "a local Hugging Face model of a family that has an adapter",
-            "OWNER/MODEL": "the same by name, from the local cache or the Hugging Face hub"}
+    lines = {}
+    for method in METHODS.names():
+        for name, preset in presets(method).items():
+            lines[f"{method} {name}"] = preset.config.describe().split(": ", 1)[1]
+    return lines
 
 
 def _tasks() -> dict[str, str]:
-    return {task: _example(task) for task in testbed.TASKS}
+    lines = {}
+    for task in testbed.TASKS:
+        try:
+            example = testbed.examples("test", 1, 0, (task,))[0]
+            lines[task] = f"such as: {example.question}? {example.answer}"
+        except ImportError as error:  # its questions are another package's
+            lines[task] = str(error)
+    return lines
 
 
-def _example(task: str) -> str:
-    try:
-        sample = testbed.examples("test", 1, 0, (task,))[0]
-    except ImportError as error:  # its questions are another package's
-        return str(error)
-    return f"such as: {sample.question}? {sample.answer}"
-
-
+_MODELS = {
+    "testbed-llava": "embedded, trained on the tasks below: 8 layers; `testbed` for short",
+    "testbed-qwen": "embedded, trained on the tasks below: 16 layers, any resolution",
+    "FOLDER": "a local Hugging Face model of a family that has an adapter",
+    "OWNER/MODEL": "the same by name, from the local cache or the Hugging Face hub",
+}
 LISTERS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": lambda: _first_lines(METHODS), "presets": _presets, "kernels": lambda: _first_lines(KERNELS),
-    "adapters": lambda: _first_lines(ADAPTERS), "models": _models, "tasks": _tasks}
+    "methods": lambda: _first_lines(METHODS),
+    "presets": _presets,
+    "kernels": lambda: _first_lines(KERNELS),
+    "adapters": lambda: _first_lines(ADAPTERS),
+    "models": lambda: _MODELS,
+    "tasks": _tasks,
+}

@@ -1,4 +1,4 @@
-"""The `vispco` command: finds the command asked for, runs it, and turns every fault of a user into one line.
+"""The `vispco` command: finds the command, runs it, and turns every fault of a user into one line.
 
 Exit codes: 0; 2 with one line on stderr for everything a user can get wrong; 130 when interrupted.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import shlex
 import sys
@@ -15,9 +14,11 @@ from collections.abc import Sequence
 
 import torch
 
-from . import COMMANDS
+from ..registry import did_you_mean
 from ..utils.files import brief, printable
 from ..utils.version import __version__
+from . import COMMANDS
+from .options import Integer
 
 _INTRODUCTION = """\
 Find by gradient which fraction of the visual tokens each layer of a
@@ -27,8 +28,9 @@ vision-language model needs, for any compute budget; measure it, draw it, try it
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
+        # Names and answers may hold what the terminal cannot encode.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names and answers may hold what cannot be encoded
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = build_parser().parse_args(argv)
         options.command = shlex.join(["vispco", *(sys.argv[1:] if argv is None else argv)])
@@ -50,38 +52,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, FloatingPointError) as error:
         return _complain(str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return _complain(f"out of memory ({str(error) or 'of this machine'}): take a smaller --batch-size, fewer --limit, "
-                         "smaller pictures, or --dtype bfloat16")
+        what = str(error) or "of this machine"
+        advice = "take a smaller --batch-size, fewer --limit, smaller pictures, or --dtype bfloat16"
+        return _complain(f"out of memory ({what}): {advice}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole parser; `options.run` will be the command's function. Its errors are ValueErrors."""
-    parser = _Parser(prog="vispco", description=_INTRODUCTION,
-                     epilog="`vispco COMMAND --help` tells the options of each, with an example.")
+    """The whole parser; `options.run` will be the command's function. Its errors are
+    ValueErrors."""
+    epilog = "`vispco COMMAND --help` tells the options of each, with an example."
+    parser = _Parser(prog="vispco", description=_INTRODUCTION, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"vispco {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         examples = "\n".join(f"  vispco {name} {example}" for example in command.EXAMPLES)
-        sub = subparsers.add_parser(name, help=command.SUMMARY, epilog=f"example:\n{examples}",
-                                    description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.")
+        description = f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}."
+        sub = subparsers.add_parser(name, help=command.SUMMARY, description=description)
+        sub.epilog = f"example:\n{examples}"
         command.add_options(sub)
         sub.set_defaults(run=command.run)
     return parser
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help texts that keep their line breaks, tell the default, and call whole numbers N."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        hidden = (None, False, argparse.SUPPRESS)
+        if "default:" in text or any(action.default is value for value in hidden):
+            return text
+        return f"{text} (default: %(default)s)".strip()
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if isinstance(action.type, Integer) else action.dest.upper()
+
+
 class _Parser(argparse.ArgumentParser):
-    """One-line errors, and help texts that keep their line breaks."""
+    """One-line errors."""
 
     def __init__(self, **options):
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False,
-                            **options})
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
         """As in every release of Python, with the nearest choice."""
         if action.choices is not None and value not in action.choices:
-            near = difflib.get_close_matches(str(value), map(str, action.choices), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: {hint}choose from {', '.join(map(str, action.choices))}")
+            hint = did_you_mean(value, action.choices)
+            choices = ", ".join(map(str, action.choices))
+            message = f"invalid choice: {value!r}: {hint}choose from {choices}"
+            raise argparse.ArgumentError(action, message)
 
     def error(self, message: str):
         raise ValueError(f"{message} (see `{self.prog} --help`)")

@@ -1,34 +1,39 @@
-"""The notations of FastV, PyramidDrop and SparseVLM for one and the same thing: a schedule of keep ratios."""
+"""The notations of FastV, PyramidDrop and SparseVLM for a schedule of keep ratios."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..config import PruningConfig
 
 
 @dataclass(frozen=True)
 class Notation:
-    """example: how it is written, `KEY=NUMBERS KEY=NUMBERS`. meaning: in words. build(values, num_layers, n_visual): the
-    configuration. values(steps, n_visual): the inverse, of `PruningConfig.steps`."""
+    """A way to write a schedule, as `KEY=NUMBERS KEY=NUMBERS`.
+
+    example: one schedule. meaning: in words. build(values, num_layers, n_visual): the
+    configuration. values(steps, n_visual): the inverse; steps: as of `PruningConfig.steps`.
+    """
 
     example: str
     meaning: str
     build: Callable[[dict, int, int], PruningConfig]
-    values: Callable[[dict[int, float], int], dict]
+    values: Callable[[dict[int, float], int], dict[str, list]]
 
     @property
     def keys(self) -> list[str]:
-        """In the order in which they are written."""
+        """The keys in the order in which they are written."""
         return re.findall(r"(\w+)=", self.example)
 
 
 def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -> PruningConfig:
-    """The configuration that `text` means in a notation of NOTATIONS, for a model of `num_layers` decoder layers.
+    """The configuration that `text` means in a notation of NOTATIONS.
 
-    n_visual: visual tokens of a prompt, for notations that count them. Raises ValueError that shows the notation.
+    num_layers: decoder layers of the model. n_visual: visual tokens of a prompt, for notations that
+    count them. Raises ValueError that shows the notation.
 
     >>> parse_notation("fastv", "K=2 R=0.75", num_layers=4).keep_ratios
     (1.0, 1.0, 0.25, 0.25)
@@ -36,38 +41,44 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
     (1.0, 1.0, 0.5, 0.25)
     """
     notation, why = _notation(name), ""
+    values: dict[str, list[float]] = {}
+    parts = text.split()
     try:
-        pairs = [part.partition("=") for part in text.split()]
-        values = {key: [float(v) for v in numbers.split(",")] for key, _, numbers in pairs}
+        for key, _, numbers in (part.partition("=") for part in parts):
+            values[key] = [float(number) for number in numbers.split(",")]
     except ValueError:
         values = {}
-    if set(values) == set(notation.keys) and len(text.split()) == len(values):
+    if set(values) == set(notation.keys) and len(parts) == len(values):
         try:
             return notation.build(values, num_layers, n_visual)
         except ValueError as error:
             why = f": {error}"
-    raise ValueError(f"{text!r} is not in the notation of {name}{why}; expected such as {notation.example!r}: "
-                     f"{notation.meaning}")
+    expected = f"expected such as {notation.example!r}: {notation.meaning}"
+    raise ValueError(f"{text!r} is not in the notation of {name}{why}; {expected}")
 
 
 def write_notation(name: str, config: PruningConfig, n_visual: int | None = None) -> str:
-    """A configuration in a notation. n_visual: default, the configuration's own, else 576.
+    """A configuration in a notation of NOTATIONS.
 
+    n_visual: default, the configuration's own, else 576.
     Raises ValueError if the notation has no words for it, such as FastV's for two steps.
 
     >>> write_notation("fastv", PruningConfig("random", [1, 1, 0.25, 0.25]))
     'K=2 R=0.75'
     """
     notation, n_visual = _notation(name), n_visual or config.n_visual or 576
+    refusal = f"the notation of {name} cannot say {config.describe()!r}"
+    parts = []
     try:
         values = notation.values(config.steps, n_visual)
-        text = " ".join(f"{key}={','.join(format(v, '.10g') for v in values[key])}" for key in notation.keys)
-        back = parse_notation(name, text, config.num_layers, n_visual)
+        for key in notation.keys:
+            parts.append(f"{key}={','.join(format(value, '.10g') for value in values[key])}")
+        back = parse_notation(name, " ".join(parts), config.num_layers, n_visual)
     except ValueError as error:
-        raise ValueError(f"the notation of {name} cannot say {config.describe()!r}: {error}") from None
+        raise ValueError(f"{refusal}: {error}") from None
     if back.tokens(n_visual) != config.tokens(n_visual):
-        raise ValueError(f"the notation of {name} cannot say {config.describe()!r} for {n_visual} visual tokens")
-    return text
+        raise ValueError(f"{refusal} for {n_visual} visual tokens")
+    return " ".join(parts)
 
 
 def _notation(name: str) -> Notation:
@@ -83,49 +94,67 @@ def _integers(values: list[float]) -> list[int]:
     return [int(value) for value in values]
 
 
-def _single(values: list[float], key: str) -> float:
-    if len(values) != 1:
-        raise ValueError(f"expected one number for {key}, got {len(values)}")
-    return values[0]
+def _single(values: dict[str, list[float]], key: str) -> float:
+    if len(values[key]) != 1:
+        raise ValueError(f"expected one number for {key}, got {len(values[key])}")
+    return values[key][0]
 
 
-def _one_step(steps: dict[int, float], n_visual: int) -> dict:
+def _build_fastv(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+    layer = _integers([_single(values, "K")])[0]
+    return PruningConfig.from_fastv(layer, _single(values, "R"), num_layers=num_layers)
+
+
+def _fastv_values(steps: dict[int, float], n_visual: int) -> dict[str, list]:
     if len(steps) > 1:
         raise ValueError(f"it drops tokens once, not before {len(steps)} layers")
-    (layer, ratio), = steps.items() or [(0, 1.0)]
+    layer, ratio = next(iter(steps.items()), (0, 1.0))
     return {"K": [layer], "R": [1 - ratio]}
 
 
-def _after(steps: dict[int, float], n_visual: int) -> dict:
-    if not steps or 0 in steps:
-        raise ValueError("it drops tokens after a layer, so at least once, and never before layer 0")
-    return {"layers": [i - 1 for i in steps], "tokens": [round(r * n_visual) for r in steps.values()]}
+def _build_pdrop(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+    layers = _integers(values["layers"])
+    return PruningConfig.from_pdrop(layers, values["ratios"], num_layers=num_layers)
 
 
-def _listed(steps: dict[int, float], n_visual: int) -> dict:
+def _pdrop_values(steps: dict[int, float], n_visual: int) -> dict[str, list]:
     if not steps:
         raise ValueError("it lists at least one layer")
     return {"layers": [*steps], "ratios": [*steps.values()]}
 
 
-def _fastv(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
-    layer = _integers([_single(values["K"], "K")])[0]
-    return PruningConfig.from_fastv(layer, _single(values["R"], "R"), num_layers=num_layers)
-
-
-def _pdrop(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
-    return PruningConfig.from_pdrop(_integers(values["layers"]), values["ratios"], num_layers=num_layers)
-
-
-def _sparsevlm(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
+def _build_sparsevlm(values: dict, num_layers: int, n_visual: int) -> PruningConfig:
     tokens, layers = _integers(values["tokens"]), _integers(values["layers"])
-    config = PruningConfig.from_sparsevlm(tokens, layers, num_layers=num_layers, n_visual=n_visual)
-    return replace(config, n_visual=n_visual)
+    size: dict[str, Any] = {"num_layers": num_layers, "n_visual": n_visual}
+    return replace(PruningConfig.from_sparsevlm(tokens, layers, **size), n_visual=n_visual)
+
+
+def _sparsevlm_values(steps: dict[int, float], n_visual: int) -> dict[str, list]:
+    if not steps or 0 in steps:
+        raise ValueError(
+            "it drops tokens after a layer, so at least once, and never before layer 0"
+        )
+    counts = [round(ratio * n_visual) for ratio in steps.values()]
+    return {"layers": [layer - 1 for layer in steps], "tokens": counts}
 
 
 NOTATIONS = {
-    "fastv": Notation("K=2 R=0.5", "before layer K, drop the fraction R of the visual tokens", _fastv, _one_step),
-    "pdrop": Notation("layers=8,16,24 ratios=0.5,0.25,0.125", "from each layer on, that fraction of the original tokens",
-                      _pdrop, _listed),
-    "sparsevlm": Notation("layers=2,6,15 tokens=300,200,110", "after each layer, so many visual tokens remain",
-                          _sparsevlm, _after)}
+    "fastv": Notation(
+        "K=2 R=0.5",
+        "before layer K, drop the fraction R of the visual tokens",
+        _build_fastv,
+        _fastv_values,
+    ),
+    "pdrop": Notation(
+        "layers=8,16,24 ratios=0.5,0.25,0.125",
+        "from each layer on, that fraction of the original tokens",
+        _build_pdrop,
+        _pdrop_values,
+    ),
+    "sparsevlm": Notation(
+        "layers=2,6,15 tokens=300,200,110",
+        "after each layer, so many visual tokens remain",
+        _build_sparsevlm,
+        _sparsevlm_values,
+    ),
+}

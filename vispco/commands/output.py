@@ -1,20 +1,27 @@
-"""What several commands write: JSON, file names, a log of steps."""
+"""What several commands write: JSON, configurations, metrics; and who of several processes
+writes."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ..utils.console import budget_text
+from ..evaluate import Record
+from ..frontier import Frontier
+from ..utils.console import budget_text, standard_error, wilson
+from ..utils.distributed import launched, rank
 
 
 def print_json(data: Any) -> None:
-    """On stdout."""
+    """Print data as JSON on stdout."""
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
@@ -24,7 +31,8 @@ def check_file(path: str) -> None:
         raise ValueError(f"{path} is a folder: --output needs a file here")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
-        raise ValueError(f"{path}: there is no folder {folder}; make it, or choose another --output")
+        advice = "make it, or choose another --output"
+        raise ValueError(f"{path}: there is no folder {folder}; {advice}")
     with tempfile.TemporaryFile(dir=folder):
         pass
 
@@ -38,23 +46,34 @@ def slug(budget: float | str | Mapping) -> str:
     return re.sub(r"[^\w.+-]", "", budget_text(budget).replace("=", "-"))
 
 
-class StepLog:
-    """One JSON object per step, written as it happens; of a search that makes none, no file, nor an earlier search's."""
+def save_configs(frontier: Frontier, folder: Path, prefix: str) -> list[Path]:
+    """Write each configuration to `<prefix>-<budget>.json`; the paths, in the order of the
+    points."""
+    paths = [folder / f"{prefix}-{slug(point.budget)}.json" for point in frontier.points]
+    for point, path in zip(frontier.points, paths, strict=True):
+        point.config.save(path)
+    return paths
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._file: IO[str] | None = None
 
-    def __enter__(self) -> StepLog:
-        return self
+def metrics(record: Record) -> dict[str, Any]:
+    """What a frontier's point keeps of a held-out record; `share` is of the prunable compute."""
+    return {
+        "accuracy": record.accuracy,
+        "standard_error": standard_error(record.accuracy, record.n),
+        "interval": list(wilson(int(record.correct.sum()), record.n)),
+        "kl": record.kl,
+        "flops": record.flops,
+        "share": record.prunable_share,
+        "n": record.n,
+    }
 
-    def __call__(self, record: dict) -> None:
-        self._file = self._file or open(self._path, "w", encoding="utf-8")
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
-    def __exit__(self, kind: type | None, *_) -> None:
-        if self._file:
-            self._file.close()
-        elif kind is None:
-            self._path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def first_process(options: argparse.Namespace) -> Iterator[bool]:
+    """Join the processes of `torchrun`: is this the first? The others print nothing."""
+    with launched(), contextlib.ExitStack() as stack:
+        first = rank() == 0
+        if not first:
+            options.quiet = True
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield first

@@ -15,27 +15,34 @@ from typing import Any
 from .. import data, testbed
 from ..data.collate import split as in_batches
 from ..data.template import read_template
-from ..utils.distributed import as_gathered, rank, share
-from ..utils.files import printable
 from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
-from .asked import of_testbed
+from ..utils.distributed import as_gathered, rank, share
+from ..utils.files import printable
+from .conversations import testbed_conversation
 from .model import check_name, is_testbed
 
 
 @dataclass
 class Questions:
-    """split: that they are of, if their data has any. tasks: of each question, in the order of `Record.correct`.
-    batches(model, processor): with labels. some(n): up to n of them about one picture each, as conversations."""
+    """What `--data` names, read and checked.
+
+    split: of the data, if it has any. tasks: of each question, in the order of `Record.correct`.
+    batches(model, processor): with labels.
+    about_one_picture(n): up to n of the questions that are about one picture each.
+    """
 
     split: str | None
     tasks: list[str]
     batches: Callable[[Any, Any], list[dict]]
-    some: Callable[[int], list[data.Conversation]]
+    about_one_picture: Callable[[int], list[data.Conversation]]
 
 
 def questions(options: argparse.Namespace, split: str) -> Questions:
-    """Read and check the data, before any model is loaded. split: of the testbed, unless `--split` names one."""
+    """Read and check the data, before any model is loaded.
+
+    split: of the testbed, unless `--split` names one.
+    """
     if options.data == "testbed":
         return _of_testbed(options, options.split or split)
     if options.tasks:
@@ -43,46 +50,70 @@ def questions(options: argparse.Namespace, split: str) -> Questions:
     if not is_testbed(options.model):
         check_name(options.model)
     reading = reading_options(options)
-    sample = data.draw(options.data, options.limit, options.seed, images=options.images, columns=options.columns,
-                       split=options.split, max_pixels=options.max_pixels)
+    source = {"images": options.images, "columns": options.columns, "split": options.split}
+    limits = {"max_pixels": options.max_pixels}
+    sample = data.draw(options.data, options.limit, options.seed, **source, **limits)
     size = options.batch_size or 4
     parts = in_batches(sample.conversations, size)
 
     def batches(model, processor) -> list[dict]:
         made = data.batches(processor, sample.conversations, size, **reading)
         if not options.quiet and not rank():
-            own = chain.from_iterable(map(share, parts))
-            print(preview(sample, own, made, adapter_for(model)(model), processor, options), file=sys.stderr)
+            rows = chain.from_iterable(map(share, parts))
+            adapter = adapter_for(model)(model)
+            print(preview(sample, rows, made, adapter, processor, options), file=sys.stderr)
         return made
 
-    return Questions(options.split, [c.task or "other" for c in as_gathered(parts)], batches,
-                     lambda n: [c for c in sample.conversations if c.kind == "image" and len(c.media) == 1][:n])
+    def about_one_picture(n: int) -> list[data.Conversation]:
+        found = [c for c in sample.conversations if c.kind == "image" and len(c.media) == 1]
+        return found[:n]
+
+    tasks = [c.task or "other" for c in as_gathered(parts)]
+    return Questions(options.split, tasks, batches, about_one_picture)
 
 
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
     template = read_template(options.chat_template) if options.chat_template else None
-    return {"chat_template": template, "max_pixels": options.max_pixels, "frames": options.frames}
+    reading = {"max_pixels": options.max_pixels, "frames": options.frames}
+    return {"chat_template": template, **reading}
 
 
-def preview(sample: data.Sample, own: Iterable[data.Conversation], batches: list[dict], adapter, processor,
-            options: argparse.Namespace, examples: int = 3) -> str:
-    """What was drawn, in numbers; and some examples, with the words that are labelled. own: what the rows of the batches are of."""
-    rows = [(ids, labels, visual) for b in batches for ids, labels, visual in
-            zip(b["input_ids"], b["labels"], adapter.visual_mask(b["input_ids"], None) & b["attention_mask"].bool())]
-    real = [int(m.sum()) for b in batches for m in b["attention_mask"]]
-    visual, answers = [int(v.sum()) for _, _, v in rows], [int((label != -100).sum()) for _, label, _ in rows]
-    texts = [n - v - a for n, v, a in zip(real, visual, answers)]
-    count = len(sample.conversations)
-    lines = [f"{options.data}: {sample.total:,} questions, {count:,} drawn with seed {options.seed}"
-             + (f", {sample.skipped:,} without a picture left out" if sample.skipped else "")
-             + f"; a question has {_span(visual)} visual tokens, {_span(texts)} of text, {_span(answers)} of answers"]
-    for conversation, (_, labels, _) in list(zip(own, rows))[:examples]:
+def preview(
+    sample: data.Sample,
+    conversations: Iterable[data.Conversation],
+    batches: list[dict],
+    adapter,
+    processor,
+    options: argparse.Namespace,
+) -> str:
+    """What was drawn, in numbers; and three examples, with the words that are labelled.
+
+    conversations: what the rows of `batches` are about.
+    """
+    visual: list[int] = []
+    text: list[int] = []
+    answers: list[int] = []
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        seen = adapter.visual_mask(batch["input_ids"], None) & real
+        answer = batch["labels"] != -100
+        visual += seen.sum(1).tolist()
+        answers += answer.sum(1).tolist()
+        text += (real.sum(1) - seen.sum(1) - answer.sum(1)).tolist()
+    skipped = f", {sample.skipped:,} without a picture left out" if sample.skipped else ""
+    lines = [
+        f"{options.data}: {sample.total:,} questions, {len(sample.conversations):,} drawn with "
+        f"seed {options.seed}{skipped}; a question has {_span(visual)} visual tokens, "
+        f"{_span(text)} of text, {_span(answers)} of answers"
+    ]
+    labels = chain.from_iterable(batch["labels"] for batch in batches)
+    for conversation, row, _ in zip(conversations, labels, range(3), strict=False):
         (question, answer), *more = conversation.turns
-        learned = processor.tokenizer.decode(labels[labels != -100])
+        labelled = processor.tokenizer.decode(row[row != -100])
         turns = f" (and {len(more)} more turns)" if more else ""
-        lines.append(f"  {_clean(conversation.source)}  {_clean(question)} -> {_clean(answer)}{turns}; "
-                     f"labelled: {_clean(learned)!r}")
+        asked = f"{_clean(question)} -> {_clean(answer)}{turns}"
+        lines.append(f"  {_clean(conversation.source)}  {asked}; labelled: {_clean(labelled)!r}")
     return "\n".join(lines)
 
 
@@ -94,28 +125,44 @@ def _span(numbers: list[int]) -> str:
 def _clean(text: str, longest: int = 70) -> str:
     """On one line, not too long, and nothing that a terminal would obey."""
     text = printable(" ".join(text.split()))
-    return text if len(text) <= longest else f"{text[:longest - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-# ---- the testbed ----------------------------------------------------------------------------------------
+# ---- the testbed ----------------------------------------------------------------------------
 def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
-    if given := [f"--{name}" for name in ("images", "columns", "chat_template") if getattr(options, name)]:
-        raise ValueError(f"{given[0].replace('_', '-')} is for data of your own: give --data too")
-    kind = _testbed_kind(options.model)  # refuses models that these questions are not for, before anything is made
-    examples, size = testbed.examples(split, options.limit, options.seed, options.tasks), options.batch_size or 32
-    parts = [examples[i:i + size] for i in range(0, len(examples), size)]
-    return Questions(split, [e.task for e in as_gathered(parts)],
-                     lambda model, processor: [testbed.collate(share(part), model=kind) for part in parts],
-                     lambda n: [of_testbed(e, f"question {i}") for i, e in enumerate(examples[:n])])
+    for name in ("images", "columns", "chat_template"):
+        if getattr(options, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for data of your own: give --data too")
+    # Before anything is made: this refuses models that cannot read the questions.
+    kind = _testbed_kind(options.model)
+    examples = testbed.examples(split, options.limit, options.seed, options.tasks)
+    size = options.batch_size or 32
+    parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+
+    def batches(model, processor) -> list[dict]:
+        return [testbed.collate(share(part), model=kind) for part in parts]
+
+    def about_one_picture(n: int) -> list[data.Conversation]:
+        return [testbed_conversation(e, f"question {i}") for i, e in enumerate(examples[:n])]
+
+    tasks = [example.task for example in as_gathered(parts)]
+    return Questions(split, tasks, batches, about_one_picture)
 
 
 def _testbed_kind(model: str) -> str:
-    """The testbed model whose inputs `model` takes: it must know the testbed's few words by the same numbers."""
+    """The testbed model whose inputs `model` takes.
+
+    It must know the testbed's few words by the same numbers. Raises ValueError if it does not.
+    """
     if is_testbed(model):
         return model
     check_name(model)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        words = json.loads((Path(model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        text = (Path(model) / "tokenizer.json").read_text(encoding="utf-8")
+        words = json.loads(text)["model"]["vocab"]
         known = len({word for word in words if words[word] == QWEN_ID[word]})
         return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]
-    raise ValueError(f"{model} does not speak the testbed's vocabulary: give questions for it as --data")
+    raise ValueError(
+        f"{model} does not speak the testbed's vocabulary: give questions for it as --data"
+    )

@@ -5,185 +5,239 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import io
+import json
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import data
-from ..utils.console import Progress, budget_text, flops, output_folder, percent, table, tokens
-from ..latency.table import LatencyTable, spread
-from ..utils.distributed import launched, rank, total
-from ..frontier import Frontier, FrontierPoint
-from ..plot import plot_tokens
-from ..registry import KERNELS, METHODS
-from ..plot import Overlay, write_report
-from ..solvers.descent import search
-from ..utils.journal import Journal
-from ..ste import ESTIMATORS, build_estimator
 from ..calibration import OBJECTIVES, prepare, shapes
-from .asked import words
+from ..frontier import Frontier
+from ..latency.table import LatencyTable, spread
+from ..plot import Overlay, plot_tokens, write_report
+from ..registry import KERNELS, METHODS
+from ..solvers.descent import search
+from ..ste import ESTIMATORS
+from ..utils.console import COST_HEADER, Progress, budget_text, cost_cells, output_folder, table
+from ..utils.distributed import rank, total
+from ..utils.journal import Journal
+from .conversations import first_question
 from .model import load_model
-from .options import add_data, add_json, add_model, budgets, positive, whole
-from .output import StepLog, print_json, slug
+from .options import add_data, add_json, add_model, budgets, non_negative_int, positive_float
+from .output import first_process, print_json, save_configs
 from .questions import Questions, questions, reading_options
 
 SUMMARY = "find one configuration per budget by gradient"
-EXAMPLES = ("--model testbed --budgets 0.2,0.5,0.8 --output run",
-            "--model llava-hf/llava-1.5-7b-hf --data questions.jsonl --images pictures \\\n"
-            "      --method fastv --kernel multi_step --budgets 0.2:0.9:8 --dtype bfloat16 --output run")
+EXAMPLES = (
+    "--model testbed --budgets 0.2,0.5,0.8 --output run",
+    "--model llava-hf/llava-1.5-7b-hf --data questions.jsonl --images pictures \\\n"
+    "      --method fastv --kernel multi_step --budgets 0.2:0.9:8 --dtype bfloat16 --output run",
+)
 _DEFAULTS = {name: p.default for name, p in inspect.signature(search).parameters.items()}
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    """Of `vispco search`."""
+    """Add the options of `vispco search`."""
     add = sub.add_argument
-    add("--method", default=_DEFAULTS["method"], help="who ranks the tokens (default: %(default)s)")
-    add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules (default: %(default)s)")
-    add("--budgets", type=budgets, default=list(_DEFAULTS["budgets"]), metavar="LIST",
-        help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count (0.1:0.9:9), absolute "
-             "(1.8TFLOPs), or several limits at once (flops=0.5+kv_cache=40%%+latency=20ms); default: "
-             + ",".join(map(str, _DEFAULTS["budgets"])))
-    add("--objective", choices=OBJECTIVES, default=_DEFAULTS["objective"],
-        help="kl: stay close to the full model; task: answer right (default: %(default)s)")
-    add("--estimator", metavar="NAME", help=f"of the gradient through hard masks: {', '.join(ESTIMATORS)}")
-    add("--steps", type=whole(0), default=_DEFAULTS["steps"], metavar="N",
-        help="gradient steps per budget; 0: none, refinement alone, in the memory of inference (default: %(default)s)")
-    add("--learning-rate", type=positive, default=_DEFAULTS["learning_rate"], metavar="RATE",
-        help="of Adam, on the kernel's parameters (default: %(default)s)")
-    add("--refinement", type=whole(0), default=_DEFAULTS["refinement"], metavar="N",
-        help="schedules per budget that are measured after the gradient (default: %(default)s)")
-    add("--checkpoint", action="store_true",
-        help="keep the inputs of the layers only, and run them again in the backward pass: less memory, more time")
-    add("--output", "-o", default="vispco-run", metavar="FOLDER",
-        help="for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl (default: %(default)s)")
+    add("--method", default=_DEFAULTS["method"], help="who ranks the tokens")
+    add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules")
+    default = ",".join(map(str, _DEFAULTS["budgets"]))
+    add(
+        "--budgets",
+        type=budgets,
+        default=list(_DEFAULTS["budgets"]),
+        help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count "
+        "(0.1:0.9:9), absolute (1.8TFLOPs), or several limits at once "
+        f"(flops=0.5+kv_cache=40%%+latency=20ms) (default: {default})",
+    )
+    objective = "kl: stay close to the full model; task: answer right"
+    add("--objective", choices=OBJECTIVES, default=_DEFAULTS["objective"], help=objective)
+    add("--estimator", choices=ESTIMATORS, help="of the gradient through hard masks")
+    steps = "gradient steps per budget; 0: none, refinement alone, in the memory of inference"
+    add("--steps", type=non_negative_int, default=_DEFAULTS["steps"], help=steps)
+    rate = "of Adam, on the kernel's parameters"
+    add("--learning-rate", type=positive_float, default=_DEFAULTS["learning_rate"], help=rate)
+    refinement = "schedules per budget that are measured after the gradient"
+    add("--refinement", type=non_negative_int, default=_DEFAULTS["refinement"], help=refinement)
+    checkpoint = "less memory, more time: run each layer again in the backward pass"
+    add("--checkpoint", action="store_true", help=checkpoint)
+    folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
+    add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument
-    again("--overwrite", action="store_true", help="replace an earlier search in that folder, finished or not")
-    again("--resume", action="store_true",
-          help="go on with the search that was interrupted in that folder, with the same options; start one if there is none")
+    overwrite = "replace an earlier search in that folder, finished or not"
+    again("--overwrite", action="store_true", help=overwrite)
+    resume = "go on with a search that was interrupted there, with the same options; else start"
+    again("--resume", action="store_true", help=resume)
     add_json(sub)
     add_model(sub)
-    add_data(sub, limit=256, what="calibration questions", split="calibration")
+    add_data(sub, limit=256, split="calibration")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Search, write, print; with the processes of `torchrun`, of which the first writes and prints."""
-    with launched():
-        if not rank():
-            return _run(options)
-        with tempfile.TemporaryDirectory() as nowhere, contextlib.redirect_stdout(io.StringIO()):
-            options.output, options.quiet = nowhere, True
-            _run(options)
+    """Search, write, print, with the processes of `torchrun`: the first one writes and prints."""
+    METHODS.get(options.method)
+    KERNELS.get(options.kernel)
+    with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
+        if not first:
+            options.output = nowhere
+        with output_folder(options.output) as folder:
+            path = folder / "journal.jsonl"
+            with Journal(path, options.overwrite) as journal:
+                _search(options, folder, journal)
 
 
-def _run(options: argparse.Namespace) -> None:
-    METHODS.get(options.method), KERNELS.get(options.kernel), build_estimator(options.estimator)
-    with output_folder(options.output) as folder, Journal(folder / "journal.jsonl", options.overwrite) as journal:
-        begun = journal.search
-        _check_folder(folder, options, begun)
-        asked = questions(options, "calibration")
-        model, processor = load_model(options)
-        batches = asked.batches(model, processor)
-        timed = any("latency" in b for b in options.budgets if isinstance(b, Mapping))
-        latency, steps = _latency(model, batches, begun) if timed else None, []
-        with _resumable(folder, options, journal):
-            with Progress(len(options.budgets) * (options.steps + options.refinement), "search", options.quiet) as bar, \
-                    StepLog(folder / "log.jsonl") as log:
-                def on_step(record: dict) -> None:
-                    bar(record)
-                    log(record)
-                    steps.append(record)
+def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None:
+    begun = journal.search
+    _check_folder(folder, options, begun)
+    asked = questions(options, "calibration")
+    model, processor = load_model(options)
+    batches = asked.batches(model, processor)
+    latency = None
+    if any("latency" in budget for budget in options.budgets if isinstance(budget, Mapping)):
+        latency = _measure_latency(model, batches, begun)
+    log = folder / "log.jsonl"
+    steps: list[dict] = []
+    rounds = len(options.budgets) * (options.steps + options.refinement)
+    with _resumable(folder, options, journal):
+        with Progress(rounds, "search", options.quiet) as bar:
 
-                frontier = search(model, batches, options.method, options.kernel, options.budgets,
-                                  seed=options.seed, steps=options.steps, learning_rate=options.learning_rate,
-                                  objective=options.objective, estimator=options.estimator, latency=latency,
-                                  refinement=options.refinement, checkpoint=options.checkpoint, journal=journal,
-                                  callback=on_step)
-            frontier.meta |= {"model": options.model, "data": options.data}
-            files = [f"config-{slug(p.budget)}.json" for p in frontier.points]
-            for point, name in zip(frontier.points, files):
-                point.config.save(folder / name)
-            if latency:
-                latency.save(folder / "latency.json")
-            frontier.save(folder / "frontier.json")
-            overlays, note = _overlays(options, frontier, asked, model, processor)
-            write_report(folder / "report.html", frontier, steps, options.command, overlays, note)
-    rows = [{**_summary(p, options.objective), "file": str(folder / name)} for p, name in zip(frontier.points, files)]
+            def on_step(record: dict) -> None:
+                with open(log, "a" if steps else "w", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                steps.append(record)
+                bar(record)
+
+            frontier = search(
+                model,
+                batches,
+                options.method,
+                options.kernel,
+                options.budgets,
+                seed=options.seed,
+                steps=options.steps,
+                learning_rate=options.learning_rate,
+                objective=options.objective,
+                estimator=options.estimator,
+                latency=latency,
+                refinement=options.refinement,
+                checkpoint=options.checkpoint,
+                journal=journal,
+                callback=on_step,
+            )
+        # An earlier search's log does not belong to one that made no step.
+        if not steps:
+            log.unlink(missing_ok=True)
+        frontier.meta |= {"model": options.model, "data": options.data}
+        files = save_configs(frontier, folder, "config")
+        if latency:
+            latency.save(folder / "latency.json")
+        frontier.save(folder / "frontier.json")
+        overlays, note = _overlays(options, frontier, asked, model, processor)
+        report = folder / "report.html"
+        write_report(report, frontier, steps, options.command, overlays, note)
+    _print(options, folder, frontier, files)
+
+
+def _print(
+    options: argparse.Namespace, folder: Path, frontier: Frontier, files: list[Path]
+) -> None:
+    """The result as a table, or as JSON."""
+    objective = options.objective
     if options.json:
-        return print_json({"frontier": str(folder / "frontier.json"), "log": str(folder / "log.jsonl"),
-                           "report": str(folder / "report.html"),
-                           "configurations": rows, "meta": frontier.meta})
-    print(table(["budget", "FLOPs", "share", "visual tokens entering each layer",
-                 {"kl": "KL", "task": "task loss"}[options.objective], "file"],
-                [[budget_text(r["budget"]), flops(r["flops"]), percent(r["share"]), tokens(r["tokens"]),
-                  f"{r[options.objective]:.4f}", r["file"]] for r in rows]))
-    print(f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
-          f"with pictures in {folder / 'report.html'}")
+        rows = []
+        for point, file in zip(frontier.points, files, strict=True):
+            config = point.config
+            row: dict[str, Any] = {"budget": point.budget, "flops": point.flops}
+            row |= {"share": point.share, objective: point.loss}
+            row |= {"keep_ratios": list(config.keep_ratios)}
+            row |= {"tokens": config.tokens(config.n_visual or 0), "file": str(file)}
+            rows.append(row)
+        names = {"frontier": "frontier.json", "log": "log.jsonl", "report": "report.html"}
+        paths = {key: str(folder / name) for key, name in names.items()}
+        print_json({**paths, "configurations": rows, "meta": frontier.meta})
+        return
+    header = [*COST_HEADER, {"kl": "KL", "task": "task loss"}[objective], "file"]
+    cells = [
+        [*cost_cells(point), f"{point.loss:.4f}", file]
+        for point, file in zip(frontier.points, files, strict=True)
+    ]
+    print(table(header, cells))
+    print(
+        f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
+        f"with pictures in {folder / 'report.html'}"
+    )
 
 
 def _check_folder(folder: Path, options: argparse.Namespace, begun: dict | None) -> None:
     """Raise ValueError if the folder holds a search that nobody said what to do with."""
-    if options.overwrite or options.resume and begun:
+    if options.overwrite or (options.resume and begun):
         return
     done = (folder / "frontier.json").exists()
     if done or begun:
-        raise ValueError(f"{folder} holds {'a frontier.json' if done else 'a search that was interrupted'}: choose another --output, "
-                         f"{'--resume it, ' if begun else ''}or --overwrite it")
+        what = "a frontier.json" if done else "a search that was interrupted"
+        resume = "--resume it, " if begun else ""
+        raise ValueError(
+            f"{folder} holds {what}: choose another --output, {resume}or --overwrite it"
+        )
 
 
 @contextlib.contextmanager
 def _resumable(folder: Path, options: argparse.Namespace, journal: Journal) -> Iterator[None]:
-    """Whoever stops the search, or the disk when it is full, is told how to go on; who has gone on, how far it was."""
-    command = [word for word in shlex.split(options.command) if word not in ("--overwrite", "--resume")]
+    """Tell how to go on with a search that is stopped, or how far one was that went on."""
+    words = shlex.split(options.command)
+    command = [word for word in words if word not in ("--overwrite", "--resume")]
     how = f"`{shlex.join([*command, '--resume'])}` goes on where it was"
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {how}") from None
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; {how}", error.filename) from None
+    except OSError as error:  # such as a full disk
+        why = f"{error.strerror or error}; {how}"
+        raise OSError(error.errno, why, error.filename) from None
     if options.resume and not options.quiet and journal.recalled:
-        done = "had finished" if not journal.computed else f"went on after {journal.recalled} results, with {journal.computed} more"
-        print(f"{folder}: the search {done}", file=sys.stderr)
+        recalled, computed = journal.recalled, journal.computed
+        done = f"went on after {recalled} results, with {computed} more"
+        print(f"{folder}: the search {done if computed else 'had finished'}", file=sys.stderr)
 
 
-def _latency(model, batches: list[dict], begun: dict | None) -> LatencyTable:
-    """The decoder's times up to the longest prompt; of a search that has begun, those that it began with."""
+def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyTable:
+    """The decoder's times up to the longest prompt; of a search that has begun, its own times."""
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
     n_visual, n_text = shapes(prepare(model, batches))
-    table = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
-    seconds = torch.tensor(table.seconds, dtype=torch.float64) * (not rank())  # the first process's, for all
-    return replace(table, seconds=tuple(total(seconds).tolist()))
+    times = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
+    # The first process's times, for all.
+    seconds = torch.tensor(times.seconds, dtype=torch.float64) * (not rank())
+    return replace(times, seconds=tuple(total(seconds).tolist()))
 
 
-def _overlays(options: argparse.Namespace, frontier: Frontier, asked: Questions, model, processor,
-              count: int = 3) -> tuple[list[Overlay], str]:
-    """How the configuration in the middle of the frontier treats some calibration questions; or why none can be shown."""
-    point, reading = frontier.points[(len(frontier) - 1) // 2], reading_options(options)
-    if min(point.config.keep_ratios) == 1:
+def _overlays(
+    options: argparse.Namespace, frontier: Frontier, asked: Questions, model, processor
+) -> tuple[list[Overlay], str]:
+    """How the configuration in the middle treats three questions; or why none can be shown."""
+    point = frontier.points[(len(frontier) - 1) // 2]
+    config, reading = point.config, reading_options(options)
+    if min(config.keep_ratios) == 1:
         return [], "Nothing is dropped."
 
     def overlay(conversation: data.Conversation) -> Overlay:
-        def draw(path) -> None:
-            picture = data.open_picture(conversation.media[0], conversation.folder, options.max_pixels)
-            plot_tokens(model, processor, data.prompt(processor, conversation, **reading), picture, point.config, path)
+        def draw(path: Path) -> None:
+            media, folder = conversation.media[0], conversation.folder
+            picture = data.open_picture(media, folder, options.max_pixels)
+            inputs = data.prompt(processor, conversation, **reading)
+            plot_tokens(model, processor, inputs, picture, config, path)
 
-        return Overlay(f"{words(conversation)} (budget {budget_text(point.budget)})", draw)
+        title = f"{first_question(conversation)} (budget {budget_text(point.budget)})"
+        return Overlay(title, draw)
 
     try:
-        found = [overlay(conversation) for conversation in asked.some(count)]
+        found = [overlay(conversation) for conversation in asked.about_one_picture(3)]
     except ImportError as error:
         return [], str(error)
     return found, "None of the questions is about one picture."
-
-
-def _summary(point: FrontierPoint, objective: str) -> dict:
-    config = point.config
-    return {"budget": point.budget, "flops": point.flops, "share": point.share, objective: point.loss,
-            "keep_ratios": list(config.keep_ratios), "tokens": config.tokens(config.n_visual or 0)}

@@ -13,9 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..config import PruningConfig
 from ..frontier import Frontier
-from ..utils.console import budget_text, flops, percent, tokens
+from ..utils.console import COST_HEADER, budget_text, cost_cells
 from ..utils.files import write_text
 from .convergence import PANELS, plot_convergence
 from .figure import require_matplotlib
@@ -148,9 +147,9 @@ def _configurations(frontier: Frontier) -> str:
     measured = sorted({k for m in metrics for k, v in m.items() if isinstance(v, float)})
     rows = []
     for p in frontier.points:
-        cost = [budget_text(p.budget), flops(p.flops), percent(p.share), _entering(p.config)]
-        rows.append([*cost, *map(_decimals, [p.loss, *map(p.metrics.get, measured)])])
-    header = ["budget", "FLOPs", "share", "visual tokens entering each layer", loss, *measured]
+        values = [p.loss, *map(p.metrics.get, measured)]
+        rows.append([*cost_cells(p), *map(_decimals, values)])
+    header = [*COST_HEADER, loss, *measured]
     return _table(header, rows, numbers={1, 2, *range(4, len(header))})
 
 
@@ -158,13 +157,6 @@ def _decimals(value: Any) -> str:
     if isinstance(value, (int, float)):
         return f"{value:.4f}"
     return "" if value is None else str(value)
-
-
-def _entering(config: PruningConfig) -> str:
-    """Counts, or shares where the configuration does not say of how many."""
-    if config.n_visual:
-        return tokens(config.tokens(config.n_visual))
-    return " ".join(percent(ratio, 0) for ratio in config.keep_ratios)
 
 
 def _gradient(steps: Sequence[Mapping]) -> list[str]:

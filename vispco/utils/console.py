@@ -1,4 +1,4 @@
-"""What the command line and the demo share: tables, units, intervals, progress, output folders."""
+"""What the commands show: tables, units, intervals, progress; and their output folders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .files import printable
+
+Item = TypeVar("Item")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -26,11 +28,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
        10  last
     """
     cells = [[*map(printable, row)] for row in (header, *rows)]
-    columns = list(zip(*cells))
+    columns = list(zip(*cells, strict=True))
     right = [len(column) > 1 and all(map(_numeric, column[1:])) for column in columns]
     widths = [max(map(len, column)) for column in columns]
-    padded = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)] for row in cells]
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    lines = []
+    for row in cells:
+        places = zip(row, widths, right, strict=True)
+        padded = [cell.rjust(w) if number else cell.ljust(w) for cell, w, number in places]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def _numeric(cell: str) -> bool:
@@ -52,7 +58,8 @@ def flops(number: float) -> str:
     value = number / 1000**power
     if value >= 999.95 and power < 5:
         power, value = power + 1, value / 1000
-    return f"{value:.{max(0, 4 - len(str(int(value))))}f} {['', 'K', 'M', 'G', 'T', 'P'][power]}FLOPs"
+    decimals = max(0, 4 - len(str(int(value))))
+    return f"{value:.{decimals}f} {['', 'K', 'M', 'G', 'T', 'P'][power]}FLOPs"
 
 
 def tokens(counts: Sequence[int], longest: int = 12) -> str:
@@ -78,8 +85,26 @@ def budget_text(budget: float | str | Mapping) -> str:
     return f"{budget:g}" if isinstance(budget, float) else str(budget)
 
 
+#: The columns that every table of configurations begins with.
+COST_HEADER = ["budget", "FLOPs", "share", "visual tokens entering each layer"]
+
+
+def cost_cells(point) -> list[str]:
+    """The cells of a `FrontierPoint` under COST_HEADER.
+
+    The tokens are counts, or shares where the configuration does not say of how many.
+    """
+    config = point.config
+    if config.n_visual:
+        entering = tokens(config.tokens(config.n_visual))
+    else:
+        entering = " ".join(percent(ratio, 0) for ratio in config.keep_ratios)
+    return [budget_text(point.budget), flops(point.flops), percent(point.share), entering]
+
+
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a proportion (95 % at z = 1.96); unlike p +- z s.e. it stays within [0, 1].
+    """Wilson's interval for a proportion (95 % at z = 1.96); unlike p +- z s.e. it stays within [0,
+    1].
 
     >>> [round(x, 3) for x in wilson(90, 100)]
     [0.826, 0.945]
@@ -109,7 +134,8 @@ def layers_entered(kept: dict[int, torch.Tensor], visual: torch.Tensor, num_laye
 
 
 def token_grid(depths: Sequence[int]) -> str:
-    """Tokens in raster order as a small picture: `·` leaves first, `█` stays longest, shades in between.
+    """Tokens in raster order as a small picture: `·` leaves first, `█` stays longest, shades in
+    between.
 
     >>> print(token_grid([8, 1, 1, 4]))
     █ ·
@@ -118,7 +144,7 @@ def token_grid(depths: Sequence[int]) -> str:
     side = math.isqrt(len(depths))
     width = side if side * side == len(depths) else 32
     marks = [_shade(d, min(depths), max(depths)) for d in depths]
-    return "\n".join(" ".join(marks[i:i + width]) for i in range(0, len(marks), width))
+    return "\n".join(" ".join(marks[i : i + width]) for i in range(0, len(marks), width))
 
 
 def _shade(depth: int, least: int, most: int) -> str:
@@ -130,25 +156,32 @@ def _shade(depth: int, least: int, most: int) -> str:
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`: beside the time left it shows the loss, and of the gradient the violation of
-    the budget, the multiplier and the penalty, of the refinement the best loss so far.
+    An instance is a callback for `vispco.search`. Beside the time left it shows the loss; of the
+    gradient also the violation of the budget, the multiplier and the penalty; of the refinement
+    also the best loss so far.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=total, desc=label, file=sys.stderr, leave=False, dynamic_ncols=True,
-                         disable=True if quiet else None)
+        look: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
+        off = True if quiet else None
+        self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
 
     def __call__(self, record: dict) -> None:
-        state = f"best {record['best']:.4f}" if "best" in record else (
-            f"violation {record['violation']:.4f}, multiplier {record['multiplier']:.3g}, penalty {record['penalty']:.3g}")
-        self._bar.set_postfix_str(f"budget {budget_text(record['budget'])}, loss {record['loss']:.4f}, {state}", refresh=False)
-        self._bar.update()
+        state = [f"budget {budget_text(record['budget'])}", f"loss {record['loss']:.4f}"]
+        if "best" in record:
+            state.append(f"best {record['best']:.4f}")
+        else:
+            state.append(f"violation {record['violation']:.4f}")
+            state.append(f"multiplier {record['multiplier']:.3g}")
+            state.append(f"penalty {record['penalty']:.3g}")
+        self._bar.set_postfix_str(", ".join(state), refresh=False)
+        self.update()
 
-    def update(self, n: int = 1) -> None:
-        """`n` more are done."""
-        self._bar.update(n)
+    def update(self) -> None:
+        """One more is done."""
+        self._bar.update()
 
     def __enter__(self) -> Progress:
         return self
@@ -157,31 +190,31 @@ class Progress:
         self._bar.close()
 
 
+def track(items: Sequence[Item], label: str, quiet: bool = False) -> Iterator[Item]:
+    """The items one by one, beside a progress bar."""
+    with Progress(len(items), label, quiet) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
 @contextlib.contextmanager
 def output_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Make `path` (with its parents) and try to write there, before the work starts rather than after it.
+    """Make `path` (with its parents) and try to write there, before the work starts.
 
-    If the block fails, the folders made here are taken away again, unless something was put into them.
-    Raises OSError that names the path.
+    If the block fails, the folders made here are taken away again, unless something was put into
+    them. Raises OSError that names the path, ValueError if it is a file.
     """
     folder = Path(path)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file: --output needs a folder")
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except FileExistsError:
-        raise ValueError(f"{folder} is a file: --output needs a folder") from None
-    except BaseException:
-        _remove_empty(made)
-        raise
-    try:
         yield folder
     except BaseException:
-        _remove_empty(made)
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
         raise
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()

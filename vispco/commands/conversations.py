@@ -1,0 +1,55 @@
+"""One question about a picture, of the command line or the testbed, as a conversation."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .. import data, testbed
+from ..data.draw import check_files
+from ..data.pictures import require_pillow
+from .model import is_testbed
+
+
+def conversation_about(
+    media: Sequence[str], kind: str, question: str, max_pixels: int
+) -> data.Conversation:
+    """A question about pictures, or about one video.
+
+    media: paths of the pictures, or of the video. kind: "image" or "video".
+    Raises ValueError or OSError that names the path.
+    """
+    paths = [os.path.abspath(path) for path in media]
+    for path in paths:
+        os.stat(path)
+    seen = {"images": paths} if kind == "image" else {"video": paths[0]}
+    row = {**seen, "question": question, "answer": "?"}
+    conversation: Any = data.parse(row, f"--{kind}", os.path.abspath(os.sep))
+    if kind == "image":
+        check_files(conversation, max_pixels)
+    return conversation
+
+
+def testbed_conversation(example: testbed.Example, source: str) -> data.Conversation:
+    """A question of the testbed. source: names it in error messages."""
+    image, _ = require_pillow()
+    file = io.BytesIO()
+    image.fromarray(example.image).save(file, "png")
+    row = {"image": {"bytes": file.getvalue()}, "question": f"{example.question}?"}
+    conversation: Any = data.parse({**row, "answer": example.answer}, source)
+    return conversation
+
+
+def first_question(conversation: data.Conversation) -> str:
+    """The first question without the marks of its pictures."""
+    return conversation.turns[0][0].replace("<image>", "").replace("<video>", "")
+
+
+def check_vocabulary(name: str, processor, inputs: dict, question: str) -> None:
+    """Raise ValueError if the model `name` is the testbed's and does not know every word."""
+    unknown = inputs["input_ids"] == processor.tokenizer.unk_token_id
+    if is_testbed(name) and bool(unknown.any()):
+        hint = "see `vispco list tasks` for what it is asked"
+        raise ValueError(f"the testbed does not know every word of {question!r}: {hint}")
