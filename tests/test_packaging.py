@@ -1,5 +1,6 @@
 """What is shipped: the wheel and the source archive hold all they need, and the metadata agree with the code."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def build(kind, folder):
     """Build a "wheel" or an "sdist" from a copy of the project, so that nothing is left in the project."""
     if int(version("setuptools").split(".")[0]) < 77:
         pytest.skip('needs setuptools >= 77: pip install "vispco[test]"')
-    files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    listing = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    files = subprocess.run(listing, cwd=ROOT, capture_output=True, check=False)
     if files.returncode:
         pytest.skip("needs a git checkout, to know which files are the project's")
     for name in filter(None, files.stdout.decode().split("\0")):
@@ -29,7 +31,7 @@ def build(kind, folder):
     code = f"import setuptools.build_meta as b; b.build_{kind}('built')"
     (folder / "built").mkdir()
     subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
-    built, = (folder / "built").iterdir()
+    (built,) = (folder / "built").iterdir()
     return built
 
 
@@ -38,8 +40,11 @@ def test_the_wheel_holds_the_code_the_testbeds_and_the_types_and_nothing_else(tm
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("/METADATA"))).decode()
         assert any(n.endswith("licenses/LICENSE") for n in wheel.namelist())
-    there = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vispco").rglob("*")
-             if p.is_file() and (p.suffix == ".py" or p.name == "py.typed" or "testbed" in p.parts)}
+    there = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "vispco").rglob("*")
+        if p.is_file() and (p.suffix == ".py" or p.name == "py.typed" or "testbed" in p.parts)
+    }
     assert names == {name for name in there if "__pycache__" not in name}
     assert f"\nVersion: {vispco.__version__}\n" in metadata and "\nLicense-Expression: Apache-2.0\n" in metadata
 
@@ -47,8 +52,11 @@ def test_the_wheel_holds_the_code_the_testbeds_and_the_types_and_nothing_else(tm
 def test_the_source_archive_can_run_its_tests_and_build_its_site(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = {"tests/conftest.py", "tests/oracles.py", "docs/run.py", "docs/images/kernels.png", "benchmarks/overhead.py",
-              "mkdocs.yml", "constraints.txt", "constraints-oldest.txt", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    needed = {
+        "tests/conftest.py", "tests/oracles.py", "docs/run.py", "docs/images/kernels.png", "benchmarks/overhead.py",
+        "mkdocs.yml", "constraints.txt", "constraints-oldest.txt", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff",
+        ".ci/run", ".github/workflows/tests.yml", ".pre-commit-config.yaml",
+    }
     assert needed <= names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
 
@@ -56,5 +64,15 @@ def test_the_source_archive_can_run_its_tests_and_build_its_site(tmp_path):
 def test_types_are_as_they_say():
     """Of all of vispco, and of what a user gets from it (tests/typed_user.py)."""
     pytest.importorskip("mypy", reason="pip install mypy")
-    checked = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    mypy = [sys.executable, "-m", "mypy"]
+    checked = subprocess.run(mypy, cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_workflows_run_the_command_and_the_linter_that_the_readme_and_the_constraints_name():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"<!-- test command -->\n```sh\n(.*?)```", readme, re.DOTALL)[1].strip()
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert f"- run: {command}\n" in workflow
+    ruff = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert f"rev: v{ruff} " in (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
