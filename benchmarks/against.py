@@ -1,9 +1,11 @@
-"""One schedule, three ways: vispco's deploy mode, full eager attention, masks only; and transformers' bare model.
+"""One schedule, three ways to prune, timed against transformers' bare model.
 
     python -m benchmarks.against --model small --visual 576 2880 --output against.json
 
-"eager" is what published repositories do, written for this benchmark: the layer before each cut computes its whole
-attention matrix, from which the last token's row is read, and the hidden states are gathered.
+The ways are vispco's deploy mode, masks only (its search mode), and full eager attention.
+"eager" is what published repositories do, written anew for this benchmark. The layer before each
+cut computes its whole attention matrix. The last token's row ranks the visual tokens, and the
+hidden states of the best are gathered.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import vispco
 from vispco.config import whole_tokens
 
 from . import shapes
-from .side_by_side import arguments, peak_memory, run, side_by_side
+from .side_by_side import arguments, peak_memory, run, side_by_side, turns
 
 
 @contextlib.contextmanager
 def eager_pruning(model: nn.Module, config: vispco.PruningConfig, image: int = shapes.IMAGE):
-    """FastV by full eager attention, for prompts alike in all samples (where image tokens stand) without padding."""
+    """FastV by full eager attention.
+
+    Prompts have no padding, and their image tokens stand at the same places in all samples.
+    """
     layers, state, hooks, configs = model.get_decoder().layers, {}, [], []
     ratios = [1.0, *config.keep_ratios]
     cuts = [i for i in range(1, len(layers)) if ratios[i + 1] < ratios[i]]
@@ -36,26 +41,33 @@ def eager_pruning(model: nn.Module, config: vispco.PruningConfig, image: int = s
     def before(i):
         def hook(module, args, kwargs):
             hidden, places = args[0], state["places"]
-            if hidden.shape[1] == 1:  # decoding
+            decoding = hidden.shape[1] == 1
+            if decoding:
                 return None
             if i in cuts:
-                here = state["visual"] if places is None else state["visual"][places]  # (B, N) or (N,)
+                # (B, N), or (N,) at the first cut
+                here = state["visual"] if places is None else state["visual"][places]
                 scores = state["attention"][:, :, -1].mean(1)  # (B, N)
                 keep = whole_tokens(config.keep_ratios[i], state["n"])
                 best = scores.masked_fill(~here, -1).topk(keep).indices
-                index = (~here).expand_as(scores).scatter(1, best, True).nonzero()[:, 1].view(len(scores), -1)
+                stays = (~here).expand_as(scores).scatter(1, best, True)
+                index = stays.nonzero()[:, 1].view(len(scores), -1)
                 hidden = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))
                 places = state["places"] = index if places is None else places.gather(1, index)
             changed = dict(kwargs)
             if places is not None:
                 cos, sin = (x.expand(len(places), -1, -1) for x in kwargs["position_embeddings"])
                 index = places[..., None].expand(-1, -1, cos.shape[-1])
-                changed |= {"position_embeddings": (cos.gather(1, index), sin.gather(1, index)), "attention_mask": None,
-                            "position_ids": None}
-            if i + 1 in cuts:  # eager attention has no causal mask of its own
+                changed |= {
+                    "position_embeddings": (cos.gather(1, index), sin.gather(1, index)),
+                    "attention_mask": None,
+                    "position_ids": None,
+                }
+            # Eager attention has no causal mask of its own.
+            if i + 1 in cuts:
                 size = hidden.shape[1]
-                changed["attention_mask"] = torch.full((size, size), torch.finfo(hidden.dtype).min, dtype=hidden.dtype,
-                                                       device=hidden.device).triu(1)[None, None]
+                forbidden = hidden.new_full((size, size), torch.finfo(hidden.dtype).min)
+                changed["attention_mask"] = forbidden.triu(1)[None, None]
             return (hidden, *args[1:]), changed
 
         return hook
@@ -85,20 +97,25 @@ def measure(options) -> list[dict]:
     figures = []
     for model, prompt, setting in shapes.settings(options):
         for schedule, config in shapes.schedules(setting["layers"]).items():
-            ways = {"bare": contextlib.nullcontext, "deploy": partial(vispco.apply, model, config),
-                    "eager": partial(eager_pruning, model, config),
-                    "mask": partial(vispco.apply, model, config, mode="search")}
+            ways = {
+                "bare": contextlib.nullcontext,
+                "deploy": partial(vispco.apply, model, config),
+                "eager": partial(eager_pruning, model, config),
+                "mask": partial(vispco.apply, model, config, mode="search"),
+            }
             call = partial(shapes.prefill, model, prompt)
-            times = side_by_side(dict.fromkeys(ways, call), baseline="bare", rounds=options.rounds, warmup=options.warmup,
-                                 device=options.device, timer=options.timer, within=ways)
+            calls = dict.fromkeys(ways, call)
+            times = side_by_side(calls, baseline="bare", within=ways, **turns(options))
             for way, within in ways.items():
                 with within():
                     memory, kv_bytes = peak_memory(call, options.device), shapes.kv_bytes(call())
-                figures.append({**setting, "schedule": schedule, "way": way, **times[way], "peak_bytes": memory,
-                                "kv_bytes": kv_bytes})
-                print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {schedule:<5} {way:<6} "
-                      f"{times[way]['ratio']:.3f} ({times[way]['low']:.3f} to {times[way]['high']:.3f}), "
-                      f"peak {memory / 2**20:.1f} MiB, KV cache {kv_bytes / 2**20:.1f} MiB")
+                row = {**setting, "schedule": schedule, "way": way, **times[way]}
+                figures.append({**row, "peak_bytes": memory, "kv_bytes": kv_bytes})
+                print(
+                    f"{row['n_visual']:>6} visual, batch {row['batch']}, {schedule:<5} {way:<6} "
+                    f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
+                    f"peak {memory / 2**20:.1f} MiB, KV cache {kv_bytes / 2**20:.1f} MiB"
+                )
     return figures
 
 

@@ -1,9 +1,12 @@
-"""What a frontier costs: one amortised search against a grid of 700 configurations, in seconds and in forward passes.
+"""What a frontier costs, in seconds and in forward passes.
+
+One amortised search is compared with a grid of 700 configurations.
 
     python -m benchmarks.frontier_cost --model testbed-llava --output frontier_cost.json
 
-The grid is the paper's, 20 keep ratios at 35 layers (of a model with fewer layers: as many ratios as make 700, rounded up). Its
-time is extrapolated from `--sample` of its configurations, evenly spread; its forward passes are exact.
+The grid is the paper's: 20 keep ratios at 35 layers. A model with fewer layers gets as many ratios
+as make 700, rounded up. The time of the grid is extrapolated from `--sample` of its configurations,
+evenly spread; its forward passes are exact.
 """
 
 from __future__ import annotations
@@ -36,9 +39,15 @@ def grid(method: str, layers: int, count: int) -> list[PruningConfig]:
 
 
 def measure(options) -> list[dict]:
-    """Seconds of the search over those of the grid (one pair a round), and the forward passes of both."""
+    """Seconds of the search over those of the grid, one pair a round.
+
+    Also the forward passes of both.
+    """
     if options.sample < 1 or options.configurations < options.sample:
-        raise ValueError(f"--sample must be from 1 to the number of configurations, {options.configurations}, got {options.sample}")
+        raise ValueError(
+            "--sample must be from 1 to the number of configurations, "
+            f"{options.configurations}, got {options.sample}"
+        )
     if options.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
     model = testbed.load(options.model)[0].to(options.device, getattr(torch, options.dtype))
@@ -61,21 +70,40 @@ def measure(options) -> list[dict]:
         if turn >= 0:
             # `few` runs the full model once, too: it is one configuration more.
             ratios.append(ours / (part * (1 + len(configs)) / (1 + len(chosen))))
-    low, middle, high = torch.tensor(ratios, dtype=torch.float64).quantile(
-        torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    print(f"{options.model}: the search takes {middle:.3f} ({low:.3f} to {high:.3f}) of the grid's time and "
-          f"{passes['search'] / passes['grid']:.3f} of its forward passes ({passes['search']} of {passes['grid']})")
-    return [{"model": options.model, "method": options.method, "questions": options.questions, "batch": options.batch,
-             "steps": options.steps, "refinement": options.refinement, "budgets": BUDGETS, "configurations": len(configs),
-             "timed": len(chosen), "extrapolated": len(chosen) < len(configs), "ratio": middle, "low": low, "high": high,
-             "passes": passes, "passes_ratio": passes["search"] / passes["grid"]}]
+    quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    low, middle, high = torch.tensor(ratios, dtype=torch.float64).quantile(quantiles).tolist()
+    passes_ratio = passes["search"] / passes["grid"]
+    print(
+        f"{options.model}: the search takes {middle:.3f} ({low:.3f} to {high:.3f}) of the grid's "
+        f"time and {passes_ratio:.3f} of its forward passes "
+        f"({passes['search']} of {passes['grid']})"
+    )
+    figure = {
+        "model": options.model,
+        "method": options.method,
+        "questions": options.questions,
+        "batch": options.batch,
+        "steps": options.steps,
+        "refinement": options.refinement,
+        "budgets": BUDGETS,
+        "configurations": len(configs),
+        "timed": len(chosen),
+        "extrapolated": len(chosen) < len(configs),
+        "ratio": middle,
+        "low": low,
+        "high": high,
+        "passes": passes,
+        "passes_ratio": passes_ratio,
+    }
+    return [figure]
 
 
 def main(argv=None) -> int:
     """Run the command; returns the exit code."""
     parser = arguments("benchmarks.frontier_cost", __doc__, "frontier_cost.json")
-    parser.add_argument("--model", default="testbed-llava", choices=testbed.MODELS, help="of the testbed")
-    parser.add_argument("--method", default="fastv", choices=METHODS.names(), help="that ranks the tokens")
+    models, methods = testbed.MODELS, METHODS.names()
+    parser.add_argument("--model", default="testbed-llava", choices=models, help="of the testbed")
+    parser.add_argument("--method", default="fastv", choices=methods, help="that ranks the tokens")
     parser.add_argument("--questions", type=int, default=256, help="calibration data of both")
     parser.add_argument("--batch", type=int, default=8, help="questions in a batch, of both")
     parser.add_argument("--steps", type=int, default=200, help="of the search")

@@ -1,4 +1,6 @@
-"""What `vispco.apply` itself costs: keep-all against the bare model, and decoding after pruning with and without it.
+"""What `vispco.apply` itself costs.
+
+Keeping everything is timed against the bare model, and decoding after pruning with and without it.
 
     python -m benchmarks.overhead --model small --output overhead.json
 """
@@ -11,7 +13,15 @@ from functools import partial
 import vispco
 
 from . import shapes
-from .side_by_side import arguments, run, side_by_side
+from .side_by_side import arguments, run, side_by_side, turns
+
+
+@contextlib.contextmanager
+def settled(model, config, cache, first):
+    """`vispco.apply` for decoding, after the first step, which is not like the others."""
+    with vispco.apply(model, config):
+        shapes.decode(model, cache, 1, first)
+        yield
 
 
 def measure(options) -> list[dict]:
@@ -26,25 +36,28 @@ def measure(options) -> list[dict]:
         with vispco.apply(model, half):
             short = shapes.prefill(model, prompt)
 
-        @contextlib.contextmanager
-        def settled(config, cache):  # decoding: the first step is not like the others
-            with vispco.apply(model, config):
-                shapes.decode(model, cache, 1, first)
-                yield
-
         prefill = partial(shapes.prefill, model, prompt)
-        decode, pruned, bare = (partial(shapes.decode, model, cache, options.steps, first)
-                                for cache in (full, short, shapes.plain(short)))
-        for work, calls, within in [
-                ("prefill", (prefill, prefill), lambda: vispco.apply(model, keep_all)),
-                ("decode", (decode, decode), lambda: settled(keep_all, full)),
-                # Without padding the bare model decodes a pruned cache as well: the same keys in each layer.
-                ("decode after pruning", (bare, pruned), lambda: settled(half, short))]:
-            times = side_by_side(dict(zip(("bare", "applied"), calls)), baseline="bare", rounds=options.rounds,
-                                 warmup=options.warmup, device=options.device, timer=options.timer, within={"applied": within})
-            figures.append({**setting, "work": work, "bare_ms": times["bare"]["ms"], **times["applied"]})
-            print(f"{setting['n_visual']:>6} visual, batch {setting['batch']}, {work:<21} {times['applied']['ratio']:.4f} "
-                  f"({times['applied']['low']:.4f} to {times['applied']['high']:.4f})")
+        decode, pruned, bare = (
+            partial(shapes.decode, model, cache, options.steps, first)
+            for cache in (full, short, shapes.plain(short))
+        )
+        keeping = partial(vispco.apply, model, keep_all)
+        keeping_settled = partial(settled, model, keep_all, full, first)
+        pruned_settled = partial(settled, model, half, short, first)
+        for work, bare_call, applied, within in [
+            ("prefill", prefill, prefill, keeping),
+            ("decode", decode, decode, keeping_settled),
+            # Without padding, the bare model decodes a pruned cache as well.
+            ("decode after pruning", bare, pruned, pruned_settled),
+        ]:
+            calls, within = {"bare": bare_call, "applied": applied}, {"applied": within}
+            times = side_by_side(calls, baseline="bare", within=within, **turns(options))
+            row = {**setting, "work": work, "bare_ms": times["bare"]["ms"], **times["applied"]}
+            figures.append(row)
+            print(
+                f"{row['n_visual']:>6} visual, batch {row['batch']}, {work:<21} "
+                f"{row['ratio']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
+            )
     return figures
 
 

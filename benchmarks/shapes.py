@@ -1,4 +1,7 @@
-"""Models with random weights and the layer shapes of known ones, and prompts of any number of visual tokens."""
+"""Models with random weights and the layer shapes of known models.
+
+Also prompts of any number of visual tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,36 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vispco import PruningConfig
 
 IMAGE, PAD = 5, 0
-#: The decoder's hidden size, FFN width, heads, key-value heads, layers and vocabulary. The last three are the true
-#: layers of LLaVA-1.5-7B, Qwen2.5-VL-3B and Qwen2.5-VL-7B.
-TEXT = {"tiny": (32, 56, 4, 2, 6, 60), "small": (512, 1408, 8, 8, 8, 1000), "llava-1.5-7b": (4096, 11008, 32, 32, 32, 32064),
-        "qwen2.5-vl-3b": (2048, 11008, 16, 2, 36, 151936), "qwen2.5-vl-7b": (3584, 18944, 28, 4, 28, 152064)}
-#: The tower's hidden size, FFN width, heads, layers, and the sides of image and patch (LLaVA: CLIP-L/14 at 336 pixels).
-CLIP = {"tiny": (24, 48, 2, 2, 16, 4), "small": (128, 512, 4, 4, 336, 14), "llava-1.5-7b": (1024, 4096, 16, 24, 336, 14)}
-QWEN = {"qwen2.5-vl-3b": True, "qwen2.5-vl-7b": False}  # whether the embeddings are tied
+#: The decoder's hidden size, FFN width, heads, key-value heads, layers and vocabulary.
+#: The last three are the true shapes of LLaVA-1.5-7B, Qwen2.5-VL-3B and Qwen2.5-VL-7B.
+TEXT = {
+    "tiny": (32, 56, 4, 2, 6, 60),
+    "small": (512, 1408, 8, 8, 8, 1000),
+    "llava-1.5-7b": (4096, 11008, 32, 32, 32, 32064),
+    "qwen2.5-vl-3b": (2048, 11008, 16, 2, 36, 151936),
+    "qwen2.5-vl-7b": (3584, 18944, 28, 4, 28, 152064),
+}
+#: The tower's hidden size, FFN width, heads, layers, and the sides of image and patch in pixels.
+#: LLaVA's is CLIP-L/14 at 336 pixels.
+CLIP = {
+    "tiny": (24, 48, 2, 2, 16, 4),
+    "small": (128, 512, 4, 4, 336, 14),
+    "llava-1.5-7b": (1024, 4096, 16, 24, 336, 14),
+}
+#: Whether the input and output embeddings are tied.
+QWEN = {"qwen2.5-vl-3b": True, "qwen2.5-vl-7b": False}
 
 
-def build(name: str, layers: int | None = None, vision_layers: int | None = None, device: str = "cpu",
-          dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A random model of that shape in eval mode, with sdpa. layers, vision_layers: fewer than it has.
+def build(
+    name: str,
+    layers: int | None = None,
+    vision_layers: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A random model of that shape in eval mode, with sdpa.
+
+    layers, vision_layers: how many to build, if fewer than the known model has.
 
     Raises ValueError for an unknown name or a number of layers that is not positive.
     """
@@ -32,23 +53,56 @@ def build(name: str, layers: int | None = None, vision_layers: int | None = None
     if min(layers or 1, vision_layers or 1) < 1 or layers == 0 or vision_layers == 0:
         raise ValueError(f"layers must be at least 1, got {layers} and {vision_layers} in the vision tower")
     hidden, ffn, heads, kv_heads, depth, vocabulary = TEXT[name]
-    text = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-            "num_hidden_layers": layers or depth, "vocab_size": vocabulary, "max_position_embeddings": 32768,
-            "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": layers or depth,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 32768,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if name in QWEN:
-        vision = {"depth": vision_layers or 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-                  "out_hidden_size": hidden, "fullatt_block_indexes": [i for i in (7, 15, 23, 31) if i < (vision_layers or 32)]}
-        text |= {"tie_word_embeddings": QWEN[name], "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
-        config = tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=4,
-                                     vision_start_token_id=3, vision_end_token_id=3, tie_word_embeddings=QWEN[name])
+        vision_depth = vision_layers or 32
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+        text |= {"tie_word_embeddings": QWEN[name], "rope_parameters": rope}
+        vision = {
+            "depth": vision_depth,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [i for i in (7, 15, 23, 31) if i < vision_depth],
+        }
+        config = tf.Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=IMAGE,
+            video_token_id=4,
+            vision_start_token_id=3,
+            vision_end_token_id=3,
+            tie_word_embeddings=QWEN[name],
+        )
         kind = tf.Qwen2_5_VLForConditionalGeneration
     else:
         width, inner, vision_heads, vision_depth, image, patch = CLIP[name]
-        vision = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": vision_layers or vision_depth,
-                  "num_attention_heads": vision_heads, "image_size": image, "patch_size": patch}
-        config = tf.LlavaConfig(vision_config=tf.CLIPVisionConfig(**vision), text_config=tf.LlamaConfig(**text),
-                                image_token_id=IMAGE, vision_feature_layer=-1)
+        vision = {
+            "hidden_size": width,
+            "intermediate_size": inner,
+            "num_hidden_layers": vision_layers or vision_depth,
+            "num_attention_heads": vision_heads,
+            "image_size": image,
+            "patch_size": patch,
+        }
+        config = tf.LlavaConfig(
+            vision_config=tf.CLIPVisionConfig(**vision),
+            text_config=tf.LlamaConfig(**text),
+            image_token_id=IMAGE,
+            vision_feature_layer=-1,
+        )
         kind = tf.LlavaForConditionalGeneration
     config._attn_implementation = "sdpa"
     before = torch.get_default_dtype()
@@ -64,7 +118,11 @@ def build(name: str, layers: int | None = None, vision_layers: int | None = None
 
 @dataclass
 class Prompt:
-    """A batch: `inputs` with ready-made visual features, and the `pictures` for the tower, if it can make so many."""
+    """A batch of alike prompts.
+
+    inputs: of the model, with ready-made visual features.
+    pictures: inputs of the vision tower that give as many tokens; None if no pictures do.
+    """
 
     inputs: dict
     pictures: dict | None
@@ -78,18 +136,23 @@ def prompt(model: nn.Module, n_visual: int, n_text: int = 64, batch: int = 1, se
     Raises ValueError unless there is a visual token, and two of text.
     """
     if n_visual < 1 or n_text < 2 or batch < 1:
-        raise ValueError(f"need visual tokens >= 1, text >= 2 and batch >= 1, got {n_visual}, {n_text} and {batch}")
+        raise ValueError(
+            "need visual tokens >= 1, text >= 2 and batch >= 1, "
+            f"got {n_visual}, {n_text} and {batch}"
+        )
     g, where = torch.Generator().manual_seed(seed), {"device": model.device, "dtype": model.dtype}
     text = model.config.get_text_config()
     ids = torch.randint(6, text.vocab_size, (batch, n_text), generator=g)
     image = torch.full((batch, n_visual), IMAGE)
     ids = torch.cat([ids[:, :n_text // 2], image, ids[:, n_text // 2:]], 1).to(model.device)
     features = (0.02 * torch.randn(batch, n_visual, text.hidden_size, generator=g)).to(**where)
-    inputs = {"input_ids": ids, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tuple(features))}}
+    encoded = BaseModelOutputWithPooling(pooler_output=tuple(features))
+    inputs = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
     vision = model.config.vision_config
     if model.config.model_type == "llava":
         tile = (vision.image_size // vision.patch_size) ** 2
-        tiles = torch.randn(batch * (n_visual // tile), 3, vision.image_size, vision.image_size, generator=g)
+        shape = (batch * (n_visual // tile), 3, vision.image_size, vision.image_size)
+        tiles = torch.randn(shape, generator=g)
         pictures = {"pixel_values": tiles.to(**where)} if n_visual % tile == 0 else None
     else:
         height = max(h for h in range(1, int(n_visual**0.5) + 1) if n_visual % h == 0)
@@ -106,7 +169,7 @@ def prefill(model: nn.Module, prompt: Prompt) -> tf.Cache:
 
 
 def decode(model: nn.Module, cache: tf.Cache, steps: int, first: Tensor) -> None:
-    """`steps` tokens, one at a time, fed `first` (B, 1) each; the cache is as before afterwards."""
+    """Decode `steps` tokens, one at a time, each fed `first` (B, 1). The cache ends as it began."""
     for _ in range(steps):
         model(input_ids=first, past_key_values=cache, use_cache=True)
     cache.crop(-steps)
@@ -153,9 +216,16 @@ def add_arguments(parser, model: str, visual: list[int], extra: tuple[str, ...] 
 
 def settings(options):
     """The model that the options ask for, and each prompt in turn with what to call it."""
-    model = build(options.model, options.layers, options.vision_layers, options.device, getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype)
+    model = build(options.model, options.layers, options.vision_layers, options.device, dtype)
     for batch in options.batch:
         for n_visual in options.visual:
             sample = prompt(model, n_visual, options.text, batch, options.seed)
-            yield model, sample, {"model": options.model, "layers": len(model.get_decoder().layers), "batch": batch,
-                                  "n_visual": n_visual, "n_text": options.text}
+            setting = {
+                "model": options.model,
+                "layers": len(model.get_decoder().layers),
+                "batch": batch,
+                "n_visual": n_visual,
+                "n_text": options.text,
+            }
+            yield model, sample, setting

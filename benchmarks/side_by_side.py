@@ -1,4 +1,7 @@
-"""The harness: calls timed side by side (`vispco.latency.timing`), what they allocate, and a benchmark's command."""
+"""The harness of the benchmarks: timing, memory, operators, and the command.
+
+Calls are timed side by side by `vispco.latency.timing`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ from vispco.utils.version import versions
 def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> int:
     """Most bytes that tensors allocated by `call` held at once, on top of what was there before.
 
-    GPU: `torch.cuda.max_memory_allocated`. CPU: the same count, from the profiler's record of every allocation.
+    GPU: `torch.cuda.max_memory_allocated`. CPU: the same count, from the profiler's record of every
+    allocation.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -50,7 +54,7 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> 
 
 
 def operators(call: Callable[[], Any]) -> int:
-    """How many of PyTorch's operators `call` runs, whatever their size: a small model's time is their number.
+    """How many of PyTorch's operators `call` runs. Their number decides a small model's time.
 
     >>> operators(lambda: torch.ones(2) + 1)
     2
@@ -77,22 +81,43 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 def arguments(name: str, description: str, output: str) -> argparse.ArgumentParser:
     """The options that all benchmarks share. name: of the module."""
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights and prompts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the model")
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--cpu-time", action="store_true", help="count the CPU's time, not the wall clock's: with one thread, "
-                        "on a machine that others use too")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the CPU's time, not the wall clock's: with one thread, "
+        "on a machine that others use too",
+    )
     parser.add_argument("--output", type=Path, default=Path(output), help="JSON file to write")
     return parser
 
 
-def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Any],
-        argv: Sequence[str] | None = None) -> int:
+def turns(options: argparse.Namespace) -> dict[str, Any]:
+    """How a benchmark times its calls: the options of `side_by_side` that all benchmarks share."""
+    return {
+        "rounds": options.rounds,
+        "warmup": options.warmup,
+        "device": options.device,
+        "timer": options.timer,
+    }
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Any],
+    argv: Sequence[str] | None = None,
+) -> int:
     """A benchmark's command: `measure(options)`, and its figures as JSON with what produced them.
 
     Returns the exit code: 0, or 2 with one line on stderr for what a user can get wrong.
@@ -113,10 +138,18 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         torch.manual_seed(options.seed)
         with torch.no_grad() if not getattr(options, "gradients", False) else contextlib.nullcontext():
             figures = measure(options)
-        write_json(options.output, {
-            "command": shlex.join([*parser.prog.split(), *given]), "seed": options.seed, "versions": versions(),
-            "machine": machine(options.device), "dtype": options.dtype, "attention": getattr(options, "attention", "sdpa"),
-            "rounds": options.rounds, "clock": "CPU time" if options.cpu_time else "wall", "figures": figures})
+        result = {
+            "command": shlex.join([*parser.prog.split(), *given]),
+            "seed": options.seed,
+            "versions": versions(),
+            "machine": machine(options.device),
+            "dtype": options.dtype,
+            "attention": getattr(options, "attention", "sdpa"),
+            "rounds": options.rounds,
+            "clock": "CPU time" if options.cpu_time else "wall",
+            "figures": figures,
+        }
+        write_json(options.output, result)
         print(f"written to {options.output}")
         return 0
     except SystemExit as stop:

@@ -1,11 +1,12 @@
 """Run a page of the documentation top to bottom, and write down what its code prints.
 
-    python docs/run.py docs/02-relaxation.md                # runs it in the current folder, pictures included
-    python docs/run.py docs/0*.md --write                   # ... and puts the output below each block of the pages
+    python docs/run.py docs/02-relaxation.md    # runs it in the current folder, pictures included
+    python docs/run.py docs/0*.md --write       # ... and puts the output below each block
 
-A page is Markdown. Its ```python blocks run in order, as one program. A ```output block below one holds what it printed
-when the page was written (never typed by hand); the tests run the page again and compare: the words must be equal, the
-numbers close. After a search they depend on more than the page: ```output varies, and only the words count.
+A page is Markdown. Its ```python blocks run in order, as one program. A ```output block below one
+holds what it printed when the page was written (never typed by hand). The tests run the page again
+and compare: the words must be equal, the numbers close. After a search, the numbers depend on more
+than the page: the block then says ```output varies, and only the words count.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def run(page: Path) -> list[str]:
     """Run the page in the current folder; what each block printed."""
     text, names, printed = page.read_text(encoding="utf-8"), {"__name__": page.stem}, []
     for block in CODE.finditer(text):
-        above = "\n" * text.count("\n", 0, block.start(1))  # so that a traceback names the line of the page
+        # Empty lines above it, so that a traceback names the line of the page.
+        above = "\n" * text.count("\n", 0, block.start(1))
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(above + block[1], str(page), "exec"), names)
         printed.append(out.getvalue())
@@ -36,15 +38,19 @@ def run(page: Path) -> list[str]:
 
 
 def recorded(page: Path) -> list[tuple[str, bool] | None]:
-    """For each block of code what the page says it printed, and whether the numbers may vary; None if it does not say."""
+    """For each block of code, what the page says it printed, and whether the numbers may vary.
+
+    None for a block of which the page says nothing.
+    """
     text = page.read_text(encoding="utf-8")
     below = [OUTPUT.match(text, block.end()) for block in CODE.finditer(text)]
     return [found and (found[2], bool(found[1])) for found in below]
 
 
 def differences(was: str, now: str, varies: bool = False, tolerance: float = 0.2) -> list[str]:
-    """What makes two outputs more than loosely equal: other words, or numbers farther apart than `tolerance` of the larger
-    one and 0.05.
+    """What makes two outputs differ: other words, or numbers that are too far apart.
+
+    Too far is more than 0.05, and more than `tolerance` times the larger one.
 
     >>> differences("KL 0.31 of 8", "KL 0.33 of 8"), differences("KL 0.31", "loss 0.31")
     ([], ["words: 'KL #' became 'loss #'"])
@@ -52,18 +58,23 @@ def differences(was: str, now: str, varies: bool = False, tolerance: float = 0.2
     (['0.31 became 0.81'], [])
     """
     if varies:
-        return differences(*(NUMBER.sub("0", re.sub(r" +", " ", text)) for text in (was, now)))
+        was, now = (NUMBER.sub("0", re.sub(r" +", " ", text)) for text in (was, now))
+        return differences(was, now)
     words = [re.sub(r"\s+", " ", NUMBER.sub("#", text)).strip() for text in (was, now)]
     if words[0] != words[1]:
         return [f"words: {words[0]!r} became {words[1]!r}"]
-    pairs = [(float(a), float(b)) for a, b in zip(NUMBER.findall(was), NUMBER.findall(now))]
-    return [f"{a:g} became {b:g}" for a, b in pairs if abs(a - b) > max(tolerance * max(abs(a), abs(b)), 0.05)]
+    numbers = ([float(number) for number in NUMBER.findall(text)] for text in (was, now))
+    return [
+        f"{a:g} became {b:g}"
+        for a, b in zip(*numbers, strict=True)
+        if abs(a - b) > max(tolerance * max(abs(a), abs(b)), 0.05)
+    ]
 
 
 def write(page: Path, printed: list[str]) -> None:
     """Replace the recorded outputs of a page. Blocks without one keep none."""
     text, found, end = page.read_text(encoding="utf-8"), [], 0
-    for block, lines in zip(CODE.finditer(text), printed):
+    for block, lines in zip(CODE.finditer(text), printed, strict=True):
         found.append(text[end:block.end()])
         end = block.end()
         if old := OUTPUT.match(text, end):
@@ -76,7 +87,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="run pages of the documentation")
     parser.add_argument("pages", nargs="+", type=Path)
-    parser.add_argument("--write", action="store_true", help="update the outputs in the pages, and docs/images")
+    parser.add_argument(
+        "--write", action="store_true", help="update the outputs in the pages, and docs/images"
+    )
     options = parser.parse_args()
     if missing := [page for page in options.pages if not page.is_file()]:
         parser.error(f"{missing[0]} is not a file: give pages such as docs/00-quickstart.md")
