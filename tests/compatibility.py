@@ -1,8 +1,11 @@
-"""What works while a model is pruned and what is refused, each with the test that shows it: `docs/compatibility.md`.
+"""What works while a model is pruned, and what is refused: `docs/compatibility.md`.
+
+Each use is named with the test that shows it.
 
     PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md
 
-Tests in `test_stress.py` enrol themselves, by `@works` and `@refused`; those in other files are named there by `also`.
+Tests in `test_stress.py` enrol themselves, by `@works` and `@refused`. Tests in other files are
+named there by `also`.
 """
 
 import re
@@ -48,11 +51,17 @@ def works(use, verdict="works"):
 
 
 def refused(use, message):
-    """Enrol a test that shows that it is refused; within `refusal()`, it must be, with this message."""
+    """Enrol a test that shows that it is refused.
+
+    Inside `refusal()` the test must be refused with this message.
+    """
     def enrol(test):
         works(use, f"refused: “{message}”")(test)
-        return pytest.mark.parametrize("refusal", [lambda: pytest.raises(ValueError, match=re.escape(message))],
-                                       ids=[""])(test)
+
+        def refusal():
+            return pytest.raises(ValueError, match=re.escape(message))
+
+        return pytest.mark.parametrize("refusal", [refusal], ids=[""])(test)
 
     return enrol
 
@@ -74,19 +83,23 @@ def page():
 
 HEAD = """# What works while a model is pruned, and what is refused
 
-Made by `PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md` from the tests that are named in the last column. "Works" means
-equal to an oracle: to recomputation without a cache, to dropping the tokens by hand, or to the plain call. "Refused" means a
-`ValueError` that says so, after which the model is exactly as it was: no hooks, no other `forward`, the same outputs bit by bit."""
+Made by `PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md` from the tests that
+are named in the last column. "Works" means equal to an oracle: to recomputation without a cache, to
+dropping the tokens by hand, or to the plain call. "Refused" means a `ValueError` that says so.
+After it the model is exactly as it was: no hooks, no other `forward`, the same outputs bit by
+bit."""
 
 TAIL = """## Not tested
 
-- bitsandbytes needs a GPU that these tests do not have. Quantised weights work wherever linear layers are modules that are called, as a
-  test with int8 ones shows.
+- bitsandbytes needs a GPU that these tests do not have. Quantised weights work wherever linear
+  layers are modules that are called, as a test with int8 weights shows.
 - The offloaded KV cache needs a GPU in transformers: its test runs where there is one.
-- Tests of PEFT and accelerate run where they are installed; the page was made with peft 0.21 and accelerate 1.15.
-- FSDP, tensor parallelism and DeepSpeed: shard after the search, and compare a few answers with those of one device.
-- Contrastive search and other strategies that transformers downloads as code (`trust_remote_code`), and those that it does not offer for
-  vision-language models (`assistant_early_exit`).
+- Tests of PEFT and accelerate run where they are installed. The page was made with peft 0.21 and
+  accelerate 1.15.
+- FSDP, tensor parallelism and DeepSpeed: shard after the search, and compare a few answers with
+  those of one device.
+- Contrastive search and other strategies that transformers downloads as code (`trust_remote_code`),
+  and those that it does not offer for vision-language models (`assistant_early_exit`).
 - Changing a model's layers (not their weights or projections) inside the `with` block."""
 
 

@@ -14,7 +14,9 @@ from vispco.utils.version import versions
 
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
-settings.register_profile("mutation", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])  # no shrinking
+# Mutation testing needs no smallest example: it leaves out shrinking.
+phases = [Phase.explicit, Phase.generate]
+settings.register_profile("mutation", settings.get_profile("ci"), phases=phases)
 settings.load_profile("ci")
 
 
@@ -31,10 +33,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Methods and families meet in one context only, so by default LLaVA runs all methods, others PDrop and VisionZip.
+    """By default, LLaVA runs all methods, and the other families run PDrop and VisionZip.
 
-    They ask most of a family: projections, norms, rotary embedding and mask, at layer 0 already; and the vision tower.
+    Methods and families meet in one context only, so the whole product adds little. These two
+    methods ask most of a family: PDrop for projections, norms, rotary embedding and mask, at layer
+    0 already; VisionZip for the vision tower.
     """
+
     def wanted(item):
         params = getattr(getattr(item, "callspec", None), "params", {})
         both = {"family", "name"} <= params.keys()
@@ -60,13 +65,17 @@ def llava():
     return make("llava")
 
 
-# ---- a page of what was checked ----------------------------------------------------------------------------
+# ---- a page of what was checked ------------------------------------------------------------------
 class Table:
-    """Collects the outcomes of tests that have a method and a family; at the end, writes them as Markdown."""
+    """Collects the outcomes of tests that have a method and a family.
+
+    At the end, it writes them as Markdown.
+    """
 
     def __init__(self, path):
         self.path = path
-        self.cells = defaultdict(lambda: defaultdict(set))  # {(method, family): {check: {outcome or reason}}}
+        # {(method, family): {check: {outcome or reason}}}
+        self.cells = defaultdict(lambda: defaultdict(set))
         self.checks, self.cases = {}, 0
 
     @pytest.hookimpl(wrapper=True)
@@ -94,11 +103,12 @@ class Table:
                 for m in methods]
         table = [["method", *(f"`{f}`" for f in families)], ["---"] * (len(families) + 1), *rows]
         found = ", ".join(f"{package} {number}" for package, number in versions().items())
+        command = "pytest tests/test_contract.py --every --table docs/contract.md"
         parts = [
             "# What the contract suite checked",
-            f"Made by `pytest tests/test_contract.py --every --table docs/contract.md` with {found}.",
-            f"A number counts the checks, of the {len(self.checks)} below, that passed for a method on a "
-            f"family, in every case: {self.cases:,} cases passed in all.",
+            f"Made by `{command}` with {found}.",
+            f"A number counts the checks, of the {len(self.checks)} below, that passed for a "
+            f"method on a family, in every case: {self.cases:,} cases passed in all.",
             "\n".join(f"| {' | '.join(row)} |" for row in table),
             "\n".join(f"[{i}] n/a: {reason}  " for i, reason in enumerate(reasons, 1)),
             "## The checks",
@@ -124,7 +134,7 @@ def plain(name):
     return name.removeprefix("test_").replace("_", " ")
 
 
-# ---- older releases of transformers ------------------------------------------------------------------------
+# ---- older releases of transformers --------------------------------------------------------------
 def without_rotary(counter):
     """Total of a FLOP counter, less what was spent inside rotary embeddings."""
     counts = {name: sum(by_op.values()) for name, by_op in counter.get_flop_counts().items()}

@@ -1,4 +1,7 @@
-"""Everything that the library reads from a disk: valid examples of each kind of file, and what is done with one."""
+"""Everything that the library reads from a disk.
+
+Valid examples of each kind of file, and what is done with a file of that kind.
+"""
 
 import argparse
 import contextlib
@@ -33,16 +36,22 @@ from vispco.testbed import model as testbed_model
 from vispco.testbed.curriculum import Curriculum
 
 ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
-PIXELS = 10_000  # as --max-pixels
+# As `--max-pixels`.
+PIXELS = 10_000
 
 
 class Reader:
-    """seeds(): valid files, as bytes or JSON values. read(path): all that is done with one; it may raise ValueError or OSError."""
+    """A kind of file.
+
+    seeds(): valid files, as bytes or JSON values.
+    read(path): all that is done with one. It may raise ValueError or OSError.
+    """
 
     file = "file.json"
 
     def write(self, content):
-        Path(self.file).unlink(missing_ok=True)  # the last one may still be mapped
+        # The last one may still be mapped.
+        Path(self.file).unlink(missing_ok=True)
         Path(self.file).write_bytes(content)
 
     def join(self, rows):
@@ -63,11 +72,18 @@ class Config(Saved):
     kind = PruningConfig
 
     def seeds(self):
-        some = ({"seed": 3}, {}, {"adaptive": 13.5, "recycle": 0.3}, {"contextual": 0.3}, {"important": 0.3, "step": 2}, {"visual": 3, "text": 2})
+        some = (
+            {"seed": 3},
+            {},
+            {"adaptive": 13.5, "recycle": 0.3},
+            {"contextual": 0.3},
+            {"important": 0.3, "step": 2},
+            {"visual": 3, "text": 2},
+        )
         names = ("random", "fastv", "sparsevlm", "visionzip", "vispruner", "dart")
         budgets = (0.4, "1.8TFLOPs", {"flops": 0.5, "kv_cache": "40%"}, None, 1e12, 1)
         return [PruningConfig(name, [1, 1, 0.5, 0.25], options, "llava", budget, 1e12, 576).to_dict()
-                for name, options, budget in zip(names, some, budgets)]
+                for name, options, budget in zip(names, some, budgets, strict=True)]
 
     def use(self, config):
         assert config.describe() and len(config.tokens(576)) == config.num_layers
@@ -236,7 +252,10 @@ class Template(Reader):
 
 
 class Words(Reader):
-    """The tokenizer of a model folder, by which `--data testbed` knows whether the model speaks its words."""
+    """The tokenizer of a model folder.
+
+    By it, `--data testbed` knows whether the model speaks the words of the testbed.
+    """
 
     file = "model/tokenizer.json"
 

@@ -1,9 +1,10 @@
-"""What users get wrong, and what they are told: the cases of `test_mistakes.py`, of which docs/mistakes.md is made.
+"""What users get wrong, and what they are told: docs/mistakes.md is made of these cases.
 
     python tests/mistakes.py --write
 
-A mistake is a line of Python, or a command. Its message is whatever it says when it is run here, in a folder of FILES, with
-`model` (a random LLaVA of 6 decoder layers, 16 visual tokens a picture), `batch` (two questions with answers) and `config`.
+A mistake is a line of Python, or a command. Its message is whatever it says when it is run here, in
+a folder of FILES. It may use `model` (a random LLaVA of 6 decoder layers, 16 visual tokens a
+picture), `batch` (two questions with answers) and `config`. `test_mistakes.py` makes each of them.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ PAGE = ROOT / "docs" / "mistakes.md"
 INTRODUCTION = """\
 # Mistakes, and what they are told
 
-Every message says what was expected, what came, and what to do. Those below are raised by the tests, word for word: this page is made by
-`python tests/mistakes.py --write` and compared with them. In Python they are `ValueError` unless the table says otherwise; on the command
-line, one line and exit code 2, and nothing is written. Here `model` is a LLaVA of 6 decoder layers, and `batch` two questions with answers.
+Every message says what was expected, what came, and what to do. The messages below are raised by
+the tests, word for word: this page is made by `python tests/mistakes.py --write` and compared with
+them. In Python they are `ValueError` unless the table says otherwise. On the command line they are
+one line, with exit code 2, and nothing is written. Here `model` is a LLaVA of 6 decoder layers, and
+`batch` two questions with answers.
 """
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """did: a command if it begins with `vispco`, else Python. without: a package that is not installed."""
+    """A mistake.
+
+    did: a command if it begins with `vispco`, else Python.
+    without: a package that is not installed.
+    """
 
     area: str
     did: str
@@ -114,7 +121,8 @@ apply(model, PruningConfig("fastv", [0.5] * 6))
 apply(model, PruningConfig("fastv", [1.0] * 6, model_type="qwen2_vl"))
 apply(model, config, mode="train")
 [apply(model, config), apply(model, config)]
-with apply(model, PruningConfig("fastv", [1, 0, 0, 0, 0, 0])): model(input_ids=batch["input_ids"][:1, :19], pixel_values=pixels)
+with apply(model, PruningConfig("fastv", [1, 0, 0, 0, 0, 0])): \
+model(input_ids=batch["input_ids"][:1, :19], pixel_values=pixels)
 with apply(model, config): model(pixel_values=pixels)
 with apply(model, config): model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
 with apply(model, config, mode="search"): model.generate(**prompt, max_new_tokens=2)
@@ -209,7 +217,8 @@ vispco search --data questions.jsonl --chat-template config.png
 vispco search --data list.json
 data.parse({"image": "a.png", "question": "What?", "answer": ""}, "q.jsonl:1")
 data.parse({"image": "a.png", "question": "Like <image>?", "answer": "no <image>"}, "q.jsonl:1")
-data.parse({"images": ["a.png"], "question": "Is <image> like <image>?", "answer": "no"}, "q.jsonl:1")
+data.parse({"images": ["a.png"], "question": "Is <image> like <image>?", "answer": "no"}, \
+"q.jsonl:1")
 data.parse({"image": "a.png", "video": "b.mp4", "question": "What?", "answer": "x"}, "q.jsonl:1")
 data.parse({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}]}, "q.jsonl:1")
 data.parse({"image": "a.png", "conversations": [{"from": "robot", "value": "What?"}]}, "q.jsonl:1")
@@ -288,15 +297,23 @@ def names() -> dict:
             "baselines": baselines, "pictures": pictures, "evaluator": SimpleNamespace(passes=0, samples=4)}
 
 
-def broadcast(mistake: Mistake) -> str:
-    """The message, with the kind of error before it where that is no ValueError. Raises AssertionError if there is none."""
+def message_of(mistake: Mistake) -> str:
+    """What a mistake is told, with the kind of error before it unless it is a ValueError.
+
+    Raises AssertionError if nothing is said.
+    """
     from vispco.testbed import easyvqa
 
-    names()  # what they import stays
+    # What this imports stays imported.
+    names()
     if mistake.without:
         easyvqa.load.cache_clear()
-    with mock.patch.dict(sys.modules, {mistake.without: None}) if mistake.without else contextlib.nullcontext():
-        text = _command(shlex.split(mistake.did)[1:]) if mistake.did.startswith("vispco") else _python(mistake.did)
+    missing = {mistake.without: None} if mistake.without else {}
+    with mock.patch.dict(sys.modules, missing):
+        if mistake.did.startswith("vispco"):
+            text = _command(shlex.split(mistake.did)[1:])
+        else:
+            text = _python(mistake.did)
     return text.replace(f"{os.getcwd()}/", "/data/").replace(os.getcwd(), "/data")
 
 
@@ -307,7 +324,8 @@ def _command(words: list[str]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(words)
     line, end, rest = err.getvalue().partition("\n")
-    assert code == 2 and line.startswith("vispco: error: ") and end and not rest and not out.getvalue(), (code, out.getvalue(), err.getvalue())
+    told = code == 2 and line.startswith("vispco: error: ") and end and not rest
+    assert told and not out.getvalue(), (code, out.getvalue(), err.getvalue())
     assert sorted(map(str, Path(".").rglob("*"))) == before, "something was written"
     return line.removeprefix("vispco: error: ")
 
@@ -322,7 +340,8 @@ def _python(line: str) -> str:
     finally:
         from vispco.pruning._hooks import _applied
 
-        for handle in [found() for found in _applied.values()]:  # what a mistake has left applied
+        # What a mistake has left applied.
+        for handle in [found() for found in _applied.values()]:
             if handle is not None:
                 handle.remove()
     raise AssertionError(f"{line} is no mistake")
@@ -330,7 +349,8 @@ def _python(line: str) -> str:
 
 def row(mistake: Mistake, message: str) -> str:
     """A line of the table."""
-    return f"| {code(mistake.did)}{f' without {mistake.without}' if mistake.without else ''} | {code(message)} |"
+    without = f" without {mistake.without}" if mistake.without else ""
+    return f"| {code(mistake.did)}{without} | {code(message)} |"
 
 
 def code(text: str) -> str:
@@ -344,7 +364,8 @@ def page(messages: dict[Mistake, str]) -> str:
     parts = [INTRODUCTION]
     for area in dict.fromkeys(m.area for m in messages):
         rows = [row(m, text) for m, text in messages.items() if m.area == area]
-        parts.append("\n".join([f"## {area}\n", "| what was done | what is said |", "| --- | --- |", *rows]) + "\n")
+        head = [f"## {area}\n", "| what was done | what is said |", "| --- | --- |"]
+        parts.append("\n".join([*head, *rows]) + "\n")
     return "\n".join(parts)
 
 
@@ -367,7 +388,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write it")
     options = parser.parse_args()
     with place():
-        text = page({mistake: broadcast(mistake) for mistake in MISTAKES})
+        text = page({mistake: message_of(mistake) for mistake in MISTAKES})
     if options.write:
         PAGE.write_text(text, encoding="utf-8")
     else:

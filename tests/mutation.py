@@ -2,7 +2,8 @@
 
     mutmut run && python tests/mutation.py --write docs/mutation.md
 
-Exits with 1 where less than 90 % of a module's mutants are killed, or where a survivor has no reason in `SURVIVORS`.
+Exits with 1 where less than 90 % of a module's mutants are killed, or where a survivor has no
+reason in `SURVIVORS`.
 """
 
 import argparse
@@ -13,7 +14,16 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
-LEAST = 0.9  # of each module's mutants
+#: Of each module's mutants, the share that must be killed.
+LEAST = 0.9
+INTRODUCTION = (
+    "A mutant is the code with one small fault: a sign, a comparison, a number, an argument, a "
+    "word of a message. It is killed if a test fails. Mutants of the modules below, each under the "
+    "tests of these modules that reach it; a mutant that runs into the time limit counts as "
+    "killed. Code outside of functions (tables, defaults of classes), properties and what is "
+    "decorated is not mutated."
+)
+TITLES = "| module | mutants | killed | timeouts | survived | killed, of all |"
 LINE = re.compile(r"\s*vispco\.(\w+)\.(\S+?)__mutmut_(\d+): (.+)")
 #: {reason: {module: parts of the mutated lines}}
 SURVIVORS = {
@@ -32,10 +42,13 @@ SURVIVORS = {
         "kernels": ["dtype=None", "torch.arange(self.num_layers, device=theta.device)", "_positions().to(None)"],
         "ste": [".to(None)"]},
     "Equal: nobody reads the value, or it is masked or overwritten before": {
-        "pareto": ["objectives or (2"],  # of no points
-        "alm": ["-2.0 if v is None"],  # any negative number stands for null
+        # Of no points.
+        "pareto": ["objectives or (2"],
+        # Any negative number stands for null.
+        "alm": ["-2.0 if v is None"],
         "relaxation": ["masked_fill(~alive, 1)", "s, 2).log()", "high - low, 2)"],
-        "kernels": ["value=None)", "(self.first_layer, 0), )", "value=2)"],  # before first_layer, `schedule` puts 1
+        # Before first_layer, `schedule` puts 1.
+        "kernels": ["value=None)", "(self.first_layer, 0), )", "value=2)"],
         "ste": ["masked_fill(~alive, 1)", "weight.where(alive, 2)", "_dither = None", "torch.zeros(1)", "n=2)",
                 "get_close_matches(str(name), ESTIMATORS, )"]},
     "Equal: at a tie both sides are the same, or the order is of no account": {
@@ -50,8 +63,10 @@ SURVIVORS = {
         "kernels": ["1000001.0", "> 0.005", "-8.0"],
         "ste": ["samples: int = 17", "clamp(max=2)", "clamp(None, 1 - 1e-6)", "clamp(1e-6, )", "clamp(1e-6, None)",
                 "clamp(1e-6, 1 + 1e-6)", "clamp(1e-6, 2 - 1e-6)"],
-        "flops": ["1000000001.0"]},  # GFLOPs of four decimals
-    "A safeguard for which the tests have no case: L-BFGS without its line search got through every problem tried": {
+        # GFLOPs of four decimals.
+        "flops": ["1000000001.0"]},
+    "A safeguard for which the tests have no case: "
+    "L-BFGS without its line search got through every problem tried": {
         "alm": ["line_search_fn=None", "max_iter=inner, history_size=20"]},
 }
 
@@ -73,7 +88,11 @@ def reason(module, after):
 
 
 def page(counts, survivors):
-    """The report as Markdown. counts: {module: Counter of outcomes}; survivors: {reason: [(module, function, after)]}."""
+    """The report as Markdown.
+
+    counts: {module: Counter of outcomes}.
+    survivors: {reason: [(module, function, after)]}.
+    """
     rows = [f"| `{module}` | {sum(found.values())} | {found['killed']} | {found['timeout']} | "
             f"{sum(found.values()) - found['killed'] - found['timeout']} | {share(found):.1%} |"
             for module, found in sorted(counts.items())]
@@ -81,14 +100,11 @@ def page(counts, survivors):
              for why, found in survivors.items()]
     return "\n\n".join([
         "# Mutation testing",
-        "A mutant is the code with one small fault: a sign, a comparison, a number, an argument, a word of a message. It is "
-        "killed if a test fails. Mutants of the modules below, each under the tests of these modules that reach it; a "
-        "mutant that runs into the time limit counts as killed. Code outside of functions (tables, defaults of "
-        "classes), properties and what is decorated is not mutated.",
-        f"Made by `mutmut run`, then `python tests/mutation.py --write docs/mutation.md`, with mutmut {version('mutmut')}, "
-        f"torch {version('torch')}, hypothesis {version('hypothesis')}.",
-        "| module | mutants | killed | timeouts | survived | killed, of all |\n| --- | --- | --- | --- | --- | --- |\n"
-        + "\n".join(rows),
+        INTRODUCTION,
+        "Made by `mutmut run`, then `python tests/mutation.py --write docs/mutation.md`, "
+        f"with mutmut {version('mutmut')}, torch {version('torch')}, "
+        f"hypothesis {version('hypothesis')}.",
+        "\n".join([TITLES, "| --- | --- | --- | --- | --- | --- |", *rows]),
         "What survived, and why no test kills it, the mutated line as it then reads:", *parts]) + "\n"
 
 

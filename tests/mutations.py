@@ -1,4 +1,7 @@
-"""Hostile files: valid ones, damaged in ways that are drawn by seed; and what reading one may never do."""
+"""Hostile files: valid ones, damaged in ways that are drawn by seed.
+
+Also what reading a hostile file may never do.
+"""
 
 import contextlib
 import copy
@@ -19,7 +22,10 @@ _MARK = "\ue123"
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Bits flipped, bytes inserted, deleted, repeated or overwritten, the end cut off: one to four of those."""
+    """One to four kinds of damage.
+
+    Bits flipped, bytes inserted, deleted, repeated or overwritten, the end cut off.
+    """
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 16, 100))
@@ -37,12 +43,16 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         elif kind == 5:
             data[at:at + size] = rng.choice((b"\0", b"\xff", b"\x7f", b'"', b"{", b"9", b"\xed\xa0\x80")) * size
         else:
-            data[at:at + 4] = rng.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 65536)).to_bytes(4, rng.choice(("big", "little")))
+            number = rng.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 65536))
+            data[at:at + 4] = number.to_bytes(4, rng.choice(("big", "little")))
     return bytes(data)
 
 
 def altered(value, rng: random.Random):
-    """A copy of a JSON value in which one or two places hold something else, or a key is gone, new, or there twice."""
+    """A copy of a JSON value, altered in one or two places.
+
+    Something else stands there, or a key is gone, new, or there twice.
+    """
     value, written = copy.deepcopy(value), []
     for _ in range(rng.randint(1, 2)):
         places = list(_places(value))
@@ -62,10 +72,12 @@ def altered(value, rng: random.Random):
             with contextlib.suppress(LookupError):
                 holder[key] = copy.deepcopy(other[name])
         elif kind == 7 and isinstance(holder, dict):
-            holder[rng.choice(("", "x" * 3000, "\ud800", "__class__", "self", key + " "))] = holder[key]
+            name = rng.choice(("", "x" * 3000, "\ud800", "__class__", "self", key + " "))
+            holder[name] = holder[key]
         elif kind == 8 and isinstance(holder, dict):
             holder[f"{_MARK}{len(written)}"] = copy.deepcopy(rng.choice(VALUES))
-            written.append(json.dumps(key))  # the same key twice
+            # The same key twice.
+            written.append(json.dumps(key))
         elif isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
             holder[key] *= rng.choice((-1, 2, 10**6, 1000, 0))
         elif isinstance(holder, list):
@@ -74,10 +86,15 @@ def altered(value, rng: random.Random):
 
 
 def _places(value) -> Iterator[tuple]:
-    """(list or dict, index or key) of everything inside, breadth first, and no more than is looked at in a moment."""
+    """(list or dict, index or key) of everything inside, breadth first.
+
+    No more than can be looked at in a moment.
+    """
     queue = [value]
     for holder in queue[:2000]:
-        for key in list(holder if isinstance(holder, dict) else range(len(holder))) if isinstance(holder, (dict, list)) else ():
+        if not isinstance(holder, (dict, list)):
+            continue
+        for key in list(holder if isinstance(holder, dict) else range(len(holder))):
             yield holder, key
             queue.append(holder[key])
 
@@ -91,7 +108,9 @@ def written(value, marks: list[str]) -> bytes:
 
 
 def mutations(seeds: list, count: int, seed: int = 0, join=None) -> Iterator[bytes]:
-    """`count` damaged files. seeds: valid ones, as bytes, or as JSON values, which are altered half of the time.
+    """`count` damaged files.
+
+    seeds: valid files, as bytes, or as JSON values, which are altered half of the time.
 
     join: of a list of JSON values that make a file of lines; one of them is altered.
     """
@@ -112,7 +131,7 @@ def mutations(seeds: list, count: int, seed: int = 0, join=None) -> Iterator[byt
             yield written(*altered(valid, rng))
 
 
-# ---- what must not happen -------------------------------------------------------------------------------------
+# ---- what must not happen ------------------------------------------------------------------------
 _FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo",
               "pickle.find_class", "shutil.rmtree")
 _watching: list[str] | None = None
@@ -123,12 +142,17 @@ def _audit(event, arguments):
         _watching.append(f"{event} {arguments}"[:300])
 
 
-sys.addaudithook(_audit)  # for good: hooks cannot be taken away
+# It stays for good: audit hooks cannot be taken away.
+sys.addaudithook(_audit)
 
 
 @contextlib.contextmanager
 def harmless(megabytes: int = 300) -> Iterator[None]:
-    """Fail if the block starts a program, connects, unpickles or removes anything, or takes more memory than that."""
+    """Fail if the block does what reading a file never may.
+
+    It must not start a program, connect, unpickle or remove anything, or take more memory than
+    `megabytes`.
+    """
     global _watching
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _watching = found = []
@@ -136,7 +160,8 @@ def harmless(megabytes: int = 300) -> Iterator[None]:
         yield
     finally:
         _watching = None
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (2**20 if sys.platform == "darwin" else 2**10)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
     assert not found, found[:3]
     assert grown < megabytes, f"{grown:.0f} MB"
 

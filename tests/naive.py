@@ -1,4 +1,7 @@
-"""Each built-in method once more, naively: eager attention weights, Python loops, one sample at a time."""
+"""Each built-in method once more, naively.
+
+Eager attention weights, Python loops, one sample at a time.
+"""
 
 import math
 from dataclasses import dataclass
@@ -70,7 +73,7 @@ def in_order(places):
     return {p: -i for i, p in enumerate(places)}
 
 
-# ---- one function a method: {original position: score} of the visual tokens present ------------------------
+# ---- one function a method: {original position: score} of the visual tokens present --------------
 def naive_fastv(step):
     """Row of the last token in layer K - 1, mean over heads."""
     return last_row(step.weights, step.place, step)
@@ -93,7 +96,10 @@ def naive_sparsevlm(step):
 
 
 def naive_raters(step):
-    """Text after the image (what comes before cannot rate it), related to it at least as the mean is."""
+    """Text after the image that is related to it at least as the mean is.
+
+    Text before the image cannot rate it.
+    """
     share, v, x = dict.fromkeys(step.question, 0.0), step.visual, step.embeddings
     for p in v:
         relation = {t: dot(x[p], x[t]) for t in share}
@@ -105,7 +111,10 @@ def naive_raters(step):
 
 
 def naive_fitprune(step):
-    """Strongest head's attention, from the text times from the image, each a mean over all its rows."""
+    """Strongest head's attention: from the text times from the image.
+
+    Each is a mean over all its rows.
+    """
     most, place = step.weights.amax(0), step.place
     cross = {p: math.fsum(most[place[t], place[p]].item() for t in step.question) for p in step.visual}
     own = {p: math.fsum(most[place[i], place[p]].item() for i in step.visual) for p in step.visual}
@@ -126,14 +135,17 @@ def naive_dart(step, visual=4, text=4):
     wanted = max(0, step.keep - len(chosen))
     parts = [wanted // len(pivots) + (i < wanted % len(pivots)) for i in range(len(pivots))]
     alike = {q: {p: cosine(hidden[place[q]], hidden[place[p]]) for p in step.visual} for q in pivots}
-    for q, part in zip(pivots, parts):
+    for q, part in zip(pivots, parts, strict=True):
         chosen = chosen + ranked({p: -alike[q][p] for p in step.visual if p not in chosen})[:part]
     rest = {p: -sum(alike[q][p] for q in pivots) for p in step.visual if p not in chosen}
     return in_order(chosen + ranked(rest))
 
 
 def naive_divprune(step):
-    """Next is the token whose nearest picked one is farthest; first the one with the farthest neighbour."""
+    """Next is the token whose nearest picked one is farthest.
+
+    First is the token with the farthest neighbour.
+    """
     x = {p: step.embeddings[p] for p in step.visual}
     far = {(p, q): 1 - cosine(x[p], x[q]) for p in x for q in x}
     picked = []
@@ -144,7 +156,10 @@ def naive_divprune(step):
 
 
 def naive_cdpruner(step):
-    """Next is the token that makes the determinant largest; if all make it vanish, the most relevant."""
+    """Next is the token that makes the determinant largest.
+
+    If all make it vanish, next is the most relevant.
+    """
     x, words = step.embeddings.double(), step.text
     r = {p: sum(cosine(x[p], x[t]) for t in words) / len(words) for p in step.visual}
     low, high = min(r.values()), max(r.values())
@@ -189,7 +204,7 @@ NAIVE = {name.removeprefix("naive_"): globals()[name] for name in (
     "naive_random", "naive_sparsevlm", "naive_strided", "naive_vtw")}
 
 
-# ---- options of SparseVLM ----------------------------------------------------------------------------------
+# ---- options of SparseVLM ------------------------------------------------------------------------
 def naive_rank(step):
     """Rank of the raters' rows of attention to the image."""
     place = step.place
@@ -198,7 +213,10 @@ def naive_rank(step):
 
 
 def naive_recycled(step, share):
-    """({place of a kept token}, {place of a merged one: its centre}), by DPC-kNN over Python lists."""
+    """({place of a kept token}, {place of a merged one: its centre}).
+
+    By DPC-kNN over Python lists.
+    """
     order, hidden, place = ranked(naive_sparsevlm(step)), step.now.hidden[-1][0].double(), step.place
     count = math.floor(share * (len(order) - step.keep) + 1e-6)
     centres = min(math.ceil(count / 10), step.keep)
@@ -217,9 +235,12 @@ def naive_recycled(step, share):
     return {*stay, *chosen}, homes
 
 
-# ---- the whole model ---------------------------------------------------------------------------------------
+# ---- the whole model -----------------------------------------------------------------------------
 def naive_kept(model, inputs, config, naive, limit=None):
-    """{layer: (S,) bool}: rank by the naive scores at each step, then drop by hand before the next."""
+    """{layer: (S,) bool}: the tokens that enter each layer.
+
+    Rank by the naive scores at each step, then drop by hand before the next.
+    """
     ids = inputs["input_ids"][0]
     present, kept, n = torch.ones_like(ids, dtype=torch.bool), {}, int((ids == IMAGE).sum())
     for layer in range(config.num_layers):

@@ -1,7 +1,7 @@
 """Naive encoder-side methods: Python loops, one sample, its tokens in the order of the prompt.
 
-Each takes what the method may look at, and the number k to keep, and returns {kept token: [all tokens
-averaged into it, itself included]}; other tokens are dropped.
+Each takes what the method may look at, and the number k to keep. It returns {kept token: [all
+tokens averaged into it, itself included]}; other tokens are dropped.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 
 def cosine(x, y):
     """Of two lists of numbers."""
-    product = math.fsum(a * b for a, b in zip(x, y))
+    product = math.fsum(a * b for a, b in zip(x, y, strict=True))
     return product / math.sqrt(math.fsum(a * a for a in x) * math.fsum(b * b for b in y))
 
 
@@ -37,7 +37,8 @@ def naive_vispruner(attention, keys, features, grid, k, important=0.5, step=8):
     while len(rest) > k - count:
         even, odd = rest[::2], rest[1::2]
         likeness = {j: max([cosine(features[j], features[i]) for i in odd], default=0) for j in even}
-        even.sort(key=lambda j: -likeness[j])  # stable
+        # The sort is stable.
+        even.sort(key=lambda j: -likeness[j])
         removed = even[:min(step, len(rest) - (k - count))]
         rest = [j for j in rest if j not in removed]
     return {j: [j] for j in kept + rest}
@@ -47,7 +48,7 @@ def naive_pool(attention, keys, features, grid, k):
     """Places in the order of their mirrored digits; each token to the nearest kept one."""
     def order(j):
         frame, row, column = (f"{x:012b}"[::-1] for x in grid[j])
-        return "".join(c + r for c, r in zip(column, row)), frame, j
+        return "".join(c + r for c, r in zip(column, row, strict=True)), frame, j
 
     kept = sorted(sorted(range(len(grid)), key=order)[:k])
     groups = {j: [j] for j in kept}

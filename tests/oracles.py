@@ -1,4 +1,7 @@
-"""Independent ways to compute what vispco computes: by hand, one sample at a time, nothing shared with its code."""
+"""Independent ways to compute what vispco computes.
+
+By hand, one sample at a time; they share nothing with its code.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +15,11 @@ from vispco.registry import adapter_for
 
 @dataclass
 class Trace:
-    """A forward pass made by hand. hidden[i]: input of layer i; attention[i]: its weights (eager models only)."""
+    """A forward pass made by hand.
+
+    hidden[i]: input of layer i.
+    attention[i]: weights of layer i (eager models only).
+    """
 
     logits: torch.Tensor
     hidden: list
@@ -40,10 +47,14 @@ def decoder_inputs(model, inputs):
 
 @torch.no_grad()
 def by_hand(model, inputs, kept=None, upto=None, merged=None):
-    """Run the decoder of an unhooked model layer by layer on ONE unpadded sample, dropping tokens physically.
+    """Run the decoder of an unhooked model by hand, layer by layer.
 
-    kept: {layer: (S,) bool} tokens that enter the layer. upto: stop after the attention of that layer.
-    merged: {layer: (S,) position of the token that each is averaged into, or -1}, before the dropping.
+    On ONE unpadded sample, dropping tokens physically.
+
+    kept: {layer: (S,) bool} tokens that enter the layer.
+    upto: stop after the attention of that layer.
+    merged: {layer: (S,) position of the token that each is averaged into before the dropping, or
+    -1}.
     """
     decoder = model.get_decoder()
     seen, given = decoder_inputs(model, inputs)
@@ -62,7 +73,8 @@ def by_hand(model, inputs, kept=None, upto=None, merged=None):
             hidden, place = hidden[:, stay], place[stay]
         rotary, mask = [x[..., place, :] for x in given[i]["position_embeddings"]], given[i]["attention_mask"]
         n = len(place)
-        if mask is not None:  # the model's own, where it is more than causal
+        # A mask of the model's own, where it is more than causal.
+        if mask is not None:
             mask = mask[..., place, :][..., place]
         else:
             mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[None, None]
@@ -73,8 +85,10 @@ def by_hand(model, inputs, kept=None, upto=None, merged=None):
         if i == upto:
             return trace
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None])
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # in older releases
-        if i < len(late):  # features that the family adds after this layer
+        # Older releases return a tuple.
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        # Features that the family adds after this layer.
+        if i < len(late):
             full = torch.zeros(seen["visual_pos_masks"].shape + hidden.shape[2:], dtype=hidden.dtype)
             full[seen["visual_pos_masks"]] = late[i]
             hidden = hidden + full[:, place]
@@ -83,7 +97,10 @@ def by_hand(model, inputs, kept=None, upto=None, merged=None):
 
 
 class Witness(Method):
-    """Does what another method does, and writes down what it merges: {layer: (B, S) position, or -1}."""
+    """Does what another method does, and writes down what that merges.
+
+    merged: {layer: (B, S) position that each token is averaged into, or -1}.
+    """
 
     def __init__(self, method):
         self.method, self.merged = method, {}
@@ -108,7 +125,11 @@ class Witness(Method):
 
 
 class Replay(Method):
-    """Keeps the tokens it is told to: `kept` is what `Pruner.kept()` returned for the same prompt. So for `merged`."""
+    """Keeps the tokens it is told to.
+
+    kept: what `Pruner.kept()` returned for the same prompt.
+    merged: what `Pruner.merged()` returned for it.
+    """
 
     first_layer = 0
 

@@ -1,8 +1,11 @@
-"""Devices that are not there: tensors that say they are on `cpu:1` or `cpu:2`, and do not meet tensors of another device.
+"""Devices that are not there, for tests of models on several devices.
 
-PyTorch accepts devices of the CPU with a number, and has none. Inside `pretending()`, tensors made on or moved to one are
-wrappers: every operation is run on the CPU, after the check that PyTorch would make. Autograd sees the wrappers, with their
-devices, so gradients cross devices (or fail to) as they would between two GPUs.
+Tensors say that they are on `cpu:1` or `cpu:2`, and do not meet tensors of another device.
+
+PyTorch accepts devices of the CPU with a number, and has none. Inside `pretending()`, tensors made
+on such a device, or moved to one, are wrappers. Every operation is run on the CPU, after the check
+that PyTorch would make. Autograd sees the wrappers, with their devices, so gradients cross devices
+(or fail to) as they would between two GPUs.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ class Away(Tensor):
         raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first")
 
     def as_subclass(self, cls):
-        """Wrappers cannot be of two classes: `cls` wins. (Of vispco's `SoftMask`, what matters are its attributes.)"""
+        """`cls` wins: wrappers cannot be of two classes.
+
+        Of vispco's `SoftMask`, what matters are its attributes.
+        """
         return self.here.as_subclass(cls)
 
     def __repr__(self, **_):
@@ -63,7 +69,8 @@ def pretending():
     """Inside, `cpu:1`, `cpu:2`, ... are devices."""
     make = torch.tensor
 
-    def tensor(*args, device=None, **kwargs):  # no mode sees this one
+    # No mode sees `torch.tensor`.
+    def tensor(*args, device=None, **kwargs):
         return make(*unwrapped(args), **kwargs).to(device or HOST)
 
     with mock.patch.object(torch, "tensor", tensor), Pretence():
@@ -75,14 +82,16 @@ class Pretence(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if Away not in types and kwargs.get("device") in (None, HOST):  # most of a search is arithmetic on the host
+        # Most of a search is arithmetic on the host.
+        if Away not in types and kwargs.get("device") in (None, HOST):
             return function(*args, **kwargs)
         device = common_device(function, args, kwargs)
         if kwargs.get("device") is not None:
             device = kwargs["device"]
         inside = {**kwargs, "device": HOST} if "device" in kwargs else kwargs
         out = function(*unwrapped(args), **unwrapped(inside))
-        if function._schema.is_mutable:  # in place
+        # Done in place.
+        if function._schema.is_mutable:
             return args[0]
         return out if device == HOST else each(out, lambda t: Away(t, device))
 
@@ -93,7 +102,10 @@ def unwrapped(tree):
 
 
 def each(tree, change):
-    """The same with all tensors changed: arguments of operations are simpler, and many more, than what `tree_map` is for."""
+    """The same with all tensors changed.
+
+    Not `tree_map`: arguments of operations are simpler than what it is made for, and very many.
+    """
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, dict):
@@ -102,7 +114,10 @@ def each(tree, change):
 
 
 def common_device(function, args, kwargs) -> torch.device:
-    """Where the result will be. Raises RuntimeError as PyTorch does if the arguments are on two devices."""
+    """Where the result will be.
+
+    Raises RuntimeError, as PyTorch does, if the arguments are on two devices.
+    """
     name, (first, *rest) = function.overloadpacket, tensors((args, kwargs)) or [None]
     if first is None:
         return HOST
@@ -111,13 +126,19 @@ def common_device(function, args, kwargs) -> torch.device:
     if name in INDEXING:
         indices, values = tensors(args[1]), tensors(args[2:3])
         if any(i.device not in (HOST, first.device) for i in indices):
-            raise RuntimeError(f"indices should be either on cpu or on the same device as the indexed tensor ({first.device})")
+            raise RuntimeError(
+                "indices should be either on cpu or on the same device as the indexed tensor "
+                f"({first.device})"
+            )
         rest = [v for v in values if v.ndim]
     numbers = torch.Tag.pointwise in function.tags or name in SCALARS
     devices = {t.device for t in [first, *rest] if t.ndim or t.device != HOST or not numbers} or {HOST}
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}! ({function})")
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{found}! ({function})"
+        )
     return devices.pop()
 
 
@@ -129,16 +150,22 @@ def tensors(tree) -> list[Tensor]:
 
 
 def dispatch(model: nn.Module, places: dict[str, str]) -> nn.Module:
-    """Spread a model over devices, {module: device}, as accelerate's `dispatch_model` does: whatever has weights moves its
-    arguments to its own device first, the KV cache excepted; the model takes its own to the embeddings, and its output back."""
+    """Spread a model over devices, {module: device}, as accelerate's `dispatch_model` does.
+
+    Whatever has weights moves its arguments to its own device first, except the KV cache. The model
+    takes its own arguments to the embeddings, and its output back.
+    """
     for name, device in places.items():
         block = model.get_submodule(name)
         for module in block.modules():
             for tree in (module._parameters, module._buffers):
                 for key, tensor in tree.items():
-                    if tensor is not None:
-                        there = tensor.detach().to(device)
-                        tree[key] = nn.Parameter(there, tensor.requires_grad) if tree is module._parameters else there
+                    if tensor is None:
+                        continue
+                    there = tensor.detach().to(device)
+                    if tree is module._parameters:
+                        there = nn.Parameter(there, tensor.requires_grad)
+                    tree[key] = there
             if module is block or module.state_dict():
                 module.forward = aligned(module.forward, device)
     model.forward = aligned(model.forward, model.get_input_embeddings().weight.device, back=True)
@@ -147,7 +174,10 @@ def dispatch(model: nn.Module, places: dict[str, str]) -> nn.Module:
 
 
 def aligned(forward, device, back: bool = False):
-    """`forward` with its arguments on `device`, and, if asked, its output where the first of them was."""
+    """`forward` with its arguments on `device`.
+
+    back: move its output to where its first argument was.
+    """
     @functools.wraps(forward)
     def run(*args, **kwargs):
         origin = tensors((args, kwargs))[0].device

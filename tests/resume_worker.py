@@ -1,20 +1,29 @@
-"""A process that has imported everything, and runs each search that it is asked for in a fork, which dies as asked.
+"""A process that has imported everything, and runs each search that it is asked for in a fork.
 
-A request is a line of JSON: {"run": what, "folder": where, "end": null or [how, when], "words": the command's last}. The answer: {"code": the exit code,
-or minus the signal, "out", "err", "seconds", "cpu"}. How: "seconds": SIGKILL, `when` later; else at the `when`-th line that the
-journal gets: "before" and "after" it is written, or in the middle ("torn"); "interrupt": Ctrl-C there; "replace": SIGKILL at
-the `when`-th file that is about to get its name; "full": files may have `when` bytes.
+The fork dies as asked. A request is a line of JSON:
+    {"run": what, "folder": where, "end": null or [how, when], "words": the last of the command}
+The answer:
+    {"code": the exit code, or minus the signal, "out", "err", "seconds", "cpu"}
+How a fork ends:
+    "seconds": SIGKILL, `when` seconds later.
+    "before", "after", "torn": SIGKILL at the `when`-th line that the journal gets: before it is
+        written, after it, or in the middle.
+    "interrupt": Ctrl-C before the `when`-th line.
+    "replace": SIGKILL at the `when`-th file that is about to get its name.
+    "full": files may have `when` bytes.
 """
 
 import contextlib
 import json
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
 import traceback
 from functools import partial
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -32,22 +41,33 @@ from vispco.testbed.model import build_config, build_processor  # noqa: E402
 
 LLAVA = tiny_llava(layers=4, scale=0.5)
 BATCHES = [batch(images=(1, 1), text=(9, 6), before=(2, 0), seed=s) for s in range(3)]
-COMMAND = ["search", "--budgets", "0.4,0.8", "--steps", "2", "--refinement", "1", "--limit", "8", "--batch-size", "4", "--quiet"]
+COMMAND = shlex.split(
+    "search --budgets 0.4,0.8 --steps 2 --refinement 1 --limit 8 --batch-size 4 --quiet"
+)
+#: The modules whose random draws are noted down.
+SOLVERS = ("vispco.solvers.descent", "vispco.solvers.refine", "vispco.solvers.shared")
 
 
 def stand_in():
-    """A random model of four narrow layers with the testbed's words and images, and its processor."""
+    """A random model of four narrow layers, and its processor.
+
+    It has the testbed's words and images.
+    """
     from transformers import LlavaForConditionalGeneration
 
     config = build_config()
-    for key, value in {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}.items():
+    narrow = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
+    for key, value in narrow.items():
         setattr(config.text_config, key, value)
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(config).eval(), build_processor()
 
 
 def watched(trace):
-    """Note down what a search goes through: the optimiser's state after each step, multipliers, every random draw."""
+    """Note down what a search goes through.
+
+    The optimiser's state after each step, the multipliers, every random draw.
+    """
     def name(tensors):
         return digest.of_tensors((str(i), t) for i, t in enumerate(tensors))[:12]
 
@@ -66,7 +86,7 @@ def watched(trace):
     def noted_draw(draw):
         def drawn(*args, **kwargs):
             found = draw(*args, **kwargs)
-            if sys._getframe(1).f_globals["__name__"] in ("vispco.solvers.descent", "vispco.solvers.refine", "vispco.solvers.shared"):
+            if sys._getframe(1).f_globals["__name__"] in SOLVERS:
                 trace.append([draw.__name__, name([found])])
             return found
         return drawn
@@ -79,7 +99,8 @@ def watched(trace):
 def result(folder, frontier, trace, steps):
     meta = {k: v for k, v in frontier.meta.items() if k != "seconds"}
     points = [p.to_dict() for p in frontier.points]
-    (folder / "result.json").write_text(json.dumps({"points": points, "meta": meta, "trace": trace, "steps": steps}))
+    found = {"points": points, "meta": meta, "trace": trace, "steps": steps}
+    (folder / "result.json").write_text(json.dumps(found))
 
 
 def search(folder):
@@ -109,7 +130,7 @@ def cache(folder):
     """The reproduction's measurements, each as long as the pipe of a process."""
     kept = Cache(folder / "cache")
     for number in range(400):
-        kept.get(str(number), lambda: [number] * 20_000)
+        kept.get(str(number), partial(mul, [number], 20_000))
 
 
 def prepare_end(how, when):
@@ -157,10 +178,19 @@ def child(request):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if request["end"] and request["end"][0] != "seconds":
             prepare_end(*request["end"])
-        with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                runs = {"search": search, "amortise": amortise, "command": partial(command, words=request["words"]), "cache": cache}
-                code = runs[request["run"]](folder) or 0
+        runs = {
+            "search": search,
+            "amortise": amortise,
+            "command": partial(command, words=request["words"]),
+            "cache": cache,
+        }
+        with (
+            open(folder / "out", "w") as out,
+            open(folder / "err", "w") as err,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = runs[request["run"]](folder) or 0
     except BaseException:
         (folder / "err").write_text(traceback.format_exc())
     finally:
@@ -170,8 +200,10 @@ def child(request):
 def main():
     made = stand_in()
     testbed.load = lambda name="testbed": made
-    sys.modules["matplotlib"] = None  # the report then has no pictures of tokens, which would take most of the time
-    testbed.examples("calibration", 8)  # imports what draws them
+    # Without it, the report has no pictures of tokens, which would take most of the time.
+    sys.modules["matplotlib"] = None
+    # This imports what draws the questions.
+    testbed.examples("calibration", 8)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -184,9 +216,14 @@ def main():
             os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         folder = Path(request["folder"])
-        words = [(folder / name).read_text() if (folder / name).exists() else "" for name in ("out", "err")]
-        print(json.dumps({"code": os.waitstatus_to_exitcode(status), "out": words[0], "err": words[1],
-                          "seconds": time.perf_counter() - started, "cpu": usage.ru_utime + usage.ru_stime}), flush=True)
+        files = {name: folder / name for name in ("out", "err")}
+        answer = {
+            "code": os.waitstatus_to_exitcode(status),
+            **{name: file.read_text() if file.exists() else "" for name, file in files.items()},
+            "seconds": time.perf_counter() - started,
+            "cpu": usage.ru_utime + usage.ru_stime,
+        }
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

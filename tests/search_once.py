@@ -1,4 +1,7 @@
-"""What `test_numbers.py` runs in separate processes: one small search, and what each configuration keeps, as JSON."""
+"""What `test_numbers.py` runs in separate processes.
+
+One small search, and what each configuration keeps, as JSON.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""What `test_distributed.py` runs in one process and in two: everything that a search sums over questions."""
+"""What `test_distributed.py` runs in one process and in two.
+
+Everything that a search sums over questions.
+"""
 
 import json
 import sys

@@ -26,7 +26,7 @@ def solve(objective, slack, start, **options):
     return x.tolist(), alm.multiplier, result
 
 
-# ---- phi and the updates, by hand -----------------------------------------------------------------------
+# ---- phi and the updates, by hand ----------------------------------------------------------------
 @pytest.mark.parametrize(("kind", "w", "lam", "c", "phi", "new_w", "violation"), [
     ("inequality", 0., 2., 3., 10., 0., 0.),  # inactive: nothing happens
     ("inequality", 0., 2., -3., 10 + 36 / 4, 6., 3.),  # z = 6
@@ -119,7 +119,7 @@ def test_loss_follows_the_precision_of_the_slack():
         assert AugmentedLagrangian(penalty=1e6).loss(objective, slack).dtype == dtype
 
 
-# ---- state ----------------------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 @given(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), max_size=8), st.integers(0, 8))
 def test_a_saved_state_continues_to_the_bit(slacks, cut):
     def fresh():
@@ -151,7 +151,7 @@ def test_a_state_does_not_share_memory():
     assert alm.state_dict()["violation"] == [1.]
 
 
-# ---- closed forms ---------------------------------------------------------------------------------------
+# ---- closed forms --------------------------------------------------------------------------------
 def distance(x):
     """Squared distance to (2, 1)."""
     return (x[0] - 2) ** 2 + (x[1] - 1) ** 2
@@ -247,7 +247,7 @@ def test_random_quadratic_programs_meet_the_kkt_conditions(n, m, seed, data):
                 assert slack > -1e-5 and price >= 0 and min(slack, price) < 1e-4
 
 
-# ---- the solver -----------------------------------------------------------------------------------------
+# ---- the solver ----------------------------------------------------------------------------------
 def test_history_records_every_outer_step():
     x = point(0., 0.)
     alm = AugmentedLagrangian(epsilon=1e-7, penalty=1., alpha=4.)
@@ -332,7 +332,7 @@ def test_parameters_need_not_be_one_tensor():
     assert [x.item(), y.item()] == pytest.approx([1, 0], abs=1e-5)
 
 
-# ---- errors ---------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("options", "message"), [
     ({"num_constraints": 0}, "num_constraints must be at least 1, got 0"),
     ({"kind": "at most"}, "kind must be 'inequality' or 'equality'.* got 'at most'"),

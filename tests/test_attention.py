@@ -44,7 +44,7 @@ def test_values_and_all_gradients_are_those_of_the_dense_bias(kind, size):
         q, k, v, policy = (x.clone().requires_grad_() for x in inputs)
         out = scaled_dot_product_attention(q, k, v, attn_mask=way(policy), scale=0.3)
         results.append([out, *torch.autograd.grad(out, [q, k, v, policy], grad)])
-    for dense, blocks in zip(*results):
+    for dense, blocks in zip(*results, strict=True):
         assert torch.allclose(blocks, dense, rtol=1e-9, atol=1e-10)
 
 
@@ -95,7 +95,7 @@ def test_nothing_quadratic_is_kept_for_the_backward_pass():
     assert kept[0] == q.numel() and kept[1] >= 300**2
 
 
-# ---- checkpointing -----------------------------------------------------------------------------------------
+# ---- checkpointing -------------------------------------------------------------------------------
 def gradient(model, prepared_batch, estimator, checkpoint):
     ratios = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], dtype=torch.float64, requires_grad=True)
     held = []

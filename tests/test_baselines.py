@@ -56,7 +56,7 @@ def found(searcher, evaluations, seed=0, budget=0.5, **options):
     return evaluator.records[evaluator.best].kl
 
 
-# ---- every searcher ----------------------------------------------------------------------------------------------
+# ---- every searcher ------------------------------------------------------------------------------
 @ALL
 @pytest.mark.parametrize("passes", [QUESTIONS, 10 * QUESTIONS - 1, 30 * QUESTIONS + 5])
 def test_allowance_and_budget(searcher, passes):
@@ -115,7 +115,7 @@ def test_an_exhausted_space_ends(searcher):
     assert len(evaluator.records) == 1
 
 
-# ---- one by one --------------------------------------------------------------------------------------------------
+# ---- one by one ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("searcher", [nsga2, tpe])
 def test_clever_searchers_beat_random(searcher):
     """At equal cost, in the mean over seeds, by half."""
@@ -188,7 +188,7 @@ def test_optuna_is_silent(capfd, recwarn):
     assert capfd.readouterr() == ("", "") and not recwarn.list and optuna.logging.get_verbosity() == level
 
 
-# ---- what needs no search ----------------------------------------------------------------------------------------
+# ---- what needs no search ------------------------------------------------------------------------
 def test_the_papers_grid():
     grid = paper_grid("fastv", 36)
     assert len({c.keep_ratios for c in grid}) == 700
@@ -209,7 +209,7 @@ def test_published(method):
         published(method, 32, at="top")
 
 
-# ---- a real model ------------------------------------------------------------------------------------------------
+# ---- a real model --------------------------------------------------------------------------------
 def test_on_the_testbed():
     """Sixteen questions, one harness, one loop: nobody exceeds budget or allowance, the clever beat the random."""
     model, _ = testbed.load()

@@ -22,7 +22,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# ---- harness -----------------------------------------------------------------------------------------------
+# ---- harness -------------------------------------------------------------------------------------
 def test_peak_memory_counts_what_is_held_at_once():
     size = 4 * 1000**2
 
@@ -40,7 +40,7 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert 3 * size <= peak_memory(leak) < 3.1 * size
 
 
-# ---- shapes ------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name, parameters", [("llava-1.5-7b", 6.74e9), ("qwen2.5-vl-3b", 3.09e9), ("qwen2.5-vl-7b", 7.62e9)])
 def test_the_true_shapes_have_the_true_number_of_parameters(name, parameters):
     """Of the language models published: Vicuna-7B, Qwen2.5-3B, Qwen2.5-7B."""
@@ -109,7 +109,7 @@ def test_a_step_keeps_no_graph_before_the_first_layer_that_prunes():
     assert seen == [i >= scorer.first_layer for i in range(6)] and scorer.first_layer > 0
 
 
-# ---- full eager attention, the rival -----------------------------------------------------------------------
+# ---- full eager attention, the rival -------------------------------------------------------------
 @pytest.mark.parametrize("schedule", ["50%", "10%", "steps"])
 def test_the_eager_rival_computes_what_vispco_does(schedule):
     """Written apart from each other, in the same precision: the same tokens, the same keys."""
@@ -119,12 +119,12 @@ def test_the_eager_rival_computes_what_vispco_does(schedule):
         ours = shapes.prefill(model, prompt)
     with against.eager_pruning(model, config):
         theirs = shapes.prefill(model, prompt)
-    for a, b in zip(ours.layers, theirs.layers):
+    for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert a.keys.shape == b.keys.shape and torch.allclose(a.keys, b.keys, atol=1e-5)
     assert model.get_decoder().layers[1].self_attn.config._attn_implementation == "sdpa"
 
 
-# ---- commands ----------------------------------------------------------------------------------------------
+# ---- commands ------------------------------------------------------------------------------------
 def written(command, tmp_path, *more):
     """The JSON that a command writes."""
     path = tmp_path / "figures.json"
@@ -171,7 +171,7 @@ def test_prediction(tmp_path):
 def test_against(tmp_path):
     figures = written(against, tmp_path)
     assert [f["way"] for f in figures] == ["bare", "deploy", "eager", "mask"] * 4
-    for bare, deploy, eager, mask in zip(*[iter(figures)] * 4):
+    for bare, deploy, eager, mask in zip(*[iter(figures)] * 4, strict=True):
         assert deploy["kv_bytes"] == eager["kv_bytes"] < bare["kv_bytes"] == mask["kv_bytes"] and bare["ratio"] == 1
 
 
@@ -188,7 +188,7 @@ def test_what_a_user_can_get_wrong_is_one_line(given, what, capsys, monkeypatch,
     assert what in printed and printed.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-# ---- the page ----------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 def test_the_page_says_what_the_json_says():
     """Neither its tables nor its picture were written by hand."""
     text = (page.DOCS / page.PAGE).read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|e
 CORPUS = ["USER: What is in the picture? ASSISTANT: A cat sits on the sofa, 12 of them.", "yes no user model system", "[INST] red blue [/INST]"] * 20
 
 
-# ---- tokenizers of three kinds ----------------------------------------------------------------------------
+# ---- tokenizers of three kinds -------------------------------------------------------------------
 def tokenizer(kind):
     if kind == "bytes":  # as of GPT-2, Llama 3, Qwen
         core = Tokenizer(models.BPE())
@@ -47,7 +47,7 @@ def tokenizer(kind):
                                    extra_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False)
 
 
-# ---- chat templates, each also in Python ------------------------------------------------------------------
+# ---- chat templates, each also in Python ---------------------------------------------------------
 # In Python: a function from [(role, text with <image>)] to pieces, with answers as ("answer", text).
 PARTS = "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -105,7 +105,7 @@ def processor(kind, template):
 
 def oracle(kind, template, conversation):
     """(ids, labels) by hand: the text written in Python, each `<image>` repeated, offsets from the tokenizer."""
-    turns = [(role, text) for turn in conversation.turns for role, text in zip(("user", "assistant"), turn)]
+    turns = [(role, text) for turn in conversation.turns for role, text in zip(("user", "assistant"), turn, strict=True)]
     text, answers = "", []
     for role, piece in TEMPLATES[template][1](turns):
         piece = piece.replace("<image>", "<image>" * TOKENS)
@@ -118,7 +118,7 @@ def oracle(kind, template, conversation):
     made = tok(text, return_offsets_mapping=True, add_special_tokens=False)
     ids, inside = made["input_ids"], [any(s < b and e > a for a, b in answers) for s, e in made["offset_mapping"]]
     endings = {tok.convert_tokens_to_ids(word) for word in SPECIAL} - {tok.convert_tokens_to_ids("<image>")}
-    labels = [i if here or before and i in endings else -100 for i, here, before in zip(ids, inside, [False, *inside])]
+    labels = [i if here or before and i in endings else -100 for i, here, before in zip(ids, inside, [False, *inside], strict=False)]
     return ids, labels
 
 
@@ -174,13 +174,13 @@ def test_labels_agree_with_a_template_that_marks_its_answers():
     marked = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}" + PARTS \
         + "<|im_end|>{% endgeneration %}{% else %}" + PARTS + "<|im_end|>{% endif %}\n{% endfor %}"
     turns = [("What is it?", "A cat sits."), ("Why?", "yes no")]
-    said = [{"role": r, "content": [{"type": "text", "text": t}]} for turn in turns for r, t in zip(("user", "assistant"), turn)]
+    said = [{"role": r, "content": [{"type": "text", "text": t}]} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
     chatml_processor = processor("bytes", "chatml")
     whole = chatml_processor.tokenizer.apply_chat_template(said, chat_template=marked, return_assistant_tokens_mask=True, return_dict=True,
                                                            tokenize=True)
     made = collate(chatml_processor, [talk(("<image>" + turns[0][0], turns[0][1]), turns[1])], chat_template=marked)
     ids = [i for i in made["input_ids"][0].tolist() if i != chatml_processor.image_token_id]
-    labels = [x for i, x in zip(made["input_ids"][0].tolist(), made["labels"][0].tolist()) if i != chatml_processor.image_token_id]
+    labels = [x for i, x in zip(made["input_ids"][0].tolist(), made["labels"][0].tolist(), strict=True) if i != chatml_processor.image_token_id]
     assert ids == whole["input_ids"]
     assert [x != -100 for x in labels] == [bool(m) for m in whole["assistant_masks"]]
 
@@ -267,7 +267,7 @@ def test_other_faults_are_told():
         collate(processor("bytes", "chatml"), [gone])
 
 
-# ---- video ------------------------------------------------------------------------------------------------
+# ---- video ---------------------------------------------------------------------------------------
 class Films:
     """What Qwen2.5-VL's processor does with videos (which needs torchvision), on the testbed's: two frames a step."""
 
@@ -319,7 +319,7 @@ def test_pictures_and_videos_never_share_a_batch(monkeypatch):
     assert batches(None, [*TALKS[:3], film, film], 2) == [["image"] * 2, ["image"], ["video"] * 2]
 
 
-# ---- real processors of other families --------------------------------------------------------------------
+# ---- real processors of other families -----------------------------------------------------------
 def family(name):
     """(processor, its image token) on pictures of a few tokens, with the tokenizer of bytes."""
     import transformers as hf
@@ -361,7 +361,7 @@ def test_other_families_expand_pictures_in_their_own_ways(name, side):
     """Tiles, rows, separators: what is labelled must read as the answers do."""
     made_of, image = family(name)
     made = collate(made_of, TALKS[1:], padding_side=side, chat_template=CHATML.replace("<image>", image))
-    for labels, conversation in zip(made["labels"], TALKS[1:]):
+    for labels, conversation in zip(made["labels"], TALKS[1:], strict=True):
         assert made_of.tokenizer.decode(labels[labels != -100]) == "".join(f"{answer}<|im_end|>" for _, answer in conversation.turns)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ ratio = st.floats(0, 1) | st.sampled_from([0.0, 0.1, 0.29, 0.5, 1 / 3, 2 / 3, 0.
 ratios = st.lists(ratio, min_size=1, max_size=40).map(lambda r: sorted(r, reverse=True))
 
 
-# ---- validation --------------------------------------------------------------------------------------------
+# ---- validation ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "bad",
     [
@@ -101,7 +102,7 @@ def test_ratios_do_not_increase():
 
 @given(r=st.lists(ratio, min_size=2, max_size=6))
 def test_increasing_is_refused_and_anything_else_is_not(r):
-    if any(b > a for a, b in zip(r, r[1:])):
+    if any(b > a for a, b in pairwise(r)):
         with pytest.raises(ValueError, match="must not increase"):
             PruningConfig("random", r)
     else:
@@ -176,7 +177,7 @@ def test_it_does_not_change_with_what_it_was_made_of():
     assert config.keep_ratios == (1.0, 0.5) and config.method_options == {"seed": 1}
 
 
-# ---- whole tokens ------------------------------------------------------------------------------------------
+# ---- whole tokens --------------------------------------------------------------------------------
 @given(r=ratio, n=st.integers(0, 5000))
 @example(r=0.29, n=100)
 def test_whole_tokens(r, n):
@@ -232,7 +233,7 @@ def test_describe():
     assert PruningConfig("strided", [1, 1]).describe() == "strided: keeps everything"
 
 
-# ---- files -------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 )
@@ -373,7 +374,7 @@ def test_unwritable_places(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-# ---- published notations -----------------------------------------------------------------------------------
+# ---- published notations -------------------------------------------------------------------------
 def test_from_fastv():
     config = PruningConfig.from_fastv(num_layers=32)
     assert config == PruningConfig("fastv", [1.0] * 2 + [0.5] * 30) and config.tokens(576)[1:3] == [576, 288]
@@ -422,7 +423,7 @@ def test_published_notations_refuse_nonsense(build, match):
         build()
 
 
-# ---- apply -------------------------------------------------------------------------------------------------
+# ---- apply ---------------------------------------------------------------------------------------
 def test_apply_refuses_another_number_of_layers(llava):
     with pytest.raises(
         ValueError, match="has 4 keep_ratios, but LlavaForConditionalGeneration has 6 decoder layers"

@@ -106,7 +106,7 @@ def schedule(name, model, levels):
     return PruningConfig(name, ([1.0] * start + levels + levels[-1:] * layers)[:layers])
 
 
-# ---- enrolment ---------------------------------------------------------------------------------------------
+# ---- enrolment -----------------------------------------------------------------------------------
 def test_every_registered_adapter_has_a_tiny_model():
     missing = set(vispco.list_adapters()) - set(FAMILIES)
     assert not missing, (
@@ -121,7 +121,7 @@ def test_an_adapter_without_tiny_model_fails_clearly(request):
         definition.func(type("Request", (), {"param": "martian"}))
 
 
-# ---- nothing changes but what should -----------------------------------------------------------------------
+# ---- nothing changes but what should -------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_keep_all_is_bit_identical(family, name, mode, padding):
@@ -175,7 +175,7 @@ def test_deterministic_whatever_ran_before(family, name, mode):
         assert all(torch.equal(kept[i], again) for i, again in handle.kept().items())
 
 
-# ---- soft == deploy == by hand -----------------------------------------------------------------------------
+# ---- soft == deploy == by hand -------------------------------------------------------------------
 @settings(max_examples=12)
 @given(case=cases())
 def test_search_equals_deploy_float32(family, name, case):
@@ -235,7 +235,7 @@ def test_dropped_tokens_have_zero_hidden_states(family, name):
     assert (states[gone] == 0).all() and (states[there] != 0).any(-1).all()
 
 
-# ---- counts ------------------------------------------------------------------------------------------------
+# ---- counts --------------------------------------------------------------------------------------
 @settings(max_examples=15)
 @given(case=cases())
 @pytest.mark.parametrize("mode", ["deploy", "search"])
@@ -271,7 +271,7 @@ def test_bfloat16_is_finite_and_counts_exactly(family, name, mode):
         assert (mask.sum(1) - text).tolist() == [config.tokens(n * PER_IMAGE)[i] for n in MIXED["images"]]
 
 
-# ---- batches -----------------------------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
 @settings(max_examples=8)
 @given(case=cases())
 @pytest.mark.parametrize("mode", ["deploy", "search"])
@@ -313,7 +313,7 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
     assert min(compared) > 0
 
 
-# ---- gradients ---------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("images", [(1, 1), (1, 0), (2, 1)])
 def test_gradients_reach_the_ratios(family, name, images):
     first = METHODS.get(name).first_layer
@@ -337,7 +337,7 @@ def test_no_gradient_without_images(family, name):
     assert torch.equal(output.logits, before) and (ratios.grad is None or (ratios.grad == 0).all())
 
 
-# ---- costs -------------------------------------------------------------------------------------------------
+# ---- costs ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("ratios", [(1.0,), (0.75, 0.5, 0.2), (0.5, 0.0)])
@@ -356,7 +356,7 @@ def test_flops_of_what_ran_equal_the_count(family, name, size, images, ratios):
     assert report.tokens == config.tokens(PER_IMAGE * images)
 
 
-# ---- generation --------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
 def one_pass_each(model, inputs, sequences):
     """Logits of each new token, from one pass over all that comes before it, without a cache."""
     start, steps = inputs["input_ids"].shape[1], []

@@ -25,7 +25,7 @@ COSTS = {"flops": CostModel(DIMENSIONS), "kv_cache": KVCacheMemory(DIMENSIONS), 
 
 
 def prompts(samples=((16, 9),)):
-    return tuple(torch.tensor(column) for column in zip(*samples))
+    return tuple(torch.tensor(column) for column in zip(*samples, strict=True))
 
 
 def one(name, budget=0.6, samples=((16, 9),), first=1):
@@ -41,7 +41,7 @@ shapes = st.lists(st.tuples(st.integers(4, 40), st.integers(9, 30)), min_size=1,
 schedules = descending(LAYERS - 1).map(lambda ratios: torch.tensor([1.0, *ratios], dtype=torch.float64))
 
 
-# ---- memory ------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def cache_bytes(model, inputs, config=None):
     """Bytes that a prefill leaves in the cache, counted in its tensors."""
     with torch.no_grad(), nullcontext() if config is None else vispco.apply(model, config):
@@ -72,7 +72,7 @@ def test_bytes_per_element_are_checked(bad):
         KVCacheMemory(DIMENSIONS, bad)
 
 
-# ---- the latency table -------------------------------------------------------------------------------------
+# ---- the latency table ---------------------------------------------------------------------------
 def test_table_between_and_beyond_its_lengths():
     """By hand: at the lengths, between, held constant below and continued beyond."""
     at = torch.tensor([1.0, 8, 12, 16, 20, 40, 56])
@@ -194,7 +194,7 @@ def test_a_table_belongs_to_its_decoder(llava):
             cost_models(adapter, latency=wrong)
 
 
-# ---- one budget of any cost --------------------------------------------------------------------------------
+# ---- one budget of any cost ----------------------------------------------------------------------
 @given(names, schedules, st.floats(0.45, 1), shapes)
 @settings(max_examples=80)
 def test_hardened_never_exceeds_and_no_token_more_fits(name, ratios, share, samples):
@@ -285,7 +285,7 @@ def test_kernels_are_fitted_to_any_cost(name):
     assert abs(float(limit.slack(curve()).detach())) < 0.02
 
 
-# ---- several at once ---------------------------------------------------------------------------------------
+# ---- several at once -----------------------------------------------------------------------------
 several = st.dictionaries(names, st.floats(0.45, 1), min_size=1)
 
 
@@ -343,7 +343,7 @@ def test_kernels_are_fitted_to_the_tightest():
     assert abs(float(slacks[1])) < 0.02 and float(slacks[0]) > 0.1
 
 
-# ---- how users write them ----------------------------------------------------------------------------------
+# ---- how users write them ------------------------------------------------------------------------
 def test_limit_for():
     plain = limit_for("60%", COSTS, *prompts())
     assert type(plain) is Budget and plain.value == "60%" and plain.cost is COSTS["flops"]
@@ -391,4 +391,4 @@ def test_deployed_within_memory_and_time(llava):
     inputs = {k: v for k, v in batch(images=(2,), text=(9,), before=(2,)).items() if k != "labels"}
     n_text = inputs["input_ids"].shape[1] - 32
     assert cache_bytes(llava, inputs, config) == int(costs["kv_cache"](torch.tensor(config.tokens(32)), 32, n_text))
-    assert all(share <= wanted for share, wanted in zip(limit.shares(config.tokens(32)).values(), (0.9, 0.6, 0.7)))
+    assert all(share <= wanted for share, wanted in zip(limit.shares(config.tokens(32)).values(), (0.9, 0.6, 0.7), strict=True))

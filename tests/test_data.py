@@ -44,7 +44,7 @@ def write(path, items, **options):
     return path
 
 
-# ---- reading in a stream --------------------------------------------------------------------------------
+# ---- reading in a stream -------------------------------------------------------------------------
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                       lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=8)
 
@@ -110,7 +110,7 @@ def test_a_file_never_has_to_fit_in_memory(name):
     assert sample.total == 20_000 and len(sample.conversations) == 10 and peak < 2_000_000
 
 
-# ---- what a row may say ---------------------------------------------------------------------------------
+# ---- what a row may say --------------------------------------------------------------------------
 def test_a_question_and_its_pictures():
     one = parse({**ROW, "task": "what", "id": 3}, "q.jsonl:7", "/data")
     assert one == data.Conversation((("<image>What is it?", "a cat"),), ("/data/a.png",), "image", "/data", "q.jsonl:7", None, "what")
@@ -185,7 +185,7 @@ def test_a_bad_row_says_where_what_was_expected_and_what_came(row, expected):
     assert str(error.value).startswith("q.jsonl:7: ") and expected in str(error.value) and len(str(error.value)) < 300
 
 
-# ---- drawing --------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------
 def test_a_reservoir_gives_every_item_the_same_chance_at_every_place():
     """Chi-square against uniform over (item, place); the 0.1 % point of 19 degrees of freedom is 43.8."""
     counts = Counter()
@@ -255,7 +255,7 @@ def test_pictures_lie_in_one_folder(tmp_path):
         draw("data/q.jsonl", 1, images="nowhere")
 
 
-# ---- pictures -------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", (9, 8, 7)), ("RGBA", (9, 8, 7, 255)), ("L", 9), ("P", 3), ("1", 1), ("CMYK", (0, 9, 9, 9)), ("LA", (9, 255))])
 def test_every_mode_becomes_rgb(mode, colour):
     Image.new(mode, (4, 6), colour).save("x.tif")
@@ -306,7 +306,7 @@ def test_a_picture_that_ends_too_early_is_told_when_it_is_opened():
         open_picture("a.png")
 
 
-# ---- video frames ---------------------------------------------------------------------------------------
+# ---- video frames --------------------------------------------------------------------------------
 def greys(frames):
     return [frame.getpixel((0, 0))[0] for frame in frames]
 
@@ -339,7 +339,7 @@ def test_a_video_file():
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     found = greys(open_video("film.mp4", frames=3))
-    assert len(found) == 3 and all(abs(a - b) < 12 for a, b in zip(found, [0, 100, 200]))
+    assert len(found) == 3 and all(abs(a - b) < 12 for a, b in zip(found, [0, 100, 200], strict=True))
     with pytest.raises(ValueError, match="at most 100 pixels a frame, got 32 x 32"):
         open_video("film.mp4", max_pixels=100)
     Path("bad.mp4").write_text("hello")
@@ -354,7 +354,7 @@ def test_without_the_package_that_reads_video(monkeypatch):
         open_video("film.mp4")
 
 
-# ---- the datasets library -------------------------------------------------------------------------------
+# ---- the datasets library ------------------------------------------------------------------------
 def test_without_the_datasets_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ImportError, match=r'no file, so it must be the name of a data set.*vispco\[data\]'):

@@ -49,7 +49,7 @@ def test_answers_are_the_same_to_the_bit(shallow, deep, questions):
 def test_the_shallow_model_stays_as_it_was(name, shallow, deep):
     fresh = testbed.load(name)[0]
     assert shallow.config.to_dict() == fresh.config.to_dict()
-    assert all(torch.equal(a, b) for a, b in zip(shallow.state_dict().values(), fresh.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(shallow.state_dict().values(), fresh.state_dict().values(), strict=True))
     assert not {p.data_ptr() for p in shallow.parameters()} & {p.data_ptr() for p in deep.parameters()}
 
 
@@ -71,7 +71,7 @@ def test_the_configuration_follows(shallow, deep, tmp_path):
         assert len(config.layer_types) == len(layers)
     deep.save_pretrained(tmp_path)
     again = type(deep).from_pretrained(tmp_path).eval()
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), deep.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), deep.state_dict().values(), strict=True))
 
 
 def test_inserted_layers_have_attention(shallow, deep, questions):

@@ -71,7 +71,7 @@ def generated(model, inputs):
     return model.generate(**inputs, max_new_tokens=5, do_sample=False, suppress_tokens=[2, 4, 5]).tolist()
 
 
-# ---- the pretence ---------------------------------------------------------------------------------------
+# ---- the pretence --------------------------------------------------------------------------------
 def test_tensors_of_two_devices_do_not_meet():
     here, there, elsewhere = torch.ones(3, 3), torch.ones(3, 3, device="cpu:1"), torch.ones(3, 3).to("cpu:2")
     for left, right in ((here, there), (there, elsewhere)):
@@ -111,7 +111,7 @@ def test_a_pruner_that_leaves_its_state_behind_is_caught(family, monkeypatch):
             logits(spread(family), batches(family)[0])
 
 
-# ---- the library ----------------------------------------------------------------------------------------
+# ---- the library ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", FAMILY)
 def test_keeping_all_changes_nothing(family):
     model, inputs = spread(family), batches(family)[0]

@@ -62,7 +62,7 @@ def test_an_evaluation_is_that_of_all_questions(found):
 def test_every_step_has_the_loss_and_the_gradient_of_the_whole_batch(found):
     one, two = found[1, 0]["steps"], found[2, 0]["steps"]
     assert len(one) == len(two) == 8
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         close(list(a.values()), list(b.values()))
 
 
@@ -135,7 +135,7 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monke
         assert words == [f"{c.turns[0][1]} <eos>" for c in own]
         parts += [c.task for c in own]
         counts, *shown = capsys.readouterr().err.splitlines()
-        assert "14 questions, 14 drawn" in counts and len(shown) == 3 and all(f"-> {c.turns[0][1]}; labelled: '{c.turns[0][1]} <eos>'" in line for c, line in zip(own, shown))
+        assert "14 questions, 14 drawn" in counts and len(shown) == 3 and all(f"-> {c.turns[0][1]}; labelled: '{c.turns[0][1]} <eos>'" in line for c, line in zip(own, shown, strict=True))
     assert asked.tasks == parts
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
     numbered = sorted(page.name for page in (ROOT / "docs").glob("[0-9]*.md"))
     assert [int(page[:2]) for page in numbered] == list(range(11))
     assert all(f"]({page})" in prose(ROOT / "docs" / "README.md") for page in numbered)
-    for page, following in zip(numbered, numbered[1:]):
+    for page, following in pairwise(numbered):
         assert f"]({following})" in prose(ROOT / "docs" / page)[-300:], f"{page} does not lead to {following}"
     for page in numbered:
         assert re.match(rf"# {int(page[:2])}\. ", (ROOT / "docs" / page).read_text(encoding="utf-8")), page

@@ -186,7 +186,7 @@ def test_bfloat16_is_finite(name, samples):
         assert logits[there(inputs, kept)].isfinite().all()
 
 
-# ---- costs -------------------------------------------------------------------------------------------------
+# ---- costs ---------------------------------------------------------------------------------------
 def image_sizes(name, samples):
     """What to tell `count_flops` about the images of a sample."""
     media = [p for p in samples if isinstance(p, tuple)]
@@ -228,7 +228,7 @@ def test_tiles_of_an_image_are_those_of_transformers():
     assert [LlavaNext.tiles(config, size) for size in SIZES] == [tile_count(size) for size in SIZES]
 
 
-# ---- one family's own --------------------------------------------------------------------------------------
+# ---- one family's own ----------------------------------------------------------------------------
 def test_late_features_are_added_where_their_tokens_went():
     """Pruning inside the layers that deep-stack features enter; without the features, other logits."""
     model, (inputs, _) = build("qwen3_vl"), mixed("qwen3_vl")

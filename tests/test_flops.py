@@ -49,7 +49,7 @@ def measured_prefill(model, tokens, logits=1):
     return counter.get_total_flops()
 
 
-# ---- against PyTorch's counter -----------------------------------------------------------------------------
+# ---- against PyTorch's counter -------------------------------------------------------------------
 def test_llava_7b_at_true_size():
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava_7b()).eval()
@@ -136,7 +136,7 @@ def test_a_pruned_layer_costs_what_fewer_tokens_cost():
     assert pruned.total == sum(pruned.per_layer) + pruned.scoring + pruned.lm_head and pruned.scoring > 0
 
 
-# ---- one formula for integers and tensors ------------------------------------------------------------------
+# ---- one formula for integers and tensors --------------------------------------------------------
 counts = st.lists(st.integers(0, 700), min_size=4, max_size=4)
 names = st.sampled_from(sorted(CONVENTIONS))
 
@@ -184,14 +184,14 @@ def test_batches_of_counts(method):
         [3, 4, 0],
     )
     totals = cost(many, visual, torch.tensor(text))
-    assert totals.tolist() == [cost(c, int(v), t).item() for c, v, t in zip(many, visual, text)]
+    assert totals.tolist() == [cost(c, int(v), t).item() for c, v, t in zip(many, visual, text, strict=True)]
     assert cost.full(visual, torch.tensor(text)).tolist() == [cost(torch.full((4,), v), v, t).item()
-                                                             for v, t in zip(visual.tolist(), text)]
+                                                             for v, t in zip(visual.tolist(), text, strict=True)]
     assert cost.text_only(torch.tensor(text)).tolist() == [cost(torch.zeros(4, dtype=torch.long), 0, t).item()
                                                            for t in text]
 
 
-# ---- conventions in the literature -------------------------------------------------------------------------
+# ---- conventions in the literature ---------------------------------------------------------------
 def test_pyramiddrop_published():
     """3.82 T in full, 1.78 T at layers 8, 16, 24 with lambda 1/2, over the visual tokens alone."""
     report = count_flops(BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 0, convention="pdrop")
@@ -247,7 +247,7 @@ def test_the_papers_formula_ignores_grouped_queries():
     assert CostModel(SEVEN).full(5, 5) > CostModel(other).full(5, 5)
 
 
-# ---- the report --------------------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 SMALL = LlavaConfig(vision_config=CLIPVisionConfig(), text_config=LlamaConfig(
     hidden_size=32, intermediate_size=80, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2))
 ratios = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(lambda r: sorted(r, reverse=True))
@@ -255,7 +255,7 @@ ratios = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(lambda r: sorted(
 
 @given(low=ratios, high=ratios, n=st.integers(1, 600), text=st.integers(0, 100), name=names)
 def test_more_tokens_never_cost_less(low, high, n, text, name):
-    high = [max(pair) for pair in zip(low, high)]
+    high = [max(pair) for pair in zip(low, high, strict=True)]
     a, b = (count_flops(SMALL, PruningConfig("random", r), n, text, convention=name) for r in (low, high))
     assert a.total <= b.total <= b.full == a.full and 0 <= a.prunable_share <= b.prunable_share <= 1
     assert 0 <= a.share <= b.share <= 1
@@ -348,7 +348,7 @@ def test_table_shows_every_layer_and_the_totals():
     lines = report.table().splitlines()
     assert [line.split() for line in lines[1:33]] == [
         [str(i), str(n), "64", f"{f / 1e9:.4f}"]
-        for i, (n, f) in enumerate(zip(report.tokens, report.per_layer))
+        for i, (n, f) in enumerate(zip(report.tokens, report.per_layer, strict=True))
     ]
     assert lines[0].split() == ["layer", "visual", "text", "GFLOPs"]
     parts = {"scoring": report.scoring, "lm_head": report.lm_head, "total": report.total, "vision tower": report.vision,
@@ -361,7 +361,7 @@ def test_table_shows_every_layer_and_the_totals():
     )
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 def test_unknown_convention_lists_those_there_are():
     with pytest.raises(
         ValueError, match="unknown FLOPs convention 'macs'.*exact, fastv, sparsevlm, pdrop, vispco"

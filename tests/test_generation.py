@@ -282,7 +282,7 @@ def test_several_generations_in_a_row(llava, method):
     prompts = [without_labels(batch(**BATCHES[name], seed=3)) for name in ("left", "one", "equal", "one")]
     with vispco.apply(llava, config):
         row = [generate(llava, p)[1] for p in prompts]
-    for prompt, logits in zip(prompts, row):
+    for prompt, logits in zip(prompts, row, strict=True):
         with vispco.apply(llava, config):
             assert torch.equal(generate(llava, prompt)[1], logits)
 
@@ -300,7 +300,7 @@ def test_two_caches_side_by_side(llava):
         alone = [step(k, llava(**p).past_key_values) for k, p in enumerate(prompts)]
         caches = [llava(**p).past_key_values for p in prompts]
         turns = [step(k, cache) for k, cache in enumerate(caches)]
-    assert all(torch.equal(a, b) for a, b in zip(alone, turns))
+    assert all(torch.equal(a, b) for a, b in zip(alone, turns, strict=True))
 
 
 def test_a_conversation_goes_on_with_text(llava):
@@ -362,7 +362,7 @@ def test_search_mode_generates_as_deploy_or_refuses(llava, method):
             assert error(got, expected) <= CLOSE
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 def test_static_cache_is_refused(llava):
     inputs = without_labels(batch())
     with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])):

@@ -108,7 +108,7 @@ def test_describe_names_one_number_or_several():
     assert MultiStep(4, steps=2).describe() == {"k": pytest.approx([1, 3]), "v": [.5, .5], "r": .5}
 
 
-# ---- the formulas, by hand ------------------------------------------------------------------------------
+# ---- the formulas, by hand -----------------------------------------------------------------------
 THETA = torch.tensor([math.log(3), -math.log(4)], dtype=torch.float64)  # sigmoid: 3/4 and 1/5
 
 
@@ -203,7 +203,7 @@ def test_monotone_reaches_every_schedule(num_layers, seed):
     torch.testing.assert_close(kernel(drops.log()), 1 - drops.cumsum(0)[:-1])
 
 
-# ---- where a search starts, and what is deployed --------------------------------------------------------
+# ---- where a search starts, and what is deployed -------------------------------------------------
 def staircase(num_layers, *steps):
     """Ratios that fall to `ratio` before `layer`, for each (layer, ratio)."""
     return [min([1, *(ratio for layer, ratio in steps if i >= layer)]) for i in range(num_layers)]
@@ -298,7 +298,7 @@ def test_steps_that_leave_next_to_nothing_leave_nothing(left, deployed):
     assert SingleLayer(9)(theta)[-1].item() == pytest.approx(left)
 
 
-# ---- errors and extension -------------------------------------------------------------------------------
+# ---- errors and extension ------------------------------------------------------------------------
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SingleLayer(0), "num_layers must be at least 1, got 0"),
     (lambda: SingleLayer(4, first_layer=4),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -174,7 +175,7 @@ def test_answers_are_not_looked_at():
             assert torch.equal(mask, two[i]) and torch.equal(mask[:, :-4], alone[i])
 
 
-# ---- ties --------------------------------------------------------------------------------------------------
+# ---- ties ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_ties_go_to_the_lowest_index(mode):
     model, inputs = models()[0], without_labels(batch(**SHAPE))
@@ -205,7 +206,7 @@ def test_coarse_scores_are_ranked_stably(seed):
         assert [j for j in range(32) if mask[0, places[j]]] == left
 
 
-# ---- sparsevlm ---------------------------------------------------------------------------------------------
+# ---- sparsevlm -----------------------------------------------------------------------------------
 def test_sparsevlm_has_raters_whatever_the_text():
     """All words equal, or a single one: every text token is a rater then, rounding or not."""
     model = models()[0]
@@ -269,7 +270,7 @@ def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mo
         count = PruningConfig("sparsevlm", [keep]).tokens(images * PER_IMAGE)[0]
         step = step_at(eager, alone, layer, {}, count)
         stay, homes = naive_recycled(step, share)
-        place = dict(zip(real.nonzero()[:, 0].tolist(), step.now.places[-1].tolist()))
+        place = dict(zip(real.nonzero()[:, 0].tolist(), step.now.places[-1].tolist(), strict=True))
         slots = {place[p]: j for j, p in enumerate(ctx.visual[1][b].tolist()) if ctx.valid[b, j]}
         assert len(stay) == count and {p for p, j in slots.items() if kept[b, j]} == stay
         expected = {p: slots[p] if p in stay else slots[homes[p]] if p in homes else -1 for p in slots}
@@ -306,7 +307,7 @@ def test_sparsevlm_refuses(options, message):
         SparseVLM(**options)
 
 
-# ---- fitprune ----------------------------------------------------------------------------------------------
+# ---- fitprune ------------------------------------------------------------------------------------
 def test_fitprune_in_blocks_of_rows(monkeypatch):
     """However many rows of attention are computed at a time, the scores are the same."""
     model, inputs = models()[0], without_labels(batch(**SHAPE))
@@ -323,7 +324,7 @@ def test_fitprune_without_text_after_the_image():
     assert (scores > 0).all() and len(scores.unique()) == PER_IMAGE
 
 
-# ---- dart --------------------------------------------------------------------------------------------------
+# ---- dart ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "options", [{"visual": 1, "text": 0}, {"visual": 0, "text": 2}, {"visual": 20, "text": 9}])
 def test_dart_with_other_pivots(options):
@@ -344,7 +345,7 @@ def test_dart_refuses(options):
         DART(**options)
 
 
-# ---- divprune and cdpruner ---------------------------------------------------------------------------------
+# ---- divprune and cdpruner -----------------------------------------------------------------------
 def features(image, text=None, keep=None, exhaustive=True):
     """A context of one sample with these features (V, D), for methods that look at nothing else."""
     v, x = len(image), torch.tensor([*image, *(text or [])])[None]
@@ -407,7 +408,7 @@ def test_greedy_methods_may_stop_early(method, n, keep, kinds, seed):
     assert picked(method, image, text, keep=keep, exhaustive=False)[:keep] == whole[:keep]
 
 
-# ---- vtw ---------------------------------------------------------------------------------------------------
+# ---- vtw -----------------------------------------------------------------------------------------
 def test_vtw_drops_all_or_the_last():
     inputs = without_labels(batch(images=(2,), text=(5,), before=(1,)))
     visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
@@ -415,7 +416,7 @@ def test_vtw_drops_all_or_the_last():
     assert kept[1][0, visual].tolist() == [True] * 16 + [False] * 16 and not kept[3][0, visual].any()
 
 
-# ---- random and strided ------------------------------------------------------------------------------------
+# ---- random and strided --------------------------------------------------------------------------
 def slots(n):
     """A context of one sample with n visual tokens, for methods that look at nothing else."""
     return context(slot=torch.arange(n)[None])
@@ -437,7 +438,7 @@ def test_strided_is_even(n, k):
     """No gap between kept tokens is more than twice another."""
     k = min(k, n)
     chosen = top(Strided(), n, k)
-    gaps = [b - a for a, b in zip(chosen, chosen[1:])]
+    gaps = [b - a for a, b in pairwise(chosen)]
     assert chosen[0] == 0 and len(set(chosen)) == k
     assert not gaps or max(gaps) <= 2 * min(gaps)
 

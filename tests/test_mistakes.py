@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mistakes
-from mistakes import MISTAKES, PAGE, row, broadcast
+from mistakes import MISTAKES, PAGE, message_of, row
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,7 @@ def place():
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.did[:60])
 def test_a_mistake_is_told_as_the_documentation_says(mistake, page):
-    message = broadcast(mistake)
+    message = message_of(mistake)
     assert 20 < len(message) < 500 and "Traceback" not in message
     assert row(mistake, message) in page[1], "python tests/mistakes.py --write"
 
@@ -40,4 +40,4 @@ def test_the_page_has_these_mistakes_and_no_others(page):
 def test_something_that_is_no_mistake_is_found_out():
     for right in ('PruningConfig("fastv", [1, 0.5])', "vispco list kernels"):
         with pytest.raises(AssertionError):
-            broadcast(mistakes.Mistake("", right))
+            message_of(mistakes.Mistake("", right))

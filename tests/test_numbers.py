@@ -58,7 +58,7 @@ def kept_by(model, method, ratios, inputs, mode="deploy"):
         return handle.kept(), probe.seen
 
 
-# ---- what is not finite stops, and says where --------------------------------------------------------------
+# ---- what is not finite stops, and says where ----------------------------------------------------
 def spoilt(model, layer, value, when=lambda module, output: True):
     """A hook that puts `value` into what a layer puts out."""
     def hook(module, args, output):
@@ -168,7 +168,7 @@ def test_hardening_refuses_ratios_that_are_not_finite():
         limit.harden(torch.tensor([1.0, math.nan]))
 
 
-# ---- float16 -----------------------------------------------------------------------------------------------
+# ---- float16 -------------------------------------------------------------------------------------
 @functools.cache
 def loud():
     """In float16, with queries and keys whose products exceed what float16 can hold, in the decoder and in the tower."""
@@ -212,7 +212,7 @@ def test_the_towers_attention_does_not_overflow_in_float16():
     torch.testing.assert_close(received(query, key), received(query.float(), key.float()))
 
 
-# ---- nothing to see ----------------------------------------------------------------------------------------
+# ---- nothing to see ------------------------------------------------------------------------------
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
 def test_a_softmax_of_nothing_is_zero_forward_and_backward(rows, n, seed):
     """And of something, that of what is seen, by hand."""
@@ -223,9 +223,9 @@ def test_a_softmax_of_nothing_is_zero_forward_and_backward(rows, n, seed):
     out = masked_softmax(scores, hidden)
     gradient, = torch.autograd.grad((out * torch.randn(rows, n, generator=generator)).sum(), scores)
     assert gradient.isfinite().all() and (gradient[hidden] == 0).all()
-    for s, h, row in zip(scores.tolist(), hidden.tolist(), out.tolist()):
-        total = math.fsum(math.exp(x) for x, gone in zip(s, h) if not gone)
-        assert row == pytest.approx([0 if gone else math.exp(x) / total for x, gone in zip(s, h)], rel=1e-4)
+    for s, h, row in zip(scores.tolist(), hidden.tolist(), out.tolist(), strict=True):
+        total = math.fsum(math.exp(x) for x, gone in zip(s, h, strict=True) if not gone)
+        assert row == pytest.approx([0 if gone else math.exp(x) / total for x, gone in zip(s, h, strict=True)], rel=1e-4)
     assert not masked_softmax(torch.tensor([[math.nan, 0.0]]), torch.tensor([[False, False]])).isfinite().any()
 
 
@@ -250,7 +250,7 @@ def test_samples_without_images_or_without_anything_are_no_nan(model, name, padd
     assert ratios.grad.isfinite().all() and (ratios.grad != 0).any()
 
 
-# ---- ties --------------------------------------------------------------------------------------------------
+# ---- ties ----------------------------------------------------------------------------------------
 #: Methods whose tokens differ even where all look alike, and what decides then; tests/test_methods.py holds each to a naive one.
 OTHERWISE = {"random": "a hash of the running number", "strided": "every second, fourth, ... running number",
              "pool": "every second, fourth, ... place of the grid", "visionzip": "every n-th of those not attended to most",
@@ -333,7 +333,7 @@ def test_every_sort_is_stable():
                 assert stable, f"{path}:{call.lineno}: pass stable=True"
 
 
-# ---- precisions --------------------------------------------------------------------------------------------
+# ---- precisions ----------------------------------------------------------------------------------
 #: Least share of the kept tokens that float32 keeps too, on average over the questions; and how far, as a share of the
 #: threshold's score, the float32 scores of the others may be from it.
 TOLERANCE = {torch.bfloat16: (0.97, 0.1), torch.float16: (0.99, 0.02)}
@@ -371,7 +371,7 @@ def test_half_precision_keeps_what_float32_keeps(which):
             assert (((scores - threshold).abs() / threshold)[kept ^ other] <= nearest).all(), f"{name}, {dtype}, {share}"
 
 
-# ---- the same again ----------------------------------------------------------------------------------------
+# ---- the same again ------------------------------------------------------------------------------
 def test_a_seed_means_the_same_in_every_process_and_thread():
     """One process after the other: to the bit. With two threads sums may round otherwise; what is found is the same."""
     def run(threads):
@@ -384,5 +384,5 @@ def test_a_seed_means_the_same_in_every_process_and_thread():
     one, again, two = run(1), run(1), run(2)
     assert one == again
     assert one["tokens"] == two["tokens"] and one["kept"] == two["kept"]
-    for a, b in zip(one["points"], two["points"]):
+    for a, b in zip(one["points"], two["points"], strict=True):
         assert a["flops"] == b["flops"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -78,7 +78,7 @@ def test_search_is_the_librarys_own_on_the_same_batches(here, tmp_path, capsys):
     counts, *shown = err.splitlines()
     assert f"{N} questions, 8 drawn with seed 0" in counts and "64 visual tokens" in counts and "2 of answers" in counts
     assert len(shown) == 3
-    for line, example in zip(shown, chosen):
+    for line, example in zip(shown, chosen, strict=True):
         assert f"{example.question}? -> {example.answer}; labelled: '{example.answer} <eos>'" in line
     PruningConfig.load(run / "config-0.4.json")
 
@@ -109,7 +109,7 @@ def test_evaluate_gives_the_librarys_figures(here, tmp_path, capsys):
         assert (found["n"], found["accuracy"]) == (N, want.accuracy)
         assert found["kl"] == pytest.approx(want.kl, rel=1e-3, abs=1e-6) and found["flops"] == pytest.approx(want.flops)
         right = {task: [] for task in {e.task for e in chosen}}
-        for e, correct in zip(chosen, want.correct.tolist()):
+        for e, correct in zip(chosen, want.correct.tolist(), strict=True):
             right[e.task].append(correct)
         assert found["tasks"] == {task: sum(c) / len(c) for task, c in right.items()}
     assert not err  # --quiet
@@ -163,7 +163,7 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     assert third == {"trust_remote_code": True, "local_files_only": True} and fourth["use_safetensors"] is True
 
 
-# ---- what goes wrong ------------------------------------------------------------------------------------
+# ---- what goes wrong -----------------------------------------------------------------------------
 @pytest.mark.parametrize(("words", "expected"), [
     (["--data", "nothing.jsonl"], "nothing.jsonl: No such file"),
     (["--data", "nothing"], "'nothing' is no file and no folder here, and not the OWNER/NAME of a data set"),
@@ -291,7 +291,7 @@ def test_convert_there_and_back(tmp_path, monkeypatch, capsys):
     assert "it drops tokens once, not before 3 layers" in capsys.readouterr().err
 
 
-# ---- videos ---------------------------------------------------------------------------------------------
+# ---- videos --------------------------------------------------------------------------------------
 def film(path, image):
     """Two frames of the same picture: a folder of pictures, or a video file, without loss."""
     if not path.suffix:
@@ -346,7 +346,7 @@ def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, su
     assert answers["video"] == answers["image"] and answers["video"]["pruned"]["tokens"][-1] < 64
 
 
-# ---- a real process -------------------------------------------------------------------------------------
+# ---- a real process ------------------------------------------------------------------------------
 @pytest.mark.parametrize("own", ["testbed-llava"], indirect=True)
 def test_as_a_process(own, tmp_path):
     folder, _, _ = own

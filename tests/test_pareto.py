@@ -46,7 +46,7 @@ def inclusion_exclusion(points, reference):
     return total
 
 
-# ---- the frontier ---------------------------------------------------------------------------------------
+# ---- the frontier --------------------------------------------------------------------------------
 @given(grids(max_points=14))
 @settings(max_examples=200)
 def test_frontier_equals_brute_force(drawn):
@@ -107,7 +107,7 @@ def test_empty(empty):
     assert interpolate(empty, [1, 2]).tolist() == [-math.inf] * 2
 
 
-# ---- hypervolume ----------------------------------------------------------------------------------------
+# ---- hypervolume ---------------------------------------------------------------------------------
 @given(grids())
 @settings(max_examples=200)
 def test_hypervolume_counts_grid_cells(drawn):
@@ -164,7 +164,7 @@ def test_hypervolume_of_a_frontier_of_700_configurations_is_quick():
     assert hypervolume(points, (1, 1)) == pytest.approx(.5 * 698 / 699, rel=1e-9)
 
 
-# ---- what a frontier offers -----------------------------------------------------------------------------
+# ---- what a frontier offers ----------------------------------------------------------------------
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=10), st.integers(-1, 10))
 def test_interpolate_is_the_best_affordable_quality(points, cost):
     expected = max([q for c, q in points if c <= cost], default=-math.inf)
@@ -178,7 +178,7 @@ def test_interpolate_many_costs():
     assert got.dtype == torch.float64 and got.tolist() == [[-math.inf, .5], [.7, .7]]
 
 
-# ---- errors ---------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: is_non_dominated([(1, 2), (math.nan, 1)]), "^points contain NaN in row 1: drop failed evaluations first, NaN has no order$"),
     (lambda: is_non_dominated([1., 2.]), r"shape \(N, M\), one row per point, got \(2,\)"),

@@ -1,5 +1,7 @@
 """Published configurations: the token counts and the costs that their authors state."""
 
+from itertools import pairwise
+
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -35,7 +37,7 @@ def test_published_token_counts(method, name):
     assert config.method == method and config.num_layers == 32
     assert sorted(config.steps) == FIRST[method][name] == sorted(published.steps)
     counts = [576, *config.tokens(576)]
-    kept = [n for before, n in zip(counts, counts[1:]) if n != before]
+    kept = [n for before, n in pairwise(counts) if n != before]
     assert kept == list(published.tokens) == TOKENS.get((method, name), kept)
     METHODS.get(method)(**config.method_options)
 
@@ -64,7 +66,7 @@ def test_the_figures_of_the_papers():
 def test_sparsevlms_averages(name):
     """Its presets are named after an average that counts merged tokens, and steps a layer earlier."""
     total, left = 0.0, 576
-    for tokens, layers in zip(PUBLISHED["sparsevlm"][name].tokens, (4, 9, 17)):
+    for tokens, layers in zip(PUBLISHED["sparsevlm"][name].tokens, (4, 9, 17), strict=True):
         merged = 0.3 * (left - tokens) / 10
         total, left = total + layers * (tokens + merged), tokens + merged
     assert round((2 * 576 + total) / 32) == int(name)
@@ -99,7 +101,7 @@ def test_presets_equal_the_published_notations(method, name):
     assert build(*arguments, num_layers=32) == preset(method, name).config
 
 
-# ---- other depths ------------------------------------------------------------------------------------------
+# ---- other depths --------------------------------------------------------------------------------
 def test_another_depth_has_its_steps_at_the_same_relative_depth():
     assert preset("fastv", "k2-r50", num_layers=40).config.steps == {3: 0.5}  # 2.5, rounded
     assert preset("pdrop", "lambda-0.5", num_layers=28).config.steps == {7: 0.5, 14: 0.25, 21: 0.125}
@@ -127,7 +129,7 @@ def test_a_preset_runs(llava):
     assert list(handle.kept()) == [1]
 
 
-# ---- names -------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 def test_an_unknown_method_comes_with_the_nearest():
     with pytest.raises(ValueError, match="unknown method 'fastvv': did you mean 'fastv'"):
         vispco.presets("fastvv")

@@ -10,6 +10,7 @@ import math
 import random
 import re
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ UNITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "s"}
 LENGTHS, SECONDS = (8, 40, 300), (0.001, 0.0013, 0.0104)
 
 
-# ---- counted again, in Python's own numbers ----------------------------------------------------------------
+# ---- counted again, in Python's own numbers ------------------------------------------------------
 class Naive:
     """Costs of one sample, n visual tokens beside t of text, when `counts` enter the layers."""
 
@@ -40,7 +41,7 @@ class Naive:
 
     def flops(self, counts, n, t):
         s, total = self.size, 2 * self.size.hidden * self.size.vocab
-        for before, now in zip([n, *counts], counts):
+        for before, now in pairwise([n, *counts]):
             width = s.heads * s.head_dim
             matrices = 2 * s.hidden * width + 2 * s.hidden * s.kv_heads * s.head_dim + 3 * s.hidden * s.ffn
             total += 2 * (now + t) * matrices + 4 * (now + t) ** 2 * width
@@ -119,7 +120,7 @@ class Case:
                  "latency": LatencyTable(self.size, LENGTHS, SECONDS)}
         written = {name: {"percent": f"{float(100 * x):.8g}%", "absolute": f"{float(x)!r} {UNITS[name]}"}.get(self.form, float(x))
                    for name, x in self.numbers.items()}
-        n_visual, n_text = map(torch.tensor, zip(*self.samples))
+        n_visual, n_text = map(torch.tensor, zip(*self.samples, strict=True))
         return limit_for(written if list(written) != ["flops"] else written["flops"], costs, n_visual, n_text, self.first,
                          "total" if self.form == "total" else "prunable")
 
@@ -195,7 +196,7 @@ def test_nothing_that_keeps_more_fits_by_brute_force():
     assert seen > 80 and ranked > 40 and wasted <= 0.05 * ranked
 
 
-# ---- measured by PyTorch's own counter ---------------------------------------------------------------------
+# ---- measured by PyTorch's own counter -----------------------------------------------------------
 @functools.cache
 def measured(images, text, config=None):
     """FLOPs of the tiny LLaVA's prefill by the counter, less those of its vision tower and projector."""
@@ -218,7 +219,7 @@ def test_the_flop_counter_finds_no_hardened_schedule_above_its_budget():
         rng, name = random.Random(seed), vispco.list_methods()[seed % len(vispco.list_methods())]
         method = METHODS.get(name)()
         samples = [(rng.randint(1, 2), rng.randint(1, 12)) for _ in range(2)]
-        n_visual, n_text = (torch.tensor(x) for x in zip(*((PER_IMAGE * i, t + 1) for i, t in samples)))
+        n_visual, n_text = (torch.tensor(x) for x in zip(*((PER_IMAGE * i, t + 1) for i, t in samples), strict=True))
         curve = KERNELS.get(rng.choice(vispco.list_kernels()))(layers, method.first_layer)
         share = rng.randint(30, 95)
         limit = limit_for(f"{share}%", {"flops": CostModel(size, method)}, n_visual, n_text, method.first_layer)
@@ -234,7 +235,7 @@ def pruned(images, text, config):
     return measured.__wrapped__(images, text, config)
 
 
-# ---- the page of promises ----------------------------------------------------------------------------------
+# ---- the page of promises ------------------------------------------------------------------------
 def test_every_promise_names_what_states_it_and_tests_that_exist():
     """docs/promises.md: each row has a promise, a name or page that states it, and tests that are there."""
     root = Path(__file__).parent.parent

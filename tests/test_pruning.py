@@ -33,7 +33,7 @@ def logits(model, inputs, **kwargs):
         return model(**inputs, **kwargs).logits
 
 
-# ---- small parts against brute force -----------------------------------------------------------------------
+# ---- small parts against brute force -------------------------------------------------------------
 masks = st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n),
                                                      min_size=1, max_size=4))
 
@@ -101,7 +101,7 @@ def test_soft_bias_is_softmax_with_policy(seed, size, kind):
     assert torch.allclose(results[1][1], results[0][1], rtol=1e-9, atol=1e-12)
 
 
-# ---- search: the gradient by the chain rule ----------------------------------------------------------------
+# ---- search: the gradient by the chain rule ------------------------------------------------------
 def forward_with_policies(model, inputs, policies):
     """Logits of a Llama decoder written out, in which keys have weights: {layer: (S,) policy}, cumulative."""
     decoder, (seen, given) = model.get_decoder(), decoder_inputs(model, without_labels(inputs))
@@ -157,7 +157,7 @@ def test_search_gradients_by_the_chain_rule(llava, ratios):
         )
     expected_loss = answer_loss(forward_with_policies(model, inputs, policies), inputs)
     by_policy = torch.autograd.grad(expected_loss, list(policies.values()))
-    expected = torch.stack([(g[visual] * slope).sum() * PER_IMAGE for g, slope in zip(by_policy, slopes)])
+    expected = torch.stack([(g[visual] * slope).sum() * PER_IMAGE for g, slope in zip(by_policy, slopes, strict=True)])
     assert abs(loss - expected_loss) < 1e-10
     assert torch.allclose(r.grad, expected, rtol=1e-4, atol=1e-8) and expected.abs().max() > 1e-3
 
@@ -192,7 +192,7 @@ def test_ratios_may_be_replaced_between_passes(llava):
             expected.append((logits(llava, inputs), handle.kept()))
     r = torch.ones(6, dtype=torch.float64, requires_grad=True)
     with pruned_with(llava, METHODS.get("fastv")(), r, "search") as handle:
-        for ratios, (wanted, kept) in zip(schedules, expected):
+        for ratios, (wanted, kept) in zip(schedules, expected, strict=True):
             handle.ratios = torch.tensor(ratios, dtype=torch.float64, requires_grad=True)
             assert error(logits(llava, inputs), wanted) <= CLOSE
             assert handle.kept().keys() == kept.keys()
@@ -210,7 +210,7 @@ def test_deploy_ratios_may_be_replaced_too(llava, mode):
         assert error(logits(llava, inputs), expected) <= CLOSE
 
 
-# ---- life --------------------------------------------------------------------------------------------------
+# ---- life ----------------------------------------------------------------------------------------
 def test_nested_apply_is_refused(llava):
     config = PruningConfig("random", [0.5] * 6)
     with vispco.apply(llava, config):
@@ -272,7 +272,7 @@ def test_a_pruned_model_can_be_collected():
     assert ghost() is None
 
 
-# ---- inputs and outputs ------------------------------------------------------------------------------------
+# ---- inputs and outputs --------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("method", vispco.list_methods())
@@ -386,7 +386,7 @@ def test_a_cache_holds_what_was_kept(llava):
         assert error(cache.layers[i].keys, k) <= CLOSE
 
 
-# ---- faulty methods ----------------------------------------------------------------------------------------
+# ---- faulty methods ------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize(
     "wrong, match",

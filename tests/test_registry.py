@@ -90,7 +90,7 @@ def test_remove(colours):
     assert colours.names() == []
 
 
-# ---- entry points ------------------------------------------------------------------------------------------
+# ---- entry points --------------------------------------------------------------------------------
 class Point:
     """An entry point of an installed package; counts how often it is loaded."""
 
@@ -164,7 +164,7 @@ def test_the_real_groups():
         assert {point.name for point in entry_points(group=f"vispco.{kind}")} <= set(names) and names
 
 
-# ---- vispco's own ------------------------------------------------------------------------------------------
+# ---- vispco's own --------------------------------------------------------------------------------
 def test_built_in_names():
     assert {"fastv", "pdrop", "sparsevlm", "random", "strided"} <= set(vispco.list_methods())
     assert "llava" in vispco.list_adapters("ll*")

@@ -44,7 +44,7 @@ def oracle_threshold(scores, keep, sigma):
     return sum(a * b for a, b in zip(w, sorted(scores, reverse=True), strict=True)) / sum(w)
 
 
-# ---- ranks and the hard mask ----------------------------------------------------------------------------
+# ---- ranks and the hard mask ---------------------------------------------------------------------
 @given(scored(), st.integers(0, 30))
 @settings(max_examples=120)
 def test_hard_mask_keeps_exactly_the_best(drawn, k):
@@ -81,7 +81,7 @@ def test_nan_scores_are_refused_unless_dead():
     assert hard_mask(scores, torch.tensor([1]), every(1, 3), check=False).shape == (1, 3)
 
 
-# ---- normalisations -------------------------------------------------------------------------------------
+# ---- normalisations ------------------------------------------------------------------------------
 def test_normalisations_by_hand():
     scores, alive = torch.tensor([[8., 1., 99., 2., 1.]]), torch.tensor([[True, True, False, True, True]])
 
@@ -164,7 +164,7 @@ def test_gradients_to_the_scores_are_finite(drawn, how):
     assert scores.grad.isfinite().all()
 
 
-# ---- soft threshold -------------------------------------------------------------------------------------
+# ---- soft threshold ------------------------------------------------------------------------------
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0, 1), st.floats(.3, 30), SEEDS)
 @settings(max_examples=120)
 def test_threshold_is_the_papers_formula_over_alive_tokens(values, ratio, sigma, seed):

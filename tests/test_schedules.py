@@ -23,7 +23,7 @@ def batches():
             batch(images=(2,), text=(8,), before=(3,))]
 
 
-# ---- FitPrune ----------------------------------------------------------------------------------------------
+# ---- FitPrune ------------------------------------------------------------------------------------
 def naive_remaining(masses, alpha):
     """Shares of tokens left at each layer, of one sample: lists of (cross, own) by layer."""
     left, shares, n = list(range(len(masses[0][0]))), [1.0], len(masses[0][0])
@@ -53,7 +53,7 @@ def test_remaining_is_what_loops_leave(table, alpha, fewest):
     valid = torch.arange(5) < torch.tensor(sizes)[:, None]
     expected = [naive_remaining([[m[:n] for m in layer] for layer in masses[i].tolist()], alpha)
                 for i, n in enumerate(sizes)]
-    mean = [sum(column) / len(column) for column in zip(*expected)]
+    mean = [sum(column) / len(column) for column in zip(*expected, strict=True)]
     assert remaining(masses, valid, alpha).tolist() == pytest.approx(mean, abs=1e-12)
 
 
@@ -100,14 +100,14 @@ def test_fitprune_schedule_is_the_least_alpha_hardened(method, budget, batches):
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get(method)())
     limit = Budget(budget, cost, *shapes(prepared))
     tables = [[[m[:int(v.sum())] for m in layer] for layer in mass.tolist()]
-              for mass, v in zip(masses.double(), valid)]
+              for mass, v in zip(masses.double(), valid, strict=True)]
     for i in range(1, 4001):
-        columns = zip(*(naive_remaining(t, i / 4000) for t in tables))
+        columns = zip(*(naive_remaining(t, i / 4000) for t in tables), strict=True)
         mean = torch.tensor([sum(c) / len(c) for c in columns], dtype=torch.float64)
         if limit.holds((mean * limit.tokens).round().long().tolist()):
             break
     counts, expected = config.tokens(32), [round(r * 32) for r in limit.harden(mean)]
-    assert max(abs(a - b) for a, b in zip(counts, expected)) <= 1
+    assert max(abs(a - b) for a, b in zip(counts, expected, strict=True)) <= 1
     assert limit.holds(counts) and counts[0] == 32 and limit.share(counts) > limit.share([0] * 6)
     record = vispco.evaluate(model, batches, config)
     assert config.flops == record.flops and record.prunable_share <= limit.share(counts) + 1e-9
@@ -138,7 +138,7 @@ def test_the_model_is_as_before(batches):
     assert model.training and not our_hooks(model) and all(p.requires_grad for p in model.parameters())
 
 
-# ---- VTW ---------------------------------------------------------------------------------------------------
+# ---- VTW -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scale", [0.05, 0.3])
 def test_vtw_schedule_is_the_first_layer_under_the_threshold(scale, batches):
     model = tiny_llava(scale=scale)

@@ -98,7 +98,7 @@ def broken(model, error, after=0, layer=3):
         del mlp.forward
 
 
-# ---- exceptions --------------------------------------------------------------------------------------------
+# ---- exceptions ----------------------------------------------------------------------------------
 section("Exceptions and interruptions")
 also("an exception, or Ctrl-C, in the `with` block", "test_contract.py::test_an_exception_in_the_block_leaves_the_model_as_it_was")
 also("an exception inside a forward pass", "test_contract.py::test_an_exception_in_a_forward_leaves_no_trace")
@@ -234,7 +234,7 @@ def test_what_the_tower_said_in_a_failed_call_is_forgotten(model, refusal):
             logits(model, embeds)
 
 
-# ---- nesting -----------------------------------------------------------------------------------------------
+# ---- nesting -------------------------------------------------------------------------------------
 section("Several times, one in another")
 
 
@@ -304,7 +304,7 @@ def test_a_model_dropped_while_it_is_pruned():
     assert ghost() is None and not vispco.pruning._hooks.Eagerly._count
 
 
-# ---- threads -----------------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 section("Threads and processes")
 
 
@@ -337,7 +337,7 @@ def test_two_models_in_two_threads(model):
 
     for rounds in in_threads(lambda: job(model), lambda: job(other)):
         for found, answer in rounds:
-            assert all(torch.equal(*pair) for pair in zip(found, expected[0])) and torch.equal(answer, expected[1])
+            assert all(torch.equal(*pair) for pair in zip(found, expected[0], strict=True)) and torch.equal(answer, expected[1])
     assert not vispco.pruning._hooks.Eagerly._count
 
 
@@ -384,7 +384,7 @@ def test_threads_that_take_turns(model):
 
     with vispco.apply(model, STEPS):
         results = in_threads(lambda: job(ONE), lambda: job(MANY))
-    assert all(torch.equal(x, want) for row, want in zip(results, expected) for x in row)
+    assert all(torch.equal(x, want) for row, want in zip(results, expected, strict=True) for x in row)
 
 
 @works("`apply` on one model from two threads at once: one prunes, the other is refused")
@@ -473,7 +473,7 @@ def test_a_process_that_ends_while_a_model_is_pruned():
     assert done.returncode == 0 and "Error" not in done.stderr and "Exception" not in done.stderr
 
 
-# ---- generation --------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
 section("Generation")
 also("greedy, with the default KV cache", "test_generation.py::test_cached_generation_equals_recomputation")
 also("sampling, beam search, beam sampling, `num_return_sequences`", "test_generation.py::test_strategies_equal_those_without_a_cache")
@@ -523,7 +523,7 @@ def test_chunked_prefill_is_refused(model, refusal):
         generate(model, prefill_chunk_size=8, past_key_values=DynamicCache())
 
 
-# ---- caches ------------------------------------------------------------------------------------------------
+# ---- caches --------------------------------------------------------------------------------------
 section("KV caches")
 also("an empty `DynamicCache` of one's own", "test_generation.py::test_a_cache_of_ones_own_is_used")
 
@@ -636,7 +636,7 @@ def test_a_cache_from_before(model):
     with torch.no_grad():
         caches = [model(**ONE).past_key_values for _ in range(3)]
     expected = logits(model, {**step, "past_key_values": caches[0]})
-    for cache, mode in zip(caches[1:], ("deploy", "search")):
+    for cache, mode in zip(caches[1:], ("deploy", "search"), strict=True):
         assert torch.equal(pruned(model, STEPS, {**step, "past_key_values": cache}, mode), expected)
 
 
@@ -682,7 +682,7 @@ def test_a_cache_is_cropped(model, config):
             assert torch.equal(model(**step, past_key_values=absolute).logits, expected)
 
 
-# ---- training ----------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 section("Training, precision, gradients")
 
 
@@ -696,7 +696,7 @@ def weight_gradients(model, config, mode="deploy"):
 @works("training a pruned model: gradients of the weights are those with the dropped tokens masked")
 def test_gradients_of_the_weights(model):
     a, b = (weight_gradients(model, STEPS, mode) for mode in ("deploy", "search"))
-    assert all(error(x, y) < 1e-3 for x, y in zip(a, b)) and any(x.abs().max() > 1e-3 for x in a)
+    assert all(error(x, y) < 1e-3 for x, y in zip(a, b, strict=True)) and any(x.abs().max() > 1e-3 for x in a)
 
 
 also("gradient checkpointing, in search (`vispco.search(..., checkpoint=True)` has its own, with any)",
@@ -712,7 +712,7 @@ def test_gradient_checkpointing_of_a_pruned_model(model):
         with pytest.raises(ValueError, match="gradient checkpointing does so before transformers 5.23: update it"):
             weight_gradients(training, FASTV)
     else:
-        assert all(error(x, y) <= 1e-4 for x, y in zip(weight_gradients(training, FASTV), expected))
+        assert all(error(x, y) <= 1e-4 for x, y in zip(weight_gradients(training, FASTV), expected, strict=True))
 
 
 @works("`model.train()` and `.eval()` inside")
@@ -809,7 +809,7 @@ def test_quantised_weights():
     assert error(got[0, torch.stack(list(kept.values())).all(0)], expected[0]) <= CLOSE
 
 
-# ---- wrappers ----------------------------------------------------------------------------------------------
+# ---- wrappers ------------------------------------------------------------------------------------
 section("Compilers, wrappers, copies")
 also("`torch.compile`, of the model or in place, before or after: outside the `with` block",
      "test_compile.py::test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside")
@@ -950,7 +950,7 @@ def test_accelerate_inside():
         assert torch.equal(logits(model, MANY), expected)
 
 
-# ---- inputs and outputs ------------------------------------------------------------------------------------
+# ---- inputs and outputs --------------------------------------------------------------------------
 section("Inputs and outputs")
 also("a batch of prompts of any length, padded left or right, with several images or none: each as alone",
      "test_contract.py::test_a_sample_alone_is_as_in_a_batch")
@@ -1029,7 +1029,7 @@ def test_the_decoder_alone_is_refused(model, refusal, before):
         model.get_decoder()(inputs_embeds=embeds)
 
 
-# ---- the page ----------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 def test_the_page_is_current():
     written = Path(__file__).parent.parent / "docs" / "compatibility.md"
     assert written.read_text(encoding="utf-8") == compatibility.page(), (

@@ -21,7 +21,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# ---- turns -------------------------------------------------------------------------------------------------
+# ---- turns ---------------------------------------------------------------------------------------
 def test_ratios_are_taken_round_by_round_so_that_drift_cancels():
     """The machine gets slower all the time; b takes 3 times what a takes in the same round."""
     calls = {"a": lambda: 1.0, "b": lambda: 3.0}
@@ -49,7 +49,7 @@ def test_calls_take_turns_in_rotating_order_each_within_its_context():
         log.append(name)
         return 1.0
 
-    side_by_side(dict(zip("abc", "abc")), baseline="a", rounds=3, warmup=1, timer=timer, within={"b": context})
+    side_by_side(dict(zip("abc", "abc", strict=True)), baseline="a", rounds=3, warmup=1, timer=timer, within={"b": context})
     assert "".join(log) == "ca<b>" + "a<b>c" + "<b>ca" + "ca<b>"
 
 
@@ -71,7 +71,7 @@ def test_a_clock_is_read_right_before_and_after():
     assert timed("cpu", lambda: next(ticks))(lambda: None) == 7.0
 
 
-# ---- prediction --------------------------------------------------------------------------------------------
+# ---- prediction ----------------------------------------------------------------------------------
 class Clock:
     """Of a model whose layers take 2 + 3 S for S tokens, and whose tower takes 100."""
 

@@ -21,7 +21,7 @@ from vispco.testbed.model import build_processor
 torch.set_num_threads(1)
 ROOT = Path(vispco.__file__).parent.parent
 
-# ---- the source code ------------------------------------------------------------------------------------------
+# ---- the source code -----------------------------------------------------------------------------
 #: Whoever imports one of these can run code that a file holds. `multiprocessing`, in `tests.reproduction`, pickles
 #: as well, but only what our own processes send each other; no file is read by it.
 MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "jsonpickle", "code", "runpy"}
@@ -67,7 +67,7 @@ def test_the_search_for_dangers_finds_them(line):
     assert dangers(line) or line == "from torch import load"  # harmless until it is used
 
 
-# ---- models with code of their own ----------------------------------------------------------------------------
+# ---- models with code of their own ---------------------------------------------------------------
 CODE = """
 from pathlib import Path
 Path({mark!r}).write_text("this code ran")
@@ -151,7 +151,7 @@ def test_a_folder_of_data_runs_no_script(tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
-# ---- paths ----------------------------------------------------------------------------------------------------
+# ---- paths ---------------------------------------------------------------------------------------
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """A folder of pictures with links and worse in it, beside a picture that is none of its business."""
@@ -215,7 +215,7 @@ def test_a_picture_that_becomes_a_link_later_is_refused(pictures):
         open_picture(conversation.media[0], conversation.folder)
 
 
-# ---- what pictures and videos may be --------------------------------------------------------------------------
+# ---- what pictures and videos may be -------------------------------------------------------------
 def test_formats_that_start_programs_are_not_opened(tmp_path, monkeypatch):
     """PIL hands EPS to Ghostscript; and whatever else it can open is not looked at."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n"
@@ -277,7 +277,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path):
         open_picture(whole[:33] + chunk + whole[33:])
 
 
-# ---- long files -----------------------------------------------------------------------------------------------
+# ---- long files ----------------------------------------------------------------------------------
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
     with open(tmp_path / "q.jsonl", "wb") as file:
         file.write(b'{"a": "')

@@ -52,7 +52,7 @@ def listen(model, inputs, run=None):
     return tower, adapter, adapter.visual_mask(inputs["input_ids"], None)
 
 
-# ---- attention and keys ------------------------------------------------------------------------------------
+# ---- attention and keys --------------------------------------------------------------------------
 LAYER = {  # by hand: the attention whose layer's output becomes the visual tokens
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3", "paligemma"),
                     "vision_tower.encoder.layers.1.self_attn"),
@@ -82,7 +82,7 @@ def heard(model, name, inputs, monkeypatch):
         model(**inputs)
     hook.remove()
     keys = torch.cat(keys).unflatten(-1, (attention.num_heads, -1)).split([w.shape[-1] for w in pieces])
-    return list(zip(pieces, keys))
+    return list(zip(pieces, keys, strict=True))
 
 
 def by_patch(weights, keys, class_token):
@@ -130,7 +130,7 @@ def tile_count(name, kind, inputs):
     pixels = inputs["pixel_values"]
     if "batch_num_images" in inputs:  # LLaVA-OneVision: alone in its sample, an image is cut
         cut = [n == 1 for n in inputs["batch_num_images"].tolist() for _ in range(n)]
-        return sum(int((tiles != 0).flatten(1).any(1).sum()) if c else 1 for tiles, c in zip(pixels, cut))
+        return sum(int((tiles != 0).flatten(1).any(1).sum()) if c else 1 for tiles, c in zip(pixels, cut, strict=True))
     return int((pixels != 0).flatten(-3).any(-1).sum())
 
 
@@ -179,7 +179,7 @@ def test_precisions(name, samples):
         inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in mixed(name, samples).items()}
         got = read(model, inputs)
         assert all(x.dtype == max(dtype, torch.float32, key=lambda d: d.itemsize) for x in got)
-        assert all((x - y).abs().max() <= close * y.abs().max() for x, y in zip(got, expected))
+        assert all((x - y).abs().max() <= close * y.abs().max() for x, y in zip(got, expected, strict=True))
 
 
 def read(model, inputs):
@@ -188,7 +188,7 @@ def read(model, inputs):
     return tower.read(inputs, visual)
 
 
-# ---- tokens from patches: the model's own way, with projectors that average --------------------------------
+# ---- tokens from patches: the model's own way, with projectors that average ----------------------
 class Average(nn.Module):
     """Takes the place of a projector: the mean of the patches of a token."""
 
@@ -288,7 +288,7 @@ def test_class_tokens_that_are_visual_tokens(strategy, tokens):
         [frame, r, c] for frame in (0, 1) for _, r, c in (*first, *rows(0, 4, 4))]
 
 
-# ---- places ------------------------------------------------------------------------------------------------
+# ---- places --------------------------------------------------------------------------------------
 def rows(frame, height, width):
     """[frame, row, column] of a rectangle."""
     return [[frame, r, c] for r in range(height) for c in range(width)]
@@ -344,7 +344,7 @@ def test_places_in_a_video():
         [1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 0, 3], [1, 1, 0], [1, 1, 1], [1, 1, 2], [1, 1, 3]]
 
 
-# ---- when the tower runs, and when not ---------------------------------------------------------------------
+# ---- when the tower runs, and when not -----------------------------------------------------------
 @everything
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_tells_as_much_as_a_forward_pass(name, samples, beams):
@@ -363,7 +363,7 @@ def test_generation_tells_as_much_as_a_forward_pass(name, samples, beams):
     hook.remove()
     kwargs = {**seen["inputs"], **tower.inputs}
     got = (*tower.read(kwargs, seen["visual"]), adapter.grid(kwargs, seen["visual"]))
-    for x, y in zip(got, expected):
+    for x, y in zip(got, expected, strict=True):
         assert torch.equal(x, y.repeat_interleave(beams, 0))
 
 
@@ -393,7 +393,7 @@ def test_embeddings_instead_of_ids():
     embeds = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
     others = {k: v for k, v in inputs.items() if k != "input_ids"}
     got, expected = ((*tower.read(x, visual), adapter.grid(x, visual)) for x in (others | embeds, inputs))
-    assert visual.any() and all(torch.equal(x, y) for x, y in zip(got, expected))
+    assert visual.any() and all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
 
 
 def test_numbers_that_do_not_fit_are_refused():
@@ -429,7 +429,7 @@ def test_methods_are_replaced_until_the_handle_is_removed():
     assert owner.twice(3) == 6 and "twice" not in vars(owner)
 
 
-# ---- FLOPs -------------------------------------------------------------------------------------------------
+# ---- FLOPs ---------------------------------------------------------------------------------------
 @everything
 def test_flops_of_reading(name, samples):
     """Equal to what runs, for each sample alone."""
@@ -458,7 +458,7 @@ def test_head_sizes():
     assert sizes == {name: 8 if name in QWEN else 12 for name in FAMILIES}
 
 
-# ---- methods -----------------------------------------------------------------------------------------------
+# ---- methods -------------------------------------------------------------------------------------
 RATIOS = {"quarter": [0.25] * 6, "two steps": [0.8, 0.8, 0.8, 0.3, 0.3, 0.3],
           "few": [1, 0.1, 0.1, 0.05, 0.05, 0.05], "many": [1, 1, 0.9, 0.9, 0.9, 0.9]}
 BATCHES = {1: [IMAGES[1]], 2: IMAGES[:2], 3: [IMAGES[3], IMAGES[2], IMAGES[1]], 4: VIDEO_SAMPLES}
@@ -512,10 +512,10 @@ def assert_as_naive(naive, ctx, seen, entered, packed, b):
     at = ctx.visual[1][b, slots]  # where the visual tokens stand in ctx.hidden
     lists = {k: None if v is None else v[b, slots].tolist() for k, v in seen.items() if k != "keep"}
     groups = naive(**lists, features=ctx.embeddings[b, at].tolist(), k=int(seen["keep"][b]))
-    expected = {p: x for p, x, text in zip(ctx.order[b].tolist(), ctx.hidden[b], ctx.text_mask[b]) if text}
+    expected = {p: x for p, x, text in zip(ctx.order[b].tolist(), ctx.hidden[b], ctx.text_mask[b], strict=True) if text}
     means = {j: ctx.hidden[b, at[members]].mean(0) for j, members in groups.items()}
     expected |= {int(ctx.order[b, at[j]]): mean for j, mean in means.items()}
-    got = {int(p): x for p, x, there in zip(packed.order[b], entered[b], packed.valid[b]) if there}
+    got = {int(p): x for p, x, there in zip(packed.order[b], entered[b], packed.valid[b], strict=True) if there}
     got = {p: x for p, x in got.items() if p in expected or p < max(expected)}  # less the padding at the end
     assert got.keys() == expected.keys()
     assert all(torch.allclose(got[p], expected[p], atol=1e-5) for p in got)

@@ -12,7 +12,7 @@ PER_IMAGE = 16
 
 
 def tiny_llava(layers=6, kv_heads=2, attention="sdpa", scale=0.3, **text):
-    """A random `LlavaForConditionalGeneration`: 16 visual tokens an image, grouped-query attention."""
+    """A random LLaVA: 16 visual tokens an image, grouped-query attention."""
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -26,7 +26,7 @@ def tiny_llava(layers=6, kv_heads=2, attention="sdpa", scale=0.3, **text):
     return model
 
 
-#: One builder per registered adapter: the contract suite fails if a registered family is missing here.
+#: One builder per registered adapter: the contract suite fails if one is missing here.
 FAMILIES = {"llava": tiny_llava, **BUILDERS}
 
 
@@ -37,13 +37,14 @@ def make(family):
 
 
 def batch(images=(1, 1), text=(9, 9), before=(2, 2), answer=2, padding="left", seed=0):
-    """A batch of samples with `images[b]` images after `before[b]` text tokens, then the rest of `text[b]`.
+    """A batch of samples: `images[b]` images and `text[b]` text tokens, `before[b]` of them first.
 
-    The last `answer` text tokens are labelled. Returns a dict of tensors as a processor and collator give it.
+    The last `answer` text tokens are labelled. Returns a dict of tensors, as a processor and a
+    collator give it.
     """
     g = torch.Generator().manual_seed(seed)
     rows, labels = [], []
-    for n, t, b in zip(images, text, before):
+    for n, t, b in zip(images, text, before, strict=True):
         words = torch.randint(6, VOCAB, (t,), generator=g).tolist()
         row = [BOS] + words[:b] + [IMAGE] * (n * PER_IMAGE) + words[b:]
         rows.append(row)
@@ -52,7 +53,8 @@ def batch(images=(1, 1), text=(9, 9), before=(2, 2), answer=2, padding="left", s
 
     def padded(lists, fill):
         space = [[fill] * (width - len(r)) for r in lists]
-        return torch.tensor([s + r if padding == "left" else r + s for r, s in zip(lists, space)])
+        pairs = zip(lists, space, strict=True)
+        return torch.tensor([s + r if padding == "left" else r + s for r, s in pairs])
 
     result = {"input_ids": padded(rows, PAD), "attention_mask": padded([[1] * len(r) for r in rows], 0),
               "labels": padded(labels, -100)}

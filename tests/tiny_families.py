@@ -1,8 +1,8 @@
-"""Tiny models with random weights of every family, and what their processors would make of a plain batch.
+"""Tiny models of every family with random weights, and what their processors do.
 
-Every tiny model gives 16 visual tokens for a 16 x 16 image, and wears its processor: a hook on its backbone
-turns the plain batches of `tiny.batch` (`pixel_values` of (images, 3, 16, 16)) into the family's own inputs.
-`processed` does the same outside the model, for `generate`.
+Every tiny model gives 16 visual tokens for a 16 x 16 image, and wears its processor. That is a hook
+on its backbone: it turns the plain batches of `tiny.batch` (`pixel_values` of (images, 3, 16, 16))
+into the family's own inputs. `processed` does the same outside the model, for `generate`.
 """
 
 import inspect
@@ -44,7 +44,7 @@ def processed(model, inputs):
     return inputs if processor is None else processor(model.config, inputs)
 
 
-# ---- Qwen --------------------------------------------------------------------------------------------------
+# ---- Qwen ----------------------------------------------------------------------------------------
 #: The first releases of transformers 5 find images and videos by the ids themselves.
 TYPED = "mm_token_type_ids" in inspect.signature(tf.Qwen2VLForConditionalGeneration.forward).parameters
 
@@ -52,7 +52,8 @@ TYPED = "mm_token_type_ids" in inspect.signature(tf.Qwen2VLForConditionalGenerat
 def grid_inputs(config, inputs):
     """Patches, grids and token types: what Qwen's processors add to the ids.
 
-    Qwen tells images apart by the text between them; the neighbours of a plain batch are one wide image.
+    Qwen tells images apart by the text between them. Neighbours in a plain batch are one wide
+    image.
     """
     ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
     if ids is None or inputs.get("mm_token_type_ids") is not None or inputs.get("past_key_values") and (
@@ -101,7 +102,10 @@ def tiny_qwen2_5_vl(layers=6, attention="sdpa", **text):
 
 
 def tiny_qwen3_vl(layers=6, attention="sdpa", **text):
-    """Deep-stack features after decoder layers 0, 1 and 2; heads of 16, more than hidden / heads."""
+    """Deep-stack features after decoder layers 0, 1 and 2.
+
+    Heads of 16, more than hidden / heads.
+    """
     rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "rope_theta": 1000.0}
     vision = {**QWEN_VISION, "depth": 4, "out_hidden_size": 32, "deepstack_visual_indexes": [0, 1, 2],
               "num_position_embeddings": 16}
@@ -110,23 +114,29 @@ def tiny_qwen3_vl(layers=6, attention="sdpa", **text):
     return finish(tf.Qwen3VLForConditionalGeneration, config, grid_inputs, attention)
 
 
-# ---- tiles -------------------------------------------------------------------------------------------------
+# ---- tiles ---------------------------------------------------------------------------------------
 VIT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
        "initializer_range": 0.2}
 PINPOINTS = [[16, 8], [8, 16], [16, 16], [8, 24]]
 
 
 def tiled(pixels, sizes):
-    """Any pictures (images, 3, 16, 16) as tiles of 8 x 8 for images of these sizes; unused tiles are zero."""
+    """Any pictures (images, 3, 16, 16) as tiles of 8 x 8.
+
+    sizes: of the images that the tiles stand for. Unused tiles are zero.
+    """
     most = max(tile_count(s) for s in sizes)
     flat = pixels.flatten(1).repeat(1, 2)[:, :most * 192].reshape(len(pixels), most, 3, 8, 8).clone()
-    for row, size in zip(flat, sizes):
+    for row, size in zip(flat, sizes, strict=True):
         row[tile_count(size):] = 0
     return flat
 
 
 def tile_count(size):
-    """Tiles, with the whole, of the pinpoint that just holds an image (true of the sizes used here)."""
+    """How many tiles an image has, the whole image among them.
+
+    Of the pinpoint that just holds the image, which is true of the sizes used here.
+    """
     height, width = size
     return 1 + -(-height // 8) * -(-width // 8)
 
@@ -194,7 +204,7 @@ def tiny_smolvlm(layers=6, attention="sdpa", **text):
     return tiny_idefics3(layers, attention, "SmolVLM", **text)
 
 
-# ---- Gemma -------------------------------------------------------------------------------------------------
+# ---- Gemma ---------------------------------------------------------------------------------------
 def typed_inputs(config, inputs):
     """Gemma 3: which tokens belong to an image."""
     ids = inputs.get("input_ids")
@@ -205,7 +215,10 @@ def typed_inputs(config, inputs):
 
 
 def tiny_gemma3(layers=6, attention="sdpa", window=8, **text):
-    """Two layers in three see 8 tokens back; the tokens of an image see each other; 4 patches a token."""
+    """Two layers in three see 8 tokens back. The tokens of an image see each other.
+
+    4 patches make a token.
+    """
     kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)]
     config = tf.Gemma3Config(
         vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=2, vision_use_head=False, **VIT),
@@ -214,7 +227,8 @@ def tiny_gemma3(layers=6, attention="sdpa", window=8, **text):
         image_token_index=IMAGE, mm_tokens_per_image=16, boi_token_index=3, eoi_token_index=3,
         initializer_range=0.2)
     model = finish(tf.Gemma3ForConditionalGeneration, config, typed_inputs, attention)
-    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zero by default
+    # Zero by default.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
     return model
 
 
@@ -228,7 +242,10 @@ def prefix_inputs(config, inputs):
 
 
 def tiny_paligemma(layers=6, attention="sdpa", text="gemma", **options):
-    """One token a patch; the text model may be Gemma 2, with sliding windows and capped attention logits."""
+    """One token a patch.
+
+    The text model may be Gemma 2, with sliding windows and capped attention logits.
+    """
     config = tf.PaliGemmaConfig(
         vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False,
                                             projection_dim=32, **VIT),
@@ -243,9 +260,10 @@ BUILDERS = {"qwen2_vl": tiny_qwen2_vl, "qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl"
             "paligemma": tiny_paligemma}
 
 
-# ---- prompts with images of different sizes, several images, video -----------------------------------------
+# ---- prompts with images of different sizes, several images, video -------------------------------
 GRIDS = {"image": [(1, 8, 8), (1, 4, 12), (1, 6, 10)], "video": [(2, 4, 8), (4, 4, 4)]}
-SIZES = [(16, 8), (8, 16), (14, 16)]  # the last is padded to 16 x 16, and the padding's tokens are cut off
+# The last is padded to 16 x 16, and the padding's tokens are cut off.
+SIZES = [(16, 8), (8, 16), (14, 16)]
 VIDEOS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}
 
 
@@ -261,11 +279,15 @@ def grid_media(model, kind, shapes, g):
 
 
 def tile_media(model, kind, shapes, g):
-    """LLaVA-NeXT and OneVision: tiles and sizes; OneVision leaves several images whole, and video."""
+    """LLaVA-NeXT and OneVision: tiles and sizes.
+
+    OneVision leaves several images whole, and video.
+    """
     count = sum(map(len, shapes))
     if kind == "video":
         tensors = {"pixel_values_videos": torch.randn(count, 4, 3, 8, 8, generator=g)}
-        return tensors, [[4 + 1]] * count  # frames, and a newline
+        # Frames, and a newline.
+        return tensors, [[4 + 1]] * count
     sizes = [SIZES[s] for s in chain(*shapes)]
     tensors = {"pixel_values": tiled(torch.randn(count, 3, 16, 16, generator=g), sizes),
                "image_sizes": torch.tensor(sizes)}
@@ -275,7 +297,10 @@ def tile_media(model, kind, shapes, g):
 
 
 def square_media(model, kind, shapes, g):
-    """The others: tiles of 16 x 16 with 16 tokens; shape k has k + 1 of them, but for the Gemmas."""
+    """The others: tiles of 16 x 16 with 16 tokens.
+
+    Shape k has k + 1 of them, but not in the Gemmas.
+    """
     one = model.config.model_type in ("gemma3", "paligemma")
     tiles = [[1] * (1 if one else s + 1) for s in chain(*shapes)]
     pixels = torch.randn(sum(map(sum, tiles)), 3, 16, 16, generator=g)
@@ -314,5 +339,6 @@ def prompts(model, samples, padding="left", seed=0):
     width = max(map(len, rows))
     for name, fill, values in (("input_ids", PAD, rows), ("attention_mask", 0, [[1] * len(r) for r in rows])):
         space = [[fill] * (width - len(r)) for r in values]
-        inputs[name] = torch.tensor([s + r if padding == "left" else r + s for r, s in zip(values, space)])
+        pairs = zip(values, space, strict=True)
+        inputs[name] = torch.tensor([s + r if padding == "left" else r + s for r, s in pairs])
     return processed(model, inputs), n_visual
