@@ -103,7 +103,7 @@ def test_a_step_keeps_no_graph_before_the_first_layer_that_prunes():
     prepared = search_cost.run_teacher(model, search_cost.prepare(model, [{**prompt.inputs, "labels": labels}]))
     hooks = [layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)) for layer in adapter.layers]
     with search_cost.frozen(model), search_cost.Masking(adapter, scorer, curve()).install() as pruner:
-        search_cost.step(model, prepared[0], curve, pruner)
+        search_cost.step(prepared[0], curve, pruner)
     for hook in hooks:
         hook.remove()
     assert seen == [i >= scorer.first_layer for i in range(6)] and scorer.first_layer > 0
