@@ -119,10 +119,33 @@ def test_every_depth_can_be_had(method, layers):
             assert p.config.tokens(576)[-1] == p.published.tokens[-1]
 
 
+@pytest.mark.parametrize("method", sorted(PUBLISHED))
+@pytest.mark.parametrize("layers", [1, 2, 3, 6, 8, 24, 32])
+def test_schedules_that_coincide_are_given_once(method, layers):
+    """Under all of their names; no two are the same, and no name is lost."""
+    found = vispco.presets(method, num_layers=layers)
+    assert [name for names in found for name in names.split(", ")] == list(PUBLISHED[method]) or layers < 6
+    assert sorted(name for names in found for name in names.split(", ")) == sorted(PUBLISHED[method])
+    schedules = [p.config.keep_ratios for p in found.values()]
+    assert len(set(schedules)) == len(schedules)
+    for names, p in found.items():
+        assert p.published == PUBLISHED[method][names.split(", ")[0]]
+
+
+def test_presets_at_the_very_layers():
+    """Without those that do not fit into the model."""
+    assert list(vispco.presets("fastv", 8)) == ["k2-r50, k3-r50", "k3-r75"]
+    at_layer = vispco.presets("fastv", 8, at="layer")
+    assert [p.config.steps for p in at_layer.values()] == [{2: 0.5}, {3: 0.5}, {3: 0.25}]
+    assert list(vispco.presets("fastv", 3, at="layer")) == ["k2-r50"]
+    with pytest.raises(ValueError, match="at must be 'depth' or 'layer', got 'top'"):
+        vispco.presets("fastv", 8, at="top")
+
+
 def test_a_preset_runs(llava):
     from tiny import batch, without_labels
 
-    config = preset("fastv", "k2-r50", num_layers=6).config
+    config = preset("fastv", "k2-r50, k3-r50", num_layers=6).config
     inputs = without_labels(batch())
     with vispco.apply(llava, config) as handle:
         llava(**inputs)

@@ -1,4 +1,4 @@
-"""What the search has to beat: searchers at equal cost, grids, rules, poolings, and what was published."""
+"""What the search has to beat: searchers at equal cost, grids, rules, smaller pictures, presets."""
 
 from .downsample import evaluate_downsampled as evaluate_downsampled
 from .grids import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..config import PruningConfig
 from .presets import presets
@@ -16,9 +15,10 @@ def single_layer_grid(
     first_layer: int = 1,
     n_visual: int | None = None,
 ) -> list[PruningConfig]:
-    """Every (layer, ratio): keep everything before the layer, `ratio` from it on (the paper's "empirical frontier").
+    """Every (layer, ratio): keep everything before the layer, `ratio` from it on.
 
-    n_visual: round the ratios to whole tokens of it, so that equal schedules appear once.
+    This is the paper's "empirical frontier". n_visual: round the ratios to whole tokens of it, so
+    that equal schedules appear once.
 
     >>> [c.keep_ratios for c in single_layer_grid("fastv", 3, [0.5])]
     [(1.0, 0.5, 0.5), (1.0, 1.0, 0.5)]
@@ -35,9 +35,10 @@ def single_layer_grid(
 def paper_grid(
     method: str, num_layers: int, first_layer: int = 1, n_visual: int | None = None
 ) -> list[PruningConfig]:
-    """The single-layer grid of the paper's shape: every layer that can be pruned, and 20 keep ratios 0, 0.05, ... 0.95.
+    """The paper's single-layer grid: all layers that can be pruned, keep ratios 0, 0.05, ... 0.95.
 
-    In a decoder of 36 layers these are 35 x 20 = 700; with few visual tokens some ratios coincide, and there are fewer.
+    In a decoder of 36 layers these are 35 x 20 = 700. With few visual tokens some ratios coincide,
+    and there are fewer.
 
     >>> len(paper_grid("fastv", 36)), len(paper_grid("fastv", 8, n_visual=16))
     (700, 112)
@@ -46,27 +47,11 @@ def paper_grid(
 
 
 def published(method: str, num_layers: int, at: str = "depth") -> dict[str, PruningConfig]:
-    """A method's published configurations by name: `presets` without their sources; none if nothing was published.
+    """A method's published configurations by name: those of `presets`, without their sources.
 
-    at: "depth": steps at the relative depth that they have in the published model's 32 layers. "layer": at the
-    very layers; without the configurations that have steps below the last one.
-    Raises ValueError as `presets` does, or for another `at`.
+    Arguments and errors are those of `presets`.
 
     >>> published("fastv", 4, at="layer")["k3-r75"].keep_ratios
     (1.0, 1.0, 1.0, 0.25)
     """
-    if at not in ("depth", "layer"):
-        raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
-    if at == "depth":
-        return {name: preset.config for name, preset in presets(method, num_layers).items()}
-    found = {
-        name: preset.config
-        for name, preset in presets(method).items()
-        if max(preset.config.steps) < num_layers
-    }
-    return {
-        name: replace(
-            c, keep_ratios=[*c.keep_ratios, *[c.keep_ratios[-1]] * num_layers][:num_layers]
-        )
-        for name, c in found.items()
-    }
+    return {name: preset.config for name, preset in presets(method, num_layers, at).items()}

@@ -1,7 +1,8 @@
-"""What was published: each method's own configurations, by name, with the figures that they should reproduce.
+"""What was published: each method's own configurations, by name, with the figures that they give.
 
-All are for LLaVA-1.5-7B, 32 decoder layers and 576 visual tokens. For another depth the steps go to the
-same relative depth. A preset is a PruningConfig like any other: apply it, count it, compare with a search.
+All are for LLaVA-1.5-7B, 32 decoder layers and 576 visual tokens. For another depth the steps go to
+the same relative depth. A preset holds a PruningConfig like any other: apply it, count it, compare
+it with a search.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ LAYERS, VISUAL = 32, 576
 class Published:
     """A configuration as its authors state it.
 
-    steps: {layer: fraction of the original tokens that enters it and those after it}. tokens: what that
-    leaves of `n_visual`, step by step. source: where it stands. n_text, convention: of the published cost,
-    if there is one: `share` of the full model's, or `flops` in that convention's unit. options: of the
-    method. note: what a reader of the publication should know.
+    steps: {layer: fraction of the original tokens that enters it and those after it}.
+    tokens: what that leaves of `n_visual`, step by step.
+    source: where it stands.
+    n_text, convention: text tokens and convention of FLOPs of the published cost, if there is one:
+        `share` of the full model's, or `flops` in the convention's unit.
+    options: of the method.
+    note: what a reader of the publication should know.
     """
 
     steps: Mapping[int, float]
@@ -40,50 +44,76 @@ class Published:
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration for a model, and the publication that it follows."""
+    """A configuration for a model, and the publication that it follows.
+
+    Where several publications come to the same configuration, `published` is the first.
+    """
 
     config: PruningConfig
     published: Published
 
 
-def presets(method: str, num_layers: int = LAYERS) -> dict[str, Preset]:
+def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[str, Preset]:
     """The published configurations of a method, by name; none if nothing was published in full.
 
-    num_layers: decoder layers of the model they are for. A step before layer K of 32 goes before layer
-    round(K / 32 * num_layers), but not before the first layer that the method can prune.
-    Raises ValueError for an unknown method, with the nearest name, or no whole number of layers.
+    In a shallow model several may come to the same schedule. It is then given once, under all of
+    their names: "k2-r50, k3-r50".
+
+    num_layers: decoder layers of the model they are for.
+    at: where the steps go. "depth": a step before layer K of 32 goes before layer
+        round(K / 32 * num_layers), but not before the first layer that the method can prune.
+        "layer": at the very layers; without configurations that have steps below the last one.
+    Raises ValueError for an unknown method, with the nearest name; if num_layers is no number of
+    layers; or for another `at`.
 
     >>> presets("fastv")["k2-r50"].config.describe()
     'fastv: layer 2 keeps 50.0 % (drops 50.0 %)'
     >>> presets("pdrop", num_layers=8)["lambda-0.5"].config.keep_ratios
     (1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125)
+    >>> list(presets("fastv", num_layers=8)), list(presets("fastv", num_layers=8, at="layer"))
+    (['k2-r50, k3-r50', 'k3-r75'], ['k2-r50', 'k3-r50', 'k3-r75'])
     """
     first_layer = METHODS.get(method).first_layer
     if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
         raise ValueError(
             f"num_layers must be the model's number of decoder layers, got {num_layers!r}"
         )
-    return {
-        name: Preset(
-            PruningConfig(method, _at_depth(p.steps, num_layers, first_layer), p.options), p
-        )
-        for name, p in PUBLISHED.get(method, {}).items()
-    }
+    if at not in ("depth", "layer"):
+        raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
+    found: list[tuple[list[str], Preset]] = []
+    for name, published in PUBLISHED.get(method, {}).items():
+        steps = published.steps
+        if at == "depth":
+            steps = _at_relative_depth(steps, num_layers, first_layer)
+        elif max(steps) >= num_layers:
+            continue
+        config = PruningConfig(method, _keep_ratios(steps, num_layers), published.options)
+        same = [names for names, preset in found if preset.config == config]
+        if same:
+            same[0].append(name)
+        else:
+            found.append(([name], Preset(config, published)))
+    return {", ".join(names): preset for names, preset in found}
 
 
-def _at_depth(steps: Mapping[int, float], num_layers: int, first_layer: int) -> list[float]:
-    """Keep ratios of a model with `num_layers`, the steps where they are in one of 32."""
-    moved = [
-        (max(first_layer, int(i * num_layers / LAYERS + 0.5)), ratio) for i, ratio in steps.items()
-    ]
-    return [
-        min([ratio for layer, ratio in moved if layer <= i], default=1.0) for i in range(num_layers)
-    ]
+def _at_relative_depth(steps: Mapping, num_layers: int, first_layer: int) -> dict[int, float]:
+    """Steps in a model of 32 layers to those in one of `num_layers`."""
+    moved: dict[int, float] = {}
+    for layer, ratio in steps.items():
+        layer = max(first_layer, int(layer * num_layers / LAYERS + 0.5))
+        moved[layer] = min(ratio, moved.get(layer, 1.0))
+    return moved
+
+
+def _keep_ratios(steps: Mapping[int, float], num_layers: int) -> list[float]:
+    layers = range(num_layers)
+    return [min([r for layer, r in steps.items() if layer <= i], default=1.0) for i in layers]
 
 
 def _of(layers: tuple[int, ...], tokens: tuple[int, ...], source: str, **more) -> Published:
-    """From token counts alone."""
-    return Published({i: n / VISUAL for i, n in zip(layers, tokens)}, tokens, source, **more)
+    """A configuration that was published as token counts."""
+    steps = {layer: n / VISUAL for layer, n in zip(layers, tokens, strict=True)}
+    return Published(steps, tokens, source, **more)
 
 
 _FASTV = "Chen et al., ECCV 2024, arXiv 2403.06764"
@@ -96,13 +126,13 @@ _DART = "Wen et al., EMNLP 2025, arXiv 2502.11494"
 _DIVPRUNE = "Alvar et al., CVPR 2025, arXiv 2503.02175"
 _CDPRUNER = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
 _AVERAGE = (
-    "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and to "
-    "them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out here. "
-    "The code drops after these layers, and so does this configuration"
+    "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and "
+    "to them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out "
+    "here. The code drops after these layers, and so does this configuration"
 )
 
-#: {method: {name: configuration}}. Of FitPrune's fitted counts only the first layers' are known, so none:
-#: `vispco.fitprune_schedule` fits them.
+#: {method: {name: configuration}}. None of FitPrune: of its fitted counts only those of the first
+#: layers are known; `vispco.fitprune_schedule` fits them.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),

@@ -1,8 +1,9 @@
-"""Competitors of the search, in the same space and counted alike: random, evolution, Parzen estimators, greedy.
+"""Competitors of the search, counted alike: random, evolution, Parzen estimator, greedy.
 
-A searcher is called `searcher(evaluator, limit, passes, seed)`. It measures schedules that are filled up to the limit in
-whole tokens, `evaluator.losses`, until another would cost more forward passes of one question than `passes`; `evaluator.best` is
-its result. SEARCHERS names them all. What needs none: `grids.py`, `rules.py`, `presets.py`.
+A searcher is called `searcher(evaluator, limit, passes, seed)`. It measures schedules that are
+filled up to the limit in whole tokens, `evaluator.losses`, until another would cost more forward
+passes of one question than `passes`; `evaluator.best` is its result. SEARCHERS names them all.
+What needs no searcher: `grids.py`, `rules.py`, `presets.py`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,44 @@ from ..frontier import FrontierPoint
 from ..pareto import is_non_dominated
 from ..solvers.refine import Evaluator, Schedule, from_drops
 
-#: A searcher that asks for schedules it already knows, which costs nothing, ends after so many times its evaluations.
+#: Schedules that are known cost nothing. A searcher may ask for this many times as many schedules
+#: as its passes pay for; then it ends.
 PATIENCE = 10
+
+
+class EvaluationBudget:
+    """The forward passes of one question that a searcher may spend on an evaluator.
+
+    Raises ValueError if they do not pay for one schedule.
+    """
+
+    def __init__(self, evaluator: Evaluator, passes: float):
+        if passes < evaluator.samples:
+            raise ValueError(
+                f"passes must pay for one schedule at least, on all {evaluator.samples} "
+                f"calibration questions, got {passes!r}"
+            )
+        self.evaluator, self.passes = evaluator, passes
+        self.end = evaluator.passes + passes
+
+    def allows(self, extra: int = 0) -> bool:
+        """Whether one more schedule can be measured on all questions, after `extra` passes."""
+        return self.evaluator.passes + extra + self.evaluator.samples <= self.end
+
+    def trials(self) -> Iterator[int]:
+        """Count schedules to ask for, as long as one more can be measured."""
+        for trial in range(PATIENCE * int(self.passes // self.evaluator.samples)):
+            if not self.allows():
+                return
+            yield trial
 
 
 # ---- random --------------------------------------------------------------------------------------
 def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> list[PruningConfig]:
     """Random non-increasing schedules, each filled up to the budget in whole tokens.
 
-    Drops are uniform on the simplex (the space of the `monotone` kernel), then scaled to the budget.
+    Drops are uniform on the simplex (the space of the `monotone` kernel), then scaled to the
+    budget.
     """
     return [PruningConfig(method, schedule) for schedule in islice(_random(limit, seed), count)]
 
@@ -38,12 +68,10 @@ def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> li
 def random_search(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
     """Best of as many `random_schedules` as the passes pay for.
 
-    Raises ValueError if that is not one.
+    Raises ValueError if they do not pay for one.
     """
-    purse = _Purse(evaluator, passes)
-    for schedule in islice(_random(limit, seed), purse.trials):
-        if not purse.pays():
-            break
+    trials = EvaluationBudget(evaluator, passes).trials()
+    for _, schedule in zip(trials, _random(limit, seed), strict=False):
         evaluator.losses([schedule])
 
 
@@ -55,71 +83,47 @@ def _random(limit: Limit, seed: int) -> Iterator[Schedule]:
 
 
 def _filled(limit: Limit, drops: Tensor) -> Schedule:
-    """The schedule whose drops before each layer that can be pruned, and after the last, are in these proportions."""
+    """The schedule on the budget whose drops, before each layer and never, have these proportions.
+
+    drops: (L - first_layer + 1,), see `vispco.schedule.to_drops`.
+    """
     return tuple(limit.harden(from_drops(drops / drops.sum().clamp(min=1e-12), limit.first_layer)))
 
 
-class _Purse:
-    """The passes that a searcher may spend on a evaluator."""
-
-    def __init__(self, evaluator: Evaluator, passes: float):
-        self.evaluator, self.passes, self.end = evaluator, passes, evaluator.passes + passes
-        if passes < evaluator.samples:
-            raise ValueError(
-                f"passes must pay for one schedule at least, on all {evaluator.samples} calibration questions, "
-                f"got {passes!r}"
-            )
-
-    @property
-    def trials(self) -> int:
-        """How often a schedule may be asked for, at most."""
-        return PATIENCE * int(self.passes // self.evaluator.samples)
-
-    def pays(self, passes: int = 0) -> bool:
-        """Whether one more schedule can be measured on all prepared, after `passes` for other things."""
-        return self.evaluator.passes + passes + self.evaluator.samples <= self.end
-
-
-# ---- optuna's ------------------------------------------------------------------------------------
+# ---- optuna's searchers --------------------------------------------------------------------------
 def nsga2(
     evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, population: int = 20
 ) -> None:
     """NSGA-II (Deb et al. 2002) with KL as its one objective: an elitist evolution, by optuna.
 
-    One variable x in [0, 1] for each layer that can be pruned; the drops are as -log(1 - x), so that the first
-    population, uniform in x, is one of `random_schedules`. Optuna's crossover (uniform, 0.9) and mutation (one
-    variable in each child, on average). population: 20 are 8 generations in 160 evaluations.
+    One variable x in [0, 1] for each layer that can be pruned. The drops are as -log(1 - x), so the
+    first population, uniform in x, is one of `random_schedules`. Optuna's crossover (uniform, 0.9)
+    and mutation (one variable in each child, on average).
+    population: 20 are 8 generations in 160 evaluations.
     Raises ValueError if the passes do not pay for one schedule, ImportError without optuna.
     """
-    _minimise(
-        evaluator,
-        limit,
-        passes,
-        lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed),
-    )
+    options = {"population_size": population, "seed": seed}
+    _minimise_loss(evaluator, limit, passes, "NSGAIISampler", options)
 
 
 def tpe(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
     """The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by optuna.
 
-    Variables as of `nsga2`; the first 10 schedules are random, the others drawn where those of low KL are dense and
-    those of high KL are not. Raises what `nsga2` does.
+    Variables as of `nsga2`. The first 10 schedules are random; the others are drawn where those of
+    low KL are dense and those of high KL are not. Raises what `nsga2` does.
     """
-    _minimise(
-        evaluator,
-        limit,
-        passes,
-        lambda optuna: optuna.samplers.TPESampler(multivariate=True, seed=seed),
-    )
+    options = {"multivariate": True, "seed": seed}
+    _minimise_loss(evaluator, limit, passes, "TPESampler", options)
 
 
 def nsga2_frontier(
     evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0, *, population: int = 20
 ) -> list[FrontierPoint]:
-    """NSGA-II on the whole frontier in one run: KL and the share of the prunable FLOPs are minimised at once.
+    """NSGA-II on the whole frontier in one run: KL and the share of the prunable FLOPs at once.
 
-    The share is one more variable, between the least that can be reached and 1; each schedule is filled up to its own.
-    limit: any budget on the samples, of which only the shapes and the first layer are used.
+    The share is one more variable, between the least that can be reached and 1. Each schedule is
+    filled up to its own share.
+    limit: any budget on the samples; only its shapes and its first layer are used.
     Returns the points that no other dominates, by share. Raises what `nsga2` does.
     """
     least = limit.share(limit.least)
@@ -128,50 +132,45 @@ def nsga2_frontier(
     def objectives(trial) -> tuple[float, float]:
         share = trial.suggest_float("share", min(1.0, least + 1e-6), 1.0)
         own = Budget(share, limit.cost, limit.n_visual, limit.n_text, limit.first_layer)
-        schedule = _asked(trial, own)
+        schedule = _suggested(trial, own)
         (kl,) = evaluator.losses([schedule])
-        config = evaluator.config(schedule)
+        config, flops = evaluator.config(schedule), evaluator.records[schedule].flops
         spent = own.share(config.tokens(own.tokens))
-        points[schedule] = FrontierPoint(
-            config, share, evaluator.records[schedule].flops, spent, kl
-        )
+        points[schedule] = FrontierPoint(config, share, flops, spent, kl)
         return kl, spent
 
-    _ask(
-        evaluator,
-        passes,
-        objectives,
-        2,
-        lambda optuna: optuna.samplers.NSGAIISampler(population_size=population, seed=seed),
-    )
+    options = {"population_size": population, "seed": seed}
+    _minimise(evaluator, passes, objectives, 2, "NSGAIISampler", options)
     found = sorted(points.values(), key=lambda point: (point.share, point.loss))
     best = is_non_dominated([(point.loss, point.share) for point in found]).tolist()
-    return [point for point, stays in zip(found, best) if stays]
+    return [point for point, stays in zip(found, best, strict=True) if stays]
 
 
-def _minimise(evaluator: Evaluator, limit: Limit, passes: int, sampler: Callable) -> None:
-    _ask(
-        evaluator, passes, lambda trial: tuple(evaluator.losses([_asked(trial, limit)])), 1, sampler
-    )
-
-
-def _asked(trial, limit: Limit) -> Schedule:
+def _suggested(trial, limit: Limit) -> Schedule:
     """The schedule that a trial asks for."""
     x = [trial.suggest_float(f"x{i}", 0.0, 1.0) for i in range(limit.first_layer, limit.layers)]
     drops = -torch.log1p(-torch.tensor([*x, 0.0], dtype=torch.float64).clamp(max=1 - 1e-9))
     return _filled(limit, drops)
 
 
-def _ask(
-    evaluator: Evaluator, passes: int, objectives: Callable, count: int, sampler: Callable
+def _minimise_loss(
+    evaluator: Evaluator, limit: Limit, passes: int, sampler: str, options: dict
 ) -> None:
-    """Let a sampler of optuna ask for schedules as long as the passes last."""
-    purse = _Purse(evaluator, passes)
+    def loss(trial) -> list[float]:
+        return evaluator.losses([_suggested(trial, limit)])
+
+    _minimise(evaluator, passes, loss, 1, sampler, options)
+
+
+def _minimise(
+    evaluator: Evaluator, passes: int, objectives: Callable, count: int, sampler: str, options: dict
+) -> None:
+    """Let one of optuna's samplers minimise `count` objectives as long as the passes last."""
+    budget = EvaluationBudget(evaluator, passes)
     with _optuna() as optuna:
-        study = optuna.create_study(directions=["minimize"] * count, sampler=sampler(optuna))
-        for _ in range(purse.trials):
-            if not purse.pays():
-                break
+        asks = getattr(optuna.samplers, sampler)(**options)
+        study = optuna.create_study(directions=["minimize"] * count, sampler=asks)
+        for _ in budget.trials():
             trial = study.ask()
             study.tell(trial, objectives(trial))
 
@@ -202,77 +201,74 @@ def greedy_layers(
     *,
     share: float = 0.25,
 ) -> None:
-    """Greedy per layer: from nothing dropped, again and again drop a chunk at the layer where that costs least KL.
+    """Greedy per layer: again and again drop a chunk at the layer where that costs least KL.
 
-    A chunk before a layer is as few tokens as save 1 / n of what the budget asks for, or all that are left there:
+    At first nothing is dropped. A chunk before a layer is as few tokens as save 1 / n of what the
+    budget asks for, or all that are left there:
 
         layer = argmin  (KL after - KL before) / (FLOPs before - FLOPs after)
 
-    until the budget is met. Coarse to fine: this is done for n = 2, 4, 8, ...; each result is filled up to the budget,
-    and measured on all prepared. share: of the prepared, drawn by `seed` once, on which layers are compared.
-    passes: None: n = 2 ... 16, whatever that costs. Where they end in the middle of a run, what it has left is
-    brought onto the budget. Raises ValueError if they do not pay for one schedule.
+    until the budget is met. Coarse to fine: this is done for n = 2, 4, 8, ... Each result is filled
+    up to the budget, and measured on all calibration questions.
+    passes: None: n = 2 ... 16, whatever that costs. Where they end in the middle of a run, what it
+        has left is brought onto the budget.
+    share: of the calibration batches, drawn by `seed` once, on which layers are compared.
+    Raises ValueError if the passes do not pay for one schedule.
     """
-    purse = _Purse(evaluator, float("inf") if passes is None else passes)
-    order = torch.randperm(
-        len(evaluator.prepared), generator=torch.Generator().manual_seed(seed)
-    ).tolist()
+    budget = EvaluationBudget(evaluator, float("inf") if passes is None else passes)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(evaluator.prepared), generator=generator).tolist()
     part = order[: max(1, round(share * len(order)))]
+    part_samples = sum(len(evaluator.prepared[i]) for i in part)
+    # KL on the part, of schedules that are above the budget as yet.
+    known: dict[Schedule, float] = {}
+
+    def run(pieces: int) -> Tensor:
+        """Keep ratios (L,) after a run with chunks of 1 / `pieces` of what is to be saved."""
+        ratios, kl = torch.ones(limit.layers, dtype=torch.float64), 0.0
+        slack = float(limit.slack(ratios))
+        chunk = -slack / pieces
+        while slack < 0:
+            options = _chunks(limit, ratios, min(slack + chunk, 0.0))
+            new = [schedule for schedule in options if schedule not in known]
+            if not options or not budget.allows(len(new) * part_samples):
+                break
+            known.update(zip(new, evaluator.losses(new, part), strict=True))
+            price = {s: (known[s] - kl) / (options[s] - slack) for s in options}
+            best = min(options, key=price.__getitem__)
+            ratios = torch.tensor(best, dtype=torch.float64)
+            kl, slack = known[best], options[best]
+        return ratios
+
     finest = 16 if passes is None else limit.tokens * (limit.layers - limit.first_layer)
-    known: dict[
-        Schedule, float
-    ] = {}  # KL on the part, of schedules that are above the budget as yet
     pieces = 2
-    while purse.pays():
-        ratios = _greedy(evaluator, limit, purse, part, pieces, known)
-        evaluator.losses([tuple(limit.harden(ratios))])
+    while budget.allows():
+        evaluator.losses([tuple(limit.harden(run(pieces)))])
         pieces *= 2
         if pieces > finest:
             break
 
 
-def _greedy(
-    evaluator: Evaluator,
-    limit: Limit,
-    purse: _Purse,
-    part: list[int],
-    pieces: int,
-    known: dict[Schedule, float],
-) -> Tensor:
-    """One run with chunks of 1 / `pieces` of what is to be saved: keep ratios (L,)."""
-    ratios, kl = torch.ones(limit.layers, dtype=torch.float64), 0.0
-    slack = float(limit.slack(ratios))
-    chunk = -slack / pieces
-    while slack < 0:
-        options = _chunks(limit, ratios, min(slack + chunk, 0.0))
-        new = [schedule for schedule in options if schedule not in known]
-        if not options or not purse.pays(len(new) * sum(len(evaluator.prepared[i]) for i in part)):
-            break
-        known.update(zip(new, evaluator.losses(new, part)))
-        best = min(
-            options, key=lambda schedule: (known[schedule] - kl) / (options[schedule] - slack)
-        )
-        ratios, kl, slack = torch.tensor(best, dtype=torch.float64), known[best], options[best]
-    return ratios
-
-
 def _chunks(limit: Limit, ratios: Tensor, target: float) -> dict[Schedule, float]:
-    """{schedule: its slack}: before one layer, as few tokens fewer as bring the slack to `target`, or all."""
-    found = {}
-    for layer in range(limit.first_layer, limit.layers):
-        left = round(float(ratios[layer]) * limit.tokens)
+    """{schedule: its slack}, one for each layer before which tokens can still be dropped.
 
-        def without(count: int) -> Tensor:
-            capped = ratios[layer:].clamp(max=(left - count) / limit.tokens)
-            return torch.cat([ratios[:layer], capped])
+    Before that layer as few tokens are dropped as bring the slack to `target`, or all.
+    """
+    left = (ratios * limit.tokens).round().int().tolist()
+    layers = [i for i in range(limit.first_layer, limit.layers) if left[i]]
+    return dict(_chunk(limit, ratios, i, left[i], target) for i in layers)
 
-        if left:
-            enough = bisect_left(
-                range(1, left), target, key=lambda count: float(limit.slack(without(count)))
-            )
-            fewer = without(1 + enough)
-            found[tuple(fewer.tolist())] = float(limit.slack(fewer))
-    return found
+
+def _chunk(limit, ratios: Tensor, layer: int, left: int, target: float) -> tuple[Schedule, float]:
+    def without(count: int) -> Tensor:
+        capped = ratios[layer:].clamp(max=(left - count) / limit.tokens)
+        return torch.cat([ratios[:layer], capped])
+
+    def slack(count: int) -> float:
+        return float(limit.slack(without(count)))
+
+    count = 1 + bisect_left(range(1, left), target, key=slack)
+    return tuple(without(count).tolist()), slack(count)
 
 
 SEARCHERS: dict[str, Callable[..., None]] = {

@@ -1,8 +1,10 @@
 """The model `vispco` of lmms-eval: any vision-language model of Hugging Face, in full or pruned.
 
-    lmms-eval --model vispco --model_args pretrained=FOLDER,pruning_config=pruning_config.json --tasks chartqa
+    lmms-eval --model vispco --tasks chartqa \\
+        --model_args pretrained=FOLDER,pruning_config=pruning_config.json
 
-Without `pruning_config` the same code runs the full model: the baseline and the pruned model differ in nothing else.
+Without `pruning_config` the same code runs the full model: the baseline and the pruned model differ
+in nothing else.
 """
 
 from __future__ import annotations
@@ -24,38 +26,32 @@ from ..pruning import apply, check_fits
 from ..registry import adapter_for
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-PASSED_ON = (
-    "max_new_tokens",
-    "num_beams",
-    "repetition_penalty",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-)
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-)  # transformers warns when these come with greedy decoding
+#: Options of sampling: transformers warns when they come with greedy decoding.
+SAMPLING = ("temperature", "top_p", "top_k")
+#: Options of a task that `generate` gets.
+PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "do_sample", *SAMPLING)
 
 
 class VispcoModel(lmms):
     """`--model vispco`; the parameters are lmms-eval's `--model_args name=value,...`.
 
     pretrained: folder or name, loaded with AutoModelForImageTextToText and AutoProcessor.
-    pruning_config: a file that `PruningConfig.save` (or `vispco search`) wrote; None: the full model.
-    dtype: auto (as stored), float32, float16 or bfloat16. device: auto, cpu, cuda, cuda:1, ...; under
-        `accelerate launch` each process takes its own. device_map: for a model that needs several devices, "auto".
-    attn_implementation: as in `from_pretrained`. chat_template: a Jinja file, for a processor that has none.
-    max_num_frames: frames taken evenly from each video file; their times are not passed on to the processor.
+    pruning_config: a file that `PruningConfig.save` or `vispco search` wrote; None: the full model.
+    dtype: auto (as stored), float32, float16 or bfloat16.
+    device: auto, cpu, cuda, cuda:1, ...; under `accelerate launch` each process takes its own.
+    device_map: for a model that needs several devices, "auto".
+    attn_implementation: as in `from_pretrained`.
+    chat_template: a Jinja file, for a processor that has none.
+    max_num_frames: frames taken evenly from each video file; their times are not passed on to the
+        processor.
     trust_remote_code: run code that comes with the model; only if you say so.
     batch_size: comes from lmms-eval's `--batch_size`.
 
     Raises ValueError for arguments, files and models that do not fit, before the first question.
     """
 
-    is_simple = False  # wants messages for the chat template, not a string with placeholders
+    #: It wants messages for the chat template, not a string with placeholders.
+    is_simple = False
 
     def __init__(
         self,
@@ -79,9 +75,8 @@ class VispcoModel(lmms):
                 "vispco.integrations.lmms_eval.VispcoModel for those there are"
             )
         if not pretrained:
-            raise ValueError(
-                "model_args lacks pretrained: pass --model_args pretrained=FOLDER_OR_NAME"
-            )
+            needed = "pretrained=FOLDER_OR_NAME"
+            raise ValueError(f"model_args lacks pretrained: pass --model_args {needed}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if not isinstance(trust_remote_code, bool):
@@ -92,9 +87,8 @@ class VispcoModel(lmms):
 
         kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
-        self.processor.tokenizer.padding_side = (
-            "left"  # new tokens come after the prompt, in every row
-        )
+        # New tokens come after the prompt, in every row.
+        self.processor.tokenizer.padding_side = "left"
         if chat_template is not None:
             self.processor.chat_template = read_template(chat_template)
         if not self.processor.chat_template:
@@ -104,15 +98,12 @@ class VispcoModel(lmms):
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         self.accelerator = Accelerator(cpu=device == "cpu")
-        self._rank, self._world_size = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
         if device_map is not None:
             kwargs["device_map"] = device_map
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            pretrained, dtype=dtype, **kwargs
-        ).eval()
+        model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, **kwargs)
+        self.model = model.eval()
         if device_map is None:
             own = self._world_size > 1 or device in (None, "auto")
             self.model.to(self.accelerator.device if own else device)
@@ -122,65 +113,61 @@ class VispcoModel(lmms):
 
     @torch.inference_mode()
     def generate_until(self, requests) -> list[str]:
-        """One answer per request, in their order. Requests that share their generation options run in batches."""
+        """One answer per request, in their order.
+
+        Requests that share their generation options run in batches.
+        """
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(repr(request.args[2]), []).append(i)
-        answers = [""] * len(requests)
-        with (
-            nullcontext() if self.pruning is None else apply(self.model, self.pruning),
-            tqdm(total=len(requests), desc="vispco", disable=self.rank != 0) as bar,
-        ):
+        pruned = nullcontext() if self.pruning is None else apply(self.model, self.pruning)
+        bar = tqdm(total=len(requests), desc="vispco", disable=self.rank != 0)
+        answers: dict[int, str] = {}
+        with pruned, bar:
             for indices in groups.values():
                 for start in range(0, len(indices), self.batch_size):
                     chosen = indices[start : start + self.batch_size]
-                    for i, answer in zip(
-                        chosen, self._answer([requests[i].args for i in chosen]), strict=True
-                    ):
-                        answers[i] = answer
+                    texts = self._answer([requests[i].args for i in chosen])
+                    answers.update(zip(chosen, texts, strict=True))
                     bar.update(len(chosen))
-        return answers
+        return [answers[i] for i in range(len(requests))]
 
     def _answer(self, batch: list[tuple]) -> list[str]:
-        """Answers to requests (context, doc_to_messages, options, document id, task, split) with the same options."""
-        conversations = [
-            ChatMessages(
-                messages=to_messages(self.task_dict[task][split][document])
-            ).to_hf_messages()
-            for _, to_messages, _, document, task, split in batch
-        ]
-        videos = [
-            part
-            for turns in conversations
-            for turn in turns
-            for part in turn["content"]
-            if part["type"] == "video"
-        ]
-        for part in videos:
-            part["video"] = self._frames(part)
+        """Answers to requests with the same options.
+
+        A request: (context, doc_to_messages, options, document id, task, split).
+        """
+        conversations = []
+        for _, to_messages, _, document, task, split in batch:
+            messages = ChatMessages(messages=to_messages(self.task_dict[task][split][document]))
+            conversations.append(messages.to_hf_messages())
+        media = {"padding": True, "return_tensors": "pt"}
+        parts = (part for turns in conversations for turn in turns for part in turn["content"])
+        for part in parts:
+            if part["type"] == "video":
+                part["video"] = self._frames(part)
+                media["do_sample_frames"] = False
         inputs = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
             return_dict=True,
             add_generation_prompt=True,
-            processor_kwargs={
-                "padding": True,
-                "return_tensors": "pt",
-                **({"do_sample_frames": False} if videos else {}),
-            },
+            processor_kwargs=media,
         ).to(self.device, dtype=self.model.dtype)
         options, until = generation_options(batch[0][2])
-        output = self.model.generate(**inputs, **options)
-        texts = self.processor.batch_decode(
-            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        output = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(output, skip_special_tokens=True)
         return [cut(text, until) for text in texts]
 
     def _frames(self, part: dict):
-        """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader; what is no file stays as it is."""
+        """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader.
+
+        What is no file stays as it is. Raises ValueError if a part of a video is asked for.
+        """
         if "video_start" in part or "video_end" in part:
             raise ValueError(
-                "this task asks for a part of a video, by its times; the model vispco takes whole videos"
+                "this task asks for a part of a video, by its times; the model vispco takes whole "
+                "videos"
             )
         path = part["video"]
         return read_video(path, num_frm=self.max_num_frames) if isinstance(path, str) else path
@@ -202,20 +189,18 @@ class VispcoModel(lmms):
 def generation_options(asked: dict) -> tuple[dict, list[str]]:
     """What a task asks for, as arguments of `generate` and the strings that end an answer.
 
-    Greedy unless the task asks for a temperature above 0; 1024 new tokens unless it says how many. What is meant for
-    single models (image_aspect_ratio, ...) is left out.
+    Greedy unless the task asks for a temperature above 0; 1024 new tokens unless it says how many.
+    What is meant for single models (image_aspect_ratio, ...) is left out.
 
-    >>> generation_options({"until": "ASSISTANT:", "temperature": 0, "top_p": 1.0, "image_aspect_ratio": "pad"})
+    >>> asked = {"until": "ASSISTANT:", "temperature": 0, "top_p": 1.0, "image_aspect_ratio": "pad"}
+    >>> generation_options(asked)
     ({'max_new_tokens': 1024, 'do_sample': False}, ['ASSISTANT:'])
     """
-    options = {
-        "max_new_tokens": 1024,
-        **{k: asked[k] for k in PASSED_ON if asked.get(k) is not None},
-    }
-    options["do_sample"] = (
-        bool(options.get("do_sample", True)) and options.get("temperature", 0) > 0
-    )
-    if not options["do_sample"]:
+    given = {name: asked[name] for name in PASSED_ON if asked.get(name) is not None}
+    options = {"max_new_tokens": 1024, **given}
+    samples = options.get("do_sample", True) and options.get("temperature", 0) > 0
+    options["do_sample"] = bool(samples)
+    if not samples:
         options = {k: v for k, v in options.items() if k not in SAMPLING}
     until = asked.get("until") or []
     return options, [until] if isinstance(until, str) else list(until)
