@@ -19,7 +19,6 @@ from vispco import PruningConfig, testbed
 from vispco.baselines.grids import single_layer_grid
 from vispco.evaluate import evaluate
 from vispco.registry import METHODS, adapter_for
-from vispco.solvers.shared import amortise
 from vispco.calibration import prepare, run_teacher
 
 from .side_by_side import arguments, run
@@ -58,7 +57,7 @@ def measure(options) -> list[dict]:
     for turn in range(-options.warmup, options.rounds):
         def search():
             with torch.enable_grad():
-                learned = amortise(model, batches, options.method, steps=options.steps, seed=options.seed)
+                learned = vispco.search(model, batches, options.method, budgets=(), seed=options.seed, start=vispco.Shared(steps=options.steps))
                 passes["search"] = learned.frontier(BUDGETS, options.refinement, options.seed).meta["forward_passes"]
 
         def few():

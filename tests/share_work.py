@@ -23,11 +23,10 @@ with launched():
              "told": [broadcast(f"é, said process {rank()}"), broadcast(""), broadcast(None if not rank() else "not heard")]}
     found["accuracy"] = evaluate(model, batches, vispco.PruningConfig("fastv", [1, 1, 1, 0.5, 0.5, 0.2, 0.2, 0])).to_dict()
     steps = []
-    frontiers = {"search": vispco.search(model, batches, budgets=[0.4, 0.7], steps=4, inner=2, refinement=2, callback=steps.append),
-                 "multi_step": vispco.search(model, batches, kernel="multi_step", budgets=[{"flops": 0.5, "kv_cache": 0.6}],
-                                             steps=2, refinement=1, objective="task"),
-                 "amortised": vispco.amortise(model, batches, steps=4, between=(0.3, 0.8)).frontier([0.4, 0.6], refinement=1),
-                 "conditioned": vispco.amortise(model, batches, steps=2, between=(0.3, 0.8), conditioned=True).frontier([0.5])}
+    frontiers = {"search": vispco.search(model, batches, budgets=[0.4, 0.7], refinement=2, callback=steps.append, start=vispco.Gradient(steps=4, inner=2)),
+                 "multi_step": vispco.search(model, batches, kernel="multi_step", budgets=[{"flops": 0.5, "kv_cache": 0.6}], refinement=1, start=vispco.Gradient(steps=2), options={"objective": "task"}),
+                 "amortised": vispco.search(model, batches, budgets=(), start=vispco.Shared(steps=4, between=(0.3, 0.8))).frontier([0.4, 0.6], refinement=1),
+                 "conditioned": vispco.search(model, batches, budgets=(), start=vispco.Shared(steps=2, between=(0.3, 0.8), conditioned=True)).frontier([0.5])}
     found["steps"] = [{k: s[k] for k in ("loss", "gradient", "violation", "multiplier")} for s in steps if "step" in s]
     found["refinement"] = [s for s in steps if "schedule" in s]
     found["frontiers"] = {name: {"tokens": [p.config.tokens(64) for p in f.points], "loss": [p.loss for p in f.points],

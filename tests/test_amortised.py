@@ -6,12 +6,13 @@ from hypothesis import given, strategies as st
 
 import vispco
 from vispco import testbed
-from tiny import batch, our_hooks
-from vispco.budget import Budget, on_budget, ramp
+from tiny import batch, our_hooks, search_with
+from vispco.budget import Budget
+from vispco.schedule import project, ramp
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Monotone, SingleLayer
 from vispco.registry import METHODS, adapter_for
-from vispco.solvers.shared import amortise, features
+from vispco.solvers.shared import features
 from vispco.solvers.predictor import RatioPredictor
 from vispco.calibration import prepare, shapes
 
@@ -31,7 +32,7 @@ def test_any_schedule_is_scaled_onto_its_budget(theta, share, n):
     floor, full = COST.text_only(text).double(), COST.full(n, text).double()
     limit = floor + torch.tensor([share, 0.5]) * (full - floor)
     ratios = Monotone(6).schedule(torch.tensor([theta] * 2, dtype=torch.float64))
-    found = on_budget(ratios, COST, n, text, limit)
+    found = project(ratios, COST, n, text, limit)
     assert ((COST(found * n[:, None], n, text) - limit).abs() < 1e-6 * full).all()
     assert (found[:, 1:] <= found[:, :-1] + 1e-12).all() and (found[:, 0] == 1).all()
 
@@ -44,7 +45,7 @@ def test_its_gradient_is_that_of_finite_differences():
     theta = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
 
     def scaled(theta):
-        return on_budget(Monotone(6).schedule(theta), COST, n, text, limit)
+        return project(Monotone(6).schedule(theta), COST, n, text, limit)
 
     assert torch.autograd.gradcheck(scaled, theta, atol=1e-5)
 
@@ -52,16 +53,16 @@ def test_its_gradient_is_that_of_finite_differences():
 def test_what_no_scale_reaches_drops_everything_it_can():
     n, text = torch.tensor([64]), torch.tensor([9])
     limit = COST.text_only(text).double()  # layer 0 alone costs more
-    assert on_budget(torch.tensor([[1, 0.9, 0.5, 0.5, 0.2, 0.1]]), COST, n, text, limit).tolist() == [[1, 0, 0, 0, 0, 0]]
+    assert project(torch.tensor([[1, 0.9, 0.5, 0.5, 0.2, 0.1]]), COST, n, text, limit).tolist() == [[1, 0, 0, 0, 0, 0]]
 
 
 def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
-    learned = amortise(llava, batches, steps=1, learning_rate=1e-12)
+    learned = vispco.search(llava, batches, budgets=(), start=vispco.Shared(steps=1, learning_rate=1e-12))
     adapter = adapter_for(llava)(llava)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
-    for knot, theta in list(zip(learned.predictor.knots, learned.predictor.table))[1:]:
-        rule = ramp(Budget(knot, cost, *shapes(learned.prepared), first_layer=1))
-        assert (learned.kernel.schedule(theta) - rule).abs().max() < 0.01
+    for knot, theta in list(zip(learned.learned.predictor.knots, learned.learned.predictor.table))[1:]:
+        rule = ramp(Budget(knot, cost, *shapes(learned.learned.problem.prepared), first_layer=1))
+        assert (learned.learned.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
 # ---- the predictor -----------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def test_a_predictor_that_looks_needs_something_to_look_at():
 def test_one_run_any_budget_and_the_model_is_untouched(llava, batches, conditioned):
     state = {k: v.clone() for k, v in llava.state_dict().items()}
     seen = []
-    learned = amortise(llava, batches, steps=4, conditioned=conditioned, callback=seen.append)
+    learned = vispco.search(llava, batches, budgets=(), callback=seen.append, start=vispco.Shared(steps=4, conditioned=conditioned))
     assert [s["step"] for s in seen] == [0, 1, 2, 3] and learned.meta["forward_passes"] == 6 + 3 * 4 * 2
     frontier = learned.frontier([0.3, 0.55, 0.8])
     for point, budget in zip(frontier.points, (0.3, 0.55, 0.8)):
@@ -120,7 +121,7 @@ def test_one_run_any_budget_and_the_model_is_untouched(llava, batches, condition
 
 
 def test_same_seed_same_frontier(llava, batches):
-    one, two, other = (amortise(llava, batches, steps=3, seed=s).ratios(0.5) for s in (1, 1, 2))
+    one, two, other = (vispco.search(llava, batches, budgets=(), seed=s, start=vispco.Shared(steps=3)).ratios(0.5) for s in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
@@ -128,7 +129,7 @@ def test_learning_lowers_the_divergence():
     """On the trained testbed, which has read the image by layer 6: dropping early is dear, dropping late is free."""
     model, _ = testbed.load("testbed-llava")
     batches = testbed.batches("calibration", n=64, batch_size=8)
-    before, after = (amortise(model, batches, between=(0.6, 0.8), steps=n, learning_rate=rate).config(0.7)
+    before, after = (vispco.search(model, batches, budgets=(), start=vispco.Shared(between=(0.6, 0.8), steps=n, learning_rate=rate)).config(0.7)
                      for n, rate in ((1, 1e-9), (64, 0.1)))
     kl = [vispco.evaluate(model, batches, config).kl for config in (before, after)]
     assert kl[1] < 0.5 * kl[0]
@@ -170,4 +171,4 @@ def test_features_are_the_decoders_input(llava, batches):
 ])
 def test_refusals(llava, batches, options, message):
     with pytest.raises(ValueError, match=message):
-        amortise(llava, batches, **options)
+        search_with(llava, batches, vispco.Shared, budgets=(), **options)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vispco.budget import Budget, parse_budget, ramp
+from vispco.budget import Budget, parse_budget
+from vispco.schedule import ramp
 from vispco.config import PruningConfig
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel

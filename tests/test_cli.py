@@ -67,7 +67,7 @@ def frontier_text(stand_in):
     """What `vispco search` writes for the stand-in: searched once."""
     from vispco import search
 
-    frontier = search(stand_in[0], testbed.batches("calibration", 8, 8), budgets=[0.3, 0.7], steps=2)
+    frontier = search(stand_in[0], testbed.batches("calibration", 8, 8), budgets=[0.3, 0.7], start=vispco.Gradient(steps=2))
     points = [p.to_dict() for p in frontier.points]
     return json.dumps({"schema_version": 1, "meta": frontier.meta, "points": points})
 

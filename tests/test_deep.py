@@ -113,7 +113,7 @@ def test_fastv_reads_the_copy(shallow, deep, questions):
 
 
 def test_a_search_runs_on_it(name, deep):
-    found = vispco.search(deep, testbed.batches("calibration", 8, 4, 0, model=name), "fastv", budgets=[0.5], steps=1)
+    found = vispco.search(deep, testbed.batches("calibration", 8, 4, 0, model=name), "fastv", budgets=[0.5], start=vispco.Gradient(steps=1))
     assert found.points[0].config.num_layers == len(adapter_for(deep)(deep).layers)
 
 

@@ -7,7 +7,7 @@ import torch
 
 import vispco
 from pretend_devices import dispatch, moved, pretending
-from tiny import FAMILIES, batch, without_labels
+from tiny import FAMILIES, batch, search_with, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
 from vispco.pruning._attention import SoftMask
@@ -148,7 +148,7 @@ def test_every_family_measures_the_same(family):
 def searched(model, family, **options):
     """What a search finds, and the course of it."""
     steps = []
-    frontier = vispco.search(model, batches(family), **{"budgets": [0.4], "steps": 2, "inner": 2, "refinement": 0, **options},
+    frontier = search_with(model, batches(family), **{"budgets": [0.4], "steps": 2, "inner": 2, "refinement": 0, **options},
                              callback=steps.append)
     return frontier.points, steps
 
@@ -163,7 +163,7 @@ def test_search_takes_the_same_course(family, options):
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_amortised_search_learns_the_same(conditioned):
-    apart, together = (vispco.amortise(model, batches("llava"), steps=2, conditioned=conditioned).frontier([0.4, 0.8]).points
+    apart, together = (vispco.search(model, batches("llava"), budgets=(), start=vispco.Shared(steps=2, conditioned=conditioned)).frontier([0.4, 0.8]).points
                        for model in (spread("llava"), single("llava")))
     assert apart == together
 

@@ -71,10 +71,10 @@ def test_a_search_runs_the_tower_once_per_batch(llava_batches):
     model, batches = llava_batches
     runs, hook = counted(model)
     try:
-        vispco.search(model, batches, budgets=[0.5], steps=4, inner=2)
+        vispco.search(model, batches, budgets=[0.5], start=vispco.Gradient(steps=4, inner=2))
         assert len(runs) == len(batches)
         runs.clear()
-        learned = vispco.amortise(model, batches, steps=4, conditioned=True)
+        learned = vispco.search(model, batches, budgets=(), start=vispco.Shared(steps=4, conditioned=True))
         learned.frontier([0.4, 0.6])
         assert len(runs) == len(batches)
         runs.clear()

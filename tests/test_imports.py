@@ -16,7 +16,7 @@ ROOT = Path(vispco.__file__).parent
 FLOORS = [
     {"registry", "utils"},
     {"config"},
-    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "budget", "frontier", "schedule"},
+    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "schedule", "budget", "frontier"},
     {"pruning"},
     {"methods", "models"},
     {"calibration"},

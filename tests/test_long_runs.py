@@ -83,7 +83,7 @@ def apply_and_generate(model):
 def search(model):
     """One search: half of the FLOPs, one step."""
     def once(i):
-        found = vispco.search(model, [QUESTIONS], "random", budgets=[0.5], steps=1, refinement=0, seed=i)
+        found = vispco.search(model, [QUESTIONS], "random", budgets=[0.5], refinement=0, seed=i, start=vispco.Gradient(steps=1))
         assert len(found.points) == 1
 
     return once

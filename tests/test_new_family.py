@@ -88,7 +88,7 @@ def test_generation_with_cache_equals_recomputation(family, padding, levels):
 
 def test_search_finds_a_configuration_within_the_budget(family, name):
     first = METHODS.get(name).first_layer
-    frontier = vispco.search(family, [batch(seed=s) for s in range(2)], name, budgets=[0.6], steps=3)
+    frontier = vispco.search(family, [batch(seed=s) for s in range(2)], name, budgets=[0.6], start=vispco.Gradient(steps=3))
     config = frontier.points[0].config
     n_text = int((batch()["labels"][0] == -100).sum()) - PER_IMAGE
     report = vispco.count_flops(family, config, n_visual=PER_IMAGE, n_text=n_text)

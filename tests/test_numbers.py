@@ -75,8 +75,8 @@ def model():
 
 BATCHES = [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
 RUNS = {"evaluate": lambda model: vispco.evaluate(model, BATCHES, CONFIG),
-        "search": lambda model: vispco.search(model, BATCHES, budgets=[0.5], steps=2),
-        "amortise": lambda model: vispco.amortise(model, BATCHES, steps=2)}
+        "search": lambda model: vispco.search(model, BATCHES, budgets=[0.5], start=vispco.Gradient(steps=2)),
+        "amortise": lambda model: vispco.search(model, BATCHES, budgets=(), start=vispco.Shared(steps=2))}
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -129,7 +129,7 @@ def test_a_search_names_budget_step_and_layer(model):
 
         hook, seen = spoilt(model, layer, math.nan, third), []
         with pytest.raises(FloatingPointError, match=f"budget '50%', step 2: {where}"):
-            vispco.search(model, BATCHES, budgets=["50%"], steps=4, callback=seen.append)
+            vispco.search(model, BATCHES, budgets=["50%"], callback=seen.append, start=vispco.Gradient(steps=4))
         hook.remove()
         assert len(seen) == 2 and not our_hooks(model)
 
@@ -144,7 +144,7 @@ def test_scores_that_fail_late_are_named_by_layer_and_step(model):
     vispco.register_method("late", Late)
     try:
         with pytest.raises(FloatingPointError, match="budget 0.5, step 1: the scores at layer 4 contain NaN"):
-            vispco.search(model, BATCHES, method="late", budgets=[0.5], steps=3)
+            vispco.search(model, BATCHES, method="late", budgets=[0.5], start=vispco.Gradient(steps=3))
     finally:
         METHODS.remove("late")
 

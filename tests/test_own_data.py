@@ -68,7 +68,7 @@ def test_search_is_the_librarys_own_on_the_same_batches(here, tmp_path, capsys):
     found = Frontier.load(run / "frontier.json")
     chosen = drawn(examples, 8)
     batches = [testbed.collate(chosen[i:i + 4], model=name) for i in (0, 4)]
-    want = vispco.search(testbed.load(name)[0], batches, kernel="linear", budgets=[0.4, {"flops": 0.6, "kv_cache": "70%"}], steps=2, refinement=0)
+    want = vispco.search(testbed.load(name)[0], batches, kernel="linear", budgets=[0.4, {"flops": 0.6, "kv_cache": "70%"}], refinement=0, start=vispco.Gradient(steps=2))
     assert [p.config for p in found.points] == [p.config for p in want.points]
     assert [p.loss for p in found.points] == pytest.approx([p.loss for p in want.points], rel=1e-4, abs=1e-6)
     assert found.meta["model"] == "model" and found.meta["data"] == "questions.jsonl"

@@ -22,11 +22,12 @@ import vispco
 from tiny import PER_IMAGE, batch, make, without_labels
 from vispco.budget import limit_for
 from vispco.config import PruningConfig
-from vispco.latency.table import KVCacheMemory, LatencyTable
+from vispco.latency.table import KVCacheMemory
+from vispco.latency.table import LatencyTable
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
 from vispco.registry import KERNELS, METHODS, adapter_for
-from vispco.solvers.descent import _hardened
+from vispco.solvers.descent import harden_theta
 
 UNITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "s"}
 LENGTHS, SECONDS = (8, 40, 300), (0.001, 0.0013, 0.0104)
@@ -133,7 +134,7 @@ class Case:
     def harden(self, limit):
         """Whole tokens, now and then by way of the kernel's own form; as deployed to every sample."""
         curve, theta = self.kernel()
-        hardened = _hardened(curve, theta, limit) if self.rng.random() < 0.05 else limit.harden(
+        hardened = harden_theta(curve, theta, limit) if self.rng.random() < 0.05 else limit.harden(
             curve.schedule(theta) if self.rng.random() < 0.5 else curve.settled(theta))
         config = PruningConfig(self.name, hardened)
         counts = config.tokens(self.tokens)

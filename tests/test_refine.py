@@ -10,7 +10,9 @@ import vispco
 from tiny import batch
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
-from vispco.solvers.refine import Evaluator, fitted, moves, nearby, refine
+from vispco.schedule import fit
+from vispco.solvers.evaluator import Evaluator
+from vispco.solvers.refine import moves, nearby, refine
 
 LAYERS, TOKENS = 10, 64
 
@@ -73,13 +75,13 @@ def test_every_schedule_can_be_reached():
 @given(data=st.data(), first=st.integers(0, 3), budget=st.floats(0.35, 0.95))
 def test_what_is_fitted_is_on_the_budget_or_cannot_be(data, first, budget):
     ratios, b = data.draw(schedules(first)), limit(budget, first)
-    found = fitted(ratios, b, lower=False)
+    found = fit(ratios, b, lower=False)
     check_schedules(found, first)
     assert (b.slack(found) >= 0).all()
     full = (ratios == 1).all(1)  # there is nothing to scale
     fits = torch.tensor([b.reachable(r) for r in ratios]) & ~full
     assert len(found) >= int(fits.sum())
-    with_lowered = fitted(ratios, b)
+    with_lowered = fit(ratios, b)
     check_schedules(with_lowered, first)
     assert (b.slack(with_lowered) >= 0).all()
     above = int((b.slack(ratios) < 0).sum())
@@ -174,9 +176,9 @@ def test_stops_when_every_schedule_has_been_measured():
 def test_a_cut_stays_a_cut_when_the_budget_is_filled():
     b = limit(0.6)
     cut = torch.tensor([[1.0, 0.5, 0.4, 0.3, 0.2, 0.2, 0, 0, 0, 0]], dtype=torch.float64)
-    grown, = fitted(cut, b)
+    grown, = fit(cut, b)
     assert (grown[6:] == 0).all() and (grown >= cut[0]).all() and 0 <= float(b.slack(grown)) < 1e-3
-    scaled, = fitted(cut, b, hold_cuts=False)
+    scaled, = fit(cut, b, hold_cuts=False)
     assert (scaled[6:] > 0).all() and 0 <= float(b.slack(scaled)) < 1e-3
     torch.testing.assert_close((1 - scaled) / (1 - cut[0]).clamp(min=1e-9), (1 - scaled[1]) / 0.5 * (cut[0] < 1).double())
 
@@ -192,9 +194,9 @@ def test_same_seed_same_moves():
 
 def test_search_is_better_for_it_and_other_kernels_keep_their_form(llava):
     batches = [batch(images=(1, 1, 1, 1), text=(9,) * 4, before=(2,) * 4, seed=s) for s in range(4)]
-    plain, refined = (vispco.search(llava, batches, budgets=[0.4], steps=2, refinement=n).points[0] for n in (0, 4))
+    plain, refined = (vispco.search(llava, batches, budgets=[0.4], refinement=n, start=vispco.Gradient(steps=2)).points[0] for n in (0, 4))
     assert refined.loss <= plain.loss and refined.share <= 0.4
-    single = vispco.search(llava, batches, kernel="single_layer", budgets=[0.4], steps=2).points[0]
+    single = vispco.search(llava, batches, kernel="single_layer", budgets=[0.4], start=vispco.Gradient(steps=2)).points[0]
     assert len(single.config.steps) <= 2  # one step, and the tokens that filling up the budget adds before it
 
 

@@ -17,17 +17,16 @@ import pytest
 import torch
 
 import vispco
-from tiny import batch, tiny_llava
+from tiny import batch, search_with, tiny_llava
 from vispco.utils import files
 from vispco.baselines.searchers import random_search
 from vispco.budget import Budget
-from vispco.latency.table import cost_models
+from vispco.solvers.problem import cost_models
 from vispco.utils.files import locked
-from vispco.pruning import Masking
 from vispco.registry import adapter_for
 from tests.reproduction.cache import Cache
 from vispco.utils import journal as journals
-from vispco.utils.journal import Journal, differences, packed, unpacked
+from vispco.utils.journal import Journal, decode_tensor, differences, encode_tensor
 from vispco.solvers.refine import Evaluator
 from vispco.calibration import prepare, shapes, run_teacher
 
@@ -189,7 +188,7 @@ OPTIONS = {"budgets": [0.7], "steps": 2, "inner": 1, "refinement": 0}
 def begun(tmp_path_factory):
     """The journal of a small search."""
     path = tmp_path_factory.mktemp("begun") / "journal.jsonl"
-    vispco.search(tiny_llava(layers=3), BATCHES, **OPTIONS, journal=path)
+    search_with(tiny_llava(layers=3), BATCHES, **OPTIONS, journal=path)
     return path.read_bytes()
 
 
@@ -197,13 +196,13 @@ def resumed(begun, tmp_path, model=None, batches=BATCHES, **options):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(begun)
     with Journal(path) as journal:
-        return vispco.search(model or tiny_llava(layers=3), batches, **{**OPTIONS, **options}, journal=journal), journal
+        return search_with(model or tiny_llava(layers=3), batches, **{**OPTIONS, **options, "journal": journal}), journal
 
 
 def test_a_finished_search_computes_nothing_again_and_counts_its_time(begun, tmp_path):
     found, journal = resumed(begun, tmp_path)
     assert (journal.computed, journal.recalled) == (0, begun.count(b"\n") - 1)
-    assert found.points == vispco.search(tiny_llava(layers=3), BATCHES, **OPTIONS).points
+    assert found.points == search_with(tiny_llava(layers=3), BATCHES, **OPTIONS).points
     assert found.meta["seconds"] >= sum(json.loads(line)["seconds"] for line in begun.splitlines()) - 1e-3 > 0
 
 
@@ -247,18 +246,20 @@ def test_another_model_other_versions_and_another_machine_are_refused(begun, tmp
 
 def test_the_journal_knows_every_argument(begun):
     """An argument that is added to `search` has to be added there."""
-    ours = set(signature(vispco.search).parameters) - {"model", "batches", "journal", "callback"}
+    ours = {name for part in (vispco.search, vispco.Gradient, vispco.SearchOptions) for name in signature(part).parameters}
+    ours -= {"model", "batches", "options", "journal", "callback"}
     assert ours < set(json.loads(begun.splitlines()[0])["of"])
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_step(tmp_path, monkeypatch):
-    model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", Masking.losses
+    searching = sys.modules["vispco.solvers.descent"]
+    model, path, right = tiny_llava(layers=3), tmp_path / "journal.jsonl", searching.mean_loss
     count = iter(range(9))
-    monkeypatch.setattr(Masking, "losses", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))
+    monkeypatch.setattr(searching, "mean_loss", lambda *a: right(*a) * (float("nan") if next(count) == 1 else 1))
     with pytest.raises(FloatingPointError, match="budget 0.7, step 1: the loss is nan"):
-        vispco.search(model, BATCHES, **OPTIONS, journal=path)
+        search_with(model, BATCHES, **OPTIONS, journal=path)
     assert max(json.loads(line)["of"].get("step", -1) for line in path.read_text().splitlines()) == 0
-    assert vispco.search(model, BATCHES, **OPTIONS, journal=path).points == vispco.search(model, BATCHES, **OPTIONS).points
+    assert search_with(model, BATCHES, **OPTIONS, journal=path).points == search_with(model, BATCHES, **OPTIONS).points
 
 
 def test_searches_without_a_gradient_have_a_journal_too(tmp_path):
@@ -362,7 +363,7 @@ def test_what_was_asked_for_must_be_what_is_asked_for(written, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_tensors_come_back_to_the_bit(dtype):
     tensor = torch.tensor([[0.1, -0.0, float("nan")], [float("-inf"), 1e-45, 3.0]], dtype=dtype)
-    back = unpacked(packed(tensor.T), tensor.T.contiguous())
+    back = decode_tensor(encode_tensor(tensor.T), tensor.T.contiguous())
     assert back.dtype == dtype and torch.equal(back.view(torch.uint8), tensor.T.contiguous().view(torch.uint8))
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import vispco
-from tiny import batch, make, our_hooks, tiny_llava
+from tiny import batch, make, our_hooks, search_with, tiny_llava
 from vispco.frontier import Frontier, FrontierPoint
 from vispco.pruning import Masking
 from vispco.registry import adapter_for
-from vispco.solvers.descent import whole
+from vispco.schedule import to_whole_tokens
 from vispco.calibration import kl_divergence, prepare, run_teacher
 
 
@@ -21,7 +21,7 @@ def batches():
 
 @pytest.mark.parametrize("kernel", vispco.list_kernels())
 def test_never_above_the_budget(llava, batches, kernel):
-    frontier = vispco.search(llava, batches, kernel=kernel, budgets=[0.4, "80%"], steps=4)
+    frontier = vispco.search(llava, batches, kernel=kernel, budgets=[0.4, "80%"], start=vispco.Gradient(steps=4))
     assert [p.budget for p in frontier.points] == [0.4, "80%"]
     for point, limit in zip(frontier.points, (0.4, 0.8)):
         assert limit - 0.05 < point.share <= limit
@@ -32,7 +32,7 @@ def test_never_above_the_budget(llava, batches, kernel):
 
 @pytest.mark.parametrize("method", vispco.list_methods())
 def test_every_method_can_be_searched(llava, batches, method):
-    frontier = vispco.search(llava, batches, method=method, budgets=[0.5], steps=3)
+    frontier = vispco.search(llava, batches, method=method, budgets=[0.5], start=vispco.Gradient(steps=3))
     assert 0.4 < frontier.points[0].share <= 0.5 and frontier.points[0].config.method == method
 
 
@@ -40,8 +40,8 @@ def test_search_improves_on_its_start():
     """On a model whose image matters early or late, the KL falls below that of the untrained schedule."""
     model = tiny_llava(layers=6, scale=0.5)
     batches = [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8, seed=s) for s in range(2)]
-    before = vispco.search(model, batches, budgets=[0.5], steps=1, learning_rate=1e-9, refinement=0).points[0]
-    after = vispco.search(model, batches, budgets=[0.5], steps=40, refinement=0).points[0]
+    before = vispco.search(model, batches, budgets=[0.5], refinement=0, start=vispco.Gradient(steps=1, learning_rate=1e-9)).points[0]
+    after = vispco.search(model, batches, budgets=[0.5], refinement=0, start=vispco.Gradient(steps=40)).points[0]
     assert after.loss < 0.9 * before.loss
 
 
@@ -50,7 +50,7 @@ def test_same_seed_same_frontier_and_the_model_is_untouched(batches):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     flags = [p.requires_grad for p in model.parameters()]
     model.train()
-    one, two = (vispco.search(model, batches, budgets=[0.5], steps=5, seed=3) for _ in range(2))
+    one, two = (vispco.search(model, batches, budgets=[0.5], seed=3, start=vispco.Gradient(steps=5)) for _ in range(2))
     assert one.points == two.points and model.training
     model.eval()
     assert flags == [p.requires_grad for p in model.parameters()] and all(p.grad is None for p in model.parameters())
@@ -60,7 +60,7 @@ def test_same_seed_same_frontier_and_the_model_is_untouched(batches):
 
 def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     seen = []
-    frontier = vispco.search(llava, batches, budgets=[0.4, 0.6], steps=6, inner=3, refinement=0, callback=seen.append)
+    frontier = vispco.search(llava, batches, budgets=[0.4, 0.6], refinement=0, callback=seen.append, start=vispco.Gradient(steps=6, inner=3))
     assert [(s["budget"], s["step"]) for s in seen] == [(b, i) for b in (0.6, 0.4) for i in range(6)]
     assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
     json.dumps(seen)
@@ -73,8 +73,8 @@ def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
 def test_without_steps_refinement_alone_and_nothing_is_kept_for_a_gradient(batches, kernel):
     model, seen, kept = tiny_llava(layers=6, scale=0.5), [], []
     hook = model.register_forward_hook(lambda module, args, out: kept.append(out.logits.requires_grad))
-    first = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], steps=0, refinement=0)
-    frontier = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], steps=0, refinement=6, callback=seen.append)
+    first = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], refinement=0, start=vispco.Gradient(steps=0))
+    frontier = vispco.search(model, batches, kernel=kernel, budgets=[0.4, 0.6], refinement=6, callback=seen.append, start=vispco.Gradient(steps=0))
     hook.remove()
     assert kept and not any(kept)
     assert {s["budget"] for s in seen} <= {0.4, 0.6} and 0 < len(seen) <= 12 and all("step" not in s for s in seen)
@@ -89,13 +89,13 @@ def test_without_steps_refinement_alone_and_nothing_is_kept_for_a_gradient(batch
 
 
 def test_budget_one_needs_no_search(llava, batches):
-    point = vispco.search(llava, batches, budgets=[1.0], steps=3, callback=lambda _: pytest.fail("ran")).points[0]
+    point = vispco.search(llava, batches, budgets=[1.0], callback=lambda _: pytest.fail("ran"), start=vispco.Gradient(steps=3)).points[0]
     assert point.config.keep_ratios == (1.0,) * 6 and point.loss == pytest.approx(0, abs=1e-6)
 
 
 def test_whole_rounds_forward_and_passes_gradients():
     r = torch.tensor([1.0, 0.52, 0.31], requires_grad=True)
-    out = whole(r, 16)
+    out = to_whole_tokens(r, 16)
     assert torch.equal(out.detach() * 16, (r.detach() * 16).round())
     out.sum().backward()
     assert torch.equal(r.grad, torch.ones(3))
@@ -126,7 +126,7 @@ def test_gradient_points_the_way_of_finite_differences(llava):
     (dict(steps=-1), "at least 0"), (dict(inner=0), "at least 1"), (dict(estimator={"sigma": -1}), "sigma"), (dict(constraint={"penalty": 0}), "penalty")])
 def test_refusals(llava, batches, change, message):
     with pytest.raises(ValueError, match=message):
-        vispco.search(llava, batches, **{"budgets": [0.5], "steps": 1, **change})
+        search_with(llava, batches, **{"budgets": [0.5], "steps": 1, **change})
     assert not our_hooks(llava)
 
 
@@ -141,7 +141,7 @@ def test_bad_batches(llava):
         with pytest.raises(ValueError, match=message):
             vispco.evaluate(llava, batches)
         with pytest.raises(ValueError, match=message):
-            vispco.search(llava, batches, budgets=[0.5], steps=1)
+            vispco.search(llava, batches, budgets=[0.5], start=vispco.Gradient(steps=1))
 
 
 def test_a_model_without_an_adapter():
@@ -153,11 +153,11 @@ def test_not_finite_stops_with_the_step(batches):
     model = tiny_llava()
     model.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
-        vispco.search(model, batches, budgets=[0.5], steps=1)
+        vispco.search(model, batches, budgets=[0.5], start=vispco.Gradient(steps=1))
 
 
 def test_frontier_round_trip(tmp_path, llava, batches):
-    frontier = vispco.search(llava, batches, budgets=["30%", 0.7], steps=2)
+    frontier = vispco.search(llava, batches, budgets=["30%", 0.7], start=vispco.Gradient(steps=2))
     frontier.save(tmp_path / "frontier.json")
     assert Frontier.load(tmp_path / "frontier.json") == frontier
     assert frontier.at(0.7).budget == 0.7 and frontier.at(0.5).budget == "30%"

@@ -246,7 +246,7 @@ def test_a_second_apply_is_refused(model, refusal):
         with refusal():
             vispco.apply(model, EARLY)
         with refusal():
-            vispco.search(model, [batch()], budgets=[0.5], steps=1)
+            vispco.search(model, [batch()], budgets=[0.5], start=vispco.Gradient(steps=1))
         assert torch.equal(logits(model, MANY), expected)
 
 

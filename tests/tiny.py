@@ -1,10 +1,12 @@
 """Tiny models with random weights, one per model family, and batches for them."""
 
 import functools
+from dataclasses import fields
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+import vispco
 from tiny_families import BUILDERS
 
 IMAGE, PAD, BOS, VOCAB = 5, 0, 1, 60
@@ -72,3 +74,14 @@ def our_hooks(model):
     """Hooks that vispco registered on any module (transformers leaves some of its own)."""
     return [hook for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)
             for hook in hooks.values() if getattr(getattr(hook, "func", hook), "__module__", "").startswith("vispco")]
+
+
+def search_with(model, batches, start=vispco.Gradient, **options):
+    """`vispco.search`, with the options of its start and of `SearchOptions` among its own."""
+
+
+    def take(kind):
+        names = {field.name for field in fields(kind)}
+        return kind(**{name: options.pop(name) for name in names & options.keys()})
+
+    return vispco.search(model, batches, start=take(start), options=take(vispco.SearchOptions), **options)

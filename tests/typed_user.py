@@ -34,7 +34,7 @@ def use(model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
     pruner.remove()
     assert_type(vispco.evaluate(model, batches, config).accuracy, float)
     assert_type(vispco.count_flops(model, config, 576, 32).total, int)
-    assert_type(vispco.amortise(model, batches).frontier([0.3]), vispco.Frontier)
+    assert_type(vispco.search(model, batches, budgets=(), start=vispco.Shared()).frontier([0.3]), vispco.Frontier)
     assert_type(vispco.presets("fastv", 32), dict[str, vispco.Preset])
     assert_type(vispco.LatencyTable.load("table.json").seconds, tuple[float, ...])
     assert_type(vispco.pareto.hypervolume([(1, 2)], (3, 3)), float)

@@ -38,4 +38,5 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
-from .solvers import amortise as amortise, search as search
+from .search import Gradient as Gradient, Ramp as Ramp, SearchOptions as SearchOptions, Shared as Shared
+from .search import SharedFrontier as SharedFrontier, search as search

@@ -21,7 +21,8 @@ from ..budget import Budget, Limit
 from ..config import PruningConfig
 from ..frontier import FrontierPoint
 from ..pareto import is_non_dominated
-from ..solvers.refine import Evaluator, Schedule, from_drops
+from ..schedule import from_drops
+from ..solvers.evaluator import Evaluator, Schedule
 
 #: Schedules that are known cost nothing. A searcher may ask for this many times as many schedules
 #: as its passes pay for; then it ends.

@@ -203,28 +203,3 @@ def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
 
 def _is_time(value: Any) -> bool:
     return isinstance(value, Real) and type(value) is not bool and 0 < float(value) < math.inf
-
-
-def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> dict[str, Any]:
-    """{name: cost} of all that a budget can limit (`vispco.budget.LIMITS`) on the adapter's model.
-
-    method: the method whose ranking counts as FLOPs.
-    latency: a table measured on such a model; without one, no budget can limit the latency.
-    Raises ValueError for a table of another decoder.
-    """
-    dimensions = adapter.dimensions(adapter.config)
-    memory = KVCacheMemory(dimensions, adapter.model.dtype.itemsize)
-    costs: dict[str, Any] = {"flops": CostModel(dimensions, method), "kv_cache": memory}
-    if latency is None:
-        return costs
-    if not isinstance(latency, LatencyTable) or latency.dimensions != dimensions:
-        of = f"one of {latency.dimensions}" if isinstance(latency, LatencyTable) else repr(latency)
-        raise ValueError(
-            f"latency must be a LatencyTable of this model's decoder, {dimensions}, got {of}: "
-            "measure one with LatencyTable.measure(model, lengths)"
-        )
-    return {**costs, "latency": latency}
-
-
-# The former name, until its callers use the new one.
-spread = default_lengths

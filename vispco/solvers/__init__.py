@@ -1,4 +1,1 @@
-"""The search: `gradient.py`, one budget after the other; `amortised.py`, the whole frontier in one run."""
-
-from .shared import amortise as amortise
-from .descent import search as search
+"""How a search starts and goes on: descent, a shared predictor, refinement by a surrogate."""

@@ -16,18 +16,17 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .distributed import count, gathered, processes, rank, broadcast
+from .distributed import broadcast, gathered, processes, rank, total
 from .files import locked
-from ..calibration import PreparedBatch
-from .version import versions
 from .digest import key, of_batches, of_model, of_tensors
+from .version import versions
 
 _BEGIN, _CHECK = b'{"of": {"journal": ', b', "check": '
 
@@ -55,7 +54,7 @@ class Journal:
         self._file: Any = None if path is None or rank() else locked(path)
         self._rewind()
 
-    def begin(self, what: str, model: nn.Module, prepared: list[PreparedBatch], arguments: Mapping[str, Any]) -> None:
+    def begin(self, what: str, model: nn.Module, prepared: Sequence, arguments: Mapping[str, Any]) -> None:
         """Start reading at the search itself.
 
         Raises ValueError, naming the first differences, unless the journal, if it holds anything, is of the very same.
@@ -158,13 +157,13 @@ def opened(journal: Journal | str | os.PathLike | None) -> contextlib.AbstractCo
     return contextlib.nullcontext(journal) if isinstance(journal, Journal) else Journal(journal)
 
 
-def _search(what: str, model: Any, prepared: list[PreparedBatch], arguments: Mapping[str, Any]) -> dict:
+def _search(what: str, model: Any, prepared: Sequence, arguments: Mapping[str, Any]) -> dict:
     """All that decides what a search finds, to the bit."""
     own = of_batches([{**prepared_batch.inputs, "labels": prepared_batch.labels} for prepared_batch in prepared])
     data = key(everybody=gathered(torch.tensor([list(bytes.fromhex(own))])).tolist())
     device = model.device
     return json.loads(broadcast(json.dumps({
-        "journal": what, **arguments, "model": of_model(model)[:16], "questions": count(sum(map(len, prepared))), "data": data[:16],
+        "journal": what, **arguments, "model": of_model(model)[:16], "questions": total(sum(map(len, prepared))), "data": data[:16],
         **versions(), "dtype": str(model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "CPU": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "processes": processes()},
@@ -185,20 +184,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3
     return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
 
 
-def packed(tensor: Tensor) -> str:
-    """The bytes of a tensor, as text."""
-    return base64.b64encode(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).decode()
+def encode_tensor(tensor: Tensor) -> str:
+    """The bytes of a tensor as text, for JSON."""
+    content: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return base64.b64encode(content.tobytes()).decode()
 
 
-def unpacked(text: str, like: Tensor) -> Tensor:
-    """The inverse of `packed`, for a tensor of the type, shape and place of another.
+def decode_tensor(text: str, like: Tensor) -> Tensor:
+    """The inverse of `encode_tensor`, for a tensor of the type, shape and device of `like`.
 
-    >>> unpacked(packed(torch.tensor([0.1, -0.0])), like=torch.zeros(2))
+    >>> decode_tensor(encode_tensor(torch.tensor([0.1, -0.0])), like=torch.zeros(2))
     tensor([0.1000, -0.0000])
     """
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=like.dtype).view(like.shape).to(like.device)
+    content = bytearray(base64.b64decode(text))
+    return torch.frombuffer(content, dtype=like.dtype).view(like.shape).to(like.device)
 
 
-def name_of(*tensors: Tensor) -> str:
-    """A short digest of tensors."""
+def digest_tensors(*tensors: Tensor) -> str:
+    """A short digest of the bits of tensors."""
     return of_tensors((str(i), tensor) for i, tensor in enumerate(tensors))[:16]

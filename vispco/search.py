@@ -1,0 +1,120 @@
+"""`vispco.search`: one pruning configuration per budget.
+
+Start from a schedule on the budget, refine it by a surrogate, harden it to whole tokens, return a `Frontier`. The starts:
+
+    "ramp"       a rule that costs no forward pass (`vispco.schedule.ramp`)
+    "gradient"   descent for each budget, under the augmented Lagrangian: the paper's way (`vispco.solvers.descent`)
+    "shared"     a predictor learned for all budgets at once, which then answers any budget (`vispco.solvers.shared`)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .config import PruningConfig
+from .frontier import Frontier
+from .registry import did_you_mean, named_options
+from .solvers.descent import Gradient
+from .solvers.problem import Problem, Ramp, SearchOptions
+from .solvers.shared import Shared
+from .utils.journal import Journal
+
+#: Where a search can start: the options of each start.
+STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared)}
+
+
+def search(model: nn.Module, batches: Sequence[Mapping], method: str | Mapping = "fastv",
+           budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9), *,
+           start: str | Mapping | Gradient | Shared | Ramp = "gradient", kernel: str | Mapping = "monotone",
+           refinement: int | Mapping = 6, seed: int = 0, options: SearchOptions | Mapping | None = None,
+           callback: Callable[[dict], Any] | None = None) -> Frontier:
+    """Find one pruning configuration per budget.
+
+    model: any model with a registered adapter. Its weights are not changed.
+    batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer). The vision tower runs once
+        on each batch, and what it makes is kept in main memory.
+    method: a registered pruning method, a name or a mapping {"name": ..., **options}.
+    budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at once,
+        `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever exceeds its budget.
+    start: "ramp", "gradient" or "shared"; or its options, `Gradient(steps=10)`, or {"name": "gradient", "steps": 10}.
+    kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
+    refinement: schedules that are tried per budget after the start, of those that the kernel can form
+        (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one question}.
+    options: objective, what a share is of, latency table, journal; see `SearchOptions`.
+    callback: called with a dict after every gradient step (budget, step, loss, slack, multiplier, penalty, ...), and after
+        every schedule of the refinement (budget, schedule, loss, best).
+
+    Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets too; then `budgets` may be
+    empty.
+    Raises ValueError for bad input, or a journal of another search, before the language model runs. Raises
+    FloatingPointError, naming budget, step and layer, for numbers that are not finite: logits, hidden states, scores, the
+    loss or its gradient.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> batches = testbed.batches("calibration", n=32, batch_size=32)
+    >>> frontier = search(model, batches, budgets=[0.5], start=Gradient(steps=5))
+    >>> frontier.points[0].share <= 0.5
+    True
+    """
+    chosen = _options_of(start)
+    if not isinstance(options, SearchOptions):
+        options = SearchOptions(**dict(options or {}))
+    problem = Problem(model, batches, method, kernel, options, callback)
+    points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
+    if isinstance(chosen, Shared):
+        return SharedFrontier(points, meta, solver.learned)
+    return Frontier(points, meta)
+
+
+@dataclass
+class SharedFrontier(Frontier):
+    """A frontier found by start="shared": it also answers budgets that it has no point for.
+
+    learned: the predictor, on the model and the calibration data of the search. It is not saved.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> batches = testbed.batches("calibration", n=32, batch_size=16)
+    >>> found = search(model, batches, budgets=(), start=Shared(steps=4))
+    >>> [round(point.share, 1) for point in found.frontier([0.3, 0.6]).points]
+    [0.3, 0.6]
+    """
+
+    learned: Any = field(default=None, repr=False, compare=False)
+
+    def ratios(self, budget: float) -> Tensor:
+        """The schedule (L,) for a share of the prunable cost, not yet in whole tokens."""
+        return self.learned.ratios(budget)
+
+    def frontier(self, budgets: Sequence[float], refinement: int | Mapping = 0, seed: int = 0,
+                 journal: Journal | str | os.PathLike | None = None) -> Frontier:
+        """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
+
+        refinement, seed, journal: as of `vispco.search`; the journal is another file than the search had.
+        """
+        learned = self.learned
+        points, meta, _ = learned.problem.solve(learned, budgets, refinement, seed, journal)
+        return Frontier(points, {**self.meta, **meta})
+
+    def config(self, budget: float) -> PruningConfig:
+        """The configuration for one budget, in whole tokens, never above it."""
+        return self.frontier([budget]).points[0].config
+
+
+def _options_of(start: Any) -> Any:
+    """The options of a start, from themselves, a name, or a mapping."""
+    if isinstance(start, tuple(STARTS.values())):
+        return start
+    name, options = named_options("start", start)
+    if name not in STARTS:
+        raise ValueError(f"unknown start {name!r}: {did_you_mean(name, STARTS)}there are {', '.join(STARTS)}")
+    try:
+        return STARTS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"start {name!r} does not take the options {options}: {error}") from error

@@ -1,0 +1,180 @@
+"""A search problem: model, method, kernel, calibration data, costs and options, prepared once for every start."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..budget import Limit, limit_for
+from ..calibration import check_objective, frozen, prepare, run_teacher, shapes
+from ..flops import CostModel
+from ..frontier import FrontierPoint
+from ..latency.table import KVCacheMemory, LatencyTable
+from ..registry import KERNELS, adapter_for, build_method, named_options
+from ..schedule import ramp
+from ..utils.distributed import total
+from ..utils.journal import Journal, opened
+from ..utils.version import versions
+from .evaluator import Evaluator
+from .refine import refine
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What most searches leave as it is.
+
+    objective: what is minimised: "kl", the divergence from the full model's answers, or "task", the cross-entropy of the
+    right answers.
+    relative_to: what a budget's share is of: "prunable", the cost that pruning can save, or "total".
+    latency: the table that a limit on latency needs, from `LatencyTable.measure`.
+    journal: a file that holds every step as soon as it is done. The same search with the same journal goes on after the last
+    step, and ends as if it had never stopped, to the bit; the callback hears of all steps again.
+    Raises ValueError for another objective.
+    """
+
+    objective: str = "kl"
+    relative_to: str = "prunable"
+    latency: LatencyTable | None = None
+    journal: Journal | str | os.PathLike | None = None
+
+    def __post_init__(self):
+        check_objective(self.objective)
+
+
+class Problem:
+    """What every start, the refinement and the result need.
+
+    model: any model with a registered adapter. method, kernel: names, or mappings of a name and options.
+    Raises ValueError for bad input, before the language model runs.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Mapping], method: str | Mapping, kernel: str | Mapping,
+                 options: SearchOptions, callback: Callable[[dict], Any] | None = None):
+        self.model, self.options, self.callback = model, options, callback
+        self.adapter = adapter_for(model)(model)
+        self.method, self.method_options = named_options("method", method)
+        self.kernel_name, self.kernel_options = named_options("kernel", kernel)
+        self.scorer = build_method(self.method, self.method_options)
+        self.first_layer, self.layers = self.scorer.first_layer, len(self.adapter.layers)
+        self.kernel = KERNELS.get(self.kernel_name)(self.layers, self.first_layer, **self.kernel_options)
+        self.prepared = prepare(model, batches, keep_features=True)
+        self.costs = cost_models(self.adapter, self.scorer, options.latency)
+        self.n_visual, self.n_text = shapes(self.prepared)
+        self.tokens = int(self.n_visual.max())
+        self.samples = total(sum(map(len, self.prepared)))
+
+    def limit(self, budget: float | str | Mapping) -> Limit:
+        """The limit that a budget stands for, on the calibration data."""
+        return limit_for(budget, self.costs, self.n_visual, self.n_text, self.first_layer, self.options.relative_to)
+
+    def evaluator(self, limit: Limit, journal: Journal) -> Evaluator:
+        """An evaluator of schedules for one limit."""
+        template = {"method": self.method, "method_options": self.method_options,
+                    "model_type": self.adapter.config.model_type, "budget": limit.value, "n_visual": limit.tokens,
+                    "versions": versions()}
+        return Evaluator(self.model, self.prepared, template, self.options.objective, journal)
+
+    def solve(self, start: Any, budgets: Sequence, refinement: int | Mapping, seed: int,
+              journal: Journal | str | os.PathLike | None) -> tuple[list[FrontierPoint], dict[str, Any], Any]:
+        """Start, refine, harden: one point per budget, what a frontier records of the search, and the solver.
+
+        start: its `solver(problem, limits, seed)` checks that it can start here. The solver's `run(evaluators, limits,
+        journal)` measures one schedule or more with every evaluator, and returns the other forward passes that it needed.
+        Its `propose` says what the refinement may measure.
+        """
+        started = time.perf_counter()
+        rounds, passes = _refinement(refinement)
+        limits = self._limits(budgets, start)
+        solver = start.solver(self, limits, seed)
+        arguments = {"method": self.method, "kernel": self.kernel_name, "objective": self.options.objective,
+                     "relative_to": self.options.relative_to, "seed": seed, "start": start.name, **solver.arguments()}
+        latency = self.options.latency
+        begun = {**arguments, "budgets": list(budgets), "refinement": refinement, "method_options": self.method_options,
+                 "kernel_options": self.kernel_options, "latency": latency and latency.to_dict()}
+        with opened(journal) as kept, frozen(self.model, start.checkpoint):
+            kept.begin("vispco.search", self.model, self.prepared, begun)
+            run_teacher(self.model, self.prepared)
+            evaluators = [self.evaluator(limit, kept) for limit in limits]
+            spent = self.samples + solver.run(evaluators, limits, kept)
+            refine(evaluators, limits, rounds, seed, passes=passes, propose=solver.propose, callback=self.callback)
+            seconds = time.perf_counter() - started + kept.seconds
+        spent += sum(evaluator.passes for evaluator in evaluators)
+        points = [evaluator.point(limit) for evaluator, limit in zip(evaluators, limits, strict=True)]
+        return points, {**arguments, **self._facts(), "forward_passes": spent, "seconds": round(seconds, 3)}, solver
+
+    def _limits(self, budgets: Sequence, start: Any) -> list[Limit]:
+        """The limits of the budgets in the order in which the start takes them."""
+        if isinstance(budgets, str | float | int | Mapping) or not (len(budgets) or start.any_budget):
+            raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
+        limits = [self.limit(budget) for budget in budgets]
+        full = torch.ones(self.layers)
+        return sorted(limits, key=lambda limit: float(limit.slack(full)), reverse=not start.any_budget)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a frontier records of the model and the calibration data."""
+        cost = self.costs["flops"]
+        full, text = cost.full(self.n_visual, self.n_text), cost.text_only(self.n_text)
+        return {"model_type": self.adapter.config.model_type, "num_layers": self.layers, "n_visual": self.tokens,
+                "samples": self.samples, "full_flops": float(full.double().mean()),
+                "text_flops": float(text.double().mean()), "versions": versions()}
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """`start="ramp"`: the line from all tokens to none, as late as each budget allows. It has no options."""
+
+    name: ClassVar[str] = "ramp"
+    any_budget: ClassVar[bool] = False
+    checkpoint: ClassVar[bool] = False
+    propose: ClassVar[None] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the result, for journal and frontier."""
+        return {}
+
+    def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Ramp:
+        """The start on a problem. Raises ValueError for a kernel that cannot form every schedule."""
+        if not problem.kernel.free:
+            raise ValueError(f"start='ramp' needs a kernel that forms every schedule, such as 'monotone', got "
+                             f"{problem.kernel_name!r}; use start='gradient', with steps=0 for no gradient")
+        return self
+
+    def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal) -> int:
+        """Measure the ramp of every limit; returns 0, as all passes are the evaluators'."""
+        for limit, evaluator in zip(limits, evaluators, strict=True):
+            evaluator.losses([tuple(limit.harden(ramp(limit)))])
+        return 0
+
+
+def _refinement(refinement: int | Mapping) -> tuple[int, float]:
+    """(rounds per budget, most forward passes of one question)."""
+    given = dict(refinement) if isinstance(refinement, Mapping) else {"rounds": refinement}
+    rounds, passes = given.pop("rounds", 6), given.pop("passes", math.inf)
+    if given or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}, or a mapping of rounds and passes")
+    return rounds, passes
+
+
+def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> dict[str, Any]:
+    """{name: cost} of all that a budget can limit (`vispco.budget.LIMITS`) on the adapter's model.
+
+    method: its ranking counts as FLOPs. latency: a table measured on such a model; without one, no budget can limit latency.
+    Raises ValueError for a table of another decoder.
+    """
+    dimensions = adapter.dimensions(adapter.config)
+    costs: dict[str, Any] = {"flops": CostModel(dimensions, method)}
+    costs["kv_cache"] = KVCacheMemory(dimensions, adapter.model.dtype.itemsize)
+    if latency is None:
+        return costs
+    if not isinstance(latency, LatencyTable) or latency.dimensions != dimensions:
+        given = f"one of {latency.dimensions}" if isinstance(latency, LatencyTable) else repr(latency)
+        raise ValueError(f"latency must be a LatencyTable of this model's decoder, {dimensions}, got {given}: measure one with "
+                         "LatencyTable.measure(model, lengths)")
+    return {**costs, "latency": latency}
