@@ -45,7 +45,7 @@ COMMAND = shlex.split(
     "search --budgets 0.4,0.8 --steps 2 --refinement 1 --limit 8 --batch-size 4 --quiet"
 )
 #: The modules whose random draws are noted down.
-SOLVERS = ("vispco.solvers.descent", "vispco.solvers.refine", "vispco.solvers.shared")
+SOLVERS = [f"vispco.solvers.{name}" for name in ("descent", "refine", "shared", "steps")]
 
 
 def stand_in():

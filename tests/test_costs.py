@@ -13,7 +13,7 @@ from tiny import batch, tiny_llava
 from vispco import testbed
 from vispco.budget import Budget, Joint, check_budget, limit_for, parse_budget
 from vispco.config import PruningConfig
-from vispco.latency.table import KVCacheMemory
+from vispco.flops import KVCacheMemory
 from vispco.latency.table import LatencyTable
 from vispco.solvers.problem import cost_models
 from vispco.flops import CostModel, Dimensions

@@ -22,7 +22,7 @@ import vispco
 from tiny import PER_IMAGE, batch, make, without_labels
 from vispco.budget import limit_for
 from vispco.config import PruningConfig
-from vispco.latency.table import KVCacheMemory
+from vispco.flops import KVCacheMemory
 from vispco.latency.table import LatencyTable
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel

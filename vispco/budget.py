@@ -186,13 +186,13 @@ class Budget(Limit):
             raise ValueError(f"relative_to must be 'prunable' or 'total', got {relative_to!r}")
         shapes = torch.stack([n_visual, n_text], 1)[n_visual > 0].unique(dim=0)
         super().__init__(budget, shapes[:, 0], shapes[:, 1], cost.dimensions.layers, first_layer)
-        self.cost, self.unit = cost, getattr(cost, "unit", "FLOPs")
+        self.cost = cost
         self.full = self._costs(self.everything)
         self.text = cost.text_only(self.n_text).double()
-        value, absolute = parse_budget(budget, self.unit)
+        value, absolute = parse_budget(budget, cost.unit)
         if flat := (self.full <= self.text).nonzero()[:, 0].tolist():
             prompt = f"{self.n_visual[flat[0]]} visual tokens beside {self.n_text[flat[0]]} of text"
-            raise ValueError(f"{prompt} cost no {self.unit}, so that pruning saves none: leave this limit out")
+            raise ValueError(f"{prompt} cost no {cost.unit}, so that pruning saves none: leave this limit out")
         floor = self.text if relative_to == "prunable" else torch.zeros_like(self.text)
         if absolute:
             self.limit = torch.full_like(self.full, value)
@@ -209,7 +209,7 @@ class Budget(Limit):
     def _reachable_range(self, floor: Tensor, absolute: bool) -> str:
         lowest = self._costs(self.least)
         if absolute:
-            return f"{float(lowest.max()):.4g} to {float(self.full.max()):.4g} {self.unit}"
+            return f"{float(lowest.max()):.4g} to {float(self.full.max()):.4g} {self.cost.unit}"
         share = float(((lowest - floor) / (self.full - floor)).max())
         return f"{math.ceil(share * 1e4) / 1e4:g} to 1"
 
@@ -240,8 +240,7 @@ class Joint(Budget):
     limits: {name: budget}. `share` is that of the first budget.
     Raises ValueError without budgets, or for budgets of different samples or layers.
 
-    >>> from vispco.flops import CostModel, Dimensions
-    >>> from vispco.latency.table import KVCacheMemory
+    >>> from vispco.flops import CostModel, Dimensions, KVCacheMemory
     >>> size, prompt = Dimensions(2, 8, 2, 2, 4, 16, 10), (torch.tensor([16]), torch.tensor([4]))
     >>> flops, memory = Budget(0.8, CostModel(size), *prompt), Budget(0.75, KVCacheMemory(size), *prompt)
     >>> both = Joint({"flops": flops, "kv_cache": memory})

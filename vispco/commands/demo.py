@@ -23,7 +23,7 @@ from ..flops import CostModel
 from ..frontier import Frontier
 from ..plot import plot_frontier, require_matplotlib
 from ..registry import adapter_for, build_method
-from ..solvers.descent import search
+from ..search import Gradient, search
 from ..utils.console import Progress, output_folder, percent, track
 from .answer import answer, side_by_side
 from .demo_report import FLOOR, compare, report
@@ -100,7 +100,7 @@ def demonstrate(
         say(1, f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
         where: dict[str, Any] = {"seed": seed, "model": model_name}
         calibration = testbed.batches("calibration", n_calibration, batch_size, **where)
-        how: dict[str, Any] = {"steps": steps, "refinement": refinement, "seed": seed}
+        how: dict[str, Any] = {"start": Gradient(steps), "refinement": refinement, "seed": seed}
         with Progress(len(budgets) * (steps + refinement), "search", quiet) as bar:
             found = search(model, calibration, "fastv", budgets=budgets, callback=bar, **how)
 

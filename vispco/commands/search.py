@@ -22,7 +22,7 @@ from ..frontier import Frontier
 from ..latency.table import LatencyTable, spread
 from ..plot import Overlay, plot_tokens, write_report
 from ..registry import KERNELS, METHODS
-from ..solvers.descent import search
+from ..search import Gradient, SearchOptions, search
 from ..ste import ESTIMATORS
 from ..utils.console import COST_HEADER, Progress, budget_text, cost_cells, output_folder, table
 from ..utils.distributed import rank, total
@@ -113,21 +113,24 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
                 steps.append(record)
                 bar(record)
 
+            start = Gradient(
+                steps=options.steps,
+                learning_rate=options.learning_rate,
+                estimator=options.estimator,
+                checkpoint=options.checkpoint,
+            )
             frontier = search(
                 model,
                 batches,
                 options.method,
-                options.kernel,
                 options.budgets,
-                seed=options.seed,
-                steps=options.steps,
-                learning_rate=options.learning_rate,
-                objective=options.objective,
-                estimator=options.estimator,
-                latency=latency,
+                start=start,
+                kernel=options.kernel,
                 refinement=options.refinement,
-                checkpoint=options.checkpoint,
-                journal=journal,
+                seed=options.seed,
+                options=SearchOptions(
+                    objective=options.objective, latency=latency, journal=journal
+                ),
                 callback=on_step,
             )
         # An earlier search's log does not belong to one that made no step.

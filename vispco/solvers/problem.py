@@ -14,9 +14,9 @@ from torch import nn
 
 from ..budget import Limit, limit_for
 from ..calibration import check_objective, frozen, prepare, run_teacher, shapes
-from ..flops import CostModel
+from ..flops import CostModel, KVCacheMemory
 from ..frontier import FrontierPoint
-from ..latency.table import KVCacheMemory, LatencyTable
+from ..latency.table import LatencyTable
 from ..registry import KERNELS, adapter_for, build_method, named_options
 from ..schedule import ramp
 from ..utils.distributed import total
