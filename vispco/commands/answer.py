@@ -14,7 +14,7 @@ from ..calibration import frozen
 from ..config import PruningConfig
 from ..flops import count_flops
 from ..latency import timing
-from ..latency.table import LatencyTable, prefills, spread
+from ..latency.table import LatencyTable, default_lengths, prefills
 from ..latency.timing import in_turns, timed
 from ..pruning import apply
 from ..registry import adapter_for
@@ -121,7 +121,7 @@ def latency(
     dimensions, longest = adapter.dimensions(adapter.config), n_visual + n_text
     counts = [config.tokens(n_visual) for config in configs]
     shortest = max(1, n_text + min((c[-1] for c in counts), default=n_visual))
-    layers = prefills(model, sorted({shortest, longest, *spread(longest)}), batch_size)
+    layers = prefills(model, sorted({shortest, longest, *default_lengths(longest)}), batch_size)
     calls: dict[Any, Callable[[], Any]] = {"full": call, **layers}
     within = {}
     for i, config in enumerate(configs):

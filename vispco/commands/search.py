@@ -19,7 +19,7 @@ import torch
 from .. import data
 from ..calibration import OBJECTIVES, prepare, shapes
 from ..frontier import Frontier
-from ..latency.table import LatencyTable, spread
+from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
 from ..registry import KERNELS, METHODS
 from ..search import Gradient, SearchOptions, search
@@ -214,7 +214,7 @@ def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyT
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
     n_visual, n_text = shapes(prepare(model, batches))
-    times = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
+    times = LatencyTable.measure(model, default_lengths(int((n_visual + n_text).max())))
     # The first process's times, for all.
     seconds = torch.tensor(times.seconds, dtype=torch.float64) * (not rank())
     return replace(times, seconds=tuple(total(seconds).tolist()))
