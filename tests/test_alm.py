@@ -1,4 +1,7 @@
-"""Augmented Lagrangian: updates by hand, closed-form optima with multipliers, KKT on random problems."""
+"""The augmented Lagrangian.
+
+Updates by hand, closed-form optima with multipliers, KKT conditions on random problems.
+"""
 
 import json
 import math
@@ -28,12 +31,18 @@ def solve(objective, slack, start, **options):
 
 # ---- phi and the updates, by hand ----------------------------------------------------------------
 @pytest.mark.parametrize(("kind", "w", "lam", "c", "phi", "new_w", "violation"), [
-    ("inequality", 0., 2., 3., 10., 0., 0.),  # inactive: nothing happens
-    ("inequality", 0., 2., -3., 10 + 36 / 4, 6., 3.),  # z = 6
-    ("inequality", 1., 2., -3., 10 + (49 - 1) / 4, 7., 3.),  # z = 7
-    ("inequality", 1., 2., .25, 10 + (.25 - 1) / 4, .5, .25),  # z = 1/2: met, not yet settled
-    ("inequality", 3., 2., -3., 10 + (81 - 9) / 4, 9., 3.),  # z = 9
-    ("inequality", 1., 2., 4., 10 - 1 / 4, 0., .5),  # z = 0, w / lambda = 1/2
+    # Inactive: nothing happens.
+    ("inequality", 0., 2., 3., 10., 0., 0.),
+    # z = 6
+    ("inequality", 0., 2., -3., 10 + 36 / 4, 6., 3.),
+    # z = 7
+    ("inequality", 1., 2., -3., 10 + (49 - 1) / 4, 7., 3.),
+    # z = 1/2: met, not yet settled
+    ("inequality", 1., 2., .25, 10 + (.25 - 1) / 4, .5, .25),
+    # z = 9
+    ("inequality", 3., 2., -3., 10 + (81 - 9) / 4, 9., 3.),
+    # z = 0, w / lambda = 1/2
+    ("inequality", 1., 2., 4., 10 - 1 / 4, 0., .5),
     ("equality", 0., 2., 3., 10 + 9., -6., 3.),
     ("equality", 1., 2., -3., 10 + 3 + 9., 7., 3.),
     ("equality", -1., .5, 2., 10 + 2 + 1., -2., 2.),
@@ -59,13 +68,17 @@ def test_penalty_grows_only_where_the_violation_did_not_shrink_enough():
     alm = AugmentedLagrangian(3, "equality", penalty=(1., 2., 4.), alpha=3, beta=.5, epsilon=.01,
                               max_penalty=15)
     alm.update([1., 1., 1.])
-    assert alm.penalty == (1, 2, 4)  # nothing to compare with yet
+    # Nothing to compare with yet.
+    assert alm.penalty == (1, 2, 4)
     alm.update([.5, -.49, .9])
-    assert alm.penalty == (3, 2, 12)  # exactly beta counts as too little
+    # Exactly beta counts as too little.
+    assert alm.penalty == (3, 2, 12)
     alm.update([.5, .009, .9])
-    assert alm.penalty == (9, 2, 15)  # capped
+    # Capped.
+    assert alm.penalty == (9, 2, 15)
     alm.update([.5, .009, .9])
-    assert alm.penalty == (15, 2, 15)  # within epsilon: left alone though it did not shrink
+    # Within epsilon: left alone though it did not shrink.
+    assert alm.penalty == (15, 2, 15)
     assert alm.multiplier == pytest.approx((-1 - .5 - 3 * .5 - 9 * .5, -2 + .98 - .018 - .018,
                                             -4 - 3.6 - 10.8 - 13.5))
 
@@ -73,7 +86,8 @@ def test_penalty_grows_only_where_the_violation_did_not_shrink_enough():
 def test_multiplier_step_uses_the_penalty_that_phi_was_minimised_with():
     alm = AugmentedLagrangian(kind="equality", penalty=1., alpha=10)
     alm.update(1.)
-    alm.update(1.)  # stuck: the penalty becomes 10, but after the step of 1
+    # Stuck: the penalty becomes 10, but after the step of 1.
+    alm.update(1.)
     assert alm.multiplier == (-2,) and alm.penalty == (10,)
 
 
@@ -187,13 +201,15 @@ def rosenbrock(x):
 
 def test_rosenbrock_on_discs():
     x, w, _ = solve(rosenbrock, lambda x: 2.5 - (x**2).sum(), (0., 0.))
-    assert x == pytest.approx([1, 1], abs=1e-3) and w == pytest.approx((0,), abs=1e-6)  # optimum inside
+    # The optimum is inside.
+    assert x == pytest.approx([1, 1], abs=1e-3) and w == pytest.approx((0,), abs=1e-6)
 
     x, w, _ = solve(rosenbrock, lambda x: 1 - (x**2).sum(), (0., 0.))
     a, b = x
     assert [a, b] == pytest.approx([.78642, .61770], abs=1e-4) and a**2 + b**2 == pytest.approx(1, abs=1e-6)
     assert w[0] == pytest.approx((2 * (1 - a) + 400 * a * (b - a**2)) / (2 * a), abs=1e-3)
-    assert w[0] == pytest.approx(-200 * (b - a**2) / (2 * b), abs=1e-3)  # both rows
+    # Both rows agree.
+    assert w[0] == pytest.approx(-200 * (b - a**2) / (2 * b), abs=1e-3)
 
 
 def test_rosenbrock_from_its_classical_start_takes_one_minimisation():
@@ -254,7 +270,8 @@ def test_history_records_every_outer_step():
     result = minimise(lambda: distance(x), lambda: 1 - x.sum(), [x], alm)
     first, last = result.history[0], result.history[-1]
     assert first.multiplier == (0,) and first.penalty == (1,)
-    assert first.slack == pytest.approx((-1,)) and first.objective == pytest.approx(.5)  # minimiser of phi_0
+    # The minimiser of phi_0.
+    assert first.slack == pytest.approx((-1,)) and first.objective == pytest.approx(.5)
     assert last.objective == pytest.approx(2, abs=1e-5) and last.slack == pytest.approx((0,), abs=1e-6)
     assert max(step.gradient_norm for step in result.history) < 1e-5
     violations = [abs(step.slack[0]) for step in result.history]
@@ -267,7 +284,8 @@ def test_feasible_is_not_yet_optimal():
     result = minimise(lambda: distance(x), lambda: 10 - x.sum(), [x], AugmentedLagrangian(), inner=1, outer=2,
                       optimizer=torch.optim.SGD([x], lr=.1))
     assert not result.converged and len(result.history) == 2
-    assert result.history[0].gradient_norm == pytest.approx(4 * .8)  # was 4 before the step
+    # It was 4 before the step.
+    assert result.history[0].gradient_norm == pytest.approx(4 * .8)
     assert x.tolist() == pytest.approx([.72, .36])
 
 
@@ -300,7 +318,8 @@ def test_any_torch_optimiser_will_do():
 def test_it_says_when_it_did_not_converge():
     x = point(0.)
     result = minimise(lambda: (x**2).sum(), lambda: x.sum() * 0 - 1, [x], AugmentedLagrangian(), outer=3)
-    assert not result.converged and len(result.history) == 3  # infeasible
+    # There is no feasible point.
+    assert not result.converged and len(result.history) == 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -314,7 +333,8 @@ def test_nan_names_the_outer_step_and_restores_the_parameters(bad, where, optimi
             super().update(slack)
             ends.append((x.tolist(), self.state_dict()))
 
-    def broken(name):  # in the third outer step, as soon as x moves
+    # Breaks in the third outer step, as soon as x moves.
+    def broken(name):
         return bad if where == name and len(ends) == 2 and x.tolist() != ends[-1][0] else 0
 
     alm = Recording(epsilon=1e-9)
@@ -362,7 +382,8 @@ def test_bounds_belong_to_the_ranges():
     alm = AugmentedLagrangian(alpha=1, beta=1, epsilon=0, penalty=.1, max_penalty=.1)
     for slack in (-1., -1.):
         alm.update(slack)
-    assert alm.penalty == (.1,) and alm.multiplier == (.2,)  # in double precision; it never grows
+    # In double precision; it never grows.
+    assert alm.penalty == (.1,) and alm.multiplier == (.2,)
     assert alm.satisfied(0.) and not alm.satisfied(-1e-9) and not alm.satisfied(2.)
 
 

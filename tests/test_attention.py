@@ -14,7 +14,8 @@ from vispco.ste import ESTIMATORS
 from vispco.calibration import frozen, prepare, run_teacher
 
 torch.set_num_threads(1)
-SIZES = [1, 63, 64, 65, 150]  # around the blocks of 64 queries
+# Around the blocks of 64 queries.
+SIZES = [1, 63, 64, 65, 150]
 
 
 def case(size, seed=0, dtype=torch.float64):
@@ -61,7 +62,8 @@ def test_where_only_the_policy_has_a_gradient_it_is_the_same():
 
 def test_queries_that_share_keys_and_half_precision():
     q, k, v, policy, _ = case(80, dtype=torch.float32)
-    q = torch.cat([q, q + 1], 1)  # 6 heads on 3
+    # 6 heads on 3
+    q = torch.cat([q, q + 1], 1)
     mask = SoftMask.of(None, policy, q.dtype, True)
     shared = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     k, v = (x.repeat_interleave(2, 1) for x in (k, v))
@@ -109,7 +111,8 @@ def gradient(model, prepared_batch, estimator, checkpoint):
             loss = pruner.losses(prepared_batch).mean()
             count = sum(held)
             found, = torch.autograd.grad(loss, ratios)
-            assert not pruner.prefill.captured  # layers that ran again have left nothing behind
+            # Layers that ran again have left nothing behind.
+            assert not pruner.prefill.captured
     return found, count
 
 

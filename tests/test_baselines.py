@@ -62,13 +62,16 @@ def found(searcher, evaluations, seed=0, budget=0.5, **options):
 def test_allowance_and_budget(searcher, passes):
     """Never a pass more, not an evaluation fewer; all schedules are within the budget, filled up, non-increasing."""
     evaluator = Known()
-    evaluator.passes = 17  # what was spent before is not counted
+    # What was spent before is not counted.
+    evaluator.passes = 17
     own = limit(0.4, first_layer=2)
     searcher(evaluator, own, passes, seed=0)
     assert evaluator.passes - 17 <= passes
-    assert evaluator.passes - 17 > passes - QUESTIONS or searcher is greedy_layers  # a step of all layers may be too dear
+    # A step of all layers may be too dear.
+    assert evaluator.passes - 17 > passes - QUESTIONS or searcher is greedy_layers
     for schedule in evaluator.records:
-        config = evaluator.config(schedule)  # validates that it does not increase
+        # Validates that it does not increase.
+        config = evaluator.config(schedule)
         counts = config.tokens(TOKENS)
         assert own.holds(counts) and counts[:2] == [TOKENS] * 2
         assert not any(own.holds([*counts[:i], counts[i] + 1, *counts[i + 1:]])
@@ -84,7 +87,8 @@ def test_seeds(searcher):
         searcher(evaluator, limit(), 15 * QUESTIONS, seed)
         runs.append(list(evaluator.records))
     assert runs[0] == runs[1]
-    assert runs[0] != runs[2] or searcher is greedy_layers  # all parts of these prepared are alike
+    # All parts of these prepared are alike.
+    assert runs[0] != runs[2] or searcher is greedy_layers
 
 
 @ALL

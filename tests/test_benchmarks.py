@@ -28,9 +28,11 @@ def test_peak_memory_counts_what_is_held_at_once():
 
     def call():
         x = torch.zeros(1000, 1000)
-        y = x + 1  # two held
+        # Two tensors are held.
+        y = x + 1
         del x
-        z = y + 1  # two held
+        # Two tensors are held.
+        z = y + 1
         del y, z
 
     def leak():

@@ -41,7 +41,8 @@ def test_a_search_step_is_compared_for_every_batch(tmp_path, arguments, batches)
         assert list(calls) == ["plain", "kept", "step", *tower, "checkpoint"]
         assert calls["plain"]["ratio"] == 1 and calls["kept"]["memory_ratio"] == 1
         assert all(r["low"] <= r["ratio"] <= r["high"] and r["peak_bytes"] > 0 for r in calls.values())
-        assert calls["plain"]["peak_bytes"] < calls["kept"]["peak_bytes"]  # memory is counted, not timed: it may be asserted
+        # Memory is counted, not timed: it may be asserted.
+        assert calls["plain"]["peak_bytes"] < calls["kept"]["peak_bytes"]
         assert calls["checkpoint"]["peak_bytes"] < calls["step"]["peak_bytes"]
         assert 0 < calls["plain"]["operators"] < calls["step"]["operators"] < calls["checkpoint"]["operators"]
         assert not tower or calls["step"]["operators"] < calls["tower"]["operators"]

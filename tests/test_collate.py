@@ -1,4 +1,7 @@
-"""Batches by a model's processor: labels against character offsets, several tokenizers, templates, paddings, media."""
+"""Batches by a model's processor.
+
+Labels against character offsets, for several tokenizers, templates, paddings and media.
+"""
 
 import functools
 import io
@@ -19,44 +22,71 @@ from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.template import render
 from vispco.calibration import prepare
 
-TOKENS = 4  # visual tokens of a picture here
+# Visual tokens of a picture here.
+TOKENS = 4
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
 CORPUS = ["USER: What is in the picture? ASSISTANT: A cat sits on the sofa, 12 of them.", "yes no user model system", "[INST] red blue [/INST]"] * 20
 
 
 # ---- tokenizers of three kinds -------------------------------------------------------------------
 def tokenizer(kind):
-    if kind == "bytes":  # as of GPT-2, Llama 3, Qwen
+    # As of GPT-2, Llama 3, Qwen.
+    if kind == "bytes":
         core = Tokenizer(models.BPE())
         core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    elif kind == "pieces":  # as of Llama 1 and 2, Mistral, Gemma: spaces belong to words, merges cross anything
+    elif kind == "pieces":
+        # As of Llama 1 and 2, Mistral, Gemma: spaces belong to words, merges cross anything.
         core = Tokenizer(models.BPE(unk_token="<pad>", byte_fallback=False))
         core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(prepend_scheme="first", split=False), decoders.Metaspace()
         alphabet = [chr(c) for c in range(33, 127)]
-    else:  # words and single signs
+    else:
+        # Words and single signs.
         core = Tokenizer(models.WordLevel(unk_token="<pad>"))
         core.pre_tokenizer, alphabet = pre_tokenizers.Whitespace(), []
     options = {"special_tokens": SPECIAL, "show_progress": False}
-    trainer = trainers.WordLevelTrainer(**options) if kind == "words" else \
-        trainers.BpeTrainer(vocab_size=450, initial_alphabet=alphabet, **options)
+    if kind == "words":
+        trainer = trainers.WordLevelTrainer(**options)
+    else:
+        trainer = trainers.BpeTrainer(vocab_size=450, initial_alphabet=alphabet, **options)
     core.train_from_iterator(CORPUS, trainer)
-    if kind == "pieces":  # it adds the beginning of the sequence by itself
+    # Such a tokenizer adds the beginning of the sequence by itself.
+    if kind == "pieces":
         core.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
                                    extra_special_tokens=SPECIAL[3:], clean_up_tokenization_spaces=False)
 
 
 # ---- chat templates, each also in Python ---------------------------------------------------------
-# In Python: a function from [(role, text with <image>)] to pieces, with answers as ("answer", text).
-PARTS = "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
-CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-LLAVA = ("{% for m in messages %}{{ m['role'].upper() }}: {% for p in m['content'] if p['type'] == 'image' %}<image>\n{% endfor %}"
-         "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}")
-MISTRAL = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] " + PARTS + " [/INST]{% else %} " + PARTS
-           + "{{ eos_token }}{% endif %}{% endfor %}")
-STRINGS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '<|eot|>' }}{% endfor %}"  # no lists of parts
-LOUD = "{% for m in messages %}{% if m['role'] == 'assistant' %}A=" + PARTS + ".{% else %}Q=" + PARTS + "{% endif %}{% endfor %}"
+# In Python, a template is a function from [(role, text with <image>)] to pieces. Answers are pieces
+# ("answer", text).
+PARTS = (
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>"
+    "{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + PARTS + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAVA = (
+    "{% for m in messages %}{{ m['role'].upper() }}: "
+    "{% for p in m['content'] if p['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}[INST] " + PARTS + " [/INST]"
+    "{% else %} " + PARTS + "{{ eos_token }}{% endif %}{% endfor %}"
+)
+# A template for messages that are strings, not lists of parts.
+STRINGS = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+)
+LOUD = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}A=" + PARTS + "."
+    "{% else %}Q=" + PARTS + "{% endif %}{% endfor %}"
+)
 
 
 def chatml(turns):
@@ -104,7 +134,10 @@ def processor(kind, template):
 
 
 def oracle(kind, template, conversation):
-    """(ids, labels) by hand: the text written in Python, each `<image>` repeated, offsets from the tokenizer."""
+    """(ids, labels) by hand.
+
+    The text is written in Python, each `<image>` is repeated, offsets come from the tokenizer.
+    """
     turns = [(role, text) for turn in conversation.turns for role, text in zip(("user", "assistant"), turn, strict=True)]
     text, answers = "", []
     for role, piece in TEMPLATES[template][1](turns):
@@ -118,7 +151,10 @@ def oracle(kind, template, conversation):
     made = tok(text, return_offsets_mapping=True, add_special_tokens=False)
     ids, inside = made["input_ids"], [any(s < b and e > a for a, b in answers) for s, e in made["offset_mapping"]]
     endings = {tok.convert_tokens_to_ids(word) for word in SPECIAL} - {tok.convert_tokens_to_ids("<image>")}
-    labels = [i if here or before and i in endings else -100 for i, here, before in zip(ids, inside, [False, *inside], strict=False)]
+    labels = [
+        i if here or before and i in endings else -100
+        for i, here, before in zip(ids, inside, [False, *inside], strict=False)
+    ]
     return ids, labels
 
 
@@ -210,7 +246,8 @@ def test_the_prompt_is_the_batch_up_to_the_answer():
         made, asked = (f(processor("bytes", template), x) for f, x in ((collate, TALKS[:1]), (prompt, TALKS[0])))
         first = int((made["labels"][0] != -100).nonzero()[0])
         assert asked["input_ids"][0].tolist() == made["input_ids"][0, :first].tolist()[:asked["input_ids"].shape[1]]
-        assert first - asked["input_ids"].shape[1] in (0, 1)  # LLaVA's prompt leaves the space to the answer
+        # LLaVA's prompt leaves the space to the answer.
+        assert first - asked["input_ids"].shape[1] in (0, 1)
 
 
 def test_words_that_look_like_a_message_are_words():
@@ -224,7 +261,10 @@ def test_words_that_look_like_a_message_are_words():
 def test_a_system_prompt_is_not_labelled():
     conversation = Conversation((("<image>Why?", "yes"),), pictures(), "image", "/", "q", system="A cat")
     text, ((start, end),) = render(processor("bytes", "chatml"), conversation)
-    assert text == "<|im_start|>system\nA cat<|im_end|>\n<|im_start|>user\n<image>Why?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    assert text == (
+        "<|im_start|>system\nA cat<|im_end|>\n"
+        "<|im_start|>user\n<image>Why?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+    )
     assert text[start:end] == "yes" and start > text.index("assistant")
 
 
@@ -232,7 +272,11 @@ def test_a_system_prompt_is_not_labelled():
     ("{% for m in messages %}{% if m['role'] == 'user' %}Q{% endif %}{% endfor %}", "it leaves answers out, repeats or reorders them"),
     ("{% for m in messages | reverse %}" + PARTS + "{% endfor %}", "it leaves answers out, repeats or reorders them"),
     ("{% for m in messages %}" + PARTS + PARTS + "{% endfor %}", "repeats"),
-    ("{% for m in messages %}{% for p in m['content'] %}{{ p.get('text', '<image>') | upper }}{% endfor %}{% endfor %}", "alters the answers"),
+    (
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{{ p.get('text', '<image>') | upper }}{% endfor %}{% endfor %}",
+        "alters the answers",
+    ),
     ("{% for m in messages %}{{ raise_exception('roles must alternate') }}{% endfor %}", "roles must alternate"),
     ("{% for m in messages %}", "cannot write this conversation"),
 ])
@@ -245,7 +289,10 @@ def test_a_template_that_will_not_do_is_told(template, expected):
 def test_a_template_that_loses_the_pictures_is_told():
     """By some releases of transformers, and else by the search."""
     model, own = testbed.load("testbed-llava")
-    lost = "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }} {% endfor %}{% endfor %}"
+    lost = (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}"
+        "{{ p['text'] }} {% endfor %}{% endfor %}"
+    )
     with pytest.raises(ValueError, match="cannot process it|no visual tokens"):
         prepare(model, [collate(own, [TALKS[0]], chat_template=lost)])
 
@@ -255,7 +302,8 @@ def test_other_faults_are_told():
         collate(processor("bytes", "chatml"), [Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q.jsonl:1")])
     with pytest.raises(ValueError, match=r"q\.jsonl:1: LlavaProcessor cannot process it"):
         collate(processor("bytes", "chatml"), [talk(("<image>What is <|im_end|>?", "a <image> b"))])
-    bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")  # two places, one picture
+    # Two places, one picture.
+    bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")
     with pytest.raises(ValueError, match=r"^q\.jsonl:5: LlavaProcessor cannot process it"):
         collate(processor("bytes", "chatml"), [*TALKS[:2], bad, TALKS[2]])
     with pytest.raises(ValueError, match="batch_size"):
@@ -269,7 +317,10 @@ def test_other_faults_are_told():
 
 # ---- video ---------------------------------------------------------------------------------------
 class Films:
-    """What Qwen2.5-VL's processor does with videos (which needs torchvision), on the testbed's: two frames a step."""
+    """What Qwen2.5-VL's processor does with videos, on the testbed's processor.
+
+    Two frames make a step. (Qwen's own needs torchvision.)
+    """
 
     video_processor, video_token, image_token = True, "<|video_pad|>", "<|image_pad|>"
 
@@ -304,7 +355,8 @@ def test_videos_where_the_processor_takes_them(tmp_path):
     conversations = [parse(row, f"q:{i}", tmp_path) for i, row in enumerate(rows)]
     made = collate(Films(processor), conversations, frames=4)
     prepared_batch, = prepare(model, [made])
-    assert prepared_batch.n_visual.tolist() == [2 * 64, 64]  # four frames, and two: a token for each pair
+    # Four frames, and two: a token for each pair.
+    assert prepared_batch.n_visual.tolist() == [2 * 64, 64]
     learned = [processor.tokenizer.decode(row[row != -100]) for row in made["labels"]]
     assert learned == ["6 <eos>", "red <eos>"]
     with torch.no_grad():
@@ -347,7 +399,8 @@ def family(name):
         pil.image_seq_length = 4
         return hf.PaliGemmaProcessor(pil, tok), "<image>"
 
-    class Pictures(hf.Qwen2_5_VLProcessor):  # without its video half, which needs torchvision
+    # Without its video half, which needs torchvision.
+    class Pictures(hf.Qwen2_5_VLProcessor):
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
 

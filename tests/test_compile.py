@@ -42,7 +42,8 @@ def test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside(comp
     if first == "compiled before":
         assert torch.allclose(logits(compiled, inputs), bare, atol=2e-5) and runs
     runs.clear()
-    with vispco.apply(compiled, CONFIG):  # of the wrapper or of the model itself: the same
+    # Of the wrapper or of the model itself: the same.
+    with vispco.apply(compiled, CONFIG):
         assert torch.equal(logits(compiled, inputs), pruned) and not runs
     assert torch.allclose(logits(compiled, inputs), bare, atol=2e-5) and runs
 

@@ -95,7 +95,8 @@ def test_ratios_are_not_empty(empty):
 def test_ratios_do_not_increase():
     with pytest.raises(
         ValueError,
-        match="must not increase .* layer 2 has 0.6 after 0.5; they are fractions of the ORIGINAL tokens",
+        match="must not increase .* layer 2 has 0.6 after 0.5; "
+        "they are fractions of the ORIGINAL tokens",
     ):
         PruningConfig("random", [1, 0.5, 0.6, 0.7])
 
@@ -181,7 +182,10 @@ def test_it_does_not_change_with_what_it_was_made_of():
 @given(r=ratio, n=st.integers(0, 5000))
 @example(r=0.29, n=100)
 def test_whole_tokens(r, n):
-    """floor(r n), in exact rational arithmetic up to 1e-6 of a token; at least one unless r is 0."""
+    """floor(r n), in exact rational arithmetic up to 1e-6 of a token.
+
+    At least one unless r is 0.
+    """
     kept = whole_tokens(r, n)
     assert isinstance(kept, int) and 0 <= kept <= n
     top, bottom = float(r).as_integer_ratio()
@@ -264,7 +268,8 @@ def test_save_and_load_give_the_same_back(folder, config):
     config.save(folder / "a.json")
     loaded = PruningConfig.load(folder / "a.json")
     assert loaded == config and PruningConfig.from_dict(config.to_dict()) == config
-    assert loaded.keep_ratios == config.keep_ratios  # to the bit
+    # To the bit.
+    assert loaded.keep_ratios == config.keep_ratios
     assert [p.name for p in folder.iterdir()] == ["a.json"]
 
 
@@ -346,7 +351,10 @@ def test_missing_file(tmp_path):
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
-    """Whether it fails while the text is made, written or moved; and nothing else is left lying about."""
+    """A write may fail while the text is made, written or moved.
+
+    In each case nothing else is left lying about.
+    """
     path = tmp_path / "config.json"
     GOOD.save(path)
     old = path.read_bytes()
@@ -392,7 +400,10 @@ def test_from_pdrop():
 
 @pytest.mark.parametrize("tokens", [(300, 200, 110), (303, 110, 36), (66, 30, 17)])
 def test_from_sparsevlm(tokens):
-    """AFTER layers 2, 6 and 15: layers 3, 7 and 16 are the first to see fewer; exactly as published."""
+    """AFTER layers 2, 6 and 15, exactly as published.
+
+    Layers 3, 7 and 16 are the first to see fewer tokens.
+    """
     config = PruningConfig.from_sparsevlm(tokens, num_layers=32)
     assert config.method == "sparsevlm"
     assert config.tokens(576) == [576] * 3 + [tokens[0]] * 4 + [tokens[1]] * 9 + [tokens[2]] * 16

@@ -20,7 +20,8 @@ from vispco import PruningConfig
 from vispco.registry import METHODS, adapter_for
 
 USER = "user-key-norm"
-FLOAT32, FLOAT64 = 2e-5, 1e-10  # relative to the largest logit
+# Relative to the largest logit.
+FLOAT32, FLOAT64 = 2e-5, 1e-10
 
 
 class KeyNorm(vispco.Method):
@@ -94,7 +95,8 @@ def cases(draw, size=4):
     n = draw(st.integers(1, size))
     text = draw(st.lists(st.integers(1, 9), min_size=n, max_size=n))
     shape = {"images": draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), "text": text,
-             "before": [draw(st.integers(0, t - 1)) for t in text],  # at least one word after the image
+             # At least one word after the image.
+             "before": [draw(st.integers(0, t - 1)) for t in text],
              "padding": draw(st.sampled_from(["left", "right"])), "seed": draw(st.integers(0, 5))}
     levels = draw(st.lists(st.sampled_from([0.0, 0.03, 0.25, 0.29, 0.5, 0.77, 1.0]), min_size=6, max_size=6))
     return without_labels(batch(answer=0, **shape)), shape["images"], sorted(levels, reverse=True)
@@ -135,7 +137,8 @@ def test_afterwards_the_model_is_bit_identical_and_unhooked(family, name, mode):
     inputs, hooks = without_labels(batch(**MIXED)), hook_counts(family)
     before = logits(family, inputs)
     pruned, _ = pruned_logits(family, config_for(name, family), inputs, mode)
-    assert error(pruned, before) > 0.1  # it did something
+    # It did something.
+    assert error(pruned, before) > 0.1
     assert torch.equal(logits(family, inputs), before) and hook_counts(family) == hooks
 
 
@@ -207,7 +210,8 @@ def test_search_equals_deploy_where_it_matters(double, name):
     there = alive(inputs, kept)
     full = logits(double, inputs)
     assert error(hard[there], soft[there]) <= FLOAT64 < 0.1 < error(hard[there], full[there])
-    assert error(hard[2][there[2]], full[2][there[2]]) <= FLOAT64  # the sample without an image is as it was
+    # The sample without an image is as it was.
+    assert error(hard[2][there[2]], full[2][there[2]]) <= FLOAT64
 
 
 @settings(max_examples=8)
@@ -383,4 +387,5 @@ def test_generation_with_the_cache_equals_recomputation(family, name):
     with pruned_with(family, Replay(kept, witness.merged), config.keep_ratios):
         again = one_pass_each(family, inputs, out.sequences)
     assert error(torch.stack(out.logits, 1), again) <= FLOAT32
-    assert error(out.logits[0], bare.logits[0]) > 0.05  # it did something
+    # It did something.
+    assert error(out.logits[0], bare.logits[0]) > 0.05

@@ -22,7 +22,8 @@ from vispco.solvers.descent import fit_budget
 
 LAYERS = 5
 DIMENSIONS = Dimensions(layers=LAYERS, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)
-TABLE = LatencyTable(DIMENSIONS, (8, 16, 24, 40), (2e-3, 2.5e-3, 4e-3, 9e-3))  # steeper and steeper, as attention is
+# Steeper and steeper, as attention is.
+TABLE = LatencyTable(DIMENSIONS, (8, 16, 24, 40), (2e-3, 2.5e-3, 4e-3, 9e-3))
 COSTS = {"flops": CostModel(DIMENSIONS), "kv_cache": KVCacheMemory(DIMENSIONS), "latency": TABLE}
 
 
@@ -106,7 +107,8 @@ def test_cost_is_the_sum_over_layers_and_its_gradient_is_right(name, ratios):
         step = torch.zeros(LAYERS, dtype=torch.float64).index_fill(0, torch.tensor(i), 1e-4)
         with torch.no_grad():
             sides = (cost(counts + step, 16, 9) - total) / 1e-4, (total - cost(counts - step, 16, 9)) / 1e-4
-        assert any(torch.allclose(gradient[i], side, rtol=1e-3) for side in sides)  # at a corner, one of the two
+        # At a corner, one of the two.
+        assert any(torch.allclose(gradient[i], side, rtol=1e-3) for side in sides)
 
 
 @pytest.mark.parametrize("lengths, seconds, match", [
@@ -161,7 +163,8 @@ def test_measuring_takes_medians_of_turns(family):
     finally:
         clock.hook.remove()
     assert table.lengths == (3, 7) and table.seconds == (3.0, 7.0)
-    assert clock.shapes == ([(2, 3), (2, 7)] + [(2, 7), (2, 3)]) * 2 + [(2, 3), (2, 7)]  # in turns
+    # The lengths are timed in turns.
+    assert clock.shapes == ([(2, 3), (2, 7)] + [(2, 7), (2, 3)]) * 2 + [(2, 3), (2, 7)]
     assert table.dimensions == adapter_for(family).dimensions(family.config)
     assert table.meta["device"] == "cpu" and table.meta["batch_size"] == 2
     assert LatencyTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
@@ -231,7 +234,8 @@ def test_share_and_slack(name, ratios, share):
         sides = [(limit.slack(free + d) - limit.slack(free - e)) / 1e-6
                  for d, e in ((direction, 0), (0 * direction, direction))]
     wanted = float(gradient @ direction / 1e-6)
-    assert any(float(side) == pytest.approx(wanted, rel=1e-3) for side in sides)  # at a corner, one of the two
+    # At a corner, one of the two.
+    assert any(float(side) == pytest.approx(wanted, rel=1e-3) for side in sides)
 
 
 @pytest.mark.parametrize("name, budget, match", [
@@ -310,7 +314,8 @@ def test_joint_slacks_are_those_of_its_budgets(budget, ratios):
     limit, ratios = joint(budget), ratios.requires_grad_()
     slacks = limit.slacks(ratios)
     alone = {name: one(name, share).slack(ratios) for name, share in budget.items()}
-    assert list(limit.limits) == [name for name in COSTS if name in budget]  # FLOPs first, whatever the dict's order
+    # FLOPs first, whatever the dict's order.
+    assert list(limit.limits) == [name for name in COSTS if name in budget]
     assert torch.equal(slacks, torch.stack([alone[name] for name in limit.limits]))
     assert torch.equal(limit.slack(ratios), min(alone.values()))
     slacks.sum().backward()

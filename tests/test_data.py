@@ -1,4 +1,7 @@
-"""Questions from disk: what a row may say, reading in a stream, drawing by seed, pictures, video frames."""
+"""Questions from disk.
+
+What a row may say, reading in a stream, drawing by seed, pictures, video frames.
+"""
 
 import io
 import json
@@ -120,7 +123,8 @@ def test_a_question_and_its_pictures():
     assert film.kind == "video" and film.turns[0][0] == "<video>What moves?" and film.media == (("/data/a.png", "/data/b.png"),)
     assert parse({**ROW, "image": {"bytes": b"x", "path": None}}, "q").media == (b"x",)
     votes = {**ROW, "answer": ["no", "yes", "yes", "no", "maybe"]}
-    assert parse(votes, "q").turns[0][1] == "no"  # of ties the first
+    # Of ties the first.
+    assert parse(votes, "q").turns[0][1] == "no"
     renamed = {"img": "a.png", "query": "What?", "label": ["x"]}
     assert parse(renamed, "q", columns={"image": "img", "question": "query", "answer": "label"}).turns == (("<image>What?", "x"),)
 
@@ -187,7 +191,10 @@ def test_a_bad_row_says_where_what_was_expected_and_what_came(row, expected):
 
 # ---- drawing -------------------------------------------------------------------------------------
 def test_a_reservoir_gives_every_item_the_same_chance_at_every_place():
-    """Chi-square against uniform over (item, place); the 0.1 % point of 19 degrees of freedom is 43.8."""
+    """Chi-square against uniform over (item, place).
+
+    The 0.1 % point of 19 degrees of freedom is 43.8.
+    """
     counts = Counter()
     for seed in range(3000):
         counts.update(enumerate(reservoir(iter(range(20)), 3, seed)))
@@ -244,7 +251,8 @@ def test_pictures_lie_in_one_folder(tmp_path):
         draw("data/q.jsonl", 1)
     assert draw("data/q.jsonl", 1, images="pictures").conversations[0].media == (str(tmp_path / "pictures/a.png"),)
     write("data/q.jsonl", [{**ROW, "image": str(tmp_path / "pictures/a.png")}])
-    assert draw("data/q.jsonl", 1, images="pictures").total == 1  # absolute, and inside
+    # Absolute, and inside.
+    assert draw("data/q.jsonl", 1, images="pictures").total == 1
     with pytest.raises(ValueError, match="outside"):
         draw("data/q.jsonl", 1)
     os.symlink(tmp_path / "elsewhere/b.png", "pictures/link.png")
@@ -268,7 +276,8 @@ def test_every_mode_becomes_rgb(mode, colour):
 
 def test_a_picture_taken_sideways_is_turned():
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    # Orientation: turn by 90 degrees.
+    exif[0x0112] = 6
     picture("x.jpg", (4, 6), exif=exif)
     assert open_picture("x.jpg").size == (6, 4)
 
@@ -282,7 +291,11 @@ def bomb(width, height):
 
 
 @pytest.mark.parametrize(("content", "expected"), [
-    (bomb(8000, 8000), "expected at most 50,000,000 pixels, got 8000 x 8000; make it smaller or raise --max-pixels"),
+    (
+        bomb(8000, 8000),
+        "expected at most 50,000,000 pixels, got 8000 x 8000; "
+        "make it smaller or raise --max-pixels",
+    ),
     (bomb(60_000, 60_000), "50,000,000 pixels"),
     (b"hello", "expected a picture, but it is none of PNG, JPEG"),
     (b"", "expected a picture"),
@@ -359,7 +372,8 @@ def test_without_the_datasets_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ImportError, match=r'no file, so it must be the name of a data set.*vispco\[data\]'):
         draw("owner/name", 1)
-    with pytest.raises(ValueError, match="'json' is no file and no folder here"):  # nor a builder of the library
+    # Nor a builder of the library.
+    with pytest.raises(ValueError, match="'json' is no file and no folder here"):
         draw("json", 1)
     with pytest.raises(ImportError, match=r'a folder of data.*vispco\[data\]'):
         draw(".", 1)
@@ -373,7 +387,10 @@ def datasets(tmp_path, monkeypatch):
 
 
 def test_a_data_set_never_has_to_fit_in_memory(datasets, monkeypatch):
-    """64 pictures of half a megabyte: those drawn are read, each once, and no more than they need is ever held."""
+    """Of 64 pictures of half a megabyte, those drawn are read, each once.
+
+    No more than they need is ever held.
+    """
     arrow = pytest.importorskip("pyarrow")
     size = 54 + 400 * 400 * 3
 

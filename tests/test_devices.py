@@ -15,7 +15,8 @@ from vispco.pruning.prompt import Prefill
 from vispco.registry import adapter_for
 from vispco.latency.timing import timed
 
-RATIOS = (1.0, 0.8, 0.5, 0.2)  # the layers are on cpu:1, cpu:1, cpu:2, cpu:2
+# The layers are on cpu:1, cpu:1, cpu:2, cpu:2.
+RATIOS = (1.0, 0.8, 0.5, 0.2)
 SHAPES = {"images": (1, 1, 1), "text": (9, 7, 12), "before": (2, 1, 3)}
 LLAVA = ["llava"]
 FAMILY = ["llava", "qwen2_5_vl"]
@@ -118,7 +119,8 @@ def test_keeping_all_changes_nothing(family):
     bare = logits(model, inputs)
     assert torch.equal(bare, logits(single(family), inputs))
     for mode in ("deploy", "search"):
-        with vispco.apply(model, PruningConfig("pdrop", [1 - 1e-9] * 4), mode=mode) as handle:  # hooks, but no drops
+        # Hooks, but no drops.
+        with vispco.apply(model, PruningConfig("pdrop", [1 - 1e-9] * 4), mode=mode) as handle:
             assert torch.equal(bare, logits(model, inputs)) and not handle.kept()
 
 

@@ -128,7 +128,8 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monke
     sample, parts = data.draw(options.data, 14), []
     for first in range(2):
         monkeypatch.setattr(distributed, "rank", lambda first=first: first)
-        capsys.readouterr()  # bars
+        # Drops the progress bars that were printed.
+        capsys.readouterr()
         made = asked.batches(model, processor)
         words = [processor.tokenizer.decode(row[row != -100]) for batch in made for row in batch["labels"]]
         own = [c for i in range(0, 14, 4) for c in sample.conversations[i:i + 4][first::2]]

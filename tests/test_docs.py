@@ -32,7 +32,8 @@ def test_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     try:
         pages = docs.run(page)
     finally:
-        torch.set_printoptions(profile="default")  # a page may choose its own
+        # A page may choose its own.
+        torch.set_printoptions(profile="default")
     for printed, record in zip(pages, docs.recorded(page), strict=True):
         if record:
             assert not docs.differences(record[0], printed, varies=record[1]), f"python docs/run.py {name(page)} --write"
@@ -114,7 +115,8 @@ def test_the_reference_shows_signatures_and_docstrings():
     assert ":::" not in page and page.count("```") % 2 == 0
     assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
     assert all(f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load"))
-    assert ".update(self, slack: Tensor | float | Sequence[float])" in page  # a method of AugmentedLagrangian
+    # A method of AugmentedLagrangian.
+    assert ".update(self, slack: Tensor | float | Sequence[float])" in page
 
 
 def modules():

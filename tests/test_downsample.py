@@ -28,7 +28,8 @@ def test_fewer_tokens_and_all_the_text(family, scale, tokens, padding):
     adapter = adapter_for(model)(model)
     small = downsample(adapter, inputs, scale)
     for b, mask in enumerate(small["attention_mask"].bool()):
-        assert mask.tolist() == sorted(mask.tolist(), reverse=padding == "right")  # padding stays on its side
+        # Padding stays on its side.
+        assert mask.tolist() == sorted(mask.tolist(), reverse=padding == "right")
         real = inputs["attention_mask"][b].bool()
         place = inputs["input_ids"][b][real].tolist().index(IMAGE)
         for name, fill in (("input_ids", 0), ("labels", -100), ("mm_token_type_ids", 0)):
@@ -63,8 +64,10 @@ def test_pictures_are_averages():
     """A picture of one colour stays it, and the patches of Qwen are put together as its processor cuts them."""
     model = make("qwen2_5_vl")
     adapter, patch = adapter_for(model)(model), 2
-    picture = torch.arange(16.0)[:, None].expand(3, 16, 16)  # rows get brighter
-    pieces = picture.view(3, 4, 2, patch, 4, 2, patch).permute(1, 4, 2, 5, 0, 3, 6)  # tokens, patches, colours, pixels
+    # Rows get brighter.
+    picture = torch.arange(16.0)[:, None].expand(3, 16, 16)
+    # Tokens, patches, colours, pixels.
+    pieces = picture.view(3, 4, 2, patch, 4, 2, patch).permute(1, 4, 2, 5, 0, 3, 6)
     pixels = pieces.unsqueeze(5).expand(-1, -1, -1, -1, -1, 2, -1, -1).reshape(64, -1)
     inputs = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 8, 8]])}
     changed, tokens = adapter.smaller(inputs, 0.5)

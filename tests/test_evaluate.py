@@ -16,7 +16,8 @@ def batches(llava):
     result = []
     for seed in range(2):
         b = batch(images=(1, 2, 1, 0), text=(9, 5, 7, 8), before=(2, 0, 3, 4), padding=("left", "right")[seed], seed=seed)
-        for row in range(2):  # run_teacher the labels what the model says, token by token
+        # The labels become what the model says, token by token.
+        for row in range(2):
             for at in (b["labels"][row] != -100).nonzero()[:, 0].tolist():
                 with torch.no_grad():
                     token = model_answer(llava, b, row, at)
@@ -81,7 +82,8 @@ def test_teacher_forced_accuracy_is_greedy_decoding(llava):
     b["input_ids"][:, -2:] = b["labels"][:, -2:] = answer
     assert vispco.evaluate(llava, [b], config).accuracy == 1
     b["labels"][:, -1] = b["input_ids"][:, -1] = (answer[:, -1] + 1) % 50 + 6
-    assert vispco.evaluate(llava, [b], config).accuracy == 0  # one wrong token makes the answer wrong
+    # One wrong token makes the answer wrong.
+    assert vispco.evaluate(llava, [b], config).accuracy == 0
 
 
 def test_flops_are_the_prompt_s_mean(llava, batches):

@@ -25,7 +25,8 @@ IMAGES = [[2, ("image", 0), 5], [1, ("image", 1), 2, ("image", 2), 4], [7], [("i
 VIDEO_SAMPLES = [[2, ("video", 0), 5], [1, ("image", 1), 2, ("video", 1), 4], [6], [("image", 0), 3]]
 SCHEDULES = {"layer 0": [0.5] * 6, "layer 1": [1, 0.4] + [0.4] * 4, "middle": [1, 1, 1, 0.3, 0.3, 0.3],
              "several": [0.9, 0.7, 0.5, 0.5, 0.2, 0.0]}
-CLOSE = 5e-5  # float32, relative to the largest logit; pruning itself moves logits by more than 0.05
+# float32, relative to the largest logit; pruning itself moves logits by more than 0.05
+CLOSE = 5e-5
 
 
 @functools.cache
@@ -192,7 +193,8 @@ def image_sizes(name, samples):
     media = [p for p in samples if isinstance(p, tuple)]
     if name.startswith("qwen"):
         return [GRIDS[kind][shape] for kind, shape in media]
-    if name == "llava_onevision" and any(kind == "video" for kind, _ in media):  # 4 frames each
+    # A video has 4 frames.
+    if name == "llava_onevision" and any(kind == "video" for kind, _ in media):
         return sum(4 if kind == "video" else tile_count(SIZES[shape]) for kind, shape in media)
     if name == "llava_onevision" and len(media) > 1:
         return len(media)
@@ -252,7 +254,8 @@ def test_as_many_late_features_as_layers_are_refused():
 @pytest.mark.parametrize("name, text, felt", [
     ("gemma3", {"window": 20}, True), ("gemma3", {"window": 100}, False),
     ("llava_next", {"text": "mistral", "sliding_window": 9}, True),
-    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False)])  # new tokens do
+    # Only new tokens feel it.
+    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False)])
 def test_sliding_windows_count_original_positions(name, text, felt):
     """Windows shorter and longer than the prompt, in the default cache, which would count kept tokens."""
     model = BUILDERS[name](**text)
@@ -262,7 +265,8 @@ def test_sliding_windows_count_original_positions(name, text, felt):
         with vispco.apply(model, config):
             (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
         assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
-    for samples in (IMAGES, IMAGES[1:2]):  # the second needs no padding, so that the mask could be forgotten
+    # The second needs no padding, so that the mask could be forgotten.
+    for samples in (IMAGES, IMAGES[1:2]):
         inputs, _ = prompts(model, samples)
         (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
         assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= CLOSE

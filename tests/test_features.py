@@ -78,7 +78,8 @@ def test_a_search_runs_the_tower_once_per_batch(llava_batches):
         learned.frontier([0.4, 0.6])
         assert len(runs) == len(batches)
         runs.clear()
-        vispco.evaluate(model, batches)  # whose data may be many: nothing is kept
+        # Evaluation may see many data: nothing is kept.
+        vispco.evaluate(model, batches)
         vispco.evaluate(model, batches, learned.config(0.5))
         assert len(runs) == 3 * len(batches)
     finally:

@@ -176,7 +176,10 @@ def test_gradient_is_the_derivative(counts, text, name):
 
 @pytest.mark.parametrize("method", vispco.list_methods())
 def test_batches_of_counts(method):
-    """A leading dimension of counts, visual and text tokens gives one total each, scoring included."""
+    """A leading dimension of counts, visual and text tokens gives one total each.
+
+    Scoring is included.
+    """
     cost = CostModel(GQA, METHODS.get(method)())
     many, visual, text = (
         torch.tensor([[9, 5, 2, 0], [9, 9, 9, 9], [7, 7, 1, 1]]),
@@ -208,7 +211,8 @@ def test_fastv_published():
     assert f"{report.share:.0%}" == "57%"
 
 
-BY_HAND = {  # of one layer with n tokens, by the formula as printed; d = 4096, m = 11008
+# Of one layer with n tokens, by the formula as printed; d = 4096, m = 11008.
+BY_HAND = {
     "fastv": lambda n, d=4096, m=11008: 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m,
     "sparsevlm": lambda n, d=4096, m=11008: 4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m,
     "vispco": lambda n, d=4096: 24 * n * d**2 + 4 * n**2 * d,
@@ -239,7 +243,10 @@ def test_pdrop_counts_no_text():
 
 
 def test_the_papers_formula_ignores_grouped_queries():
-    """24nd^2 is no function of the FFN or of the key-value heads: that is why `exact` is the default."""
+    """24nd^2 is no function of the FFN or of the key-value heads.
+
+    That is why `exact` is the default.
+    """
     other = dataclasses.replace(SEVEN, kv_heads=4, ffn=99)
     assert CostModel(SEVEN, convention="vispco").full(5, 5) == CostModel(other, convention="vispco").full(
         5, 5
@@ -302,7 +309,8 @@ def test_whole_counts_include_the_scoring_and_fractional_ones_do_not():
     cost = CostModel(SEVEN, METHODS.get("fastv")())
     assert cost(counts, VISUAL, TEXT) == report.total and report.scoring > 0
     assert cost(counts.double(), VISUAL, TEXT) == report.total - report.scoring
-    assert cost.lm_head == 2 * 4096 * 32064  # of one position
+    # Of one position.
+    assert cost.lm_head == 2 * 4096 * 32064
 
 
 def test_a_methods_options_are_paid_for():

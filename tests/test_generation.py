@@ -13,7 +13,8 @@ from tiny import BOS, IMAGE, PAD, PER_IMAGE, VOCAB, batch, tiny_llava, without_l
 from vispco import PruningConfig
 from vispco.registry import METHODS
 
-CLOSE = 1e-4  # float32, relative to the largest logit; pruning itself moves logits by more than 0.1
+# float32, relative to the largest logit; pruning itself moves logits by more than 0.1
+CLOSE = 1e-4
 SCHEDULES = {
     "layer 0": [0.5] * 6,
     "layer 0 and 3": [0.5] * 3 + [0.2] * 3,
@@ -50,14 +51,20 @@ def methods_for(ratios):
 
 
 def generate(model, inputs, new=6, **options):
-    """Greedy generation unless told otherwise; returns ids of the prompt and new tokens, and raw logits."""
+    """Greedy generation unless told otherwise.
+
+    Returns the ids of the prompt and the new tokens, the raw logits, and the cache.
+    """
     options = {"do_sample": False, "max_new_tokens": new, **IDS, **options}
     out = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     return out.sequences, torch.stack(out.logits, 1), out.past_key_values
 
 
 def positions_of(model, run):
-    """The result of `run()`, and the position ids that Hugging Face gave to all the tokens on the way."""
+    """The result of `run()`, and position ids.
+
+    These are the ids that Hugging Face gave to all the tokens on the way.
+    """
     seen = []
     hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kw: seen.append(kw["position_ids"]),
                                                          with_kwargs=True)
@@ -67,7 +74,10 @@ def positions_of(model, run):
 
 
 def recomputed(model, inputs, sequences, kept, ratios, position_ids, merged=None):
-    """Logits of each new token, each from one pass over all before it: no cache, the same tokens kept and merged."""
+    """Logits of each new token, each from one pass over all tokens before it.
+
+    Without a cache; the same tokens are kept and merged.
+    """
     start, steps = inputs["input_ids"].shape[1], []
     with pruned_with(model, Replay(kept, merged), ratios), torch.no_grad():
         for end in range(start, sequences.shape[1]):
@@ -92,12 +102,14 @@ def test_cached_generation_equals_recomputation(model, schedule, method, shape):
         (sequences, logits, cache), positions = positions_of(model, lambda: generate(model, inputs, new=4))
         kept = handle.kept()
     assert error(logits, recomputed(model, inputs, sequences, kept, ratios, positions, witness.merged)) <= CLOSE
-    with torch.no_grad():  # pruning is felt, in the first token already
+    # Pruning is felt, in the first token already.
+    with torch.no_grad():
         full = model(**inputs).logits[:, -1]
     seen = torch.tensor(shape["images"]) > 0
     assert error(logits[seen, 0], full[seen]) > (0.1 if schedule != "last layer" else 1e-3)
 
-    # The cache holds the tokens kept, padded to the longest sample, and the new tokens but the last.
+    # The cache holds the tokens kept, padded to the longest sample, and the new tokens except the
+    # last.
     text = torch.tensor(shape["text"]) + 1
     tail = (inputs["attention_mask"][:, -1] == 0).long()
     for i, layer in enumerate(cache.layers):
@@ -110,9 +122,12 @@ def test_cached_generation_equals_recomputation(model, schedule, method, shape):
 @pytest.mark.parametrize("shape", BATCHES)
 @pytest.mark.parametrize("method, ratio", [("random", 0.5), ("pdrop", 0.3), ("strided", 0.0)])
 def test_generation_equals_an_unhooked_model_that_may_not_look(model, method, ratio, shape):
-    """Tokens dropped at layer 0 are as good as hidden from all: one unhooked pass with a mask has every step.
+    """Tokens dropped at layer 0 are as good as hidden from all.
 
-    Where the prompt is padded on the right, the first new token comes from the last column, padding or not.
+    One unhooked pass with a mask gives every step.
+
+    Where the prompt is padded on the right, the first new token comes from the last column, even if
+    that is padding.
     """
     inputs = without_labels(batch(**BATCHES[shape]))
     with vispco.apply(model, PruningConfig(method, [ratio] * 6)) as handle:
@@ -159,7 +174,10 @@ STRATEGIES = {
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, strategy):
-    """Methods that look at nothing but places choose the same at each step: `use_cache=False` is exact."""
+    """Methods that see only places choose the same at each step.
+
+    So `use_cache=False` is exact.
+    """
     inputs, options = without_labels(batch(**BATCHES[shape])), STRATEGIES[strategy]
     found = []
     for use_cache in (True, False):
@@ -174,7 +192,10 @@ def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, 
 
 @pytest.mark.parametrize("method", vispco.list_methods())
 def test_beams_keep_what_greedy_keeps(llava, method):
-    """All beams of a sample share its prompt, so they share its tokens; their scores equal recomputation."""
+    """All beams of a sample share its prompt, so they share its tokens.
+
+    Their scores equal recomputation.
+    """
     inputs, ratios = without_labels(batch(**BATCHES["left"])), SCHEDULES["several"]
     witness = Witness(METHODS.get(method)())
     with pruned_with(llava, witness, ratios) as handle:
@@ -197,12 +218,16 @@ def test_beams_keep_what_greedy_keeps(llava, method):
 @pytest.mark.parametrize("method, schedule", [("random", "layer 1"), ("strided", "layer 0"),
                                               ("random", "several"), ("strided", "drop all at 3")])
 def test_prompt_lookup_equals_greedy(model, method, schedule):
-    """Speculative decoding: several tokens at a step, and a cache that is cropped where the guess was wrong.
+    """Speculative decoding: several tokens at a step.
 
-    The first guess is part of the first pass: only methods that look at nothing but places do as greedy does.
+    The cache is cropped where the guess was wrong.
+
+    The first guess is part of the first pass: only methods that see nothing but places do as greedy
+    decoding does.
     """
     inputs = without_labels(batch(images=(1,), text=(24,), before=(1,)))
-    inputs["input_ids"][0, -11:] = inputs["input_ids"][0, -22:-11]  # something to look up
+    # Something to look up.
+    inputs["input_ids"][0, -11:] = inputs["input_ids"][0, -22:-11]
     widths = []
     with vispco.apply(model, PruningConfig(method, SCHEDULES[schedule])):
         greedy, _, _ = generate(model, inputs, new=20)
@@ -216,7 +241,8 @@ def test_prompt_lookup_equals_greedy(model, method, schedule):
         )
         hook.remove()
     assert torch.equal(found, greedy)
-    assert max(widths[1:]) > 1 and sum(widths[1:]) > 19  # guessed, and not always right
+    # Guessed, and not always right.
+    assert max(widths[1:]) > 1 and sum(widths[1:]) > 19
 
 
 @pytest.mark.parametrize("schedule", ["layer 0", "several"])
@@ -237,7 +263,10 @@ def test_assisted_generation_equals_greedy(model, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("padded", [False, True])
 def test_manual_decoding_equals_one_pass(model, schedule, padded, chunk):
-    """Without position ids, one or more tokens a step; `random` sees only places, so one pass is exact."""
+    """Without position ids, one or more tokens a step.
+
+    `random` sees only places, so one pass is exact.
+    """
     shape = BATCHES["left" if padded else "equal"]
     inputs, size = without_labels(batch(**shape)), len(shape["text"])
     new = torch.randint(6, VOCAB, (size, 7), generator=torch.Generator().manual_seed(0))
@@ -288,7 +317,10 @@ def test_several_generations_in_a_row(llava, method):
 
 
 def test_two_caches_side_by_side(llava):
-    """What was dropped belongs to the cache, not to the model: two conversations may be decoded in turns."""
+    """What was dropped belongs to the cache, not to the model.
+
+    Two conversations may be decoded in turns.
+    """
     prompts = [without_labels(batch(**BATCHES[name], seed=5)) for name in ("one", "left")]
     steps = [torch.full((len(p["input_ids"]), 1), 9) for p in prompts]
     masks = [torch.nn.functional.pad(p["attention_mask"], (0, 1), value=1) for p in prompts]
@@ -335,15 +367,20 @@ def test_text_only_prompts_generate_as_unhooked(model, method, padding):
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_a_prompt_that_ends_in_an_image(model, padding):
-    """The next token is read off the last column: it must be there, and be what masking the others gives."""
+    """The next token is read off the last column.
+
+    It must be there, and be what masking the others gives.
+    """
     inputs = without_labels(batch(images=(1, 1), text=(9, 5), before=(9, 2), padding=padding))
-    config = PruningConfig("strided", SCHEDULES["several"])  # the last token is not among those it keeps
+    # The last token is not among those it keeps.
+    config = PruningConfig("strided", SCHEDULES["several"])
     last = []
     for mode in ("deploy", "search"):
         with vispco.apply(model, config, mode=mode) as handle, torch.no_grad():
             last.append(model(**inputs).logits[inputs["attention_mask"][:, -1].bool(), -1])
             texts = [int((mask & inputs["input_ids"].ne(IMAGE)).sum()) for mask in handle.kept().values()]
-            assert set(texts) == {16}  # whatever happens to the image, no text is lost
+            # Whatever happens to the image, no text is lost.
+            assert set(texts) == {16}
     assert error(*last) <= CLOSE
 
 

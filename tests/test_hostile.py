@@ -40,4 +40,5 @@ def test_a_damaged_file_is_told_by_name_or_read_right(name, count, seed, tmp_pat
                 assert len(text) < 1500, text
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}; of {content[:2000]!r}")
-    assert told > count / 20 and right > count / 200 and told + right == count  # neither all refused nor nothing noticed
+    # Neither all refused nor nothing noticed.
+    assert told > count / 20 and right > count / 200 and told + right == count

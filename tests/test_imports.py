@@ -120,7 +120,8 @@ def test_no_circles():
     graph = {
         name: set(inside(name)) & set(MODULES) - {name} for name in MODULES if not name.endswith("__init__")
     }
-    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+    # Raises CycleError with the circle.
+    TopologicalSorter(graph).prepare()
 
 
 def test_methods_and_models_never_meet():
@@ -140,7 +141,8 @@ def test_a_plug_in_imports_no_core_but_its_base():
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_third_parties(name):
     used = outside(name)
-    if room(name) not in MAY_USE_TRANSFORMERS and name != "pruning._cache":  # a KV cache is one of theirs
+    # A KV cache is one of theirs.
+    if room(name) not in MAY_USE_TRANSFORMERS and name != "pruning._cache":
         assert "transformers" not in used
     if room(name) not in MAY_USE_MORE:
         assert used <= {"torch", "numpy", "transformers"}

@@ -1,4 +1,7 @@
-"""Kernel functions: bounds and monotonicity for any theta, gradients, and the published formulas by hand."""
+"""Kernel functions.
+
+Bounds and monotonicity for any theta, gradients, and the published formulas by hand.
+"""
 
 import itertools
 import math
@@ -47,7 +50,8 @@ def test_any_theta_is_a_valid_schedule_with_finite_gradients(drawn):
     assert (ratios[:kernel.first_layer] == 1).all()
     ratios.sum().backward()
     assert theta.grad.isfinite().all()
-    assert PruningConfig("fastv", ratios.tolist()).num_layers == kernel.num_layers  # strict about rounding
+    # Strict about rounding.
+    assert PruningConfig("fastv", ratios.tolist()).num_layers == kernel.num_layers
 
 
 @pytest.mark.parametrize("extreme", [-1e4, 1e4, -math.inf, math.inf])
@@ -66,7 +70,8 @@ def test_the_initial_theta_prunes_something_and_every_parameter_has_a_gradient(n
     gradient = kernel.theta.grad
     assert gradient.isfinite().all() and gradient.abs().max() > 0
     assert 0 < ratios[-1] < 1
-    if num_layers >= 4:  # the sum is one direction: a weighted one reaches every parameter
+    # The sum is one direction: a weighted one reaches every parameter.
+    if num_layers >= 4:
         kernel.theta.grad = None
         (kernel() * torch.linspace(1, 3, num_layers) ** 2).sum().backward()
         assert (kernel.theta.grad != 0).all()
@@ -94,7 +99,8 @@ def test_forward_is_the_schedule_of_its_own_theta(name):
     kernel = KERNELS.get(name)(8)
     assert torch.equal(kernel(), kernel.schedule(kernel.theta))
     assert [p.shape for p in kernel.parameters()] == [(kernel.num_parameters,)]
-    assert kernel.double()().dtype == torch.float64  # computed in theta's precision
+    # Computed in theta's precision.
+    assert kernel.double()().dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +115,8 @@ def test_describe_names_one_number_or_several():
 
 
 # ---- the formulas, by hand -----------------------------------------------------------------------
-THETA = torch.tensor([math.log(3), -math.log(4)], dtype=torch.float64)  # sigmoid: 3/4 and 1/5
+# Sigmoid: 3/4 and 1/5.
+THETA = torch.tensor([math.log(3), -math.log(4)], dtype=torch.float64)
 
 
 def by_hand(kernel, formula):
@@ -123,12 +130,14 @@ def test_p_sigmoid_formula():
     by_hand(PSigmoid(8), lambda i: 1 + (.2 - 1) * sigmoid(i - 6))
     by_hand(PSigmoid(8, gamma=2.5), lambda i: 1 + (.2 - 1) * sigmoid(2.5 * (i - 6)))
     by_hand(PSigmoid(8, first_layer=0), lambda i: 1 + (.2 - 1) * sigmoid(i - 6))
-    assert PSigmoid(8)(THETA)[6].item() == pytest.approx(.6)  # half-way at i = k
+    # half-way at i = k
+    assert PSigmoid(8)(THETA)[6].item() == pytest.approx(.6)
 
 
 def test_single_layer_formula():
     by_hand(SingleLayer(8), lambda i: 1 + (.2 - 1) * sigmoid(10 * (i - 6)))
-    between = torch.tensor([math.log(5.5 / 2.5), -math.log(4)])  # k = 5.5: a clean step
+    # k = 5.5: a clean step
+    between = torch.tensor([math.log(5.5 / 2.5), -math.log(4)])
     assert [round(r, 1) for r in SingleLayer(8)(between).tolist()] == [1, 1, 1, 1, 1, 1, .2, .2]
 
 
@@ -165,7 +174,8 @@ def test_multi_step_starts_as_the_papers_form():
 
 def test_multi_step_learned_formula():
     theta = torch.tensor([math.log(3), 0., math.log(2), 0., -math.log(4)], dtype=torch.float64)
-    got = MultiStep(8, steps=2)(theta)  # k = 6 and 4, v = 2/3 and 1/3, r = 1/5
+    # k = 6 and 4, v = 2/3 and 1/3, r = 1/5
+    got = MultiStep(8, steps=2)(theta)
     expected = [1 - .8 * (2 / 3 * sigmoid(10 * (i - 6)) + 1 / 3 * sigmoid(10 * (i - 4))) for i in range(8)]
     torch.testing.assert_close(got, torch.tensor([1., *expected[1:]], dtype=torch.float64))
 
@@ -173,7 +183,8 @@ def test_multi_step_learned_formula():
 @given(st.integers(1, 5), st.floats(-5, 5), st.floats(-5, 5), st.integers(2, 30))
 def test_multi_step_contains_single_layer(steps, a, b, num_layers):
     multi, single = MultiStep(num_layers, steps=steps), SingleLayer(num_layers)
-    weights = torch.linspace(-2, 2, steps if multi.learn_weights else 0)  # any: they sum to 1
+    # Any: they sum to 1.
+    weights = torch.linspace(-2, 2, steps if multi.learn_weights else 0)
     theta = torch.cat([torch.full((steps,), a), weights, torch.tensor([b])])
     torch.testing.assert_close(multi(theta), single(torch.tensor([a, b])), rtol=0, atol=2e-5)
 
@@ -245,7 +256,8 @@ def test_a_search_for_steps_starts_at_one_layer_or_drops_everything_at_a_second(
     starts = kernel.starts()
     assert torch.equal(starts[0], kernel.initial()) and starts.dtype == torch.float32
     single = [staircase(12, (layer, .5)) for layer in range(1, 12)]
-    spread = [1, 2, 4, 5, 7, 8, 10, 11]  # eight of the eleven
+    # Eight of the eleven.
+    spread = [1, 2, 4, 5, 7, 8, 10, 11]
     double = [staircase(12, (a, 1 / 3), (b, 0)) for a, b in itertools.combinations(spread, 2)]
     assert kernel.settled(starts)[1:].tolist() == rows(single + double)
 
@@ -288,7 +300,8 @@ def test_steps_are_deployed_sharp_and_learned_gently():
         staircase(8, (6, .2)))
     with pytest.raises(ValueError, match="theta must have shape"):
         kernel.settled(torch.zeros(3))
-    assert kernel.gamma == .5 and torch.equal(kernel(), gentle)  # also after the error
+    # Also after the error.
+    assert kernel.gamma == .5 and torch.equal(kernel(), gentle)
 
 
 @pytest.mark.parametrize(("left", "deployed"), [(.0049, 0), (.0051, .0051), (.3, .3)])
@@ -302,7 +315,8 @@ def test_steps_that_leave_next_to_nothing_leave_nothing(left, deployed):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SingleLayer(0), "num_layers must be at least 1, got 0"),
     (lambda: SingleLayer(4, first_layer=4),
-     r"^first_layer must be in 0\.\.3, got 4: no layer would be left to prune; pass a smaller first_layer$"),
+     r"^first_layer must be in 0\.\.3, got 4: no layer would be left to prune; "
+     r"pass a smaller first_layer$"),
     (lambda: SingleLayer(4, first_layer=-1), r"first_layer must be in 0\.\.3, got -1"),
     (lambda: PSigmoid(4, gamma=0), "gamma must be a positive number, got 0"),
     (lambda: SingleLayer(4, gamma=-1), "gamma must be a positive"),
@@ -343,4 +357,5 @@ def test_the_free_kernel_has_every_schedule_but_for_a_thousandth_a_layer(ratios,
     schedule[:first_layer] = 1
     theta = kernel.double().inverse(schedule)
     assert (kernel.schedule(theta) - schedule).abs().max() <= 1e-3 * len(theta)
-    assert kernel.schedule(theta).diff().abs()[max(0, first_layer - 1):].min() > 5e-4  # nowhere without a gradient
+    # Nowhere without a gradient.
+    assert kernel.schedule(theta).diff().abs()[max(0, first_layer - 1):].min() > 5e-4

@@ -131,7 +131,8 @@ def test_the_page_of_the_eight_benchmarks_names_tasks_and_metrics_that_there_are
     page = (Path(vispco.__file__).parents[1] / "docs/lmms-eval.md").read_text(encoding="utf-8")
     rows = [row.split("|")[1:5] for row in page.split("| benchmark |")[1].splitlines()[2:10]]
     assert [row[0].strip() for row in rows] == ["A-OKVQA", "VizWiz", "SEED-Evaluator", "MMBench", "MME", "ChartQA", "OCRBench", "TextVQA"]
-    tasks = ["ok_vqa_val2014"]  # in place of A-OKVQA
+    # In place of A-OKVQA.
+    tasks = ["ok_vqa_val2014"]
     assert not [name for name in manager.all_tasks if "aokvqa" in name.replace("_", "")]
     for _, task, metrics, mind in rows:
         tasks += (named := re.findall("`(.*?)`", task))
@@ -185,7 +186,8 @@ def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
     frames = VispcoModel._frames(model, {"video": str(tmp_path / "v.mp4")})
     wanted = np.linspace(0, length - 1, min(5, length)).round()
     assert frames.shape == (min(5, length), 64, 64, 3)
-    assert np.abs(frames.mean((1, 2, 3)) - 10 * wanted).max() <= 13  # one frame aside, and what encoding loses
+    # One frame aside, and what encoding loses.
+    assert np.abs(frames.mean((1, 2, 3)) - 10 * wanted).max() <= 13
     assert VispcoModel._frames(model, {"video": frames}) is frames
     with pytest.raises(ValueError, match="whole videos"):
         VispcoModel._frames(model, {"video": "v.mp4", "video_start": 1.0})

@@ -11,7 +11,8 @@ import torch
 import test_contract
 import vispco
 from oracles import error
-from test_contract import double as double, name as name  # fixtures
+# These are fixtures.
+from test_contract import double as double, name as name
 from tiny import IMAGE, PAD, PER_IMAGE, batch, without_labels
 from tiny_families import TEXT
 from vispco.registry import ADAPTERS, METHODS, adapter_for
@@ -38,7 +39,8 @@ def page(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("glance_page", path)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "glance_page", module)  # some releases look classes up there
+        # Some releases look classes up there.
+        patch.setitem(sys.modules, "glance_page", module)
         spec.loader.exec_module(module)
         yield module
     ADAPTERS.remove("glance")

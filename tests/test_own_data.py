@@ -112,7 +112,8 @@ def test_evaluate_gives_the_librarys_figures(here, tmp_path, capsys):
         for e, correct in zip(chosen, want.correct.tolist(), strict=True):
             right[e.task].append(correct)
         assert found["tasks"] == {task: sum(c) / len(c) for task, c in right.items()}
-    assert not err  # --quiet
+    # --quiet
+    assert not err
 
 
 def test_apply_answers_as_generate_does(here, tmp_path, capsys):

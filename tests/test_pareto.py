@@ -96,8 +96,10 @@ def test_lists_arrays_and_tensors_of_any_dtype(make):
 def test_differences_below_float32_are_seen():
     assert is_non_dominated([(1 + 1e-12, 0), (1, 0)]).tolist() == [False, True]
     assert hypervolume([(1 + 1e-12, 0.)], (2., 1.)) < 1
-    assert hypervolume([(0., 0.)], (.1, .1)) == .1 * .1  # nor is the reference rounded
-    assert interpolate([(.1, 1.), (.1 + 1e-12, 2.)], .1).item() == 1  # nor the cost
+    # Nor is the reference rounded.
+    assert hypervolume([(0., 0.)], (.1, .1)) == .1 * .1
+    # Nor is the cost rounded.
+    assert interpolate([(.1, 1.), (.1 + 1e-12, 2.)], .1).item() == 1
 
 
 @pytest.mark.parametrize("empty", [[], np.empty((0, 2)), torch.empty(0, 2)])
@@ -112,7 +114,8 @@ def test_empty(empty):
 @settings(max_examples=200)
 def test_hypervolume_counts_grid_cells(drawn):
     points, _, m = drawn
-    reference = (3, 4, 4, 3)[:m]  # some points are on it or beyond
+    # Some points are on it or beyond.
+    reference = (3, 4, 4, 3)[:m]
     got = hypervolume(points, reference)
     assert isinstance(got, float) and got == oracle_hypervolume(points, reference)
 
@@ -136,7 +139,8 @@ def test_hypervolume_invariances(drawn, random):
         return [s * v for s, v in zip(signs, p, strict=True)]
 
     assert hypervolume([flip(p) for p in points], flip(reference)) == value
-    shuffled = points + points[:2]  # duplicates add nothing
+    # Duplicates add nothing.
+    shuffled = points + points[:2]
     random.shuffle(shuffled)
     assert hypervolume(shuffled, reference, maximize) == value
     axes = random.sample(range(m), m)
@@ -154,8 +158,10 @@ def test_hypervolume_by_hand():
     assert hypervolume([(0, 0, 0)], (2, 3, 4)) == 24
     assert hypervolume([(0, 1, 1), (1, 0, 1), (1, 1, 0)], (2, 2, 2)) == 4
     assert hypervolume([(1., .5), (2., .75)], (4., 0.), (False, True)) == 2
-    assert hypervolume([(4, 0)], (4, 4)) == 0  # on the reference's edge
-    assert hypervolume([(4, -math.inf), (2, 2)], (4, 4)) == 4  # though infinitely good elsewhere
+    # On the edge of the reference.
+    assert hypervolume([(4, 0)], (4, 4)) == 0
+    # Though the other objective is infinitely good.
+    assert hypervolume([(4, -math.inf), (2, 2)], (4, 4)) == 4
 
 
 def test_hypervolume_of_a_frontier_of_700_configurations_is_quick():
@@ -170,7 +176,8 @@ def test_interpolate_is_the_best_affordable_quality(points, cost):
     expected = max([q for c, q in points if c <= cost], default=-math.inf)
     assert interpolate(points, cost).item() == expected
     front = torch.tensor(points).reshape(-1, 2)[is_non_dominated(points, (False, True))]
-    assert interpolate(front, cost).item() == expected  # dominated points change nothing
+    # Dominated points change nothing.
+    assert interpolate(front, cost).item() == expected
 
 
 def test_interpolate_many_costs():

@@ -20,7 +20,8 @@ def run(tmp_path_factory):
     """Runs Python with the plug-in installed, in a folder of its own; returns what it printed."""
     pytest.importorskip("pip")
     folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PLUGIN, folder / "source")  # building leaves files there
+    # Building leaves files there.
+    shutil.copytree(PLUGIN, folder / "source")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", ROOT))),
                    "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
 

@@ -103,7 +103,8 @@ def test_presets_equal_the_published_notations(method, name):
 
 # ---- other depths --------------------------------------------------------------------------------
 def test_another_depth_has_its_steps_at_the_same_relative_depth():
-    assert preset("fastv", "k2-r50", num_layers=40).config.steps == {3: 0.5}  # 2.5, rounded
+    # 2.5, rounded
+    assert preset("fastv", "k2-r50", num_layers=40).config.steps == {3: 0.5}
     assert preset("pdrop", "lambda-0.5", num_layers=28).config.steps == {7: 0.5, 14: 0.25, 21: 0.125}
     assert list(preset("sparsevlm", "192", num_layers=64).config.steps) == [6, 14, 32]
 

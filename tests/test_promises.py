@@ -102,7 +102,8 @@ class Case:
             high = max(cost([n] * self.size.layers, n, t) for n, t in self.samples) if self.form == "absolute" else 1.0
         value = lowest + self.rng.uniform(-0.05, 1) * (high - lowest)
         digits = 0 if self.form == "absolute" and name != "latency" else 4
-        value = max(0.0, value if self.form == "absolute" else min(value, 1.0))  # dear ranking: the least may cost more than all
+        # Dear ranking: the least may cost more than all.
+        value = max(0.0, value if self.form == "absolute" else min(value, 1.0))
         return Fraction(round(value * 10**digits), 10**digits)
 
     def own(self, counts, n):
@@ -170,7 +171,8 @@ def check(seeds):
 
 def test_hardened_schedules_never_exceed_and_are_within_one_token_of_the_best():
     refused, full = check(range(0, 10_000, 8))
-    assert 20 < refused < 200 and full < 200  # nearly all cases are about something
+    # Nearly all cases are about something.
+    assert 20 < refused < 200 and full < 200
 
 
 @pytest.mark.slow

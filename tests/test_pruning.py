@@ -226,7 +226,8 @@ def test_remove_twice_is_harmless(llava):
     first = vispco.apply(llava, config)
     first.remove(), first.remove()
     second = vispco.apply(llava, config)
-    first.remove()  # must not take the other's registration away
+    # Must not take the other's registration away.
+    first.remove()
     with pytest.raises(ValueError, match="is pruned already"):
         vispco.apply(llava, config)
     second.remove()

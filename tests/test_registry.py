@@ -34,7 +34,8 @@ def test_a_name_is_taken_once(colours):
     with pytest.raises(ValueError, match="already registered"):
         colours.register("red")(Blue)
     assert colours.get("red") is Red
-    colours.register("red", Red)  # the same class again, as when a module is reloaded by hand
+    # The same class again, as when a module is reloaded by hand.
+    colours.register("red", Red)
     colours.register("red", Blue, overwrite=True)
     assert colours.get("red") is Blue and colours.names() == ["red"]
 
@@ -117,7 +118,8 @@ def test_installed_packages_register_themselves(installed, ask):
     point = Point("red", Red)
     installed["vispco.colours"] = [point]
     colours = Registry("colour", "vispco.colours")
-    assert point.loads == 0  # nothing is imported before it is asked for
+    # Nothing is imported before it is asked for.
+    assert point.loads == 0
     ask(colours), ask(colours)
     assert colours.get("red") is Red and colours.names() == ["red"] and point.loads == 1
 
@@ -130,7 +132,10 @@ def test_what_is_registered_already_wins_over_an_entry_point(installed):
 
 
 def test_a_module_that_registers_itself_when_loaded(installed):
-    """The entry point imports a module whose decorator registers the class: that is no duplicate."""
+    """The entry point imports a module whose decorator registers the class.
+
+    That is no duplicate.
+    """
     colours = Registry("colour", "vispco.colours")
 
     class Module(Point):
@@ -143,7 +148,10 @@ def test_a_module_that_registers_itself_when_loaded(installed):
 
 
 def test_a_broken_package_is_named_and_does_not_hide_the_others(installed):
-    """Whatever the error is, the message says which entry point it came from; the rest stay usable."""
+    """Whatever the error is, the message says which entry point it came from.
+
+    The rest stay usable.
+    """
     installed["vispco.colours"] = [
         Point("broken", ImportError("no module named 'gone'")),
         Point("blue", Blue),

@@ -25,7 +25,8 @@ def every(*shape):
 def scored(draw, elements=ANY_FLOAT, max_n=25):
     """Scores (with ties, huge ones and infinities) and who is alive, for a small batch."""
     batch, n = draw(st.integers(1, 3)), draw(st.integers(1, max_n))
-    few = st.sampled_from([0., 1., 2., -1.])  # many ties
+    # Many ties.
+    few = st.sampled_from([0., 1., 2., -1.])
     values = draw(st.sampled_from([elements, few, st.just(3.)]))
     scores = draw(st.lists(st.lists(values, min_size=n, max_size=n), min_size=batch, max_size=batch))
     bools = st.sampled_from([st.booleans(), st.just(True), st.just(False)]).flatmap(
@@ -184,7 +185,10 @@ def test_extreme_windows_average_everything_alive_or_only_the_nearest():
 
 
 def test_a_sample_far_from_its_budget_does_not_depend_on_one_that_is_near():
-    """Weights are scaled by each sample's own largest: by the batch's, those of the second would all be 0."""
+    """Weights are scaled by each sample's own largest.
+
+    By the largest of the batch, those of the second sample would all be 0.
+    """
     scores, keep = torch.tensor([[3.0, 1.0, 2.0], [7.0, 5.0, 6.0]]), torch.tensor([0.5, 200.0])
     tau = soft_threshold(scores, keep, every(2, 3), sigma=1.0)
     alone = [soft_threshold(scores[i:i + 1], keep[i:i + 1], every(1, 3), sigma=1.0).item() for i in range(2)]
@@ -201,7 +205,8 @@ def test_threshold_falls_between_the_kth_and_the_next_token(n, seed):
 
 
 def test_threshold_by_hand():
-    scores, alive = torch.tensor([[1., 4., 2.]]), every(1, 3)  # sorted 4, 2, 1 at 1/2, 3/2, 5/2
+    # Sorted 4, 2, 1 at 1/2, 3/2, 5/2.
+    scores, alive = torch.tensor([[1., 4., 2.]]), every(1, 3)
     w = math.exp(-1 / 2)
     tau = soft_threshold(scores, torch.tensor([1.5]), alive, sigma=1.)
     assert tau.item() == pytest.approx((4 * w + 2 + 1 * w) / (1 + 2 * w))
@@ -214,7 +219,8 @@ def test_threshold_by_hand():
 def test_default_window_is_ten_tokens_in_576_and_never_below_one(n):
     scores, keep = torch.rand(1, n, dtype=torch.float64), torch.tensor([.3 * n], dtype=torch.float64)
     sigma = max(1, 10 * n / 576)
-    padded = torch.cat([scores, torch.rand(1, 100)], -1)  # of the alive tokens, whatever the padding
+    # Of the alive tokens, whatever the padding.
+    padded = torch.cat([scores, torch.rand(1, 100)], -1)
     alive = (torch.arange(n + 100) < n)[None]
     expected = soft_threshold(scores, keep, every(1, n), sigma)
     torch.testing.assert_close(soft_threshold(padded, keep, alive), expected, rtol=1e-12, atol=0)
@@ -257,7 +263,8 @@ def test_soft_mask_and_its_gradient_are_always_finite(drawn, ratio, sigma, how, 
     mask.sum().backward()
     assert keep.grad.isfinite().all()
     for raw, a, row in zip(scores.tolist(), alive.tolist(), mask, strict=True):
-        # better tokens are kept at least as much, but for an ulp: the vector lanes' sigmoid is not the scalar one
+        # Better tokens are kept at least as much, up to one ulp: the sigmoid of the vector lanes is
+        # not the scalar one.
         assert (row[oracle_order(raw, a)].diff() <= torch.finfo(row.dtype).eps).all()
 
 

@@ -81,7 +81,8 @@ def test_masses_are_the_full_models_attention(family, batches):
         trace = by_hand(eager, rows_alone(without_labels(inputs), images, b)[0])
         ids = inputs["input_ids"][b][inputs["attention_mask"][b].bool()].tolist()
         visual = [p for p, t in enumerate(ids) if t == IMAGE]
-        text = [p for p, t in enumerate(ids) if t != IMAGE and p > visual[0]][:-2]  # two are the answer
+        # Two are the answer.
+        text = [p for p, t in enumerate(ids) if t != IMAGE and p > visual[0]][:-2]
         for layer in range(5):
             most = trace.attention[layer][0].amax(0)
             expected = torch.stack([most[text][:, visual].mean(0), most[visual][:, visual].mean(0)])

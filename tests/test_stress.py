@@ -166,7 +166,8 @@ def test_a_method_that_breaks_off(model, mode, error):
         for run in (logits, generate):
             with pytest.raises(error):
                 run(model, MANY)
-        assert not handle.prefill.embeddings.numel() and not handle.prefill.captured  # nothing is held on to
+        # Nothing is held on to.
+        assert not handle.prefill.embeddings.numel() and not handle.prefill.captured
         broken = False
         assert torch.equal(logits(model, MANY), expected)
 
@@ -291,7 +292,8 @@ def test_ratios_of_a_handle_that_kept_all(model):
         handle.ratios = torch.tensor(STEPS.keep_ratios)
         got = logits(model, MANY)
     assert torch.equal(got, pruned(model, STEPS))
-    handle.ratios = torch.tensor(EARLY.keep_ratios)  # removed: nothing comes back
+    # Removed: nothing comes back.
+    handle.ratios = torch.tensor(EARLY.keep_ratios)
 
 
 @works("a pruned model that is let go without `.remove()`: it is collected, and compiled code is on again")
@@ -512,7 +514,8 @@ def test_search_mode_does_not_generate(model, refusal):
         with refusal():
             generate(model)
         cache = model(**ONE).past_key_values
-    with vispco.apply(model, STEPS), refusal():  # nor does deploy go on from there
+    # Deploy mode does not go on from there either.
+    with vispco.apply(model, STEPS), refusal():
         model(input_ids=torch.tensor([[9]]), past_key_values=cache)
 
 
@@ -554,7 +557,8 @@ def test_the_offloaded_cache():
          "(leave cache_implementation out)")
 @pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
 def test_static_caches_are_refused(refusal, name):
-    model = tiny_llava()  # to which transformers attaches a static cache, refused or not
+    # A model of its own: transformers attaches a static cache to it, refused or not.
+    model = tiny_llava()
     with vispco.apply(model, STEPS):
         with refusal():
             generate(model, cache_implementation=name)
@@ -615,7 +619,8 @@ def test_a_pruned_cache_is_of_no_use_outside(model, refusal, config, mode):
     for used in (step, {**step, "past_key_values": copy.deepcopy(cache)}):
         with refusal():
             logits(model, used)
-    with vispco.apply(model, PruningConfig("strided", [1.0] * 6)), refusal():  # which changes nothing
+    # A configuration that changes nothing.
+    with vispco.apply(model, PruningConfig("strided", [1.0] * 6)), refusal():
         logits(model, step)
     assert [layer.keys.shape[-2] for layer in cache.layers] == lengths
 
@@ -651,7 +656,8 @@ def test_a_cache_that_is_used_again(model, second):
         model(**ONE, past_key_values=used)
         used.reset()
         for layer in used.layers:
-            layer.keys = layer.values = None  # older releases keep zeros
+            # Older releases keep zeros.
+            layer.keys = layer.values = None
             layer.is_initialized = False
         found = []
         for cache in (fresh, used):
@@ -719,7 +725,8 @@ def test_gradient_checkpointing_of_a_pruned_model(model):
 def test_train_inside(model):
     with vispco.apply(model, FASTV):
         expected = logits(model, MANY)
-        assert torch.equal(logits(model.train(), MANY), expected)  # no dropout in this configuration
+        # No dropout in this configuration.
+        assert torch.equal(logits(model.train(), MANY), expected)
         model.eval()
 
 
@@ -835,7 +842,8 @@ def test_compiling_inside():
 @pytest.mark.parametrize("config", [STEPS, TOWER])
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_copies_of_a_pruned_model_are_refused(refusal, config, mode):
-    model = tiny_llava()  # once they have run, older hooks of transformers itself cannot be pickled
+    # Once they have run, older hooks of transformers itself cannot be pickled.
+    model = tiny_llava()
     with vispco.apply(model, config, mode=mode):
         for copied in (copy.deepcopy, pickle.dumps, lambda m: torch.save(m, io.BytesIO())):
             for part in (model, model.get_decoder().layers[2]):
@@ -990,7 +998,8 @@ def test_packed_prompts_are_refused(model, refusal):
     ids, size = ONE["input_ids"].repeat(1, 2), ONE["input_ids"].shape[1]
     packed = {"input_ids": ids, "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
               "position_ids": torch.arange(size).repeat(1, 2), "use_cache": False}
-    assert error(logits(model, packed)[:, size:], logits(model, ONE)) <= CLOSE  # transformers keeps them apart
+    # Transformers keeps them apart.
+    assert error(logits(model, packed)[:, size:], logits(model, ONE)) <= CLOSE
     with vispco.apply(model, STEPS):
         with refusal():
             logits(model, packed)

@@ -1,4 +1,7 @@
-"""The surrogate: a Gaussian process, against the closed form, and its expected improvement, against integration."""
+"""The surrogate of the search: a Gaussian process and its expected improvement.
+
+The process against the closed form, the improvement against integration.
+"""
 
 import math
 
@@ -16,7 +19,10 @@ def known(count=12, layers=6, seed=0):
 
 
 def test_the_posterior_is_that_of_the_joint_normal_distribution():
-    """Mean and variance by conditioning the joint covariance with a matrix inverse, written out pair by pair."""
+    """Mean and variance by conditioning the joint covariance.
+
+    With a matrix inverse, written out pair by pair.
+    """
     ratios, losses = known()
     new, _ = known(5, seed=1)
     process = Surrogate(ratios, losses)
@@ -40,7 +46,10 @@ def test_the_posterior_is_that_of_the_joint_normal_distribution():
 
 
 def test_length_and_noise_have_the_largest_likelihood_of_the_grid():
-    """Against the log density of a multivariate normal with the variance that is best for each pair."""
+    """Against the log density of a multivariate normal.
+
+    It has the variance that is best for each pair.
+    """
     from vispco.solvers import surrogate
 
     ratios, losses = known()

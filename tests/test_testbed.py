@@ -56,21 +56,26 @@ class Board:
 
     def solve(self, text: str) -> str:
         w = text.split()
-        if w[0] == "count":  # count every S in COLOUR
+        # Count every S in COLOUR.
+        if w[0] == "count":
             colour = self.colour(w[4:])
             return str(sum(c == colour and w[2] in (t, "object") for c, t in self.cells.values()))
-        if w[:3] == ["is", "there", "more"]:  # is there more C than COLOUR
+        # Is there more C than COLOUR.
+        if w[:3] == ["is", "there", "more"]:
             first, second = (sum(c == k for c, _ in self.cells.values()) for k in (w[3], self.colour(w[5:])))
             assert abs(first - second) >= 2
             return "yes" if first > second else "no"
-        if w[0] == "is":  # is there a S in COLOUR
+        # Is there a S in COLOUR.
+        if w[0] == "is":
             return "yes" if (self.colour(w[5:]), w[3]) in self.cells.values() else "no"
-        if w[3] == "in":  # what A is in COLOUR
+        # What A is in COLOUR.
+        if w[3] == "in":
             colour = self.colour(w[4:])
             found = [t for c, t in self.cells.values() if c == colour and t.isdigit() == (w[1] == "digit")]
             assert len(found) == 1, "the question has no unique object"
             return found[0]
-        if "in" in w:  # what A is D of the S in COLOUR
+        # What A is D of the S in COLOUR.
+        if "in" in w:
             kind = (self.colour(w[8:]), w[6])
             (anchor,) = [place for place, thing in self.cells.items() if thing == kind]
             return self.attribute(w[1], (anchor[0] + STEPS[w[3]][0], anchor[1] + STEPS[w[3]][1]))
@@ -156,7 +161,8 @@ def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
     train.save_state(tmp_path / "state", 1, *_parts(0), Curriculum(), [])
     path, = (tmp_path / "state").glob("*.safetensors")
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1  # of a number: safetensors would not notice
+    # One bit of a number: safetensors would not notice.
+    data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"state: expected the state of this training, but {path.name} is damaged; train without --resume"):
         train.load_state(tmp_path / "state", *_parts(1), Curriculum())
@@ -337,7 +343,8 @@ def test_packed_questions_give_the_models_own_logits(name):
         with torch.inference_mode():
             logits = forward(model, batch, (0, SPECS[name].layers))[0]
             for slot in range(4):
-                where = (batch.slot == slot).nonzero()[:, 0][: -1 if slot < 2 else None]  # two slots hold the answer too
+                # Two slots hold the answer too.
+                where = (batch.slot == slot).nonzero()[:, 0][: -1 if slot < 2 else None]
                 items = [Example(image, " ".join(vocab.WORDS[t] for t in row), "", "")
                          for image, row in zip(batch.images, batch.tokens[:, where], strict=True)]  # fmt: skip
                 out = model(**testbed.collate(items, with_answers=False, model=name)).logits[:, -1]
@@ -412,7 +419,8 @@ def test_plain_forward_agrees_with_the_evaluation(shipped, side):
     assert torch.isfinite(out.loss)
     guess = out.logits.argmax(-1)[:, :-1]
     right = ((guess == labels[:, 1:]) | (labels[:, 1:] == -100)).all(1).numpy()
-    assert (right == evaluate.hits(shipped[0], items)).mean() >= 0.98  # ties may fall either way in float32
+    # Ties may fall either way in float32.
+    assert (right == evaluate.hits(shipped[0], items)).mean() >= 0.98
 
 
 def test_generate_is_the_teacher_forced_argmax(shipped):

@@ -1,4 +1,7 @@
-"""Calls timed in turns, by fake clocks: what is measured, in what order, and what is predicted. No speed is asserted."""
+"""Calls timed in turns, by fake clocks.
+
+What is measured, in what order, and what is predicted. No speed is asserted.
+"""
 
 import contextlib
 from collections import Counter
@@ -110,7 +113,10 @@ CONFIGS = [PruningConfig("fastv", r) for r in ([1.0] * 2 + [0.5] * 4, [1, 1, 0.7
 
 @pytest.mark.parametrize("new_tokens", [1, 3])
 def test_what_the_formula_says_is_what_a_machine_does_that_follows_it(model, new_tokens):
-    """t_0 + sum t(N_t + n_i), with a clock of our own: exact, for whole answers too, on a machine of any speed."""
+    """t_0 + sum t(N_t + n_i), with a clock of our own.
+
+    It is exact, for whole answers too, on a machine of any speed.
+    """
     inputs, n_visual, n_text = prompt()
     clock = Clock(model)
     clock.speed = 0.125
@@ -133,7 +139,8 @@ def test_every_round_runs_everything_once_pruned_or_not_in_another_order(model):
     turns = [list(map(tuple, clock.lengths[i:i + size])) for i in range(0, 3 * size, size)]
     assert Counter(turns[0]) == Counter(turns[1]) == Counter(turns[2]) and turns[0] != turns[1] != turns[2]
     pruned = {tuple(n_text + n for n in config.tokens(n_visual)) for config in CONFIGS[:2]}
-    assert pruned < set(turns[0]) and Counter(turns[0])[(n_visual + n_text,) * 6] == 2  # with and without the tower
+    # With and without the tower.
+    assert pruned < set(turns[0]) and Counter(turns[0])[(n_visual + n_text,) * 6] == 2
     assert all(len(set(turn)) == 1 for turn in set(turns[0]) - pruned)
 
 

@@ -64,7 +64,8 @@ def test_nothing_that_is_read_is_run(path):
     "eval('1')", "x = exec", "import os\nos.system('x')", "import subprocess\nsubprocess.run('x', shell=True)", "import joblib.numpy_pickle",
     "M.from_pretrained(n, trust_remote_code=True)", "__import__('x')", "import shelve", "from dill import *"])
 def test_the_search_for_dangers_finds_them(line):
-    assert dangers(line) or line == "from torch import load"  # harmless until it is used
+    # Harmless until it is used.
+    assert dangers(line) or line == "from torch import load"
 
 
 # ---- models with code of their own ---------------------------------------------------------------
@@ -128,7 +129,8 @@ def test_a_models_own_code_runs_only_if_the_user_says_so(own_code, capsys):
     assert not Path("ran").exists()
     out, err = capsys.readouterr()
     assert "with --trust-remote-code it may" in err and err.count("\n") == 1 and not out
-    main([*ASK, "--trust-remote-code"])  # so the folder would have run it
+    # With this option it runs: so the folder did bring code.
+    main([*ASK, "--trust-remote-code"])
     assert Path("ran").read_text() == "this code ran"
 
 
@@ -157,7 +159,8 @@ def pictures(tmp_path, monkeypatch):
     """A folder of pictures with links and worse in it, beside a picture that is none of its business."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in-too").mkdir()  # begins alike
+    # Its name begins like the other's.
+    (tmp_path / "in-too").mkdir()
     for name in ("in/a.png", "secret.png", "in-too/b.png"):
         Image.new("RGB", (4, 4), "red").save(name)
     os.symlink(tmp_path / "secret.png", "in/link.png")
@@ -193,7 +196,8 @@ def test_no_picture_is_read_from_outside_of_its_folder(path, images, pictures, m
 @pytest.mark.parametrize("path", [p for p in OUTSIDE if isinstance(p, str)], ids=lambda p: repr(p)[:40])
 def test_no_frame_of_a_video_is_read_from_outside_either(path, pictures):
     rows = [{"video": path, "question": "q", "answer": "a"}, {"video": ["a.png", path], "question": "q", "answer": "a"}]
-    for row in rows[path in (".", "folder.png", ""):]:  # a folder is a fine place for frames, but here without any
+    # A folder is a fine place for frames, but here without any.
+    for row in rows[path in (".", "folder.png", ""):]:
         with harmless(), within(2), pytest.raises((ValueError, OSError, ImportError)):
             conversation = parse(row, "q.jsonl:1", "in")
             open_video(conversation.media[0], conversation.folder)
@@ -243,7 +247,8 @@ def test_a_playlist_does_not_lead_a_video_elsewhere(tmp_path, monkeypatch):
 def test_a_file_has_no_more_bytes_than_its_pixels_can_need(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with open(tmp_path / "a.png", "ab") as file:
-        file.truncate(2**24 + 8 * 100 + 1)  # sparse
+        # A sparse file.
+        file.truncate(2**24 + 8 * 100 + 1)
     with harmless(50), pytest.raises(ValueError, match=r"a\.png: expected at most 16,778,016 bytes for 100 pixels.*raise --max-pixels"):
         open_picture(str(tmp_path / "a.png"), max_pixels=100)
     with pytest.raises(ValueError, match="a picture of 16,778,017 bytes: expected at most"):
@@ -259,7 +264,8 @@ def test_a_large_picture_is_told_once_whatever_pil_would_warn_of(tmp_path, capfd
     for side, words in ((9000, "50,000,000 pixels, got 9000 x 9000"), (10_000, "got 10000 x 10000"), (20_000, "more than PIL would ever open")):
         with harmless(50), pytest.raises(ValueError, match=words):
             open_picture(bomb(side, side))
-    with pytest.raises(ValueError, match="expected a picture"):  # no more than a header
+    # This picture is no more than a header.
+    with pytest.raises(ValueError, match="expected a picture"):
         open_picture(bomb(10_000, 10), max_pixels=10**9)
     assert capfd.readouterr() == ("", "")
 
@@ -281,7 +287,8 @@ def test_a_text_that_unpacks_to_gigabytes_is_refused(tmp_path):
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
     with open(tmp_path / "q.jsonl", "wb") as file:
         file.write(b'{"a": "')
-        file.truncate(2**29)  # sparse: half a gigabyte of zeros
+        # Sparse: half a gigabyte of zeros.
+        file.truncate(2**29)
     with harmless(200), within(10), pytest.raises(ValueError, match=r"q\.jsonl:1: expected at most 16,777,216 characters on a line"):
         draw(tmp_path / "q.jsonl", 1)
 

@@ -21,7 +21,8 @@ from vispco.methods.pool import Pool
 from vispco.registry import METHODS, adapter_for
 from vispco.pruning._tower import Replaced, Tower, placed, received
 
-PROCESSORS.setdefault(type(make("llava")), None)  # its plain batches are what its processor gives
+# Its plain batches are what its processor gives.
+PROCESSORS.setdefault(type(make("llava")), None)
 CASES = [(name, "images") for name in FAMILIES] + [(name, "video") for name in sorted(VIDEOS)]
 families = pytest.mark.parametrize("name", FAMILIES)
 everything = pytest.mark.parametrize("name, samples", CASES)
@@ -53,7 +54,8 @@ def listen(model, inputs, run=None):
 
 
 # ---- attention and keys --------------------------------------------------------------------------
-LAYER = {  # by hand: the attention whose layer's output becomes the visual tokens
+# By hand: the attention whose layer's output becomes the visual tokens.
+LAYER = {
     **dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3", "paligemma"),
                     "vision_tower.encoder.layers.1.self_attn"),
     **dict.fromkeys(("idefics3", "smolvlm"), "vision_model.encoder.layers.1.self_attn"),
@@ -112,7 +114,8 @@ def test_read_is_the_towers_own_attention(name, samples, padding, monkeypatch):
                 count = tile_count(name, kind, inputs)
                 part = tiles[start:start + count]
                 values = torch.cat(part) if name in QWEN else torch.stack(part)
-                expected[mask] = adapter.tokens_from_patches(values, tower.inputs, kind)  # tested below
+                # Tested below.
+                expected[mask] = adapter.tokens_from_patches(values, tower.inputs, kind)
                 start += count
         assert start == len(tiles)
         attention, keys = tower.read(inputs, visual)
@@ -128,7 +131,8 @@ def tile_count(name, kind, inputs):
     if kind == "video":
         return inputs["pixel_values_videos"].shape[:2].numel()
     pixels = inputs["pixel_values"]
-    if "batch_num_images" in inputs:  # LLaVA-OneVision: alone in its sample, an image is cut
+    # LLaVA-OneVision: alone in its sample, an image is cut.
+    if "batch_num_images" in inputs:
         cut = [n == 1 for n in inputs["batch_num_images"].tolist() for _ in range(n)]
         return sum(int((tiles != 0).flatten(1).any(1).sum()) if c else 1 for tiles, c in zip(pixels, cut, strict=True))
     return int((pixels != 0).flatten(-3).any(-1).sum())
@@ -229,7 +233,8 @@ def check_tokens(model, inputs, kind):
               "video": ("video_grid_thw",)}[kind]
     inputs = {k: inputs[k] for k in (pixels, *others) if k in inputs}
     tower = model.model.get_submodule(adapter.tower)
-    if model.config.model_type.startswith("llava"):  # a hidden state, which no norm follows
+    # A hidden state, which no norm follows.
+    if model.config.model_type.startswith("llava"):
         hook = tower.encoder.layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))
     else:
         hook = tower.register_forward_hook(lambda m, a, out: seen.append(out.last_hidden_state))
@@ -306,7 +311,8 @@ def expected_places(name, sample):
             t, h, w = GRIDS[kind][shape]
             for _ in range(t):
                 places += rows(frame(), h // 2, w // 2)
-        elif kind == "video":  # LLaVA-OneVision: 2 x 2 patches a frame, pooled to one token; a newline
+        elif kind == "video":
+            # LLaVA-OneVision: 2 x 2 patches a frame, pooled to one token; a newline.
             for _ in range(4):
                 places += rows(frame(), 1, 1)
             places += [[places[-1][0], 0, 1]]
@@ -509,14 +515,16 @@ def test_keeps_and_merges_as_the_naive_method(method, name, ratios, size, paddin
 def assert_as_naive(naive, ctx, seen, entered, packed, b):
     """One sample, at one layer: which tokens entered, and what they were."""
     slots = ctx.valid[b].nonzero()[:, 0]
-    at = ctx.visual[1][b, slots]  # where the visual tokens stand in ctx.hidden
+    # Where the visual tokens stand in ctx.hidden.
+    at = ctx.visual[1][b, slots]
     lists = {k: None if v is None else v[b, slots].tolist() for k, v in seen.items() if k != "keep"}
     groups = naive(**lists, features=ctx.embeddings[b, at].tolist(), k=int(seen["keep"][b]))
     expected = {p: x for p, x, text in zip(ctx.order[b].tolist(), ctx.hidden[b], ctx.text_mask[b], strict=True) if text}
     means = {j: ctx.hidden[b, at[members]].mean(0) for j, members in groups.items()}
     expected |= {int(ctx.order[b, at[j]]): mean for j, mean in means.items()}
     got = {int(p): x for p, x, there in zip(packed.order[b], entered[b], packed.valid[b], strict=True) if there}
-    got = {p: x for p, x in got.items() if p in expected or p < max(expected)}  # less the padding at the end
+    # Less the padding at the end.
+    got = {p: x for p, x in got.items() if p in expected or p < max(expected)}
     assert got.keys() == expected.keys()
     assert all(torch.allclose(got[p], expected[p], atol=1e-5) for p in got)
 
