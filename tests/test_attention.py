@@ -1,4 +1,9 @@
-"""Attention with policy in blocks: the numbers of the dense mask, forward and backward, without its memory."""
+"""Attention with policy in blocks.
+
+The numbers of the dense mask, forward and backward, without its memory.
+"""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,6 +19,20 @@ from vispco.ste import ESTIMATORS
 from vispco.calibration import frozen, prepare, run_teacher
 
 torch.set_num_threads(1)
+
+
+@contextmanager
+def saved_sizes(sizes):
+    """Inside, note down the size of each tensor that is kept for the backward pass."""
+
+    def pack(x):
+        sizes.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield
+
+
 # Around the blocks of 64 queries.
 SIZES = [1, 63, 64, 65, 150]
 
@@ -91,7 +110,7 @@ def test_nothing_quadratic_is_kept_for_the_backward_pass():
     kept = []
     for way in (lambda p: SoftMask.of(None, p, p.dtype, True), lambda p: soft_bias(None, log_policy(p), p.dtype)):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
+        with saved_sizes(sizes):
             scaled_dot_product_attention(q.requires_grad_(), k, v, attn_mask=way(policy.requires_grad_()))
         kept.append(max(sizes))
     assert kept[0] == q.numel() and kept[1] >= 300**2
@@ -101,18 +120,13 @@ def test_nothing_quadratic_is_kept_for_the_backward_pass():
 def gradient(model, prepared_batch, estimator, checkpoint):
     ratios = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], dtype=torch.float64, requires_grad=True)
     held = []
-
-    def pack(x):
-        held.append(x.numel())
-        return x
-
-    with frozen(model, checkpoint), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        with Masking(adapter_for(model)(model), METHODS.get("fastv")(), ratios, estimator).install() as pruner:
-            loss = pruner.losses(prepared_batch).mean()
-            count = sum(held)
-            found, = torch.autograd.grad(loss, ratios)
-            # Layers that ran again have left nothing behind.
-            assert not pruner.prefill.captured
+    masking = Masking(adapter_for(model)(model), METHODS.get("fastv")(), ratios, estimator)
+    with frozen(model, checkpoint), saved_sizes(held), masking.install() as pruner:
+        loss = pruner.losses(prepared_batch).mean()
+        count = sum(held)
+        (found,) = torch.autograd.grad(loss, ratios)
+        # Layers that ran again have left nothing behind.
+        assert not pruner.prefill.captured
     return found, count
 
 

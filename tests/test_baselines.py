@@ -1,4 +1,8 @@
-"""Competitors: allowances, budgets and seeds are kept, more passes help, and on a toy the clever beat the random."""
+"""Competitors of the search.
+
+Allowances, budgets and seeds are kept, and more passes help. On a toy the clever ones beat the
+random ones.
+"""
 
 import statistics
 import sys
@@ -32,7 +36,10 @@ def limit(budget=0.5, first_layer=1, layers=LAYERS):
 
 
 class Known(Evaluator):
-    """A evaluator of 8 prepared of 4 questions, whose KL is what each layer misses of a target, squared: nothing to run."""
+    """An evaluator of 8 batches of 4 questions that runs no model.
+
+    Its KL is what each layer misses of a target, squared.
+    """
 
     def __init__(self, target=TARGET):
         super().__init__(None, [[None] * 4] * 8, {"method": "fastv"})
@@ -60,7 +67,10 @@ def found(searcher, evaluations, seed=0, budget=0.5, **options):
 @ALL
 @pytest.mark.parametrize("passes", [QUESTIONS, 10 * QUESTIONS - 1, 30 * QUESTIONS + 5])
 def test_allowance_and_budget(searcher, passes):
-    """Never a pass more, not an evaluation fewer; all schedules are within the budget, filled up, non-increasing."""
+    """Never a pass more, never an evaluation fewer.
+
+    All schedules are within the budget, filled up, non-increasing.
+    """
     evaluator = Known()
     # What was spent before is not counted.
     evaluator.passes = 17
@@ -113,7 +123,10 @@ def test_too_few_passes(searcher):
 
 @ALL
 def test_an_exhausted_space_ends(searcher):
-    """One layer to choose for, so one schedule that fills the budget: it is known after one evaluation."""
+    """One layer to choose for: only one schedule fills the budget.
+
+    It is known after one evaluation.
+    """
     evaluator = Known((1.0, 0.5))
     searcher(evaluator, limit(0.7, layers=2), 10 * QUESTIONS, 0)
     assert len(evaluator.records) == 1
@@ -143,7 +156,10 @@ def test_the_first_population_is_as_random():
 
 
 def test_greedy_by_hand():
-    """KL that only the last three layers do not add to: greedy empties these, from the cheapest on, and is done."""
+    """A KL to which the last three layers add nothing.
+
+    Greedy search empties these, from the cheapest on, and is done.
+    """
     evaluator, own = Known((1,) * 5 + (0,) * 3), limit(0.7)
     greedy_layers(evaluator, own)
     assert evaluator.best[:5] == (1.0,) * 5 and evaluator.records[evaluator.best].kl == 0
@@ -151,7 +167,10 @@ def test_greedy_by_hand():
 
 
 def test_greedy_compares_on_a_part():
-    """What is above the budget never enters the records; shares of the prepared are paid for as such."""
+    """What is above the budget never enters the records.
+
+    A measurement on a part of the batches is paid for as that part.
+    """
     evaluator = Known()
     greedy_layers(evaluator, limit(), share=0.25)
     whole = len(evaluator.records) * QUESTIONS
@@ -215,7 +234,10 @@ def test_published(method):
 
 # ---- a real model --------------------------------------------------------------------------------
 def test_on_the_testbed():
-    """Sixteen questions, one harness, one loop: nobody exceeds budget or allowance, the clever beat the random."""
+    """Sixteen questions, one harness, one loop.
+
+    Nobody exceeds budget or allowance, and the clever ones beat the random ones.
+    """
     model, _ = testbed.load()
     prepared = run_teacher(model, prepare(model, testbed.batches("calibration", 16, 4, 0)))
     adapter, method = adapter_for(model)(model), build_method("fastv")

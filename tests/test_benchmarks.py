@@ -1,4 +1,7 @@
-"""The benchmarks: what the harness counts, and each command at a tiny size. No speed is asserted."""
+"""The benchmarks.
+
+What the harness counts, and each command at a tiny size. No speed is asserted.
+"""
 
 import json
 

@@ -52,7 +52,8 @@ def test_the_frontier_is_compared_with_a_grid_of_which_a_sample_is_timed(tmp_pat
     row, = figures(frontier_cost, tmp_path / "frontier.json", "--questions", "8", "--batch", "4", "--steps", "3",
                    "--configurations", "20", "--sample", "2", "--rounds", "2")
     assert row["configurations"] == 20 and row["timed"] == 2 and row["extrapolated"]
-    # the full model, 3 steps whose backward pass counts twice, five budgets; the full model and 20 configurations
+    # Search: the full model, 3 steps whose backward pass counts twice, five budgets. Grid: the full
+    # model and 20 configurations.
     assert row["passes"] == {"search": 8 + 3 * 4 * 3 + 5 * 8, "grid": 21 * 8}
     assert row["passes_ratio"] == 84 / 168 and 0 < row["low"] <= row["ratio"] <= row["high"]
 

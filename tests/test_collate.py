@@ -207,8 +207,11 @@ def test_labels_of_any_words(kind, template, turns):
 
 def test_labels_agree_with_a_template_that_marks_its_answers():
     """The generation mask of transformers, where a template has one."""
-    marked = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}" + PARTS \
-        + "<|im_end|>{% endgeneration %}{% else %}" + PARTS + "<|im_end|>{% endif %}\n{% endfor %}"
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if m['role'] == 'assistant' %}{% generation %}" + PARTS + "<|im_end|>{% endgeneration %}"
+        "{% else %}" + PARTS + "<|im_end|>{% endif %}\n{% endfor %}"
+    )
     turns = [("What is it?", "A cat sits."), ("Why?", "yes no")]
     said = [{"role": r, "content": [{"type": "text", "text": t}]} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
     chatml_processor = processor("bytes", "chatml")

@@ -1,4 +1,7 @@
-"""torch.compile and `vispco.apply`: compiled code does not see hooks come and go, and must not be wrong for it."""
+"""torch.compile and `vispco.apply`.
+
+Compiled code does not see hooks come and go, and must not be wrong for it.
+"""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 """One contract for everything registered: every method x every model family x both modes.
 
-Registering a method or an adapter enrols it here. A method as a user would register it goes through it too.
+Registering a method or an adapter enrols it here. A method as a user would register it is tested
+too.
 """
 
 import copy
@@ -28,7 +29,10 @@ class KeyNorm(vispco.Method):
     """What a user would write."""
 
     def score(self, ctx):
-        """(B, n_visual) key norms of the layer just run, before any norm that would make them all the same."""
+        """(B, n_visual) key norms of the layer just run.
+
+        Taken before any norm that would make them all the same.
+        """
         return ctx.projected_keys.norm(dim=-1)[ctx.visual]
 
 
@@ -202,7 +206,10 @@ def test_search_equals_deploy_float64(double, name, case):
 
 
 def test_search_equals_deploy_where_it_matters(double, name):
-    """The two properties above are not vacuous: here pruning moves the logits by more than a tenth."""
+    """The two properties above are not vacuous.
+
+    Here pruning moves the logits by more than a tenth.
+    """
     inputs = in_dtype(without_labels(batch(**MIXED)), torch.float64)
     (hard, kept), (soft, _) = (
         pruned_logits(double, config_for(name, double), inputs, m) for m in ("deploy", "search")
@@ -297,7 +304,10 @@ def test_a_sample_alone_is_as_in_a_batch(double, name, mode, case):
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_scores_do_not_depend_on_fillers(family, name, mode):
-    """Fillers pointed at other tokens, with other running numbers, leave the scores of real slots alone."""
+    """Fillers may point at other tokens, with other running numbers.
+
+    The scores of real slots stay as they are.
+    """
     base, compared = METHODS.get(name), []
 
     class Probe(base):
@@ -346,7 +356,10 @@ def test_no_gradient_without_images(family, name):
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("ratios", [(1.0,), (0.75, 0.5, 0.2), (0.5, 0.0)])
 def test_flops_of_what_ran_equal_the_count(family, name, size, images, ratios):
-    """To the FLOP, vision tower and projector too. MATH: the counter does not know the CPU's fused kernel."""
+    """To the FLOP, vision tower and projector too.
+
+    MATH attention, as the counter does not know the CPU's fused kernel.
+    """
     inputs = without_labels(batch(images=(images,) * size, text=(9,) * size, before=(2,) * size))
     config = config_for(name, family, ratios)
     with (
@@ -372,7 +385,10 @@ def one_pass_each(model, inputs, sequences):
 
 
 def test_generation_with_the_cache_equals_recomputation(family, name):
-    """Three new tokens by `generate`, and each again in one pass, with the same tokens kept and merged."""
+    """Three new tokens by `generate`, and each again in one pass.
+
+    The same tokens are kept and merged in both.
+    """
     plain = without_labels(batch(**MIXED))
     inputs = processed(family, plain) if type(family) in PROCESSORS else plain
     options = {"do_sample": False, "max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True,

@@ -84,7 +84,10 @@ def test_table_between_and_beyond_its_lengths():
 
 
 def test_times_that_fall_are_raised():
-    """Noise never makes a longer sequence cheaper; and the table never says less than what was measured."""
+    """Noise never makes a longer sequence cheaper.
+
+    The table never says less than what was measured.
+    """
     assert LatencyTable(DIMENSIONS, (4, 8, 12), (3.0, 2.0, 5.0)).seconds == (3.0, 3.0, 5.0)
 
 
@@ -138,7 +141,10 @@ def test_table_as_a_file(tmp_path):
 
 
 class Clock:
-    """Stands still, but for the decoder: a layer takes a second per token; the first rounds and one later are slow."""
+    """A clock that moves only while the decoder runs.
+
+    A layer takes a second per token. The first rounds and one later round are slow.
+    """
 
     def __init__(self, model, slow=()):
         self.now, self.passes, self.slow, self.shapes = 0.0, 0, slow, []
@@ -156,7 +162,10 @@ class Clock:
 
 
 def test_measuring_takes_medians_of_turns(family):
-    """Every family's decoder, with a clock of our own: slow warm-up rounds and one slow moment leave no trace."""
+    """Every family's decoder, with a clock of our own.
+
+    Slow warm-up rounds and one slow moment leave no trace.
+    """
     clock, state = Clock(family, slow={0, 1, 2, 3, 6}), torch.get_rng_state()
     try:
         table = LatencyTable.measure(family, [3, 7], repeats=3, batch_size=2, clock=clock)
@@ -184,9 +193,10 @@ def test_measuring_refuses(llava):
         LatencyTable.measure(llava, [16])
     with pytest.raises(ValueError, match="repeats and batch_size"):
         LatencyTable.measure(llava, [8, 16], repeats=0)
-    with vispco.apply(llava, PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.5, 0.5])):
-        with pytest.raises(ValueError, match="have hooks: measure the full model"):
-            LatencyTable.measure(llava, [8, 16])
+    config = PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.5, 0.5])
+    message = "have hooks: measure the full model"
+    with vispco.apply(llava, config), pytest.raises(ValueError, match=message):
+        LatencyTable.measure(llava, [8, 16])
 
 
 def test_a_table_belongs_to_its_decoder(llava):
@@ -203,7 +213,10 @@ def test_a_table_belongs_to_its_decoder(llava):
 @given(names, schedules, st.floats(0.45, 1), shapes)
 @settings(max_examples=80)
 def test_hardened_never_exceeds_and_no_token_more_fits(name, ratios, share, samples):
-    """Counted for every sample with its own whole tokens; and one token more, in any layer, breaks the budget."""
+    """Counted for every sample with its own whole tokens.
+
+    One token more, in any layer, breaks the budget.
+    """
     limit = one(name, share, samples)
     config = PruningConfig("random", limit.harden(ratios))
     for n, t in samples:
@@ -248,7 +261,10 @@ def test_unreachable_budgets_name_the_range_and_the_unit(name, budget, match):
 
 
 def test_the_ends_of_the_range_are_exact():
-    """However seconds are rounded (text + (full - text) is not always full): 1 is the full model, 0 the text alone."""
+    """1 is the full model, 0 the text alone, however seconds are rounded.
+
+    Rounding matters: text + (full - text) is not always full.
+    """
     for seconds in torch.rand(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist():
         table = LatencyTable(DIMENSIONS, (9, 25), tuple(sorted(seconds)))
         assert Budget(1, table, *prompts()).holds([16] * LAYERS)
@@ -389,7 +405,10 @@ def test_slack_orders_budgets_of_any_units():
 
 
 def test_deployed_within_memory_and_time(llava):
-    """From measuring to hardening on a real decoder: each limit holds for the configuration that comes out."""
+    """From measuring to hardening on a real decoder.
+
+    Each limit holds for the configuration that comes out.
+    """
     adapter = adapter_for(llava)(llava)
     table = LatencyTable(adapter.dimensions(adapter.config), (8, 24, 48), (1e-3, 2e-3, 5e-3))
     costs = cost_models(adapter, latency=table)

@@ -1,4 +1,7 @@
-"""A deeper testbed with the same answers: logits, generation, files, costs, and stretched schedules."""
+"""A deeper testbed with the same answers.
+
+Logits, generation, files, costs, and stretched schedules.
+"""
 
 import pytest
 import torch
@@ -61,7 +64,10 @@ def test_generation_is_the_same(name, shallow, deep):
 
 
 def test_the_configuration_follows(shallow, deep, tmp_path):
-    """Layer count, types and cache indices; and a model made of the configuration alone takes the weights."""
+    """Layer count, types and cache indices.
+
+    A model made of the configuration alone takes the weights.
+    """
     config, before = (m.config.get_text_config(decoder=True) for m in (deep, shallow))
     layers = adapter_for(deep)(deep).layers
     assert len(layers) == config.num_hidden_layers == 3 * before.num_hidden_layers
@@ -75,7 +81,10 @@ def test_the_configuration_follows(shallow, deep, tmp_path):
 
 
 def test_inserted_layers_have_attention(shallow, deep, questions):
-    """The projections that make the map are the layer's before; those that write into the stream are 0."""
+    """The projections that make the map are those of the layer before.
+
+    Those that write into the stream are 0.
+    """
     for i, layer in enumerate(adapter_for(deep)(deep).layers):
         source = adapter_for(shallow)(shallow).layers[i // 3]
         assert torch.equal(layer.self_attn.q_proj.weight, source.self_attn.q_proj.weight)
@@ -93,7 +102,10 @@ def test_it_costs_as_many_layers(shallow, deep):
 
 @pytest.mark.parametrize("method", ["strided", "divprune"])
 def test_stretched_schedules_prune_the_same(shallow, deep, questions, method):
-    """Where tokens are ranked by the hidden states, or by nothing: the same tokens, the same logits."""
+    """Where tokens are ranked by the hidden states, or by nothing.
+
+    The same tokens stay, and the logits are the same.
+    """
     layers = len(adapter_for(shallow)(shallow).layers)
     ratios = [1.0] * 2 + [0.5] * 3 + [0.25] * (layers - 5)
     expected, chosen = logits(shallow, questions, vispco.PruningConfig(method, ratios))
@@ -103,7 +115,10 @@ def test_stretched_schedules_prune_the_same(shallow, deep, questions, method):
 
 
 def test_fastv_reads_the_copy(shallow, deep, questions):
-    """It ranks by a map of the same weights on the next hidden state: as many tokens, most of them the same."""
+    """It ranks by a map of the same weights on the next hidden state.
+
+    As many tokens stay, and most of them are the same.
+    """
     layers = len(adapter_for(shallow)(shallow).layers)
     ratios = [1.0] * 3 + [0.5] * (layers - 3)
     _, chosen = logits(shallow, questions, vispco.PruningConfig("fastv", ratios))

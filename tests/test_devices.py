@@ -1,4 +1,7 @@
-"""Models spread over several devices, which are pretended (`pretend_devices`), against the same models on one."""
+"""Models spread over several devices, against the same models on one device.
+
+The devices are pretended (`pretend_devices`).
+"""
 
 import functools
 
@@ -37,7 +40,10 @@ def single(family):
 
 @functools.cache
 def spread(family, by=dispatch):
-    """The same model as `device_map="auto"` would have it, but for the vision tower, which is on a device of its own."""
+    """The same model as `device_map="auto"` would have it.
+
+    But the vision tower is on a device of its own.
+    """
     model = FAMILIES[family](layers=4)
     decoder = adapter_for(model)(model).decoder
     name = next(name for name, module in model.named_modules() if module is decoder)

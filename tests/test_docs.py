@@ -1,4 +1,7 @@
-"""The documentation runs, top to bottom, offline, and prints what it says; its links lead somewhere; docstrings' examples run."""
+"""The documentation runs, top to bottom, offline, and prints what it says.
+
+Its links lead somewhere, and the examples of docstrings run.
+"""
 
 import doctest
 import importlib
@@ -48,7 +51,10 @@ def test_outputs_differ_where_words_or_numbers_do():
 
 def test_writing_a_page_records_what_its_blocks_print(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A\n\n```python\nx = 2\nprint(x)\n```\n\n```output\n```\n\n```python\nprint(x + 1)\n```\n\nEnd.\n")
+    page.write_text(
+        "# A\n\n```python\nx = 2\nprint(x)\n```\n\n```output\n```\n\n"
+        "```python\nprint(x + 1)\n```\n\nEnd.\n"
+    )
     docs.write(page, docs.run(page))
     assert docs.recorded(page) == [("2\n", False), None]
     once = page.read_text()
@@ -69,7 +75,10 @@ def prose(page):
 
 
 def anchors(page):
-    """Of the headings, as GitHub and mkdocs both make them; those that appear twice are made differently."""
+    """Anchors of the headings, as GitHub and mkdocs both make them.
+
+    Those that appear twice are made differently, and are left out.
+    """
     headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
     slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
     return {slug for slug in slugs if slugs.count(slug) == 1 and "--" not in slug}

@@ -61,7 +61,10 @@ def test_half_the_side_costs_what_a_quarter_of_the_tokens_cost(family):
 
 
 def test_pictures_are_averages():
-    """A picture of one colour stays it, and the patches of Qwen are put together as its processor cuts them."""
+    """A picture of one colour stays one.
+
+    The patches of Qwen are put together as its processor cuts them.
+    """
     model = make("qwen2_5_vl")
     adapter, patch = adapter_for(model)(model), 2
     # Rows get brighter.

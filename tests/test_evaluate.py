@@ -12,7 +12,10 @@ from vispco.calibration import kl_divergence, prepare, run_teacher
 
 @pytest.fixture(scope="module")
 def batches(llava):
-    """Three batches whose answers are what the full model (first two) would say, and two random ones."""
+    """Two batches of four questions.
+
+    Answers are what the full model would say in the first two rows, and random in the others.
+    """
     result = []
     for seed in range(2):
         b = batch(images=(1, 2, 1, 0), text=(9, 5, 7, 8), before=(2, 0, 3, 4), padding=("left", "right")[seed], seed=seed)

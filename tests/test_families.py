@@ -1,7 +1,9 @@
-"""What the contract suite does not ask of a family: its own inputs, generation, eager scores, tower costs.
+"""What the contract suite does not ask of a family.
 
-The contract runs every family on plain batches. Here prompts are those of the family's processor: images of
-several sizes, several in a prompt, video, text-only samples between them.
+Its own inputs, generation, eager scores, tower costs.
+
+The contract runs every family on plain batches. Here prompts are those of the family's processor:
+images of several sizes, several in a prompt, video, text-only samples between them.
 """
 
 import copy
@@ -113,7 +115,8 @@ def test_search_equals_deploy_in_float64(name, samples):
 def recomputes(name, samples):
     """Whether transformers itself, unhooked, generates alike with a cache and without.
 
-    In its older releases PaliGemma (up to 5.16), Idefics3 and SmolVLM (5.0) forget the image when there is no cache.
+    Without a cache, older releases forget the image in PaliGemma (up to 5.16), Idefics3 and SmolVLM
+    (5.0).
     """
     model, (inputs, _) = build(name), mixed(name, samples)
     (ids, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
@@ -121,7 +124,10 @@ def recomputes(name, samples):
 
 
 def generate(model, inputs, **options):
-    """Greedy ids and raw logits; ids that would end the text, begin or stand for images are not chosen."""
+    """Greedy ids and raw logits.
+
+    Ids that would end the text, or begin or stand for images, are not chosen.
+    """
     out = model.generate(**inputs, do_sample=False, max_new_tokens=4, suppress_tokens=[EOS, 3, IMAGE, VIDEO],
                          output_logits=True, return_dict_in_generate=True, **options)
     return out.sequences, torch.stack(out.logits, 1)
@@ -132,7 +138,8 @@ def generate(model, inputs, **options):
 @pytest.mark.parametrize("schedule, method", [("layer 0", "strided"), ("several", "random")])
 def test_generation_with_cache_equals_recomputation(name, samples, padding, schedule, method):
     if not recomputes(name, samples):
-        pytest.skip(f"transformers {transformers.__version__} does not recompute {name} without hooks either")
+        version = transformers.__version__
+        pytest.skip(f"transformers {version} does not recompute {name} without hooks either")
     model, (inputs, _) = build(name), mixed(name, samples, padding)
     with vispco.apply(model, PruningConfig(method, SCHEDULES[schedule])):
         (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
@@ -232,7 +239,10 @@ def test_tiles_of_an_image_are_those_of_transformers():
 
 # ---- one family's own ----------------------------------------------------------------------------
 def test_late_features_are_added_where_their_tokens_went():
-    """Pruning inside the layers that deep-stack features enter; without the features, other logits."""
+    """Pruning inside the layers that deep-stack features enter.
+
+    Without the features, the logits are others.
+    """
     model, (inputs, _) = build("qwen3_vl"), mixed("qwen3_vl")
     config = PruningConfig("strided", [0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
     (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
@@ -257,7 +267,10 @@ def test_as_many_late_features_as_layers_are_refused():
     # Only new tokens feel it.
     ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False)])
 def test_sliding_windows_count_original_positions(name, text, felt):
-    """Windows shorter and longer than the prompt, in the default cache, which would count kept tokens."""
+    """Windows shorter and longer than the prompt.
+
+    In the default cache, which would count kept tokens.
+    """
     model = BUILDERS[name](**text)
     inputs, _ = prompts(model, IMAGES)
     config = PruningConfig("strided", SCHEDULES["middle"])
@@ -276,7 +289,10 @@ def test_sliding_windows_count_original_positions(name, text, felt):
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])
 def test_masks_that_see_ahead_are_gathered(name):
-    """Without token types these models are causal; pruned, types still matter. One sample: no padding."""
+    """Without token types these models are causal.
+
+    Pruned, types still matter. One sample: no padding.
+    """
     model, config = build(name), PruningConfig("strided", SCHEDULES["layer 0"])
     inputs, _ = prompts(model, IMAGES[1:2])
     (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
@@ -287,7 +303,10 @@ def test_masks_that_see_ahead_are_gathered(name):
 
 
 def test_rotary_embeddings_in_three_parts():
-    """Older releases hand the decoder time, height and width apart, to be joined in the attention."""
+    """Older releases hand the decoder time, height and width apart.
+
+    They are joined in the attention.
+    """
     model, (inputs, _) = build("qwen2_vl"), mixed("qwen2_vl")
     adapter, rotary = adapter_for(model)(model), model.get_decoder().rotary_emb
     ids = model.model.get_rope_index(**{k: inputs[k] for k in (

@@ -1,7 +1,10 @@
-"""Damaged and hostile files: each is told by a clear error that names it, or read right; never anything else.
+"""Damaged and hostile files.
 
-Thousands of mutations of every kind of file that the library reads, drawn by seed. By default 5,000 where that takes seconds, fewer of
-the others; `python -m pytest -m slow tests/test_hostile.py` makes 5,000 of each, of other seeds.
+Each is told by a clear error that names it, or read right; never anything else.
+
+Thousands of mutations of every kind of file that the library reads, drawn by seed. By default 5,000
+where that takes seconds, and fewer of the others. `python -m pytest -m slow tests/test_hostile.py`
+makes 5,000 of each, of other seeds.
 """
 
 import pytest

@@ -1,4 +1,7 @@
-"""The import graph: arrows point one way, rooms keep to themselves, and `import vispco` stays light."""
+"""The import graph.
+
+Arrows point one way, rooms keep to themselves, and `import vispco` stays light.
+"""
 
 import ast
 import subprocess
@@ -12,7 +15,7 @@ import vispco
 
 ROOT = Path(vispco.__file__).parent
 
-#: Rooms, floor by floor: imports go to the same floor or further down. A new module needs a floor here.
+#: Rooms, floor by floor: imports go to the same floor or further down. A new module needs a floor.
 FLOORS = [
     {"registry", "utils"},
     {"config"},
@@ -132,7 +135,10 @@ def test_methods_and_models_never_meet():
 
 
 def test_a_plug_in_imports_no_core_but_its_base():
-    """What a method needs it is given: context, registry, base. Out-of-tree plug-ins can do what ours do."""
+    """A method is given what it needs: context, registry, base.
+
+    Plug-ins from elsewhere can do what ours do.
+    """
     for name in MODULES:
         if room(name) == "methods" and not name.endswith("__init__"):
             assert {room(t) for t in inside(name)} <= {"methods", "registry", "pruning", "flops", "relaxation"}, name
@@ -151,7 +157,10 @@ def test_third_parties(name):
 
 
 def test_optional_packages_are_imported_where_they_are_used():
-    """Never at the top of a module: without the extra, everything else must work. Only lmms-eval imports its own plug-in."""
+    """Never at the top of a module.
+
+    Without the extra, everything else must work. Only lmms-eval imports its own plug-in.
+    """
     for name in set(MODULES) - {"integrations.lmms_eval"}:
         assert outside(name, lazy=False) <= {"torch", "numpy", "transformers", "safetensors"}, name
 
@@ -165,16 +174,17 @@ def test_no_asserts_for_users():
 
 
 def test_importing_vispco_is_light():
-    code = ("import sys, vispco; print(sorted({m.split('.')[0] for m in sys.modules} & "
-            "{'matplotlib', 'sklearn', 'easy_vqa', 'PIL', 'pandas', 'scipy', 'optuna', 'torchvision'}), "
-            "'vispco.testbed' in sys.modules, 'vispco.commands.main' in sys.modules)")
+    code = (
+        "import sys, vispco; print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'matplotlib', 'sklearn', 'easy_vqa', 'PIL', 'pandas', 'scipy', 'optuna', "
+        "'torchvision'}), 'vispco.testbed' in sys.modules, 'vispco.commands.main' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("]")[0] + "]" in ("[]", "['PIL']"), (
-        done.stdout
-    )  # PIL: transformers may bring it along
+    # transformers may bring PIL along.
+    assert done.stdout.split("]")[0] + "]" in ("[]", "['PIL']"), done.stdout
     assert done.stdout.endswith("False False\n")
 
 
