@@ -64,7 +64,8 @@ def measure(options) -> list[dict]:
                 figures.append(figure)
                 print(
                     f"{prompt.n_visual:>6} visual, {prompt.n_text} text, "
-                    f"batch {setting['batch']}, {tokens:>3} new, {name:<5} fixed {found['fixed']:.3f}, "
+                    f"batch {setting['batch']}, {tokens:>3} new, {name:<5} "
+                    f"fixed {found['fixed']:.3f}, "
                     f"predicted {row['predicted']:.3f}, measured {row['measured']:.3f} "
                     f"({row['low']:.3f} to {row['high']:.3f})"
                     + (f", {row['measured_ms']:.1f} ms" if row["measured_ms"] else "")

@@ -1,4 +1,6 @@
-"""The model `vispco` of lmms-eval: found by its registry, and run by its command line on a task made here, offline.
+"""The model `vispco` of lmms-eval.
+
+Found by its registry, and run by its command line on a task made here, offline.
 
 lmms-eval brings some 150 packages and is not in the extra `test`:
 `pip install "vispco[eval,test]"`, then `python -m pytest tests/test_lmms_eval.py`.
@@ -34,7 +36,8 @@ doc_to_visual: !function utils.picture
 doc_to_text: question
 doc_to_target: answer
 process_results: !function utils.grade
-generation_kwargs: {{max_new_tokens: 4, temperature: 0, until: ["ASSISTANT:"], image_aspect_ratio: pad}}
+generation_kwargs:
+  {{max_new_tokens: 4, temperature: 0, until: ["ASSISTANT:"], image_aspect_ratio: pad}}
 metric_list: [{{metric: right, aggregation: mean, higher_is_better: true}}]
 """
 UTILS = """
@@ -50,7 +53,10 @@ def items():
 
 @pytest.fixture(scope="module")
 def task(items, tmp_path_factory):
-    """A folder with a task of lmms-eval: its description, its functions, and questions with pictures (parquet)."""
+    """A folder with a task of lmms-eval.
+
+    Its description, its functions, and questions with pictures (parquet).
+    """
     from datasets import Dataset
     from PIL import Image
 
@@ -76,7 +82,10 @@ def folder(request, tmp_path_factory):
 
 
 def command_line(folder, task, output, model_args=""):
-    """Runs lmms-eval; returns the score it reports and its answers, in the order of the questions."""
+    """Runs lmms-eval.
+
+    Returns the score it reports and its answers, in the order of the questions.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "lmms_eval", "--model", "vispco", "--model_args", f"pretrained={folder}{model_args}",
          "--include_path", task, "--tasks", "boards", "--batch_size", "16", "--device", "cpu", "--log_samples",
@@ -92,7 +101,10 @@ def command_line(folder, task, output, model_args=""):
 
 
 def independent(folder, items, config):
-    """The same questions without lmms-eval, processor or chat template: the testbed's own inputs, one at a time."""
+    """The same questions without lmms-eval, processor or chat template.
+
+    The testbed's own inputs, one at a time.
+    """
     name = "testbed-qwen" if "qwen" in folder.name else "testbed-llava"
     model, processor = testbed.load(name)
     answers = []
@@ -162,7 +174,10 @@ def test_answers_keep_the_order_of_their_requests_when_options_differ(folder, it
 
 
 def test_the_model_is_in_full_again_after_a_pruned_run(folder, items):
-    """Hooks only while it generates: the same model then answers every question as the full one does."""
+    """Hooks are there only while it generates.
+
+    Afterwards the same model answers every question as the full one does.
+    """
     model = VispcoModel(str(folder), str(folder / "pruning.json"), device="cpu", batch_size=8)
     requests = [request(model, item, {"max_new_tokens": 4}, i) for i, item in enumerate(items)]
     pruned, model.pruning = model.generate_until(requests), None
@@ -171,7 +186,10 @@ def test_the_model_is_in_full_again_after_a_pruned_run(folder, items):
 
 @pytest.mark.parametrize("length", [3, 20])
 def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
-    """Frame i is a grey of 10 i: the greys tell which were taken, and a short video gives all it has."""
+    """Frame i is a grey of 10 i: the greys tell which frames were taken.
+
+    A short video gives all it has.
+    """
     import av
     import numpy as np
 

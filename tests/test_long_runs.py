@@ -30,7 +30,10 @@ def memory():
 
 
 def things(model):
-    """What may not grow by a single one: hooks and attributes of modules, files, threads, what vispco keeps count of."""
+    """What may not grow by a single one.
+
+    Hooks and attributes of modules, files, threads, what vispco keeps count of.
+    """
     modules = list(model.modules())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
     files = len(os.listdir("/proc/self/fd")) if STATM.exists() else 0
@@ -38,7 +41,10 @@ def things(model):
 
 
 def runs(model, once, times):
-    """Run `once(i)`; what there is after a tenth of the runs, and at the end: (things, objects, memory) twice."""
+    """Run `once(i)` many times.
+
+    Returns (things, objects, memory) twice: after a tenth of the runs, and at the end.
+    """
     seen = []
     for i in range(times):
         once(i)
@@ -49,7 +55,10 @@ def runs(model, once, times):
 
 
 def check(model, once, times):
-    """Nothing countable grows; objects by less than one for ten runs, memory by less than a hidden state or cache a run."""
+    """Nothing countable grows.
+
+    Objects grow by less than one for ten runs, memory by less than a hidden state or a cache a run.
+    """
     (before, objects, held), (after, more, now) = runs(model, once, times)
     assert after == before
     assert more - objects < max(10, times / 10), f"{more - objects} more objects after {times} runs"
@@ -61,7 +70,10 @@ CONFIGS = [PruningConfig("random", [0.5, 0.5]), PruningConfig("fastv", [1, 0.3])
 
 
 def apply_and_generate(model):
-    """One cycle: a configuration, generation of two tokens; now and then one that fails, or a handle left to the collector."""
+    """One cycle: a configuration, and generation of two tokens.
+
+    Now and then one that fails, or a handle left to the garbage collector.
+    """
     def once(i):
         config = CONFIGS[i % 4]
         with vispco.apply(model, config, mode="search" if i % 5 == 4 else "deploy") as handle:
@@ -118,7 +130,7 @@ def test_a_leak_is_seen(model, leak, tmp_path):
         elif leak == "memory":
             kept.append(torch.ones(2**14))
         else:
-            kept.append(open(tmp_path / str(i), "w"))
+            kept.append((tmp_path / str(i)).open("w"))
 
     try:
         with pytest.raises(AssertionError):

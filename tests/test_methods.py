@@ -40,7 +40,10 @@ CASES = [("llava", 0, "right", 4), ("llava", 1, "left", 4), ("llava", 2, "left",
 
 @functools.cache
 def models(family="llava", layers=6, kv_heads=2):
-    """The same weights under sdpa, which is pruned, and under eager attention, which shows its weights."""
+    """The same weights twice.
+
+    Under sdpa, which is pruned, and under eager attention, which shows its weights.
+    """
     build = FAMILIES[family]
     options = {"kv_heads": kv_heads} if family == "llava" else {"num_key_value_heads": kv_heads}
     return build(layers, **options), build(layers, attention="eager", **options)
@@ -68,7 +71,10 @@ def fitting(name, ratios):
 @pytest.mark.parametrize("family, schedule, padding, size", CASES)
 @pytest.mark.parametrize("name", sorted(NAIVE))
 def test_keeps_what_the_naive_method_keeps(name, family, schedule, padding, size, mode):
-    """In a mixed batch, padded on either side; also at a second and third step, on the tokens that remain."""
+    """In a mixed batch, padded on either side.
+
+    Also at a second and a third step, on the tokens that remain.
+    """
     sdpa, eager = models(family)
     config, shape = fitting(name, SCHEDULES[schedule]), {k: v[:size] for k, v in SHAPE.items()}
     inputs = without_labels(batch(**shape, padding=padding, seed=schedule))
@@ -156,7 +162,10 @@ def test_scores_are_the_models_own_attention_weights(name, at, layer):
 
 
 def test_answers_are_not_looked_at():
-    """With labels the prompt ends where the answer starts; its tokens have no say, for any method."""
+    """With labels the prompt ends where the answer starts.
+
+    The tokens of the answer have no say, for any method.
+    """
     model = models()[0]
     inputs = batch(images=(1,), text=(9,), before=(2,), answer=4)
     other = {**inputs, "input_ids": inputs["input_ids"].clone()}
@@ -218,7 +227,10 @@ def test_sparsevlm_has_raters_whatever_the_text():
 
 
 def test_sparsevlm_rates_when_much_text_precedes_the_image():
-    """Text before the image cannot see it: whatever the raters are, the ranking must come from attention."""
+    """Text before the image cannot see it.
+
+    Whatever the raters are, the ranking must come from attention.
+    """
     model = models()[0]
     for seed in range(30):
         inputs = without_labels(batch(images=(1,), text=(9,), before=(8,), seed=seed))
@@ -256,7 +268,10 @@ def test_adaptive_without_raters_leaves_the_count():
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("keep, share", [(0.5, 0.3), (0.375, 1.0), (0.2, 1.0), (0.05, 0.9), (0.9, 0.3)])
 def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mode):
-    """Which tokens stay, which are merged, and into which; the count is that of the configuration."""
+    """Which tokens stay, which are merged, and into which.
+
+    The count is that of the configuration.
+    """
     sdpa, eager = models(family)
     inputs = without_labels(batch(**SHAPE, padding=padding, seed=4))
     probe, layer = Merges(SparseVLM(recycle=share)), 2
@@ -362,7 +377,10 @@ def picked(method, *args, **kwargs):
 
 
 def test_divprune_by_hand():
-    """Angles: 200 is loneliest, 10 farthest from it, 100 between, then 0; a second 10 adds nothing."""
+    """Angles: 200 is loneliest, 10 farthest from it, 100 between, then 0.
+
+    A second 10 adds nothing.
+    """
     angles = [[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in (0, 10, 10, 100, 200)]
     assert picked(DivPrune(), angles) == [4, 1, 3, 0, 2]
 
@@ -385,7 +403,10 @@ def test_cdpruner_goes_on_by_relevance():
 
 
 def test_cdpruner_without_text_is_greedy_volume():
-    """Equal relevance everywhere; there are no more directions than dimensions, then the first come first."""
+    """Equal relevance everywhere.
+
+    There are no more directions than dimensions; after these, the first come first.
+    """
     g = torch.Generator().manual_seed(1)
     image = torch.randn(12, 4, generator=g).tolist()
     order = picked(CDPruner(), image)
@@ -399,7 +420,10 @@ def test_cdpruner_without_text_is_greedy_volume():
 @pytest.mark.parametrize("method", [DivPrune(), CDPruner()])
 @given(n=st.integers(1, 12), keep=st.integers(0, 12), kinds=st.integers(1, 4), seed=st.integers(0, 99))
 def test_greedy_methods_may_stop_early(method, n, keep, kinds, seed):
-    """What comes first does not depend on how far the order is needed; also with copies, and all equal."""
+    """What comes first does not depend on how far the order is needed.
+
+    Also with copies, and where all are equal.
+    """
     g = torch.Generator().manual_seed(seed)
     image = torch.randn(kinds, 3, generator=g)[torch.randint(kinds, (n,), generator=g)].tolist()
     text, keep = torch.randn(2, 3, generator=g).tolist(), min(keep, n)
@@ -448,7 +472,10 @@ def test_strided_order_is_one_to_one():
 
 
 def test_random_is_uniform():
-    """Over seeds, every token has the mean rank, every pair is kept together as often as chance has it."""
+    """Over seeds, every token has the mean rank.
+
+    Every pair is kept together as often as chance has it.
+    """
     n, seeds = 64, 400
     ranks = torch.stack([hashed(torch.arange(n), s).argsort().argsort() for s in range(seeds)]).double()
     sigma = math.sqrt((n * n - 1) / 12 / seeds)

@@ -1,4 +1,7 @@
-"""A family that vispco has never seen, with the adapter of its page in docs, under the whole contract."""
+"""A family that vispco has never seen, under the whole contract.
+
+With the adapter of its page in docs.
+"""
 
 import importlib.util
 import re
@@ -48,7 +51,10 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
 def family(request, page):
-    """The page's model with random weights and one of two decoders; Qwen3 norms its queries and keys."""
+    """The page's model with random weights and one of two decoders.
+
+    Qwen3 norms its queries and keys.
+    """
     torch.manual_seed(0)
     text = {**TEXT, "model_type": request.param, "head_dim": 8, "num_hidden_layers": 6}
     model = page.GlanceForConditionalGeneration(page.GlanceConfig(text, VISION, picture_token=IMAGE)).eval()

@@ -1,4 +1,7 @@
-"""What vispco promises of numbers: nothing that is not finite goes unseen, ties go to the first, seeds and precisions agree."""
+"""What vispco promises of numbers.
+
+Nothing that is not finite goes unseen, ties go to the first, seeds and precisions agree.
+"""
 
 import ast
 import copy
@@ -112,13 +115,17 @@ def test_a_pruned_model_does_not_rank_what_is_not_finite(model, name, mode):
     """Also methods whose scores are ranks: they would hide it."""
     first = METHODS.get(name).first_layer
     spoilt(model, first, math.nan)
-    with pytest.raises(FloatingPointError, match=f"hidden states that enter layer {first + 2} are not finite"):
-        with vispco.apply(model, PruningConfig(name, steep(name)), mode=mode), torch.no_grad():
-            model(**without_labels(batch(**SHAPE)))
+    message = f"hidden states that enter layer {first + 2} are not finite"
+    pruning = vispco.apply(model, PruningConfig(name, steep(name)), mode=mode)
+    with pytest.raises(FloatingPointError, match=message), pruning, torch.no_grad():
+        model(**without_labels(batch(**SHAPE)))
 
 
 def test_a_search_names_budget_step_and_layer(model):
-    """In the forward pass of a step, where the layer is the next that is pruned; or the last one, seen in the logits."""
+    """In the forward pass of a step.
+
+    The layer that is named is the next that is pruned, or the last one, seen in the logits.
+    """
     calls = []
     for layer, where in ((2, "the hidden states that enter layer 3"), (5, "the pruned .* from the output of layer 5 on")):
         calls.clear()
@@ -171,7 +178,10 @@ def test_hardening_refuses_ratios_that_are_not_finite():
 # ---- float16 -------------------------------------------------------------------------------------
 @functools.cache
 def loud():
-    """In float16, with queries and keys whose products exceed what float16 can hold, in the decoder and in the tower."""
+    """In float16, with queries and keys whose products exceed what float16 can hold.
+
+    In the decoder and in the tower.
+    """
     model = tiny_llava().half()
     with torch.no_grad():
         for module_name, module in model.named_modules():
@@ -183,7 +193,10 @@ def loud():
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("name", vispco.list_methods())
 def test_scores_do_not_overflow_in_float16(name, mode):
-    """Every registered method: finite scores and exact counts; and queries and keys do overflow here."""
+    """Every registered method: finite scores and exact counts.
+
+    Queries and keys do overflow here.
+    """
     model, inputs, largest = loud(), without_labels(batch(**SHAPE)), []
     inputs["pixel_values"] = inputs["pixel_values"].half()
 
@@ -237,7 +250,10 @@ def test_a_picture_of_padding_receives_nothing():
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("name", vispco.list_methods())
 def test_samples_without_images_or_without_anything_are_no_nan(model, name, padding):
-    """One is all padding, one has no image, one is padded: finite forward in both modes, and backward."""
+    """One is all padding, one has no image, one is padded.
+
+    Finite forward in both modes, and backward.
+    """
     inputs = without_labels(batch(images=(1, 0, 2, 0), text=(9, 6, 3, 4), before=(1, 2, 0, 0), padding=padding))
     inputs["attention_mask"][3] = 0
     real = inputs["attention_mask"].bool()
@@ -251,7 +267,8 @@ def test_samples_without_images_or_without_anything_are_no_nan(model, name, padd
 
 
 # ---- ties ----------------------------------------------------------------------------------------
-#: Methods whose tokens differ even where all look alike, and what decides then; tests/test_methods.py holds each to a naive one.
+#: Methods whose tokens differ even where all look alike, and what decides then.
+#: tests/test_methods.py compares each with a naive one.
 OTHERWISE = {"random": "a hash of the running number", "strided": "every second, fourth, ... running number",
              "pool": "every second, fourth, ... place of the grid", "visionzip": "every n-th of those not attended to most",
              "vispruner": "of the duplicates, every other one goes"}
@@ -259,7 +276,10 @@ OTHERWISE = {"random": "a hash of the running number", "strided": "every second,
 
 @functools.cache
 def uniform():
-    """No attention to speak of, and one feature for all patches: whatever a method looks at, all visual tokens are alike."""
+    """No attention to speak of, and one feature for all patches.
+
+    Whatever a method looks at, all visual tokens are alike.
+    """
     model = tiny_llava()
     with torch.no_grad():
         for module_name, parameter in model.named_parameters():
@@ -272,7 +292,10 @@ def uniform():
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("name", vispco.list_methods())
 def test_where_all_tokens_are_alike_the_first_are_kept(name, mode):
-    """In every batch; a method that decides otherwise is listed above, and decides the same however a sample is padded."""
+    """In every batch.
+
+    A method that decides otherwise is listed above. It decides the same however a sample is padded.
+    """
     model, found = uniform(), []
     for padding in ("left", "right"):
         inputs = without_labels(batch(**SHAPE, padding=padding))
@@ -293,7 +316,10 @@ def test_where_all_tokens_are_alike_the_first_are_kept(name, mode):
 
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 3), st.integers(0, 99))
 def test_equal_columns_have_equal_sums(heads, n, batch_size, seed):
-    """Wherever they stand: PyTorch's own float32 sums of the last few columns differ by a rounding."""
+    """Wherever the columns stand.
+
+    PyTorch's own float32 sums of the last few columns differ by a rounding.
+    """
     row = torch.rand(batch_size, heads, 1, generator=torch.Generator().manual_seed(seed))
     sums = column_sum(row.expand(-1, -1, n).contiguous(), 1)
     assert (sums == sums[:, :1]).all() and torch.allclose(sums[:, 0], row.sum((1, 2)))
@@ -302,7 +328,10 @@ def test_equal_columns_have_equal_sums(heads, n, batch_size, seed):
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=4), st.floats(0, 1),
        st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]), st.booleans())
 def test_ties_are_broken_as_python_sorts_them(table, share, dtype, left):
-    """By (-score, index), of each sample, alone and in a batch, padded on either side with the best score of all."""
+    """By (-score, index), of each sample, alone and in a batch.
+
+    Padded on either side with the best score of all.
+    """
     width = max(map(len, table))
     scores, alive = torch.full((len(table), width), 9.0), torch.zeros(len(table), width, dtype=torch.bool)
     for b, row in enumerate(table):
@@ -318,7 +347,10 @@ def test_ties_are_broken_as_python_sorts_them(table, share, dtype, left):
 
 
 def test_every_sort_is_stable():
-    """Of tensors and arrays; `list.sort` always is, values alone may be in any order, and topk promises nothing."""
+    """Of tensors and arrays.
+
+    `list.sort` is always stable, values alone may be in any order, and topk promises nothing.
+    """
     for path in sorted((HERE.parent / "vispco").rglob("*.py")):
         if "reproduction" in path.parts or "testbed" in path.parts and path.name != "evaluate.py":
             continue
@@ -334,8 +366,9 @@ def test_every_sort_is_stable():
 
 
 # ---- precisions ----------------------------------------------------------------------------------
-#: Least share of the kept tokens that float32 keeps too, on average over the questions; and how far, as a share of the
-#: threshold's score, the float32 scores of the others may be from it.
+#: First, the least share of the kept tokens that float32 keeps too, on average over the questions.
+#: Second, how far the float32 scores of the others may be from the threshold's score, as a share of
+#: it.
 TOLERANCE = {torch.bfloat16: (0.97, 0.1), torch.float16: (0.99, 0.02)}
 
 
@@ -352,7 +385,10 @@ class Several(Constant):
 
 @pytest.mark.parametrize("which", ["testbed-llava", "testbed-qwen"])
 def test_half_precision_keeps_what_float32_keeps(which):
-    """Half and a fifth of the tokens before layer 3, of 32 questions; where they differ, the scores are near the threshold."""
+    """Half and a fifth of the tokens before layer 3, of 32 questions.
+
+    Where they differ, the scores are near the threshold.
+    """
     model, found = testbed.load(which)[0], {}
     inputs = without_labels(testbed.batches("test", n=32, batch_size=32, model=which)[0])
     for dtype in (torch.float32, *TOLERANCE):
@@ -373,7 +409,10 @@ def test_half_precision_keeps_what_float32_keeps(which):
 
 # ---- the same again ------------------------------------------------------------------------------
 def test_a_seed_means_the_same_in_every_process_and_thread():
-    """One process after the other: to the bit. With two threads sums may round otherwise; what is found is the same."""
+    """One process after the other: to the bit.
+
+    With two threads sums may round otherwise; what is found is the same.
+    """
     def run(threads):
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run([sys.executable, str(HERE / "search_once.py"), str(threads)], env=environment,

@@ -1,4 +1,7 @@
-"""The command line on users' models and data: a folder written by save_pretrained, pictures and questions on disk."""
+"""The command line on users' models and data.
+
+A folder written by save_pretrained, pictures and questions on disk.
+"""
 
 import json
 import os
@@ -24,7 +27,10 @@ FAST = ["--steps", "2", "--limit", "8", "--batch-size", "4", "--kernel", "linear
 
 @pytest.fixture(scope="module", params=testbed.MODELS)
 def own(request, tmp_path_factory):
-    """(folder, name, examples): a model as its owner would keep it, and questions in three forms."""
+    """(folder, name, examples).
+
+    A model as its owner would keep it, and questions in three forms.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     model, processor = testbed.load(request.param)
     model.save_pretrained(folder / "model")
@@ -146,7 +152,10 @@ def test_other_number_types(here, tmp_path, capsys):
 
 
 def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch, capsys):
-    """No code of the model's own, no pickles, unless it is asked for; a folder is never looked for elsewhere."""
+    """No code of the model's own, no pickles, unless it is asked for.
+
+    A folder is never looked for elsewhere.
+    """
     import transformers
 
     model, processor = testbed.load("testbed-llava")
@@ -170,7 +179,9 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     (["--data", "nothing"], "'nothing' is no file and no folder here, and not the OWNER/NAME of a data set"),
     (["--data", "bad.jsonl"], "bad.jsonl:2: expected a JSON object on one line"),
     (["--data", "empty.jsonl"], "empty.jsonl holds no question about a picture"),
-    (["--data", "keys.jsonl"], "keys.jsonl:1: expected a text under 'question', got the keys 'image', 'query', 'label'"),
+    (["--data", "keys.jsonl"],
+     "keys.jsonl:1: expected a text under 'question', "
+     "got the keys 'image', 'query', 'label'"),
     (["--data", "keys.jsonl", "--columns", "question=query"], "keys.jsonl:1: expected a text under 'answer'"),
     (["--data", "keys.jsonl", "--columns", "prompt=query"], "--columns: expected OURS=THEIRS"),
     (["--columns", "question="], "expected OURS=THEIRS"),
@@ -297,7 +308,9 @@ def film(path, image):
     """Two frames of the same picture: a folder of pictures, or a video file, without loss."""
     if not path.suffix:
         path.mkdir()
-        return [Image.fromarray(image).save(path / f"{i}.png") for i in range(2)]
+        for i in range(2):
+            Image.fromarray(image).save(path / f"{i}.png")
+        return
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as file:
         stream = file.add_stream("ffv1", rate=2)
@@ -309,7 +322,10 @@ def film(path, image):
 
 @pytest.mark.parametrize("whose, suffix", [("a stand-in", ""), ("a stand-in", ".mkv"), ("Qwen's own", ".mkv")])
 def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, suffix, tmp_path, monkeypatch, capsys):
-    """Two equal frames make the patches that Qwen2.5-VL makes of one picture: from the files to the answer all must agree."""
+    """Two equal frames make the patches that Qwen2.5-VL makes of one picture.
+
+    From the files to the answer, all must agree.
+    """
     monkeypatch.chdir(tmp_path)
     model, processor = testbed.load("testbed-qwen")
     films = Films(processor)

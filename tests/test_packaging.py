@@ -1,4 +1,7 @@
-"""What is shipped: the wheel and the source archive hold all they need, and the metadata agree with the code."""
+"""What is shipped.
+
+The wheel and the source archive hold all they need, and the metadata agree with the code.
+"""
 
 import re
 import shutil
@@ -17,7 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def build(kind, folder):
-    """Build a "wheel" or an "sdist" from a copy of the project, so that nothing is left in the project."""
+    """Build a "wheel" or an "sdist" from a copy of the project.
+
+    So nothing is left in the project.
+    """
     if int(version("setuptools").split(".")[0]) < 77:
         pytest.skip('needs setuptools >= 77: pip install "vispco[test]"')
     listing = ["git", "ls-files", "-z", "-co", "--exclude-standard"]

@@ -1,4 +1,7 @@
-"""A package installed by pip brings a method, a kernel and an adapter; the core sees them by name alone."""
+"""A package installed by pip brings a method, a kernel and an adapter.
+
+The core sees them by name alone.
+"""
 
 import json
 import os
@@ -61,7 +64,8 @@ ids = batches[0]["input_ids"][0]
 kept = handle.kept()[0][0][ids == model.config.image_token_id]
 frontier = vispco.search(model, batches, "border", "line", budgets=[0.6], steps=2)
 print(json.dumps({
-    "unknown": unknown, "kept": kept.nonzero().flatten().tolist(), "of": len(kept), "n": int(kept.sum()),
+    "unknown": unknown,
+    "kept": kept.nonzero().flatten().tolist(), "of": len(kept), "n": int(kept.sum()),
     "method": frontier.points[0].config.method, "share": frontier.points[0].share,
     "kernel": frontier.meta["kernel"],
     "adapter": adapter_for(types.SimpleNamespace(model_type="border_vl")).__name__}))

@@ -54,7 +54,10 @@ def test_published_costs(method, name):
 
 
 def test_the_figures_of_the_papers():
-    """57 % of FastV's cost with 64 text tokens; 3.82 T to 1.78 T for PyramidDrop's visual tokens."""
+    """Published costs.
+
+    57 % of FastV's cost with 64 text tokens; 3.82 T to 1.78 T for PyramidDrop's visual tokens.
+    """
     fastv, pdrop = PUBLISHED["fastv"]["k2-r50"], PUBLISHED["pdrop"]["lambda-0.5"]
     assert (fastv.share, fastv.n_text, fastv.convention) == (0.57, 64, "fastv")
     assert (pdrop.flops, pdrop.convention) == (1.78e12, "pdrop")
@@ -64,7 +67,10 @@ def test_the_figures_of_the_papers():
 
 @pytest.mark.parametrize("name", PUBLISHED["sparsevlm"])
 def test_sparsevlms_averages(name):
-    """Its presets are named after an average that counts merged tokens, and steps a layer earlier."""
+    """Its presets are named after an average that counts merged tokens.
+
+    Its steps are a layer earlier.
+    """
     total, left = 0.0, 576
     for tokens, layers in zip(PUBLISHED["sparsevlm"][name].tokens, (4, 9, 17), strict=True):
         merged = 0.3 * (left - tokens) / 10
@@ -112,7 +118,10 @@ def test_another_depth_has_its_steps_at_the_same_relative_depth():
 @pytest.mark.parametrize("method", sorted(PUBLISHED))
 @pytest.mark.parametrize("layers", [1, 2, 3, 6, 24, 28, 36, 80])
 def test_every_depth_can_be_had(method, layers):
-    """Never a step before the first layer that the method can prune, and the last step's count at the end."""
+    """Never a step before the first layer that the method can prune.
+
+    The count of the last step stays to the end.
+    """
     for p in vispco.presets(method, num_layers=layers).values():
         assert p.config.num_layers == layers
         assert all(i >= METHODS.get(method).first_layer for i in p.config.steps)

@@ -1,4 +1,6 @@
-"""What vispco promises of budgets: never exceeded, and within one token of the best. And the page of all promises.
+"""What vispco promises of budgets, and the page of all promises.
+
+A budget is never exceeded, and the result is within one token of the best.
 
 10,000 random cases: `pytest tests/test_promises.py -m slow`; by default every eighth of them.
 """
@@ -111,7 +113,10 @@ class Case:
         return [max(1, c * n // self.tokens) if c else 0 for c in counts]
 
     def within(self, counts, slack=0):
-        """Whether every sample is, by our own count; times measured are sums of floats, and get a hair of `slack`."""
+        """Whether every sample is within budget, by our own count.
+
+        slack: measured times are sums of floats, and get a hair of it.
+        """
         return all(getattr(self.naive, name)(self.own(counts, n), n, t) <= limits_of(
             self.naive, name, number, self.form, (n, t)) * (1 + (slack if name == "latency" else 0))
             for name, number in self.numbers.items() for n, t in self.samples)
@@ -133,7 +138,10 @@ class Case:
         return curve, self.rng.choice([0.3, 1, 4]) * torch.randn(curve.theta.shape, generator=generator)
 
     def harden(self, limit):
-        """Whole tokens, now and then by way of the kernel's own form; as deployed to every sample."""
+        """Whole tokens, as deployed to every sample.
+
+        Now and then they come by way of the kernel's own form.
+        """
         curve, theta = self.kernel()
         hardened = harden_theta(curve, theta, limit) if self.rng.random() < 0.05 else limit.harden(
             curve.schedule(theta) if self.rng.random() < 0.5 else curve.settled(theta))
@@ -150,7 +158,11 @@ class Case:
 
 
 def check(seeds):
-    """Every case is refused if nothing fits, else within its budget and within one token of the best; how many were which."""
+    """Check the cases; returns how many were refused, and how many were full.
+
+    Every case is refused if nothing fits. Else it is within its budget, and within one token of the
+    best.
+    """
     refused = spare = 0
     for seed in seeds:
         case = Case(seed)
@@ -182,7 +194,10 @@ def test_ten_thousand_hardened_schedules():
 
 
 def test_nothing_that_keeps_more_fits_by_brute_force():
-    """Over all schedules of a few layers and tokens, of costs that a drop adds nothing to; and what ranking adds is little."""
+    """Over all schedules of a few layers and tokens.
+
+    Of costs to which a drop adds nothing; what ranking adds is little.
+    """
     seen = wasted = ranked = 0
     for seed in range(200):
         case = Case(seed, layers=4, tokens=7, samples=2)
@@ -202,7 +217,10 @@ def test_nothing_that_keeps_more_fits_by_brute_force():
 # ---- measured by PyTorch's own counter -----------------------------------------------------------
 @functools.cache
 def measured(images, text, config=None):
-    """FLOPs of the tiny LLaVA's prefill by the counter, less those of its vision tower and projector."""
+    """FLOPs of the tiny LLaVA's prefill by the counter.
+
+    Those of its vision tower and projector are left out.
+    """
     model, inputs = make("llava"), without_labels(batch((images,), (text,), (0,), answer=0))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         if config is None:
@@ -215,7 +233,10 @@ def measured(images, text, config=None):
 
 
 def test_the_flop_counter_finds_no_hardened_schedule_above_its_budget():
-    """A real model under `apply`: the counter on the pruned, the full and the text-only prompt decides."""
+    """A real model under `apply`.
+
+    The counter on the pruned, the full and the text-only prompt decides.
+    """
     model = make("llava")
     size, layers = adapter_for(model)(model).dimensions(model.config), len(model.get_decoder().layers)
     for seed in range(2 * len(vispco.list_methods())):
@@ -240,7 +261,10 @@ def pruned(images, text, config):
 
 # ---- the page of promises ------------------------------------------------------------------------
 def test_every_promise_names_what_states_it_and_tests_that_exist():
-    """docs/promises.md: each row has a promise, a name or page that states it, and tests that are there."""
+    """docs/promises.md: each row has a promise.
+
+    Also a name or page that states it, and tests that are there.
+    """
     root = Path(__file__).parent.parent
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")]
             for line in (root / "docs" / "promises.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]

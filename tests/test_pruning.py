@@ -1,6 +1,10 @@
-"""The pruner: its life, its inputs and outputs, and the gradient of search, against recomputation by hand."""
+"""The pruner.
+
+Its life, its inputs and outputs, and the gradient of search, against recomputation by hand.
+"""
 
 import copy
+import functools
 import gc
 import itertools
 import weakref
@@ -76,7 +80,10 @@ def test_rotary_embeddings_of_any_layout(shape):
 
 @given(seed=st.integers(0, 50), size=st.integers(1, 6), kind=st.sampled_from(["none", "bool", "additive"]))
 def test_soft_bias_is_softmax_with_policy(seed, size, kind):
-    """m_n exp(a_n) / sum m exp(a), each token seeing itself: values, and gradients of dropped tokens."""
+    """m_n exp(a_n) / sum m exp(a), each token seeing itself.
+
+    Values, and gradients of dropped tokens.
+    """
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(1, 1, size, size, generator=g, dtype=torch.float64) * 4
     causal = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
@@ -102,8 +109,17 @@ def test_soft_bias_is_softmax_with_policy(seed, size, kind):
 
 
 # ---- search: the gradient by the chain rule ------------------------------------------------------
+def turn(t, cos, sin):
+    """Rotary embedding."""
+    half = t.shape[-1] // 2
+    return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
+
+
 def forward_with_policies(model, inputs, policies):
-    """Logits of a Llama decoder written out, in which keys have weights: {layer: (S,) policy}, cumulative."""
+    """Logits of a Llama decoder written out, in which keys have weights.
+
+    policies: {layer: (S,) policy}, cumulative.
+    """
     decoder, (seen, given) = model.get_decoder(), decoder_inputs(model, without_labels(inputs))
     hidden, policy = seen["inputs_embeds"], torch.ones(seen["inputs_embeds"].shape[1], dtype=torch.float64)
     size = hidden.shape[1]
@@ -112,12 +128,7 @@ def forward_with_policies(model, inputs, policies):
         a, x = layer.self_attn, layer.input_layernorm(hidden)
         q, k, v = (p(x).view(1, size, -1, a.head_dim).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
         cos, sin = (part[:, None] for part in given[i]["position_embeddings"])
-
-        def turn(t):
-            half = t.shape[-1] // 2
-            return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
-
-        q, k = turn(q), turn(k)
+        q, k = turn(q, cos, sin), turn(k, cos, sin)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         weights = torch.where(torch.eye(size, dtype=torch.bool), 1.0, policy) * torch.ones(size, size).tril()
         e = weights * (q @ k.transpose(-1, -2) * a.scaling).exp()
@@ -125,6 +136,11 @@ def forward_with_policies(model, inputs, policies):
         hidden = hidden + a.o_proj(out.transpose(1, 2).reshape(1, size, -1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return model.lm_head(decoder.norm(hidden))
+
+
+def soft_mask_of(ranked, alive, k):
+    """The soft mask of one sample."""
+    return soft_mask(ranked, k, alive)[0]
 
 
 def answer_loss(result, inputs):
@@ -136,7 +152,10 @@ def answer_loss(result, inputs):
     "ratios", [[1.0, 0.8, 0.6, 0.6, 0.4, 0.2], [0.9, 0.5, 0.5, 0.5, 0.5, 0.5], [0.7] * 6]
 )
 def test_search_gradients_by_the_chain_rule(llava, ratios):
-    """dL/dr_i = sum_j dL/dm_ij * d soft_ij/dk * n, dL/dm from attention written out with weighted keys."""
+    """dL/dr_i = sum_j dL/dm_ij * d soft_ij/dk * n.
+
+    dL/dm comes from attention written out with weighted keys.
+    """
     model = copy.deepcopy(llava).double()
     inputs = batch(images=(1,), text=(9,), before=(2,))
     inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -150,7 +169,8 @@ def test_search_gradients_by_the_chain_rule(llava, ratios):
     policies, slopes, alive = {}, [], torch.ones(1, PER_IMAGE, dtype=torch.bool)
     for i in range(6):
         ranked, k = normalise(scores, alive), torch.tensor([ratios[i] * PER_IMAGE], dtype=torch.float64)
-        slopes.append(torch.autograd.functional.jacobian(lambda k: soft_mask(ranked, k, alive)[0], k)[:, 0])
+        mask = functools.partial(soft_mask_of, ranked, alive)
+        slopes.append(torch.autograd.functional.jacobian(mask, k)[:, 0])
         alive = kept[i][:, visual]
         policies[i] = (
             torch.ones(len(visual), dtype=torch.float64).masked_fill(~kept[i][0], 0).requires_grad_()
@@ -201,7 +221,10 @@ def test_ratios_may_be_replaced_between_passes(llava):
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_deploy_ratios_may_be_replaced_too(llava, mode):
-    """The handle's docstring says so; also where the new schedule prunes at layers the old one did not."""
+    """The handle's docstring says so.
+
+    Also where the new schedule prunes at layers that the old one did not.
+    """
     inputs, wanted = without_labels(batch(**SHAPE)), PruningConfig("fastv", RATIOS)
     with vispco.apply(llava, wanted, mode=mode):
         expected = logits(llava, inputs)
@@ -369,7 +392,10 @@ def test_labels_do_not_stick(llava):
 
 
 def test_a_cache_holds_what_was_kept(llava):
-    """The very keys: those of the tokens kept, in order, as a full pass over them would make them."""
+    """The very keys of the tokens kept, in order.
+
+    As a full pass over them would make them.
+    """
     inputs = without_labels(batch(images=(1,), text=(9,), before=(2,)))
     with vispco.apply(llava, PruningConfig("fastv", RATIOS)) as handle, torch.no_grad():
         cache = DynamicCache(config=llava.config.text_config)
@@ -422,9 +448,9 @@ def test_layers_that_a_method_cannot_read(llava, layer):
             return ctx.attention(layer).mean(1)[:, 0][ctx.visual]
 
     match = f"tokens entering layer 3 have queries and keys of layer 2 .* not of layer {layer};"
-    with pytest.raises(ValueError, match=match):
-        with pruned_with(llava, Reader(), [1, 1, 1, 0.5, 0.5, 0.5]):
-            logits(llava, without_labels(batch(**SHAPE)))
+    pruning = pruned_with(llava, Reader(), [1, 1, 1, 0.5, 0.5, 0.5])
+    with pytest.raises(ValueError, match=match), pruning:
+        logits(llava, without_labels(batch(**SHAPE)))
 
 
 def test_nothing_runs_before_layer_0(llava):
@@ -440,7 +466,10 @@ def test_nothing_runs_before_layer_0(llava):
 
 
 def test_replayed_sets_give_the_same_logits(llava):
-    """The oracle of the generation tests: `Replay` keeps what another method kept; nothing else changes."""
+    """The oracle of the generation tests.
+
+    `Replay` keeps what another method kept, and nothing else changes.
+    """
     inputs = without_labels(batch(**SHAPE))
     with vispco.apply(llava, PruningConfig("sparsevlm", RATIOS)) as handle:
         expected, kept = logits(llava, inputs), handle.kept()

@@ -1,8 +1,11 @@
 """Every claim about the search, run again: `pytest -m reproduction`, within an hour on two cores.
 
-VISPCO_REPRODUCTION_SIZE: smoke, quick (default), standard or full. VISPCO_REPRODUCTION_CACHE: a folder that keeps the measurements
-between runs, found by their content; VISPCO_REPRODUCTION_FRESH=1 makes all of them again. A target that is missed
-fails here, with what was measured.
+VISPCO_REPRODUCTION_SIZE: smoke, quick (default), standard or full.
+VISPCO_REPRODUCTION_CACHE: a folder that keeps the measurements between runs, found by their
+content.
+VISPCO_REPRODUCTION_FRESH=1 makes all of them again.
+
+A target that is missed fails here, with what was measured.
 """
 
 import os

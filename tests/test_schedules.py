@@ -1,4 +1,7 @@
-"""Schedules found by rule: FitPrune's fit of attention statistics, VTW's first layer that does not show."""
+"""Schedules found by rule.
+
+FitPrune's fit of attention statistics, and VTW's first layer that does not show.
+"""
 
 import math
 
@@ -58,7 +61,10 @@ def test_remaining_is_what_loops_leave(table, alpha, fewest):
 
 
 def test_remaining_in_closed_form():
-    """Opposite rankings share no tokens at half the mass; one token with all of it stays until alpha is 1."""
+    """Opposite rankings share no tokens at half the mass.
+
+    One token with all of the mass stays until alpha is 1.
+    """
     valid = torch.ones(1, 8, dtype=torch.bool)
     rising = torch.arange(8.0)
     opposite = torch.stack([rising, rising.flip(0)])[None, None].expand(1, 3, 2, 8)

@@ -1,4 +1,7 @@
-"""Hooks under stress: whatever goes on around a pruned model works as without pruning, or is refused, and leaves no trace."""
+"""Hooks under stress.
+
+Whatever goes on around a pruned model works as without pruning, or is refused, and leaves no trace.
+"""
 
 import contextlib
 import copy
@@ -53,14 +56,20 @@ def generate(model, inputs=ONE, new=6, **options):
 
 
 def attributes(model):
-    """Everything that hangs on any module: names, the objects themselves, and what the dicts of hooks hold."""
+    """Everything that hangs on any module.
+
+    Names, the objects themselves, and what the dicts of hooks hold.
+    """
     return [(name, type(module), {k: list(v.items()) if isinstance(v, dict) else v for k, v in vars(module).items()})
             for name, module in model.named_modules()]
 
 
 @pytest.fixture
 def model():
-    """A tiny LLaVA that must be left as it was: attributes, hooks, configuration, and outputs to the bit."""
+    """A tiny LLaVA that must be left as it was.
+
+    Attributes, hooks, configuration, and outputs to the bit.
+    """
     model = shared()
     before = attributes(model), model.config.to_dict(), model.generation_config.to_dict(), logits(model, MANY)
     threads = threading.active_count()
@@ -124,7 +133,10 @@ class Stops(BaseStreamer, StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool) if scores is None else scores
 
 
-@works("an exception, or Ctrl-C, inside `generate`: in a layer, a streamer, a stopping criterion, a logits processor")
+@works(
+    "an exception, or Ctrl-C, inside `generate`: "
+    "in a layer, a streamer, a stopping criterion, a logits processor"
+)
 @pytest.mark.parametrize("where", ["layer", "streamer", "stopping_criteria", "logits_processor"])
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt, GeneratorExit])
 def test_generation_that_breaks_off_leaves_model_and_handle_as_they_were(model, where, error):
@@ -132,9 +144,9 @@ def test_generation_that_breaks_off_leaves_model_and_handle_as_they_were(model, 
     options = {where: stops if where == "streamer" else [stops]} if where != "layer" else {}
     with vispco.apply(model, TOWER) as handle:
         expected, kept = generate(model), handle.kept()
-        with pytest.raises(error):
-            with broken(model, error, after=2) if where == "layer" else contextlib.nullcontext():
-                generate(model, **options)
+        breaking = broken(model, error, after=2) if where == "layer" else contextlib.nullcontext()
+        with pytest.raises(error), breaking:
+            generate(model, **options)
         assert torch.equal(generate(model), expected)
         assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
     assert torch.equal(generate(model), bare)
@@ -220,7 +232,8 @@ def test_labels_of_a_failed_call_are_forgotten(model):
         assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
 
 
-@refused("ready-made `inputs_embeds` for a method that reads the vision tower, also after a call that failed",
+@refused("ready-made `inputs_embeds` for a method that reads the vision tower, "
+         "also after a call that failed",
          "the method reads the vision tower, which did not run for this prompt's image tokens")
 def test_what_the_tower_said_in_a_failed_call_is_forgotten(model, refusal):
     """Patches of the picture before would fit."""
@@ -296,7 +309,10 @@ def test_ratios_of_a_handle_that_kept_all(model):
     handle.ratios = torch.tensor(EARLY.keep_ratios)
 
 
-@works("a pruned model that is let go without `.remove()`: it is collected, and compiled code is on again")
+@works(
+    "a pruned model that is let go without `.remove()`: "
+    "it is collected, and compiled code is on again"
+)
 def test_a_model_dropped_while_it_is_pruned():
     model = tiny_llava(layers=2)
     vispco.apply(model, PruningConfig("random", [0.5, 0.5]))
@@ -346,7 +362,10 @@ def test_two_models_in_two_threads(model):
 @refused("one pruned model in two threads at once", "this pruned model is running already, in another thread: let threads take turns, "
          "or give each a model of its own")
 def test_one_model_in_two_threads(model, refusal):
-    """The first thread waits inside a layer until the second was refused, and is right all the same."""
+    """The first thread waits inside a layer until the second was refused.
+
+    It is right all the same.
+    """
     inside, go_on = threading.Event(), threading.Event()
     mlp = model.get_decoder().layers[3].mlp
 
@@ -419,7 +438,8 @@ def test_text_that_is_streamed_from_a_thread(model):
 
 
 @refused("a thread that goes on generating after the `with` block has ended",
-         "this KV cache was filled while the model was pruned, and now it is not: go on inside the `with` block of vispco.apply")
+         "this KV cache was filled while the model was pruned, and now it is not: "
+         "go on inside the `with` block of vispco.apply")
 def test_a_thread_that_outlives_the_block(model, refusal):
     third, go_on, raised = threading.Event(), threading.Event(), []
 
@@ -444,8 +464,8 @@ def test_a_thread_that_outlives_the_block(model, refusal):
     assert raised
 
 
-@refused("DataParallel", "a DataParallel model runs copies of itself in threads, and cannot be pruned: prune its .module on one device, "
-         "or run one process per device")
+@refused("DataParallel", "a DataParallel model runs copies of itself in threads, and cannot be pruned: "
+         "prune its .module on one device, or run one process per device")
 def test_data_parallel_is_refused(model, refusal):
     with refusal():
         vispco.apply(nn.DataParallel(model), STEPS)
@@ -468,7 +488,8 @@ def test_distributed_data_parallel(tmp_path):
 @works("a process that ends while a model is pruned: quietly")
 def test_a_process_that_ends_while_a_model_is_pruned():
     code = ("from tiny import *; import vispco; model = tiny_llava(layers=2);"
-            "handle = vispco.apply(model, vispco.PruningConfig('random', [.5, .5])); model(**without_labels(batch()))")
+            "handle = vispco.apply(model, vispco.PruningConfig('random', [.5, .5]));"
+            "model(**without_labels(batch()))")
     path = [str(Path(__file__).parent), str(Path(vispco.__file__).parent.parent)]
     code = f"import sys; sys.path[:0] = {path!r}; {code}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
@@ -520,7 +541,8 @@ def test_search_mode_does_not_generate(model, refusal):
 
 
 @refused("chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens", "visual tokens after the first forward pass "
-         "(a second image in a running conversation, or chunked prefill) cannot be pruned: start again from the whole prompt")
+         "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
+         "start again from the whole prompt")
 def test_chunked_prefill_is_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
         generate(model, prefill_chunk_size=8, past_key_values=DynamicCache())
@@ -553,8 +575,8 @@ def test_the_offloaded_cache():
             assert torch.equal(generate(model, inputs, cache_implementation="offloaded"), generate(model, inputs))
 
 
-@refused("static caches, of any name", "a static KV cache has one length for all layers and cannot hold pruned ones: use the default cache "
-         "(leave cache_implementation out)")
+@refused("static caches, of any name", "a static KV cache has one length for all layers and cannot hold pruned ones: "
+         "use the default cache (leave cache_implementation out)")
 @pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
 def test_static_caches_are_refused(refusal, name):
     # A model of its own: transformers attaches a static cache to it, refused or not.
@@ -566,7 +588,10 @@ def test_static_caches_are_refused(refusal, name):
 
 
 class QuantizedLayer(DynamicLayer):
-    """Stands for those of transformers, which need other packages: most of the keys are not in `keys`."""
+    """Stands for the quantised layers of transformers, which need other packages.
+
+    Most of the keys are not in `keys`.
+    """
 
 
 @refused("quantised caches, and other kinds of layers", "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
@@ -580,8 +605,10 @@ also("two conversations in turns, each with its cache", "test_generation.py::tes
 also("a second turn of text on the same cache", "test_generation.py::test_a_conversation_goes_on_with_text")
 
 
-@refused("a second turn with a new image on the same cache (works from the whole prompt, without the cache)",
-         "visual tokens after the first forward pass (a second image in a running conversation, or chunked prefill) cannot be pruned: "
+@refused("a second turn with a new image on the same cache "
+         "(works from the whole prompt, without the cache)",
+         "visual tokens after the first forward pass "
+         "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
          "start again from the whole prompt")
 def test_a_new_image_in_the_second_turn(model, refusal):
     with vispco.apply(model, EARLY):
@@ -611,7 +638,10 @@ def test_several_questions_on_copies_of_a_cache(model):
 @pytest.mark.parametrize("config", [STEPS, EARLY, FASTV])
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_a_pruned_cache_is_of_no_use_outside(model, refusal, config, mode):
-    """It would be silently wrong where a batch needs fillers, and is refused everywhere; nothing is appended."""
+    """It would be silently wrong where a batch needs fillers, so it is refused everywhere.
+
+    Nothing is appended to the cache.
+    """
     with vispco.apply(model, config, mode=mode), torch.no_grad():
         cache = model(**ONE).past_key_values
     lengths = [layer.keys.shape[-2] for layer in cache.layers]
@@ -666,7 +696,10 @@ def test_a_cache_that_is_used_again(model, second):
     assert torch.equal(*found)
 
 
-@works("`cache.crop(-n)`, and where transformers has it (in older releases) `cache.crop(length)`, of the original length")
+@works(
+    "`cache.crop(-n)`, and where transformers has it (in older releases) "
+    "`cache.crop(length)`, of the original length"
+)
 @pytest.mark.parametrize("config", [STEPS, EARLY])
 def test_a_cache_is_cropped(model, config):
     step, guess = {"input_ids": torch.tensor([[9]])}, torch.tensor([[7, 8]])
@@ -695,7 +728,7 @@ section("Training, precision, gradients")
 def weight_gradients(model, config, mode="deploy"):
     """Of the loss of a batch whose answers come after the images."""
     with vispco.apply(model, config, mode=mode):
-        loss = model(**batch(**{"images": (1, 2), "text": (9, 7), "before": (2, 1)})).loss
+        loss = model(**batch(images=(1, 2), text=(9, 7), before=(2, 1))).loss
         return [g for g in torch.autograd.grad(loss, list(model.get_decoder().parameters()), allow_unused=True) if g is not None]
 
 
@@ -705,7 +738,8 @@ def test_gradients_of_the_weights(model):
     assert all(error(x, y) < 1e-3 for x, y in zip(a, b, strict=True)) and any(x.abs().max() > 1e-3 for x in a)
 
 
-also("gradient checkpointing, in search (`vispco.search(..., checkpoint=True)` has its own, with any)",
+also("gradient checkpointing, in search "
+     "(`vispco.search(..., checkpoint=True)` has its own, with any)",
      "test_pruning.py::test_gradient_checkpointing_changes_nothing", "works; refused before transformers 5.23")
 
 
@@ -838,7 +872,8 @@ def test_compiling_inside():
 
 
 @refused("copying or pickling a pruned model, or one of its layers", "a model cannot be copied or pickled while it is pruned: leave the `with` "
-         "block, or call .remove() on the handle, first (save_pretrained works, for the weights are as always)")
+         "block, or call .remove() on the handle, first "
+         "(save_pretrained works, for the weights are as always)")
 @pytest.mark.parametrize("config", [STEPS, TOWER])
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_copies_of_a_pruned_model_are_refused(refusal, config, mode):
@@ -942,7 +977,7 @@ def test_accelerate(how, config, tmp_path):
     assert torch.equal(generate(model), expected[1]) and forwards(model) == before and not our_hooks(model)
     with vispco.apply(model, config, mode="search") as handle:
         handle.ratios = handle.ratios.clone().requires_grad_()
-        model(**batch(**{"images": (1, 2), "text": (9, 7), "before": (2, 1)})).loss.backward()
+        model(**batch(images=(1, 2), text=(9, 7), before=(2, 1))).loss.backward()
         assert handle.ratios.grad.abs().max() > 0
 
 
@@ -960,7 +995,8 @@ def test_accelerate_inside():
 
 # ---- inputs and outputs --------------------------------------------------------------------------
 section("Inputs and outputs")
-also("a batch of prompts of any length, padded left or right, with several images or none: each as alone",
+also("a batch of prompts of any length, padded left or right, with several images or none: "
+     "each as alone",
      "test_contract.py::test_a_sample_alone_is_as_in_a_batch")
 also("`inputs_embeds` instead of `input_ids`", "test_pruning.py::test_embeddings_instead_of_ids")
 also("`attention_mask` left out, or of four dimensions", "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional")
@@ -992,7 +1028,8 @@ def test_attentions_are_handed_out():
         assert ours.shape == expected.shape and error(ours, expected) <= CLOSE
 
 
-@refused("several prompts packed into one row", "several prompts are packed into one row (position_ids start again, or cu_seq_lens_q is given), "
+@refused("several prompts packed into one row", "several prompts are packed into one row "
+         "(position_ids start again, or cu_seq_lens_q is given), "
          "and would be pruned as one: give each a row of its own, padded")
 def test_packed_prompts_are_refused(model, refusal):
     ids, size = ONE["input_ids"].repeat(1, 2), ONE["input_ids"].shape[1]
@@ -1008,7 +1045,8 @@ def test_packed_prompts_are_refused(model, refusal):
 
 
 @refused("flash, flex and paged attention, continuous batching", "attention implementation 'flex_attention' takes no mask, or finds one in "
-         "position_ids, and would not see which tokens are left: model.set_attn_implementation('sdpa') has fast kernels too")
+         "position_ids, and would not see which tokens are left: "
+         "model.set_attn_implementation('sdpa') has fast kernels too")
 def test_other_attention_implementations_are_refused(model, refusal):
     expected, config = pruned(model, STEPS), model.get_decoder().config
     with vispco.apply(model, STEPS):

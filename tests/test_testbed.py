@@ -1,4 +1,7 @@
-"""The testbed: scenes, questions against a brute-force solver, batches, processors, and the shipped checkpoints."""
+"""The testbed.
+
+Scenes, questions against a brute-force solver, batches, processors, and the shipped checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Board:
     def where(self, words: list[str]):
         """["at", "c5"] or ["west", "of", "c5"] -> coordinates."""
         column, row = "abcdefgh".index(words[-1][0]), int(words[-1][1]) - 1
-        dx, dy = STEPS[words[0]] if words[0] in STEPS else (0, 0)
+        dx, dy = STEPS.get(words[0], (0, 0))
         return column + dx, row + dy
 
     def attribute(self, name: str, where) -> str:
@@ -51,7 +54,10 @@ class Board:
         return colour if name == "colour" else thing
 
     def colour(self, words: list[str]) -> str:
-        """["red"], ["the", "colour", "at", "c5"] or ["the", "colour", "west", "of", "c5"] -> "red"."""
+        """The colour that words name.
+
+        ["red"], ["the", "colour", "at", "c5"] or ["the", "colour", "west", "of", "c5"] -> "red".
+        """
         return words[0] if len(words) == 1 else self.attribute("colour", self.where(words[2:]))
 
     def solve(self, text: str) -> str:
@@ -130,7 +136,10 @@ def _state(modules, optims) -> list:
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(written, tmp_path, monkeypatch):
-    """The tensors of one step never go with the step number of another; and there is no third file in the end."""
+    """The tensors of one step never go with the step number of another.
+
+    There is no third file in the end.
+    """
     states = [_parts(seed) for seed in range(2)]
     log = [{"step": 1, "tasks": {"easy_vqa": 0.5}}]
     train.save_state(tmp_path / "state", 1, *states[0], Curriculum(), log)
@@ -164,7 +173,11 @@ def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
     # One bit of a number: safetensors would not notice.
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"state: expected the state of this training, but {path.name} is damaged; train without --resume"):
+    message = (
+        f"state: expected the state of this training, but {path.name} is damaged; "
+        "train without --resume"
+    )
+    with pytest.raises(ValueError, match=message):
         train.load_state(tmp_path / "state", *_parts(1), Curriculum())
 
 
@@ -345,15 +358,20 @@ def test_packed_questions_give_the_models_own_logits(name):
             for slot in range(4):
                 # Two slots hold the answer too.
                 where = (batch.slot == slot).nonzero()[:, 0][: -1 if slot < 2 else None]
-                items = [Example(image, " ".join(vocab.WORDS[t] for t in row), "", "")
-                         for image, row in zip(batch.images, batch.tokens[:, where], strict=True)]  # fmt: skip
+                items = []
+                for image, row in zip(batch.images, batch.tokens[:, where], strict=True):
+                    question = " ".join(vocab.WORDS[t] for t in row)
+                    items.append(Example(image, question, "", ""))
                 out = model(**testbed.collate(items, with_answers=False, model=name)).logits[:, -1]
                 assert torch.allclose(out, logits[:, where[-1]], atol=1e-4)
 
 
 @models
 def test_a_closed_window_hides_the_image(name):
-    """Closed from the start or taken out at once: the same; and the text's logits know nothing of the picture."""
+    """Closed from the start or taken out at once: the same.
+
+    The text's logits know nothing of the picture.
+    """
     model, layers = build_model(0, name).eval(), SPECS[name].layers
     _, batch = board_batch(np.random.default_rng(1), [0, 8], 4, (8, 8))
     with torch.inference_mode():

@@ -1,4 +1,7 @@
-"""What comes from elsewhere is data, never code: nothing is unpickled or evaluated, no path leads out of its folder."""
+"""What comes from elsewhere is data, never code.
+
+Nothing is unpickled or evaluated, and no path leads out of its folder.
+"""
 
 import ast
 import json
@@ -22,8 +25,9 @@ torch.set_num_threads(1)
 ROOT = Path(vispco.__file__).parent.parent
 
 # ---- the source code -----------------------------------------------------------------------------
-#: Whoever imports one of these can run code that a file holds. `multiprocessing`, in `tests.reproduction`, pickles
-#: as well, but only what our own processes send each other; no file is read by it.
+#: Whoever imports one of these can run code that a file holds. `multiprocessing`, in
+#: `tests.reproduction`, pickles as well, but only what our own processes send each other; no file
+#: is read by it.
 MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "jsonpickle", "code", "runpy"}
 NAMES = {"torch.load", "torch.jit.load", "torch.hub.load", "torch.package", "numpy.load", "pandas.read_pickle", "yaml.load",
          "yaml.unsafe_load", "yaml.full_load", "yaml.UnsafeLoader", "yaml.Loader", "os.system", "os.popen", "eval", "exec",
@@ -94,7 +98,10 @@ def generate(*args, **options):
 
 @pytest.fixture
 def own_code(tmp_path, monkeypatch):
-    """make(model, processor): a folder whose model or whose processor brings code, which writes the file `ran`."""
+    """make(model, processor): a folder whose model or whose processor brings code.
+
+    The code writes the file `ran`.
+    """
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -135,7 +142,10 @@ def test_a_models_own_code_runs_only_if_the_user_says_so(own_code, capsys):
 
 
 def test_a_processors_own_code_does_not_run_either(own_code, capsys):
-    """Nor that of a folder `custom_generate`: of a model that is known without it, its code is left alone."""
+    """Nor the code of a folder `custom_generate`.
+
+    Of a model that is known without it, its code is left alone.
+    """
     own_code({}, PROCESSOR)
     main(ASK)
     assert not Path("ran").exists() and "Traceback" not in capsys.readouterr().err
@@ -156,7 +166,10 @@ def test_a_folder_of_data_runs_no_script(tmp_path, monkeypatch):
 # ---- paths ---------------------------------------------------------------------------------------
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """A folder of pictures with links and worse in it, beside a picture that is none of its business."""
+    """A folder of pictures with links and worse in it.
+
+    Beside it is a picture that is none of its business.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     # Its name begins like the other's.

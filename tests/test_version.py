@@ -26,7 +26,10 @@ def test_new_enough(monkeypatch, package, found):
 def test_too_old(monkeypatch, package, found):
     monkeypatch.setattr(version, "version", lambda name: found)
     least = version.OLDEST[package]
-    said = f'vispco needs {package} >= {least}, but {found} is installed: pip install --upgrade "{package}>='
+    said = (
+        f"vispco needs {package} >= {least}, but {found} is installed: "
+        f'pip install --upgrade "{package}>='
+    )
     with pytest.raises(ImportError, match=f"^{re.escape(said)}"):
         version.require({package: least})
 

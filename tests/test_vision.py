@@ -1,4 +1,7 @@
-"""The vision tower as methods see it: attention and keys of patches, tokens made of them, their places."""
+"""The vision tower as methods see it.
+
+Attention and keys of patches, tokens made of them, their places.
+"""
 
 import copy
 import functools
@@ -64,7 +67,10 @@ LAYER = {
 
 
 def heard(model, name, inputs, monkeypatch):
-    """[(weights (H, n, n), keys before rotary embedding (n, H, E))] of each tile or frame, as they ran."""
+    """[(weights (H, n, n), keys (n, H, E))] of each tile or frame, as they ran.
+
+    The keys are those before rotary embedding.
+    """
     attention, pieces, keys = model.model.get_submodule(LAYER[name]), [], []
     module = importlib.import_module(type(attention).__module__)
     plain = module.eager_attention_forward
@@ -88,7 +94,10 @@ def heard(model, name, inputs, monkeypatch):
 
 
 def by_patch(weights, keys, class_token):
-    """[[attention received, *head-mean keys]] of each patch of a tile: loops over heads and query rows."""
+    """[[attention received, *head-mean keys]] of each patch of a tile.
+
+    By loops over heads and query rows.
+    """
     heads, n, _ = weights.shape
     rows = [0] if class_token else range(n)
     table = weights.tolist()
@@ -279,7 +288,10 @@ def test_grids_that_are_shrunk():
 
 @pytest.mark.parametrize("strategy, tokens", [("default", 16), ("full", 17)])
 def test_class_tokens_that_are_visual_tokens(strategy, tokens):
-    """LLaVA may keep the class token: it has its own attention, and the place of the first patch."""
+    """LLaVA may keep the class token.
+
+    It has its own attention, and the place of the first patch.
+    """
     model = copy.deepcopy(make("llava"))
     model.config.vision_feature_select_strategy = model.model.config.vision_feature_select_strategy = strategy
     ids = torch.tensor([[1, *[IMAGE] * tokens, 7, 8, *[IMAGE] * tokens, 9]])
@@ -354,7 +366,10 @@ def test_places_in_a_video():
 @everything
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_tells_as_much_as_a_forward_pass(name, samples, beams):
-    """`generate` makes the features before it calls the model; beams repeat rows, not what the tower saw."""
+    """`generate` makes the features before it calls the model.
+
+    Beams repeat rows, not what the tower saw.
+    """
     model, inputs, seen = make(name), mixed(name, samples), {}
     tower, adapter, visual = listen(model, inputs)
     expected = (*tower.read(inputs, visual), adapter.grid(inputs, visual))
@@ -471,7 +486,10 @@ BATCHES = {1: [IMAGES[1]], 2: IMAGES[:2], 3: [IMAGES[3], IMAGES[2], IMAGES[1]], 
 
 
 def traced(model, config, inputs):
-    """[(context, what the method saw, what entered the layer, where it was packed from)] of each step."""
+    """What happened at each step, as a list.
+
+    Of (context, what the method saw, what entered the layer, where it was packed from).
+    """
     steps, entered = [], {}
 
     class Probe(METHODS.get(config.method)):
@@ -543,7 +561,10 @@ def test_pool_is_average_pooling(name, ratio, window):
 
 
 def test_pool_shares_frames_evenly():
-    """Of 4 frames of 2 x 2 tokens, a quarter is one token a frame; an eighth, one of every second frame."""
+    """Of 4 frames of 2 x 2 tokens, a quarter is one token a frame.
+
+    An eighth is one token of every second frame.
+    """
     model = make("qwen2_vl")
     inputs = prompts(model, [[2, ("video", 1), 5]])[0]
     for ratio, expected in ((0.25, [0, 1, 2, 3]), (0.125, [0, 2]), (0.5, [0, 0, 1, 1, 2, 2, 3, 3])):
@@ -633,9 +654,10 @@ def test_features_made_elsewhere_are_refused_in_a_pruned_model(method):
     model, inputs = make("llava"), without_labels(batch(images=(1,), text=(5,), before=(2,)))
     with torch.no_grad():
         features = {"image": model.get_image_features(inputs.pop("pixel_values"), return_dict=True)}
-        with vispco.apply(model, PruningConfig(method, RATIOS["quarter"])):
-            with pytest.raises(ValueError, match="pass pixels to the pruned model, not ready-made features"):
-                model(**inputs, mm_encoder_outputs=features)
+        message = "pass pixels to the pruned model, not ready-made features"
+        pruning = vispco.apply(model, PruningConfig(method, RATIOS["quarter"]))
+        with pruning, pytest.raises(ValueError, match=message):
+            model(**inputs, mm_encoder_outputs=features)
 
 
 @pytest.mark.parametrize("method", sorted(NAIVE_VISION))
