@@ -62,7 +62,7 @@ def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
     for knot, theta in list(zip(learned.learned.predictor.knots, learned.learned.predictor.table))[1:]:
         rule = ramp(Budget(knot, cost, *shapes(learned.learned.problem.prepared), first_layer=1))
-        assert (learned.learned.kernel.schedule(theta) - rule).abs().max() < 0.01
+        assert (learned.learned.problem.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
 # ---- the predictor -----------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Budgets: what they mean, and how far a schedule is from one.
 
-A budget is a share of the prunable cost: 0 is the text alone, 1 the full model (`0.5` or `"50%"`). With
-`relative_to="total"` it is a share of the full cost. It can also be absolute (`1.8e12` FLOPs, `"1.5 GB"`, `"20 ms"`).
-A budget is about the language model's prefill of the prompt, and it holds for EVERY sample whose shape it is given.
-Several budgets at once, of FLOPs, KV cache and latency, are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
+A budget is a share of the prunable cost: 0 is the text alone, 1 the full model (`0.5` or `"50%"`).
+With `relative_to="total"` it is a share of the full cost. It can also be absolute (`1.8e12` FLOPs,
+`"1.5 GB"`, `"20 ms"`). A budget is about the language model's prefill of the prompt, and it holds
+for EVERY sample whose shape it is given. Several budgets at once, of FLOPs, KV cache and latency,
+are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _BYTES = {prefix + "b": x for prefix, x in _PREFIXES.items()}
 _BYTES |= {prefix + "ib": 1024.0**i for i, prefix in enumerate("kmgt", 1)}
 _BYTES["bytes"] = 1.0
 
-#: Per unit of cost: how absolute budgets are written, and the factors of their suffixes (in lower case).
+#: Per unit of cost: how absolute budgets are written, and the factors of their suffixes (in lower
+#: case).
 _UNITS = {
     "FLOPs": ("1.8e12 or '1.8TFLOPs'", _FLOPS),
     "bytes": ("1.5e9 or '1.5GB'", _BYTES),
@@ -41,7 +43,8 @@ LIMITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "seconds"}
 def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]:
     """A budget as (number, whether it is absolute).
 
-    unit: of the cost: "FLOPs", "bytes" or "seconds". A number of a million or more is absolute, and so is one with a unit.
+    unit: of the cost: "FLOPs", "bytes" or "seconds". A number of a million or more is absolute, and
+    so is one with a unit.
     Raises ValueError with the forms that are understood.
 
     >>> parse_budget("50%"), parse_budget("1.8 TFLOPs"), parse_budget(0.2), parse_budget("20 ms", "seconds")
@@ -121,11 +124,13 @@ class Limit:
         self.tokens = int(n_visual.max())
 
     def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, are within the limit for every sample: (C,) bool."""
+        """Which schedules of whole tokens (C, L), out of `tokens`, are within the limit for every
+        sample: (C,) bool."""
         raise NotImplementedError
 
     def slacks(self, ratios: Tensor) -> Tensor:
-        """What each constraint leaves (..., m), differentiable in the keep ratios (..., L). Negative: exceeded."""
+        """What each constraint leaves (..., m), differentiable in the keep ratios (..., L).
+        Negative: exceeded."""
         raise NotImplementedError
 
     def share(self, counts: Sequence[int]) -> float:
@@ -151,12 +156,14 @@ class Limit:
         return self.slacks(ratios).min(-1).values
 
     def reachable(self, ratios: Tensor) -> bool:
-        """Whether a schedule (L,) can keep its form: it fits once all is dropped wherever anything is."""
+        """Whether a schedule (L,) can keep its form: it fits once all is dropped wherever anything
+        is."""
         everything_dropped = schedule.stretch(ratios.double(), 1e9)
         return self.holds(schedule.nearest_tokens(everything_dropped, self.tokens))
 
     def harden(self, ratios: Tensor) -> list[float]:
-        """Keep ratios (L,) in whole tokens, never above the limit and as close below it as whole tokens allow.
+        """Keep ratios (L,) in whole tokens, never above the limit and as close below it as whole
+        tokens allow.
 
         See `vispco.schedule.harden`.
 
@@ -173,11 +180,14 @@ class Budget(Limit):
     """One budget for samples of known shapes.
 
     cost: a cost model (`vispco.flops.Cost`). n_visual, n_text: (samples,) tokens of each prompt.
-    first_layer: the first layer whose input may be pruned. relative_to: what a share is of, "prunable" or "total".
-    full, text, limit: (shapes,) cost of the full model, of the text alone, and the most that is allowed.
+    first_layer: the first layer whose input may be pruned. relative_to: what a share is of,
+    "prunable" or "total".
+    full, text, limit: (shapes,) cost of the full model, of the text alone, and the most that is
+    allowed.
 
-    Raises ValueError if the budget is malformed; if it is below what dropping every token from `first_layer` on costs (the
-    message names the reachable range); or if pruning saves nothing of a sample.
+    Raises ValueError if the budget is malformed; if it is below what dropping every token from
+    `first_layer` on costs (the message names the reachable range); or if pruning saves nothing of a
+    sample.
     """
 
     def __init__(self, budget: float | str, cost, n_visual: Tensor, n_text: Tensor, first_layer: int = 1,
@@ -214,17 +224,20 @@ class Budget(Limit):
         return f"{math.ceil(share * 1e4) / 1e4:g} to 1"
 
     def _costs(self, counts: Sequence[int] | Tensor) -> Tensor:
-        """Costs (..., shapes) of whole counts (..., L) out of `tokens`, with each sample's own whole tokens."""
+        """Costs (..., shapes) of whole counts (..., L) out of `tokens`, with each sample's own
+        whole tokens."""
         ratios = torch.as_tensor(counts, dtype=torch.float64)[..., None, :] / self.tokens
         own = whole_tokens(ratios, self.n_visual[:, None])
         return self.cost(own, self.n_visual, self.n_text).double()
 
     def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no sample's budget: (C,) bool."""
+        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no sample's budget: (C,)
+        bool."""
         return (self._costs(counts) <= self.limit).all(-1)
 
     def slacks(self, ratios: Tensor) -> Tensor:
-        """(..., 1): the least (B - F) / (prunable cost) over the samples, differentiable in the keep ratios (..., L)."""
+        """(..., 1): the least (B - F) / (prunable cost) over the samples, differentiable in the
+        keep ratios (..., L)."""
         counts = ratios.double()[..., None, :] * self.n_visual[:, None]
         left = self.limit - self.cost(counts, self.n_visual, self.n_text)
         return (left / (self.full - self.text)).min(-1, keepdim=True).values
@@ -262,7 +275,8 @@ class Joint(Budget):
         self.value = {name: limit.value for name, limit in self.limits.items()}
 
     def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no budget of any sample: (C,) bool."""
+        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no budget of any sample:
+        (C,) bool."""
         return torch.stack([limit.fits(counts) for limit in self.limits.values()]).all(0)
 
     def slacks(self, ratios: Tensor) -> Tensor:

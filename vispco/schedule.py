@@ -1,7 +1,8 @@
 """Schedules: keep ratios and drops, and how a schedule is brought onto a budget in whole tokens.
 
-A schedule has L keep ratios r_0 >= r_1 >= ... in [0, 1], one per layer. Seen the other way, it has drops: the share of the
-tokens dropped before each layer that can be pruned, and last the share that is never dropped. They sum to 1.
+A schedule has L keep ratios r_0 >= r_1 >= ... in [0, 1], one per layer. Seen the other way, it has
+drops: the share of the tokens dropped before each layer that can be pruned, and last the share that
+is never dropped. They sum to 1.
 
 Every way onto a budget is a bisection along a path on which the cost only rises, or only falls:
 
@@ -25,7 +26,8 @@ from torch.nn.functional import pad
 
 
 def to_drops(ratios: Tensor, first_layer: int) -> Tensor:
-    """Drops (..., L - first_layer + 1) of schedules (..., L): before each layer from `first_layer` on, and never.
+    """Drops (..., L - first_layer + 1) of schedules (..., L): before each layer from `first_layer`
+    on, and never.
 
     >>> to_drops(torch.tensor([1.0, 0.75, 0.25]), first_layer=1).tolist()
     [0.25, 0.5, 0.25]
@@ -57,7 +59,8 @@ def without_small_drops(ratios: Tensor, smallest: float = 0.05) -> Tensor:
 
 
 def to_whole_tokens(ratios: Tensor, tokens: int) -> Tensor:
-    """Ratios rounded to whole tokens of `tokens`, with the gradient of the ratios as they were (straight through).
+    """Ratios rounded to whole tokens of `tokens`, with the gradient of the ratios as they were
+    (straight through).
 
     A search step therefore sees what will be deployed.
 
@@ -80,8 +83,8 @@ def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halving
            odds: bool = False) -> tuple[Tensor, Tensor]:
     """Halve [low, high] around the boundary of a monotone test, elementwise; returns both ends.
 
-    above: whether the boundary lies above a point. odds: halve on the scale t / (1 + t), on which 60 halvings reach from 0
-    to a billion.
+    above: whether the boundary lies above a point. odds: halve on the scale t / (1 + t), on which
+    60 halvings reach from 0 to a billion.
 
     >>> low, high = bisect(lambda x: x * x < 2, torch.tensor(0.0), torch.tensor(2.0), halvings=20)
     >>> round(float(low), 3), round(float(high), 3)
@@ -99,12 +102,14 @@ def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halving
 
 
 def ramp(limit, width: float = 0.5) -> Tensor:
-    """Keep ratios (L,) that fall from 1 to 0 along a line over `width` of the layers, as late as the limit allows.
+    """Keep ratios (L,) that fall from 1 to 0 along a line over `width` of the layers, as late as
+    the limit allows.
 
         r_i = clip(1/2 + (k - i) / (width L), 0, 1)    from the first layer that can be pruned on
 
-    Tokens are needed less the deeper the layer, which is why every published configuration drops them late (PyramidDrop's
-    stages and the p-sigmoid of the VisPCO paper are such curves). The rule costs no forward pass.
+    Tokens are needed less the deeper the layer, which is why every published configuration drops
+    them late (PyramidDrop's stages and the p-sigmoid of the VisPCO paper are such curves). The rule
+    costs no forward pass.
     """
     layers = torch.arange(limit.layers, dtype=torch.float64)
 
@@ -118,12 +123,13 @@ def ramp(limit, width: float = 0.5) -> Tensor:
 
 
 def project(ratios: Tensor, cost, n_visual: Tensor, n_text: Tensor, limit: Tensor) -> Tensor:
-    """Keep ratios (B, L) stretched by one factor t per sample, so that each costs exactly its limit (B,).
+    """Keep ratios (B, L) stretched by one factor t per sample, so that each costs exactly its limit
+    (B,).
 
         r' = max(0, 1 - t (1 - r)),   F(r') = B
 
-    Differentiable in `ratios`. The gradient of t is that of the implicit function, dt = -(dF . d(1 - r)) / (dF/dt).
-    Where no t is large enough, everything that can be dropped is dropped.
+    Differentiable in `ratios`. The gradient of t is that of the implicit function, dt = -(dF . d(1
+    - r)) / (dF/dt). Where no t is large enough, everything that can be dropped is dropped.
 
     >>> from vispco.flops import CostModel, Dimensions
     >>> cost = CostModel(Dimensions(2, 8, 2, 2, 4, 16, 10))
@@ -145,17 +151,20 @@ def project(ratios: Tensor, cost, n_visual: Tensor, n_text: Tensor, limit: Tenso
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(spent(t, exact.detach()).sum(), t)
     now = spent(found, exact)
-    # The slope is negative: more is dropped. Newton's step has the value 0 and the gradient of the implicit function.
+    # The slope is negative: more is dropped. Newton's step has the value 0 and the gradient of the
+    # implicit function.
     t = found - (now - now.detach()) / slope.clamp(max=-1e-9)
     return stretch(exact, t[:, None]).to(ratios)
 
 
 def fit(ratios: Tensor, limit, *, hold_cuts: bool = True, lower: bool = True) -> Tensor:
-    """Schedules (C, L) brought onto the limit, as fractions of tokens; those that cannot be are left out.
+    """Schedules (C, L) brought onto the limit, as fractions of tokens; those that cannot be are
+    left out.
 
-    A schedule above the limit is stretched. One below it is shrunk: all drops by one factor. That would bring back the
-    layers in which it keeps nothing, so with `hold_cuts` such a schedule grows as `r ** gamma` instead. Stretching lets the
-    steepest drop take everything; with `lower`, schedules above the limit come a second time, their ratios times one factor.
+    A schedule above the limit is stretched. One below it is shrunk: all drops by one factor. That
+    would bring back the layers in which it keeps nothing, so with `hold_cuts` such a schedule grows
+    as `r ** gamma` instead. Stretching lets the steepest drop take everything; with `lower`,
+    schedules above the limit come a second time, their ratios times one factor.
     """
     over = (limit.slack(ratios) < 0)[:, None]
     cut = (ratios[:, -1:] <= 0) & hold_cuts
@@ -183,15 +192,17 @@ def fit(ratios: Tensor, limit, *, hold_cuts: bool = True, lower: bool = True) ->
 
 
 def harden(ratios: Tensor, limit) -> list[float]:
-    """Keep ratios (L,) in whole tokens: never above the limit, and as close below it as whole tokens allow.
+    """Keep ratios (L,) in whole tokens: never above the limit, and as close below it as whole
+    tokens allow.
 
-    First all drops are stretched by one factor until the nearest whole tokens fit, so that the schedule keeps its shape.
-    (One that keeps everything where it must not is lowered instead.) Then tokens are added one at a time, where most was
-    rounded away, until none fits any more.
+    First all drops are stretched by one factor until the nearest whole tokens fit, so that the
+    schedule keeps its shape. (One that keeps everything where it must not is lowered instead.) Then
+    tokens are added one at a time, where most was rounded away, until none fits any more.
 
-    The result is within one token of the best: one more token in any single layer would exceed the limit, or let the
-    schedule rise. Ranking tokens costs FLOPs, and each layer that drops tokens ranks them. So a token more in several
-    layers at once may still fit, where one more in a single layer would be one more drop to pay for.
+    The result is within one token of the best: one more token in any single layer would exceed the
+    limit, or let the schedule rise. Ranking tokens costs FLOPs, and each layer that drops tokens
+    ranks them. So a token more in several layers at once may still fit, where one more in a single
+    layer would be one more drop to pay for.
     Raises FloatingPointError if a ratio is not finite.
     """
     wanted = ratios.detach().double()
@@ -235,7 +246,8 @@ def nearest_tokens(ratios: Tensor, tokens: int) -> tuple[int, ...]:
 
 
 def _add_token(counts: list[int], wanted: list[float], limit) -> bool:
-    """Add one token in place, at the layer where most was rounded away; False if none fits any more."""
+    """Add one token in place, at the layer where most was rounded away; False if none fits any
+    more."""
     above = [limit.tokens, *counts[:-1]]
     raisable = [i for i in range(limit.first_layer, limit.layers) if counts[i] < above[i]]
     raisable.sort(key=lambda i: (counts[i] - wanted[i], i))

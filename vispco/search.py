@@ -1,6 +1,7 @@
 """`vispco.search`: one pruning configuration per budget.
 
-Start from a schedule on the budget, refine it by a surrogate, harden it to whole tokens, return a `Frontier`. The starts:
+Start from a schedule on the budget, refine it by a surrogate, harden it to whole tokens, return a
+`Frontier`. The starts:
 
     "ramp"       a rule that costs no forward pass (`vispco.schedule.ramp`)
     "gradient"   descent for each budget, under the augmented Lagrangian: the paper's way (`vispco.solvers.descent`)
@@ -36,24 +37,27 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str | Mapping =
     """Find one pruning configuration per budget.
 
     model: any model with a registered adapter. Its weights are not changed.
-    batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer). The vision tower runs once
-        on each batch, and what it makes is kept in main memory.
+    batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer).
+        The vision tower runs once on each batch, and what it makes is kept in main memory.
     method: a registered pruning method, a name or a mapping {"name": ..., **options}.
-    budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at once,
-        `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever exceeds its budget.
-    start: "ramp", "gradient" or "shared"; or its options, `Gradient(steps=10)`, or {"name": "gradient", "steps": 10}.
+    budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at
+        once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
+        exceeds its budget.
+    start: "ramp", "gradient" or "shared"; or its options, `Gradient(steps=10)`, or {"name":
+    "gradient", "steps": 10}.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
-    refinement: schedules that are tried per budget after the start, of those that the kernel can form
-        (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one question}.
+    refinement: schedules that are tried per budget after the start, of those that the kernel can
+        form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
+        question}.
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
-    callback: called with a dict after every gradient step (budget, step, loss, slack, multiplier, penalty, ...), and after
-        every schedule of the refinement (budget, schedule, loss, best).
+    callback: called with a dict after every gradient step (budget, step, loss, slack, multiplier,
+        penalty, ...), and after every schedule of the refinement (budget, schedule, loss, best).
 
-    Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets too; then `budgets` may be
-    empty.
-    Raises ValueError for bad input, or a journal of another search, before the language model runs. Raises
-    FloatingPointError, naming budget, step and layer, for numbers that are not finite: logits, hidden states, scores, the
-    loss or its gradient.
+    Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
+    too; then `budgets` may be empty.
+    Raises ValueError for bad input, or a journal of another search, before the language model runs.
+    Raises FloatingPointError, naming budget, step and layer, for numbers that are not finite:
+    logits, hidden states, scores, the loss or its gradient.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -68,7 +72,7 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str | Mapping =
     problem = Problem(model, batches, method, kernel, options, callback)
     points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     if isinstance(chosen, Shared):
-        return SharedFrontier(points, meta, solver.learned)
+        return SharedFrontier(points, meta, solver)
     return Frontier(points, meta)
 
 
@@ -94,9 +98,11 @@ class SharedFrontier(Frontier):
 
     def frontier(self, budgets: Sequence[float], refinement: int | Mapping = 0, seed: int = 0,
                  journal: Journal | str | os.PathLike | None = None) -> Frontier:
-        """One configuration per budget, in whole tokens, never above it, measured on the calibration data.
+        """One configuration per budget, in whole tokens, never above it, measured on the
+        calibration data.
 
-        refinement, seed, journal: as of `vispco.search`; the journal is another file than the search had.
+        refinement, seed, journal: as of `vispco.search`; the journal is another file than the
+        search had.
         """
         learned = self.learned
         points, meta, _ = learned.problem.solve(learned, budgets, refinement, seed, journal)

@@ -1,10 +1,10 @@
-"""`start="gradient"`: keep ratios by gradient, one configuration per budget (VisPCO, arXiv 2604.15188).
+"""`start="gradient"`: keep ratios by gradient, budget by budget (VisPCO, arXiv 2604.15188).
 
     minimise over theta   KL(pruned || full) at the answers,   r = R(i; theta)
     subject to            F(r) <= B
 
-The kernel turns theta into keep ratios. The pruner masks the tokens hard and passes gradients straight through. The
-augmented Lagrangian holds the budget. The result is hardened to whole tokens.
+The kernel turns theta into keep ratios. The pruner masks the tokens hard and passes gradients
+straight through. The augmented Lagrangian holds the budget. The result is hardened to whole tokens.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from .steps import batch_order, decay, gradients
 class Gradient:
     """Options of `start="gradient"`: descend for each budget, from the largest down.
 
-    Each budget starts from the last one's solution or from one of the kernel's own starts, whichever is best.
-    steps: gradient steps per budget, one batch each. 0: none; then the refinement begins where they would have begun, and no
-    memory is needed for a backward pass.
+    Each budget starts from the last one's solution or from one of the kernel's own starts,
+    whichever is best.
+    steps: gradient steps per budget, one batch each. 0: none; then the refinement begins where they
+    would have begun, and no memory is needed for a backward pass.
     learning_rate: of Adam on theta.
-    inner: steps between updates of the multipliers. After each update the hardened schedule, with and without its small
-    drops, is measured on all calibration data.
+    inner: steps between updates of the multipliers. After each update the hardened schedule, with
+    and without its small drops, is measured on all calibration data.
     estimator: of the gradient in the keep ratios, a name or a mapping (`vispco.ste.ESTIMATORS`).
     constraint: options of `AugmentedLagrangian`.
-    checkpoint: keep only the inputs of the layers for the backward pass, and run the layers again: less memory, more time.
+    checkpoint: keep only the inputs of the layers for the backward pass, and run the layers again:
+    less memory, more time.
     Raises ValueError for bad values.
     """
 
@@ -63,7 +65,7 @@ class Gradient:
         build_estimator(self.estimator)
 
     def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Descent:
-        """The descent on a problem. Raises ValueError for options of the constraint that do not fit."""
+        """The descent on a problem. Raises ValueError for bad options of the constraint."""
         return Descent(self, problem, limits, seed)
 
 
@@ -83,7 +85,10 @@ class Descent:
         return asdict(self.options)
 
     def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal) -> int:
-        """Measure the best schedules on the way; returns the forward passes of the steps, a backward pass counting two."""
+        """Measure the best schedules on the way.
+
+        Returns the forward passes of the steps, a backward pass counting two.
+        """
         seen = 0
         for limit, evaluator, lagrangian in zip(limits, evaluators, self.lagrangians, strict=True):
             if limit.holds(limit.everything):
@@ -140,19 +145,23 @@ class Descent:
 
     def _step(self, pruner: Masking, batch: PreparedBatch, limit: Limit, lagrangian: AugmentedLagrangian,
               step: int) -> dict:
-        """All that a step costs: the objective's value, and the gradient of the augmented Lagrangian in theta."""
+        """All that a step costs: the objective, and the augmented Lagrangian's gradient."""
         ratios = self.kernel()
         with during(f"budget {limit.value!r}, step {step}"):
             value = mean_loss(pruner, batch, to_whole_tokens(ratios, limit.tokens), step, self.problem.options.objective)
             slacks = limit.slacks(ratios)
-            # The objective is a sum over the processes. The constraint is one part of it, and each process has it.
+            # The objective is a sum over the processes. The constraint is one part of it, and each
+            # process has it.
             loss = lagrangian.loss(processes() * value, slacks.to(value)) / processes()
             (gradient,) = gradients(loss, [self.kernel.theta])
         return {"loss": float(total(value.detach())), "gradient": encode_tensor(gradient)}
 
 
 def mean_loss(pruner: Masking, batch: PreparedBatch, ratios: Tensor, seed: int = 0, objective: str = "kl") -> Tensor:
-    """This process's part of the mean objective over the answer tokens of a batch, in nats, differentiable in the ratios."""
+    """This process's part of the mean objective over the answer tokens of a batch, in nats.
+
+    Differentiable in the ratios.
+    """
     losses = pruner.losses(batch, ratios, seed, objective)  # (A,)
     return losses.sum() / total(len(losses))
 
@@ -167,7 +176,8 @@ def augmented_lagrangian(limit: Limit, constraint: Mapping | None) -> AugmentedL
 def choose_start(kernel: Kernel, limit: Limit, evaluator: Evaluator, seed: int) -> None:
     """Move a kernel to the best of where it is and its own starts, on the budget.
 
-    Where the last budget ended may be a trap for a smaller one. The starts race on a part of the calibration data.
+    Where the last budget ended may be a trap for a smaller one. The starts race on a part of the
+    calibration data.
     """
     every = list(torch.cat([kernel.theta.detach()[None], kernel.starts().to(kernel.theta)]))
     thetas = [theta for theta in every if limit.reachable(kernel.settled(theta))] or every
@@ -180,7 +190,7 @@ def choose_start(kernel: Kernel, limit: Limit, evaluator: Evaluator, seed: int) 
 
 def race(evaluator: Evaluator, schedules: Sequence[Schedule], winners: int, share: float = 0.125, *,
          generator: torch.Generator) -> None:
-    """Measure, on all batches, the few schedules that beat the best so far on a random part of the batches."""
+    """Measure in full the few schedules that beat the best so far on a random part of the data."""
     best = evaluator.best
     new = [schedule for schedule in dict.fromkeys(schedules) if schedule not in evaluator.records]
     count = len(evaluator.prepared)

@@ -20,11 +20,13 @@ Schedule = tuple[float, ...]
 
 
 class Evaluator:
-    """Measures hardened schedules of one budget on the calibration data, and counts the forward passes.
+    """Measures hardened schedules of one budget, and counts the forward passes.
 
-    prepared: the calibration data, from `vispco.calibration.prepare`. template: the fields of a `PruningConfig` without its
-    keep ratios. objective: what is measured, "kl" or "task". journal: where measurements are kept; None: nowhere.
-    records: {schedule: what all of the calibration data gave}. passes: forward passes of one question so far.
+    prepared: the calibration data, from `vispco.calibration.prepare`. template: the fields of a
+    `PruningConfig` without its keep ratios. objective: what is measured, "kl" or "task". journal:
+    where measurements are kept; None: nowhere.
+    records: {schedule: what all of the calibration data gave}. passes: forward passes of one
+    question so far.
     """
 
     def __init__(self, model: nn.Module, prepared: Sequence[PreparedBatch], template: dict, objective: str = "kl",

@@ -1,4 +1,7 @@
-"""The ratio predictor: one network for the whole frontier, theta = f(input, B) (VisPCO, arXiv 2604.15188)."""
+"""The ratio predictor: one network for the whole frontier, theta = f(input, B).
+
+After VisPCO (arXiv 2604.15188).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from ..kernels import Kernel
 
 
 class FiLM(nn.Module):
-    """Feature-wise linear modulation by the budget: `(1 + scale(B)) x + shift(B)`; at first, the identity."""
+    """Feature-wise linear modulation by the budget: `(1 + scale(B)) x + shift(B)`.
+
+    It begins as the identity.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -28,14 +34,16 @@ class RatioPredictor(nn.Module):
     """A kernel's theta for a budget B, and, if it looks at them, a prompt.
 
         theta = table(B) + head(mean of x over the prompt)
-        table(B): linear between `knots` thetas, at equal distances from `between[0]` to `between[1]`
+        table(B): linear between `knots` thetas, equally spaced over `between`
         x = W e                                  e: input embeddings of the prompt, visual and text
         x <- FiLM(x + block(x), B), twice        block: LayerNorm, Linear, GELU, Linear
 
-    The paper's network has no table. But each entry of a table meets its own gradient, and a network has to find
-    first how to tell budgets apart: with as many steps, it ends at several times the divergence.
-    hidden: width of the embeddings; None: no network, the budget alone decides, one configuration per budget. Table
-    and head start so that the first theta is `kernel.initial()` for any budget and prompt; `begin` gives the table others.
+    The paper's network has no table. But each entry of a table meets its own gradient, and a
+    network has to find first how to tell budgets apart: with as many steps, it ends at several
+    times the divergence.
+    hidden: width of the embeddings; None: no network, the budget alone decides, one configuration
+    per budget. Table and head start so that the first theta is `kernel.initial()` for any budget
+    and prompt; `begin` gives the table others.
 
     >>> from vispco.kernels import Monotone
     >>> predictor = RatioPredictor(Monotone(4), hidden=8)
@@ -69,7 +77,11 @@ class RatioPredictor(nn.Module):
         self.table.copy_(thetas)
 
     def forward(self, budget: Tensor, embeddings: Tensor | None = None, real: Tensor | None = None) -> Tensor:
-        """theta (B, P). budget (B,) as a share of the prunable cost; embeddings (B, S, hidden), real (B, S) bool."""
+        """The theta (B, P) of each budget (B,), a share of the prunable cost.
+
+        embeddings (B, S, hidden), real (B, S) bool: the prompts, for a predictor that looks at
+        them. Raises ValueError if such a predictor gets none.
+        """
         low, high = self.between
         place = ((budget - low) / (high - low)).clamp(0, 1) * (len(self.table) - 1)
         left = place.long().clamp(max=len(self.table) - 2)

@@ -1,4 +1,4 @@
-"""A search problem: model, method, kernel, calibration data, costs and options, prepared once for every start."""
+"""A search problem, prepared once: model, method, kernel, calibration data, costs, options."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ from .refine import refine
 class SearchOptions:
     """What most searches leave as it is.
 
-    objective: what is minimised: "kl", the divergence from the full model's answers, or "task", the cross-entropy of the
-    right answers.
-    relative_to: what a budget's share is of: "prunable", the cost that pruning can save, or "total".
+    objective: what is minimised: "kl", the divergence from the full model's answers, or "task", the
+    cross-entropy of the right answers.
+    relative_to: what a budget's share is of: "prunable", the cost that pruning can save, or
+    "total".
     latency: the table that a limit on latency needs, from `LatencyTable.measure`.
-    journal: a file that holds every step as soon as it is done. The same search with the same journal goes on after the last
-    step, and ends as if it had never stopped, to the bit; the callback hears of all steps again.
+    journal: a file that holds every step as soon as it is done. The same search with the same
+    journal goes on after the last step, and ends as if it had never stopped, to the bit; the
+    callback hears of all steps again.
     Raises ValueError for another objective.
     """
 
@@ -51,7 +53,8 @@ class SearchOptions:
 class Problem:
     """What every start, the refinement and the result need.
 
-    model: any model with a registered adapter. method, kernel: names, or mappings of a name and options.
+    model: any model with a registered adapter. method, kernel: names, or mappings of a name and
+    options.
     Raises ValueError for bad input, before the language model runs.
     """
 
@@ -83,11 +86,12 @@ class Problem:
 
     def solve(self, start: Any, budgets: Sequence, refinement: int | Mapping, seed: int,
               journal: Journal | str | os.PathLike | None) -> tuple[list[FrontierPoint], dict[str, Any], Any]:
-        """Start, refine, harden: one point per budget, what a frontier records of the search, and the solver.
+        """Start, refine, harden: one point per budget, the search's record, and the solver.
 
-        start: its `solver(problem, limits, seed)` checks that it can start here. The solver's `run(evaluators, limits,
-        journal)` measures one schedule or more with every evaluator, and returns the other forward passes that it needed.
-        Its `propose` says what the refinement may measure.
+        start: its `solver(problem, limits, seed)` checks that it can start here. The solver's
+        `run(evaluators, limits, journal)` measures one schedule or more with every evaluator, and
+        returns the other forward passes that it needed. Its `propose` says what the refinement may
+        measure.
         """
         started = time.perf_counter()
         rounds, passes = _refinement(refinement)
@@ -128,7 +132,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Ramp:
-    """`start="ramp"`: the line from all tokens to none, as late as each budget allows. It has no options."""
+    """`start="ramp"`: a line from all tokens to none, as late as each budget allows."""
 
     name: ClassVar[str] = "ramp"
     any_budget: ClassVar[bool] = False
@@ -140,7 +144,7 @@ class Ramp:
         return {}
 
     def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Ramp:
-        """The start on a problem. Raises ValueError for a kernel that cannot form every schedule."""
+        """This start itself. Raises ValueError for a kernel that cannot form every schedule."""
         if not problem.kernel.free:
             raise ValueError(f"start='ramp' needs a kernel that forms every schedule, such as 'monotone', got "
                              f"{problem.kernel_name!r}; use start='gradient', with steps=0 for no gradient")
@@ -165,7 +169,8 @@ def _refinement(refinement: int | Mapping) -> tuple[int, float]:
 def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> dict[str, Any]:
     """{name: cost} of all that a budget can limit (`vispco.budget.LIMITS`) on the adapter's model.
 
-    method: its ranking counts as FLOPs. latency: a table measured on such a model; without one, no budget can limit latency.
+    method: its ranking counts as FLOPs. latency: a table measured on such a model; without one, no
+    budget can limit latency.
     Raises ValueError for a table of another decoder.
     """
     dimensions = adapter.dimensions(adapter.config)

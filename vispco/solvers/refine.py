@@ -1,8 +1,9 @@
-"""Refinement: schedules that a surrogate of the loss expects to be better, measured one after the other.
+"""Refinement: measure the schedules that a surrogate of the loss expects to be better.
 
-A gradient ends in a local minimum, and at small budgets there are many. All that has been measured so far, at all budgets,
-makes a Gaussian process (`vispco.solvers.surrogate`). Candidates are schedules near the best ones, and some from anywhere.
-The candidate whose loss the process expects to improve most is measured next, on all calibration data.
+A gradient ends in a local minimum, and at small budgets there are many. All that has been measured
+so far, at all budgets, makes a Gaussian process (`vispco.solvers.surrogate`). Candidates are
+schedules near the best ones, and some from anywhere. The candidate whose loss the process expects
+to improve most is measured next, on all calibration data.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ Propose = Callable[[int, torch.Generator], Tensor]
 def refine(evaluators: Sequence[Evaluator], limits: Sequence[Limit], rounds: int, seed: int = 0, *,
            passes: float = math.inf, propose: Propose | None = None,
            callback: Callable[[dict], Any] | None = None) -> None:
-    """Improve on the best schedule of every budget, by up to `rounds` more schedules per budget in all.
+    """Improve on the best schedule of every budget, by up to `rounds` more schedules per budget.
 
     limits: budgets in order of size. Each has an evaluator that has measured at least one schedule.
-    In each round, the budgets with the largest expected improvements measure their most promising schedule. So budgets where
-    nothing is to be gained leave their share of the rounds to the others.
-    propose: what may be measured; None: `nearby` schedules. callback: called with a dict after every schedule (budget,
-    schedule, loss, best).
-    Costs at most `rounds` passes over the calibration data for each budget, and at most `passes` forward passes of one
-    question in all.
+    In each round, the budgets with the largest expected improvements measure their most promising
+    schedule. So budgets where nothing is to be gained leave their share of the rounds to the
+    others.
+    propose: what may be measured; None: `nearby` schedules. callback: called with a dict after
+    every schedule (budget, schedule, loss, best).
+    Costs at most `rounds` passes over the calibration data for each budget, and at most `passes`
+    forward passes of one question in all.
     """
     generator = torch.Generator().manual_seed(seed)
     propose = propose or (lambda i, generator: nearby(evaluators, limits, i, generator))
@@ -78,7 +80,7 @@ def _fitted(evaluators: Sequence[Evaluator]) -> Surrogate:
 
 def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Limit,
                     surrogate: Surrogate) -> tuple[float, Schedule | None]:
-    """(expected improvement, schedule in whole tokens) of the best candidate that has not been measured yet."""
+    """(expected improvement, schedule in whole tokens) of the best new candidate."""
     candidates = (candidates * limit.tokens).round().unique(dim=0) / limit.tokens
     gains = surrogate.expected_improvement(candidates, evaluator.best_loss)
     for i in gains.argsort(descending=True, stable=True).tolist():
@@ -91,7 +93,7 @@ def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Limit,
 
 def nearby(evaluators: Sequence[Evaluator], limits: Sequence[Limit], i: int, generator: torch.Generator,
            count: int = 64) -> Tensor:
-    """Candidates (C, L) on budget i: one or two moves from the best schedules, mixtures of these, and random schedules.
+    """Candidates (C, L) on budget i: near the best schedules, mixtures of these, and random ones.
 
     The best schedules are those of budget i and of the next smaller and larger budget.
     """
@@ -123,7 +125,8 @@ def random_ratios(limit: Limit, count: int, generator: torch.Generator) -> Tenso
 def moves(ratios: Tensor, first_layer: int, generator: torch.Generator) -> Tensor:
     """One random move away from each schedule (C, L).
 
-    All, a half or a quarter of what is dropped before one layer (or never) goes to another layer. Or, in one of three, a
+    All, a half or a quarter of what is dropped before one layer (or never) goes to another layer.
+    Or, in one of three, a
     cut: nothing is left from some layer on.
 
     >>> moves(torch.tensor([[1.0, 0.5, 0.5]]), 1, torch.Generator().manual_seed(0)).tolist()

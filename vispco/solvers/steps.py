@@ -1,4 +1,4 @@
-"""What a gradient step needs, whatever it learns: the order of the batches, the decay of the learning rate, the gradient."""
+"""What every gradient step needs: the order of the batches, the decay, the gradient."""
 
 from __future__ import annotations
 

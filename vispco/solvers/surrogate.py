@@ -1,7 +1,8 @@
 """A surrogate of the calibration loss: one Gaussian process over schedules, shared by all budgets.
 
-Schedules of near budgets have near losses, so what is measured for one budget tells about the others. The kernel is
-Matern-3/2 in the keep ratios and their square roots (a token matters most where few are left):
+Schedules of near budgets have near losses, so what is measured for one budget tells about the
+others. The kernel is Matern-3/2 in the keep ratios and their square roots (a token matters most
+where few are left):
 
     log(loss + 0.01) ~ GP(mean, s^2 k),   k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
 
@@ -21,7 +22,8 @@ LENGTHS, NOISES = (0.2, 0.4, 0.8, 1.6), (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Surrogate:
-    """The process given some losses. Length and noise are those of the largest marginal likelihood on a small grid.
+    """The process given some losses. Length and noise are those of the largest marginal likelihood
+    on a small grid.
 
     ratios: (N, L) schedules. losses: (N,) what they measured, not negative.
 
@@ -52,7 +54,8 @@ class Surrogate:
         return self.mean + near @ self.weights, (self.variance * (1 - known).clamp(min=1e-9)).sqrt()
 
     def expected_improvement(self, ratios: Tensor, loss: float) -> Tensor:
-        """How far (C,) schedules (C, L) are expected to fall below a loss, in its logarithm (Mockus 1975).
+        """How far (C,) schedules (C, L) are expected to fall below a loss, in its logarithm (Mockus
+        1975).
 
             EI = sd (z Phi(z) + phi(z)),   z = (log(loss + 0.01) - mean) / sd
         """

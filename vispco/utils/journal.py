@@ -1,11 +1,13 @@
 """A journal of what was dear to compute, so that a search that was killed goes on where it was.
 
-All that takes time in a search is what the model computes; the rest (optimiser, multipliers, random numbers, Gaussian
-process) is cheap and, given that, always the same. So a search runs the same code always: what its journal holds is
-recalled, what it lacks is computed and written down. There is no state to save, and none to forget.
+All that takes time in a search is what the model computes; the rest (optimiser, multipliers, random
+numbers, Gaussian process) is cheap and, given that, always the same. So a search runs the same code
+always: what its journal holds is recalled, what it lacks is computed and written down. There is no
+state to save, and none to forget.
 
-The file has one JSON object per line: what a value is `of`, the value, the seconds that it took, and a CRC-32 of the file
-so far. The first is of the search itself: its arguments, its model and data, and what else decides the last bit.
+The file has one JSON object per line: what a value is `of`, the value, the seconds that it took,
+and a CRC-32 of the file so far. The first is of the search itself: its arguments, its model and
+data, and what else decides the last bit.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ _BEGIN, _CHECK = b'{"of": {"journal": ', b', "check": '
 
 
 class Journal:
-    """Values in the order in which they are asked for, in a file that is this process's alone until `close`.
+    """Values in the order in which they are asked for, in a file that is this process's alone until
+    `close`.
 
-    path: the file, made if it is not there; None: nothing is kept. fresh: whatever it holds is dropped as soon as a
-    search begins. recalled, computed: values of either kind so far. seconds: that the recalled ones took when they were
-    computed. Of `vispco.utils.distributed`'s processes, the first has the file.
+    path: the file, made if it is not there; None: nothing is kept. fresh: whatever it holds is
+    dropped as soon as a search begins. recalled, computed: values of either kind so far. seconds:
+    that the recalled ones took when they were computed. Of `vispco.utils.distributed`'s processes,
+    the first has the file.
     Raises ValueError if another process has it.
 
     >>> import tempfile
@@ -57,7 +61,8 @@ class Journal:
     def begin(self, what: str, model: nn.Module, prepared: Sequence, arguments: Mapping[str, Any]) -> None:
         """Start reading at the search itself.
 
-        Raises ValueError, naming the first differences, unless the journal, if it holds anything, is of the very same.
+        Raises ValueError, naming the first differences, unless the journal, if it holds anything,
+        is of the very same.
         """
         if self.path is None:
             return
@@ -69,10 +74,12 @@ class Journal:
         self.recalled, self.computed, self.seconds = 0, 0, 0.0
 
     def recall(self, of: dict, make: Callable[[], Any]) -> Any:
-        """The value of `of`: what the journal holds next, or else `make()`, JSON-ready, which is written down.
+        """The value of `of`: what the journal holds next, or else `make()`, JSON-ready, which is
+        written down.
 
-        Raises ValueError if what the journal holds next is of something else, or is damaged; what was cut off while it was
-        written, at the end, is dropped. OSError if nothing can be written, as on a full disk.
+        Raises ValueError if what the journal holds next is of something else, or is damaged; what
+        was cut off while it was written, at the end, is dropped. OSError if nothing can be written,
+        as on a full disk.
         """
         if self.path is None:
             return make()
@@ -113,7 +120,8 @@ class Journal:
             with contextlib.suppress(OSError):  # on a full disk
                 self._file.close()
 
-    # ---- the file ---------------------------------------------------------------------------------------
+    # ---- the file
+    # ---------------------------------------------------------------------------------------
     def _rewind(self) -> None:
         self.recalled, self.computed, self.seconds, self._line, self._crc = 0, 0, 0.0, 0, 0
         if self._file:
@@ -148,7 +156,8 @@ class Journal:
 
 
 def _sum(body: bytes, before: int) -> int:
-    """CRC-32 of the file up to this line, with where lines end: otherwise two lines that damage makes one would have it too."""
+    """CRC-32 of the file up to this line, with where lines end: otherwise two lines that damage
+    makes one would have it too."""
     return zlib.crc32(body + b"\n", before)
 
 
