@@ -126,8 +126,8 @@ def moves(ratios: Tensor, first_layer: int, generator: torch.Generator) -> Tenso
     """One random move away from each schedule (C, L).
 
     All, a half or a quarter of what is dropped before one layer (or never) goes to another layer.
-    Or, in one of three, a
-    cut: nothing is left from some layer on.
+    Or, in one of three, a cut:
+    nothing is left from some layer on.
 
     >>> moves(torch.tensor([[1.0, 0.5, 0.5]]), 1, torch.Generator().manual_seed(0)).tolist()
     [[1.0, 0.5, 0.0]]

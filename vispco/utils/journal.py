@@ -30,17 +30,18 @@ from .files import locked
 from .digest import key, of_batches, of_model, of_tensors
 from .version import versions
 
-_BEGIN, _CHECK = b'{"of": {"journal": ', b', "check": '
+_BEGIN = b'{"of": {"journal": '
+_CHECK = b', "check": '
 
 
 class Journal:
-    """Values in the order in which they are asked for, in a file that is this process's alone until
-    `close`.
+    """Values in the order in which they are asked for, in a file of this process alone.
 
-    path: the file, made if it is not there; None: nothing is kept. fresh: whatever it holds is
-    dropped as soon as a search begins. recalled, computed: values of either kind so far. seconds:
-    that the recalled ones took when they were computed. Of `vispco.utils.distributed`'s processes,
-    the first has the file.
+    path: the file, made if it is not there; None: nothing is kept.
+    fresh: whatever the file holds is dropped as soon as a search begins.
+    recalled, computed: how many values came from the file, and how many were made.
+    seconds: what the recalled values took when they were made.
+    Of several processes (`vispco.utils.distributed`), the first has the file.
     Raises ValueError if another process has it.
 
     >>> import tempfile
@@ -58,11 +59,12 @@ class Journal:
         self._file: Any = None if path is None or rank() else locked(path)
         self._rewind()
 
-    def begin(self, what: str, model: nn.Module, prepared: Sequence, arguments: Mapping[str, Any]) -> None:
-        """Start reading at the search itself.
+    def begin(
+        self, what: str, model: nn.Module, prepared: Sequence, arguments: Mapping[str, Any]
+    ) -> None:
+        """Start to read at the search itself.
 
-        Raises ValueError, naming the first differences, unless the journal, if it holds anything,
-        is of the very same.
+        Raises ValueError, naming the first differences, if the journal is of another search.
         """
         if self.path is None:
             return
@@ -71,15 +73,14 @@ class Journal:
         self.fresh = False
         self._rewind()
         self.recall(_search(what, model, prepared, arguments), lambda: None)
-        self.recalled, self.computed, self.seconds = 0, 0, 0.0
+        self._reset_counts()
 
     def recall(self, of: dict, make: Callable[[], Any]) -> Any:
-        """The value of `of`: what the journal holds next, or else `make()`, JSON-ready, which is
-        written down.
+        """The value of `of`: what the file holds next, or else what `make()` gives, written down.
 
-        Raises ValueError if what the journal holds next is of something else, or is damaged; what
-        was cut off while it was written, at the end, is dropped. OSError if nothing can be written,
-        as on a full disk.
+        The value is JSON-ready. A last line that was cut off while it was written is dropped.
+        Raises ValueError if what the file holds next is of something else, or is damaged. Raises
+        OSError if nothing can be written, as on a full disk.
         """
         if self.path is None:
             return make()
@@ -88,14 +89,18 @@ class Journal:
             started = time.perf_counter()
             value = make()
             if self._file:
-                self._append({"of": of, "value": value, "seconds": round(time.perf_counter() - started, 6)})
+                seconds = round(time.perf_counter() - started, 6)
+                self._append({"of": of, "value": value, "seconds": seconds})
             self.computed += 1
             return value
         entry = json.loads(line)
         if different := differences(entry["of"], json.loads(json.dumps(of))):
-            raise ValueError(f"{os.fspath(self.path)} is of another search: {different}; resume with the same arguments, model, "
-                             "data, versions and machine, or start anew")
-        self.recalled, self.seconds = self.recalled + 1, self.seconds + entry["seconds"]
+            raise ValueError(
+                f"{os.fspath(self.path)} is of another search: {different}; resume with the same "
+                "arguments, model, data, versions and machine, or start anew"
+            )
+        self.recalled += 1
+        self.seconds += entry["seconds"]
         return entry["value"]
 
     @property
@@ -112,33 +117,40 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let others have the file; one that is empty is removed."""
+        """Let others have the file. An empty file is removed."""
         if self._file and not self._file.closed:
             with contextlib.suppress(OSError):
                 if not os.fstat(self._file.fileno()).st_size:
                     os.unlink(self._file.name)
-            with contextlib.suppress(OSError):  # on a full disk
+            # A full disk makes it fail.
+            with contextlib.suppress(OSError):
                 self._file.close()
 
-    # ---- the file
-    # ---------------------------------------------------------------------------------------
+    # ---- the file ------------------------------------------------------------------------------
+    def _reset_counts(self) -> None:
+        self.recalled = self.computed = 0
+        self.seconds = 0.0
+
     def _rewind(self) -> None:
-        self.recalled, self.computed, self.seconds, self._line, self._crc = 0, 0, 0.0, 0, 0
+        self._reset_counts()
+        self._line = self._crc = 0
         if self._file:
             self._file.seek(0)
 
     def _next(self) -> str | None:
-        """The next line, or None, and nothing is left in the file from there on."""
+        """The next line; or None, and the file ends here."""
         place, line = self._file.tell(), self._file.readline()
         body, _, check = line.rpartition(_CHECK)
         crc = _sum(body, self._crc)
         if check == b'"%08x"}\n' % crc:
-            self._line, self._crc = self._line + 1, crc
+            self._line += 1
+            self._crc = crc
             return body.decode() + "}"
+        name = os.fspath(self._file.name)
         if not place and not line.startswith(_BEGIN) and not _BEGIN.startswith(line):
-            raise ValueError(f"{os.fspath(self._file.name)} is no journal of a search: choose another file")
+            raise ValueError(f"{name} is no journal of a search: choose another file")
         if self._file.read(1):
-            raise ValueError(f"{os.fspath(self._file.name)}: line {self._line + 1} is damaged: start anew")
+            raise ValueError(f"{name}: line {self._line + 1} is damaged: start anew")
         self._file.truncate(place)
         self._file.seek(place)
         return None
@@ -152,45 +164,65 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(self._file.name)) from None
-        self._line, self._crc = self._line + 1, crc
+        self._line += 1
+        self._crc = crc
 
 
 def _sum(body: bytes, before: int) -> int:
-    """CRC-32 of the file up to this line, with where lines end: otherwise two lines that damage
-    makes one would have it too."""
+    """CRC-32 of the file up to this line, line ends included.
+
+    Without the line ends, damage that joins two lines would leave the sum as it was.
+    """
     return zlib.crc32(body + b"\n", before)
 
 
-def opened(journal: Journal | str | os.PathLike | None) -> contextlib.AbstractContextManager[Journal]:
+def opened(
+    journal: Journal | str | os.PathLike | None,
+) -> contextlib.AbstractContextManager[Journal]:
     """A journal that is closed at the end of a `with` block, unless it was open before."""
     return contextlib.nullcontext(journal) if isinstance(journal, Journal) else Journal(journal)
 
 
 def _search(what: str, model: Any, prepared: Sequence, arguments: Mapping[str, Any]) -> dict:
-    """All that decides what a search finds, to the bit."""
-    own = of_batches([{**prepared_batch.inputs, "labels": prepared_batch.labels} for prepared_batch in prepared])
-    data = key(everybody=gathered(torch.tensor([list(bytes.fromhex(own))])).tolist())
-    device = model.device
-    return json.loads(broadcast(json.dumps({
-        "journal": what, **arguments, "model": of_model(model)[:16], "questions": total(sum(map(len, prepared))), "data": data[:16],
-        **versions(), "dtype": str(model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "CPU": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "processes": processes()},
-        default=str)) or "{}")
+    """All that decides what a search finds, to the bit, as the first process knows it."""
+    own = of_batches([{**batch.inputs, "labels": batch.labels} for batch in prepared])
+    everybody = gathered(torch.tensor([list(bytes.fromhex(own))])).tolist()
+    kind = model.device.type
+    found = {
+        "journal": what,
+        **arguments,
+        "model": of_model(model)[:16],
+        "questions": total(sum(map(len, prepared))),
+        "data": key(everybody=everybody)[:16],
+        **versions(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(model.device) if kind == "cuda" else kind,
+        "CPU": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": processes(),
+    }
+    return json.loads(broadcast(json.dumps(found, default=str)) or "{}")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:
-    """The first names whose values differ, with both.
+    """The first names whose values differ, with both values.
 
     >>> differences({"seed": 0, "steps": 20}, {"seed": 0, "steps": 30})
     'steps was 20 and is 30'
     """
-    def show(values: Mapping[str, Any], name: str) -> str:
-        return shorten(json.dumps(values[name]), 80, placeholder="...") if name in values else "not there"
 
-    found = [f"{name} was {show(before, name)} and is {show(now, name)}" for name in dict.fromkeys([*before, *now])
-             if name not in before or name not in now or before[name] != now[name]]
-    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+    def show(values: Mapping[str, Any], name: str) -> str:
+        if name not in values:
+            return "not there"
+        return shorten(json.dumps(values[name]), 80, placeholder="...")
+
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        both = name in before and name in now
+        if not both or before[name] != now[name]:
+            found.append(f"{name} was {show(before, name)} and is {show(now, name)}")
+    rest = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + rest
 
 
 def encode_tensor(tensor: Tensor) -> str:
