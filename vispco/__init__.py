@@ -1,18 +1,17 @@
 """vispco: visual token pruning configuration optimisation.
 
-Find, by gradient, how many visual tokens each layer of a vision-language model needs for a range of compute
+Find how many visual tokens each layer of a vision-language model needs, for a range of compute
 budgets, and deploy the result:
 
     frontier = vispco.search(model, batches, method="fastv", budgets=[0.2, 0.5, 0.8])
-    with vispco.apply(model, frontier.points[1].config):
+    with vispco.apply(model, frontier.at(0.5).config):
         model.generate(**inputs)
 """
 
-from .utils.version import __version__ as __version__  # first: it says so if transformers is too old
+# First, because it says so if transformers is too old.
+from .utils.version import __version__ as __version__  # isort: skip
 
-from . import methods as methods
-from . import models as models
-from . import pareto as pareto
+from . import methods as methods, models as models, pareto as pareto
 from .baselines import (
     Preset as Preset,
     evaluate_downsampled as evaluate_downsampled,
@@ -21,15 +20,15 @@ from .baselines import (
 )
 from .baselines.presets import presets as presets
 from .config import PruningConfig as PruningConfig
-from .pruning.context import Context as Context
-from .latency.table import LatencyTable as LatencyTable
 from .evaluate import Record as Record, evaluate as evaluate
 from .flops import count_flops as count_flops
 from .frontier import Frontier as Frontier, FrontierPoint as FrontierPoint
 from .kernels import Kernel as Kernel
+from .latency.table import LatencyTable as LatencyTable
 from .methods import Method as Method
 from .models import Adapter as Adapter
 from .pruning import apply as apply
+from .pruning.context import Context as Context
 from .registry import (
     list_adapters as list_adapters,
     list_kernels as list_kernels,
@@ -38,5 +37,11 @@ from .registry import (
     register_kernel as register_kernel,
     register_method as register_method,
 )
-from .search import Gradient as Gradient, Ramp as Ramp, SearchOptions as SearchOptions, Shared as Shared
-from .search import SharedFrontier as SharedFrontier, search as search
+from .search import (
+    Gradient as Gradient,
+    Ramp as Ramp,
+    SearchOptions as SearchOptions,
+    Shared as Shared,
+    SharedFrontier as SharedFrontier,
+    search as search,
+)

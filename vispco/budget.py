@@ -47,8 +47,8 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
     so is one with a unit.
     Raises ValueError with the forms that are understood.
 
-    >>> parse_budget("50%"), parse_budget("1.8 TFLOPs"), parse_budget(0.2), parse_budget("20 ms", "seconds")
-    ((0.5, False), (1800000000000.0, True), (0.2, False), (0.02, True))
+    >>> parse_budget("50%"), parse_budget("1.8 TFLOPs"), parse_budget("20 ms", "seconds")
+    ((0.5, False), (1800000000000.0, True), (0.02, True))
     """
     examples, suffixes = _UNITS.get(unit, (f"'3 {unit}'", {unit.lower(): 1.0}))
     forms = f"a share in [0, 1] such as 0.5 or '50%', or absolute {unit} such as {examples}"
@@ -104,8 +104,10 @@ def limit_for(budget: float | str | Mapping, costs: Mapping, n_visual: Tensor, n
     if not isinstance(budget, Mapping):
         return single(budget, "flops")
     if missing := [name for name in budget if costs.get(name) is None]:
-        raise ValueError(f"the budget {dict(budget)} limits {missing[0]}, which nothing measures here: pass a table, "
-                         f"{missing[0]}=vispco.LatencyTable.measure(model, lengths)")
+        raise ValueError(
+            f"the budget {dict(budget)} limits {missing[0]}, which nothing measures here: pass a "
+            f"table, {missing[0]}=vispco.LatencyTable.measure(model, lengths)"
+        )
     return Joint({name: single(budget[name], name) for name in LIMITS if name in budget})
 
 
@@ -168,7 +170,8 @@ class Limit:
         See `vispco.schedule.harden`.
 
         >>> from vispco.flops import CostModel, Dimensions
-        >>> limit = Budget(0.5, CostModel(Dimensions(3, 8, 2, 2, 4, 16, 10)), torch.tensor([16]), torch.tensor([4]))
+        >>> cost = CostModel(Dimensions(3, 8, 2, 2, 4, 16, 10))
+        >>> limit = Budget(0.5, cost, torch.tensor([16]), torch.tensor([4]))
         >>> counts = [round(r * 16) for r in limit.harden(torch.tensor([1.0, 0.4, 0.2]))]
         >>> counts, limit.holds(counts), limit.holds([16, 6, 4]), limit.holds([16, 7, 3])
         ([16, 6, 3], True, False, False)
@@ -213,8 +216,11 @@ class Budget(Limit):
             self.limit = floor + value * (self.full - floor)
         if not self.holds(self.least):
             reach = self._reachable_range(floor, absolute)
-            raise ValueError(f"budget {budget!r} cannot be reached: with every visual token dropped from layer {first_layer} "
-                             f"on (the first that this method can prune), the reachable range is {reach}")
+            raise ValueError(
+                f"budget {budget!r} cannot be reached: with every visual token dropped from layer "
+                f"{first_layer} on (the first that this method can prune), the reachable range is "
+                f"{reach}"
+            )
 
     def _reachable_range(self, floor: Tensor, absolute: bool) -> str:
         lowest = self._costs(self.least)
@@ -255,8 +261,8 @@ class Joint(Budget):
 
     >>> from vispco.flops import CostModel, Dimensions, KVCacheMemory
     >>> size, prompt = Dimensions(2, 8, 2, 2, 4, 16, 10), (torch.tensor([16]), torch.tensor([4]))
-    >>> flops, memory = Budget(0.8, CostModel(size), *prompt), Budget(0.75, KVCacheMemory(size), *prompt)
-    >>> both = Joint({"flops": flops, "kv_cache": memory})
+    >>> flops = Budget(0.8, CostModel(size), *prompt)
+    >>> both = Joint({"flops": flops, "kv_cache": Budget(0.75, KVCacheMemory(size), *prompt)})
     >>> both.harden(torch.tensor([1.0, 0.7])), both.value
     ([1.0, 0.5], {'flops': 0.8, 'kv_cache': 0.75})
     """

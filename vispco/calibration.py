@@ -88,7 +88,8 @@ def _locate_answers(adapter, batch: Mapping, name: str) -> PreparedBatch:
     if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= set(batch):
         given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(
-            f"{name} must be a dict with input_ids and labels (-100 outside the answer), got {given}"
+            f"{name} must be a dict with input_ids and labels (-100 outside the answer), got "
+            f"{given}"
         )
     ids, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
     if labels.shape != ids.shape:
@@ -174,7 +175,7 @@ def _checkpointed(forward, *args, **kwargs):
 
 @torch.no_grad()
 def run_teacher(model: nn.Module, prepared: list[PreparedBatch]) -> list[PreparedBatch]:
-    """Run the full model once over the batches that it has not seen, and keep its log-probabilities.
+    """Run the full model once over the batches that it has not seen; keep its log-probabilities.
 
     Returns the same batches. Raises FloatingPointError, naming the batch, for logits that are not
     finite.

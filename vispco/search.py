@@ -4,8 +4,10 @@ Start from a schedule on the budget, refine it by a surrogate, harden it to whol
 `Frontier`. The starts:
 
     "ramp"       a rule that costs no forward pass (`vispco.schedule.ramp`)
-    "gradient"   descent for each budget, under the augmented Lagrangian: the paper's way (`vispco.solvers.descent`)
-    "shared"     a predictor learned for all budgets at once, which then answers any budget (`vispco.solvers.shared`)
+    "gradient"   the paper's way: descent for each budget, under the augmented Lagrangian
+                 (`vispco.solvers.descent`)
+    "shared"     a predictor learned for all budgets at once, which then answers any budget
+                 (`vispco.solvers.shared`)
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ def search(model: nn.Module, batches: Sequence[Mapping], method: str | Mapping =
     budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
-    start: "ramp", "gradient" or "shared"; or its options, `Gradient(steps=10)`, or {"name":
-    "gradient", "steps": 10}.
+    start: "ramp", "gradient" or "shared"; or its options, as `Gradient(steps=10)` or as a mapping
+        {"name": "gradient", "steps": 10}.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
@@ -98,9 +100,9 @@ class SharedFrontier(Frontier):
 
     def frontier(self, budgets: Sequence[float], refinement: int | Mapping = 0, seed: int = 0,
                  journal: Journal | str | os.PathLike | None = None) -> Frontier:
-        """One configuration per budget, in whole tokens, never above it, measured on the
-        calibration data.
+        """One configuration per budget, in whole tokens, never above it.
 
+        All are measured on the calibration data.
         refinement, seed, journal: as of `vispco.search`; the journal is another file than the
         search had.
         """
@@ -119,7 +121,8 @@ def _options_of(start: Any) -> Any:
         return start
     name, options = named_options("start", start)
     if name not in STARTS:
-        raise ValueError(f"unknown start {name!r}: {did_you_mean(name, STARTS)}there are {', '.join(STARTS)}")
+        hint = did_you_mean(name, STARTS)
+        raise ValueError(f"unknown start {name!r}: {hint}there are {', '.join(STARTS)}")
     try:
         return STARTS[name](**options)
     except TypeError as error:

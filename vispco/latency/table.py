@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import frozen
-from ..flops import Cost, CostModel, Dimensions, KVCacheMemory
+from ..flops import Cost, Dimensions
 from ..registry import adapter_for
 from ..utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 from ..utils.version import versions

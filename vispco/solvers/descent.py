@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -121,8 +122,8 @@ class Descent:
                     slacks = limit.slacks(kernel()).detach()
                     asked = {"budget": limit.value, "step": step, "batch": number, "theta": digest_tensors(kernel.theta),
                              "multiplier": lagrangian.multiplier, "penalty": lagrangian.penalty}
-                    found = evaluator.journal.recall(
-                        asked, lambda: self._step(pruner, problem.prepared[number], limit, lagrangian, step))
+                    make = partial(self._step, pruner, problem.prepared[number], limit, lagrangian, step)
+                    found = evaluator.journal.recall(asked, make)
                     kernel.theta.grad = decode_tensor(found["gradient"], kernel.theta)
                     norm = float(kernel.theta.grad.norm())
                     optimizer.step()

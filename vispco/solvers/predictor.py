@@ -30,6 +30,12 @@ class FiLM(nn.Module):
         return x * (1 + scale) + shift
 
 
+def block(width: int) -> nn.Sequential:
+    """LayerNorm, Linear, GELU, Linear."""
+    first, last = nn.Linear(width, width), nn.Linear(width, width)
+    return nn.Sequential(nn.LayerNorm(width), first, nn.GELU(), last)
+
+
 class RatioPredictor(nn.Module):
     """A kernel's theta for a budget B, and, if it looks at them, a prompt.
 
@@ -47,7 +53,8 @@ class RatioPredictor(nn.Module):
 
     >>> from vispco.kernels import Monotone
     >>> predictor = RatioPredictor(Monotone(4), hidden=8)
-    >>> predictor(torch.tensor([0.2, 0.9]), torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
+    >>> prompts, real = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    >>> predictor(torch.tensor([0.2, 0.9]), prompts, real).shape
     torch.Size([2, 4])
     """
 
@@ -59,8 +66,7 @@ class RatioPredictor(nn.Module):
         self.conditioned = hidden is not None
         if hidden is not None:
             self.embed = nn.Linear(hidden, width)
-            self.blocks = nn.ModuleList(
-                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2))
+            self.blocks = nn.ModuleList(block(width) for _ in range(2))
             self.films = nn.ModuleList(FiLM(width) for _ in range(2))
             self.head = nn.Linear(width, kernel.num_parameters)
             nn.init.zeros_(self.head.weight)
@@ -85,12 +91,16 @@ class RatioPredictor(nn.Module):
         low, high = self.between
         place = ((budget - low) / (high - low)).clamp(0, 1) * (len(self.table) - 1)
         left = place.long().clamp(max=len(self.table) - 2)
-        theta = torch.lerp(self.table[left], self.table[left + 1], (place - left)[:, None].to(self.table))
+        weight = (place - left)[:, None].to(self.table)
+        theta = torch.lerp(self.table[left], self.table[left + 1], weight)
         if not self.conditioned:
             return theta
         if embeddings is None or real is None:
-            raise ValueError("this predictor looks at the prompt: give its embeddings (B, S, hidden) and which are real")
+            raise ValueError(
+                "this predictor looks at the prompt: give its embeddings (B, S, hidden) and which "
+                "are real"
+            )
         x, weight = self.embed(embeddings.float()), real[..., None].float()
-        for block, film in zip(self.blocks, self.films):
-            x = film(x + block(x), budget)
+        for layers, film in zip(self.blocks, self.films, strict=True):
+            x = film(x + layers(x), budget)
         return theta + self.head((x * weight).sum(1) / weight.sum(1).clamp(min=1))

@@ -31,13 +31,13 @@ class SearchOptions:
     """What most searches leave as it is.
 
     objective: what is minimised: "kl", the divergence from the full model's answers, or "task", the
-    cross-entropy of the right answers.
+        cross-entropy of the right answers.
     relative_to: what a budget's share is of: "prunable", the cost that pruning can save, or
-    "total".
+        "total".
     latency: the table that a limit on latency needs, from `LatencyTable.measure`.
     journal: a file that holds every step as soon as it is done. The same search with the same
-    journal goes on after the last step, and ends as if it had never stopped, to the bit; the
-    callback hears of all steps again.
+        journal goes on after the last step, and ends as if it had never stopped, to the bit. The
+        callback hears of all steps again.
     Raises ValueError for another objective.
     """
 
@@ -53,81 +53,109 @@ class SearchOptions:
 class Problem:
     """What every start, the refinement and the result need.
 
-    model: any model with a registered adapter. method, kernel: names, or mappings of a name and
-    options.
+    model: any model with a registered adapter.
+    method, kernel: names, or mappings of a name and options.
     Raises ValueError for bad input, before the language model runs.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Mapping], method: str | Mapping, kernel: str | Mapping,
-                 options: SearchOptions, callback: Callable[[dict], Any] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping],
+        method: str | Mapping,
+        kernel: str | Mapping,
+        options: SearchOptions,
+        callback: Callable[[dict], Any] | None = None,
+    ):
         self.model, self.options, self.callback = model, options, callback
         self.adapter = adapter_for(model)(model)
+        self.layers = len(self.adapter.layers)
         self.method, self.method_options = named_options("method", method)
-        self.kernel_name, self.kernel_options = named_options("kernel", kernel)
         self.scorer = build_method(self.method, self.method_options)
-        self.first_layer, self.layers = self.scorer.first_layer, len(self.adapter.layers)
-        self.kernel = KERNELS.get(self.kernel_name)(self.layers, self.first_layer, **self.kernel_options)
+        self.first_layer = self.scorer.first_layer
+        self.kernel_name, self.kernel_options = named_options("kernel", kernel)
+        build_kernel = KERNELS.get(self.kernel_name)
+        self.kernel = build_kernel(self.layers, self.first_layer, **self.kernel_options)
         self.prepared = prepare(model, batches, keep_features=True)
         self.costs = cost_models(self.adapter, self.scorer, options.latency)
         self.n_visual, self.n_text = shapes(self.prepared)
         self.tokens = int(self.n_visual.max())
         self.samples = total(sum(map(len, self.prepared)))
+        self.model_type = self.adapter.config.model_type
 
     def limit(self, budget: float | str | Mapping) -> Limit:
         """The limit that a budget stands for, on the calibration data."""
-        return limit_for(budget, self.costs, self.n_visual, self.n_text, self.first_layer, self.options.relative_to)
+        prompts = self.n_visual, self.n_text
+        relative_to = self.options.relative_to
+        return limit_for(budget, self.costs, *prompts, self.first_layer, relative_to)
 
     def evaluator(self, limit: Limit, journal: Journal) -> Evaluator:
         """An evaluator of schedules for one limit."""
-        template = {"method": self.method, "method_options": self.method_options,
-                    "model_type": self.adapter.config.model_type, "budget": limit.value, "n_visual": limit.tokens,
-                    "versions": versions()}
+        template = {"method": self.method, "method_options": self.method_options}
+        template |= {"model_type": self.model_type, "budget": limit.value}
+        template |= {"n_visual": limit.tokens, "versions": versions()}
         return Evaluator(self.model, self.prepared, template, self.options.objective, journal)
 
-    def solve(self, start: Any, budgets: Sequence, refinement: int | Mapping, seed: int,
-              journal: Journal | str | os.PathLike | None) -> tuple[list[FrontierPoint], dict[str, Any], Any]:
+    def solve(
+        self,
+        start: Any,
+        budgets: Sequence,
+        refinement: int | Mapping,
+        seed: int,
+        journal: Journal | str | os.PathLike | None,
+    ) -> tuple[list[FrontierPoint], dict[str, Any], Any]:
         """Start, refine, harden: one point per budget, the search's record, and the solver.
 
         start: its `solver(problem, limits, seed)` checks that it can start here. The solver's
-        `run(evaluators, limits, journal)` measures one schedule or more with every evaluator, and
-        returns the other forward passes that it needed. Its `propose` says what the refinement may
-        measure.
+            `run(evaluators, limits, journal)` measures one schedule or more with every evaluator,
+            and returns the other forward passes that it needed. Its `propose` says what the
+            refinement may measure.
         """
         started = time.perf_counter()
         rounds, passes = _refinement(refinement)
         limits = self._limits(budgets, start)
         solver = start.solver(self, limits, seed)
-        arguments = {"method": self.method, "kernel": self.kernel_name, "objective": self.options.objective,
-                     "relative_to": self.options.relative_to, "seed": seed, "start": start.name, **solver.arguments()}
+        record = {"method": self.method, "kernel": self.kernel_name, "seed": seed}
+        record |= {"objective": self.options.objective, "relative_to": self.options.relative_to}
+        record |= {"start": start.name, **solver.arguments()}
         latency = self.options.latency
-        begun = {**arguments, "budgets": list(budgets), "refinement": refinement, "method_options": self.method_options,
-                 "kernel_options": self.kernel_options, "latency": latency and latency.to_dict()}
+        asked = {"budgets": list(budgets), "refinement": refinement}
+        asked |= {"method_options": self.method_options, "kernel_options": self.kernel_options}
+        asked |= {"latency": latency and latency.to_dict()}
         with opened(journal) as kept, frozen(self.model, start.checkpoint):
-            kept.begin("vispco.search", self.model, self.prepared, begun)
+            kept.begin("vispco.search", self.model, self.prepared, {**record, **asked})
             run_teacher(self.model, self.prepared)
             evaluators = [self.evaluator(limit, kept) for limit in limits]
             spent = self.samples + solver.run(evaluators, limits, kept)
-            refine(evaluators, limits, rounds, seed, passes=passes, propose=solver.propose, callback=self.callback)
-            seconds = time.perf_counter() - started + kept.seconds
+            how: dict[str, Any] = {"propose": solver.propose, "callback": self.callback}
+            refine(evaluators, limits, rounds, seed, passes=passes, **how)
+            seconds = round(time.perf_counter() - started + kept.seconds, 3)
         spent += sum(evaluator.passes for evaluator in evaluators)
-        points = [evaluator.point(limit) for evaluator, limit in zip(evaluators, limits, strict=True)]
-        return points, {**arguments, **self._facts(), "forward_passes": spent, "seconds": round(seconds, 3)}, solver
+        both = zip(evaluators, limits, strict=True)
+        points = [evaluator.point(limit) for evaluator, limit in both]
+        record |= {**self._facts(), "forward_passes": spent, "seconds": seconds}
+        return points, record, solver
 
     def _limits(self, budgets: Sequence, start: Any) -> list[Limit]:
-        """The limits of the budgets in the order in which the start takes them."""
-        if isinstance(budgets, str | float | int | Mapping) or not (len(budgets) or start.any_budget):
+        """The limits of the budgets, in the order in which the start takes them."""
+        is_one = isinstance(budgets, str | float | int | Mapping)
+        if is_one or not (len(budgets) or start.any_budget):
             raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
-        limits = [self.limit(budget) for budget in budgets]
         full = torch.ones(self.layers)
-        return sorted(limits, key=lambda limit: float(limit.slack(full)), reverse=not start.any_budget)
+
+        def slack(limit: Limit) -> float:
+            return float(limit.slack(full))
+
+        return sorted(map(self.limit, budgets), key=slack, reverse=not start.any_budget)
 
     def _facts(self) -> dict[str, Any]:
         """What a frontier records of the model and the calibration data."""
         cost = self.costs["flops"]
-        full, text = cost.full(self.n_visual, self.n_text), cost.text_only(self.n_text)
-        return {"model_type": self.adapter.config.model_type, "num_layers": self.layers, "n_visual": self.tokens,
-                "samples": self.samples, "full_flops": float(full.double().mean()),
-                "text_flops": float(text.double().mean()), "versions": versions()}
+        full = cost.full(self.n_visual, self.n_text).double()
+        text = cost.text_only(self.n_text).double()
+        facts = {"model_type": self.model_type, "num_layers": self.layers}
+        facts |= {"n_visual": self.tokens, "samples": self.samples, "versions": versions()}
+        return {**facts, "full_flops": float(full.mean()), "text_flops": float(text.mean())}
 
 
 @dataclass(frozen=True)
@@ -146,11 +174,15 @@ class Ramp:
     def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Ramp:
         """This start itself. Raises ValueError for a kernel that cannot form every schedule."""
         if not problem.kernel.free:
-            raise ValueError(f"start='ramp' needs a kernel that forms every schedule, such as 'monotone', got "
-                             f"{problem.kernel_name!r}; use start='gradient', with steps=0 for no gradient")
+            raise ValueError(
+                "start='ramp' needs a kernel that forms every schedule, such as 'monotone', got "
+                f"{problem.kernel_name!r}; use start='gradient', with steps=0 for no gradient"
+            )
         return self
 
-    def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal) -> int:
+    def run(
+        self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal
+    ) -> int:
         """Measure the ramp of every limit; returns 0, as all passes are the evaluators'."""
         for limit, evaluator in zip(limits, evaluators, strict=True):
             evaluator.losses([tuple(limit.harden(ramp(limit)))])
@@ -162,15 +194,18 @@ def _refinement(refinement: int | Mapping) -> tuple[int, float]:
     given = dict(refinement) if isinstance(refinement, Mapping) else {"rounds": refinement}
     rounds, passes = given.pop("rounds", 6), given.pop("passes", math.inf)
     if given or not isinstance(rounds, int) or rounds < 0:
-        raise ValueError(f"refinement must be at least 0 rounds, got {refinement!r}, or a mapping of rounds and passes")
+        raise ValueError(
+            f"refinement must be at least 0 rounds, got {refinement!r}, or a mapping of rounds and "
+            "passes"
+        )
     return rounds, passes
 
 
 def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> dict[str, Any]:
     """{name: cost} of all that a budget can limit (`vispco.budget.LIMITS`) on the adapter's model.
 
-    method: its ranking counts as FLOPs. latency: a table measured on such a model; without one, no
-    budget can limit latency.
+    method: its ranking counts as FLOPs.
+    latency: a table measured on such a model; without one, no budget can limit latency.
     Raises ValueError for a table of another decoder.
     """
     dimensions = adapter.dimensions(adapter.config)
@@ -178,8 +213,11 @@ def cost_models(adapter, method=None, latency: LatencyTable | None = None) -> di
     costs["kv_cache"] = KVCacheMemory(dimensions, adapter.model.dtype.itemsize)
     if latency is None:
         return costs
-    if not isinstance(latency, LatencyTable) or latency.dimensions != dimensions:
-        given = f"one of {latency.dimensions}" if isinstance(latency, LatencyTable) else repr(latency)
-        raise ValueError(f"latency must be a LatencyTable of this model's decoder, {dimensions}, got {given}: measure one with "
-                         "LatencyTable.measure(model, lengths)")
+    is_table = isinstance(latency, LatencyTable)
+    if not is_table or latency.dimensions != dimensions:
+        given = f"one of {latency.dimensions}" if is_table else repr(latency)
+        raise ValueError(
+            f"latency must be a LatencyTable of this model's decoder, {dimensions}, got {given}: "
+            "measure one with LatencyTable.measure(model, lengths)"
+        )
     return {**costs, "latency": latency}

@@ -1,6 +1,7 @@
 """`start="shared"`: learn the whole frontier in one run, then ask for any budget.
 
-    minimise over f   E_{x, B} log KL(pruned || full),   r = R(i; f(x, B)) stretched so that F(r) = B
+    minimise over f   E_{x, B} log KL(pruned || full)
+    with              r = R(i; f(x, B)) stretched so that F(r) = B
 
 Every sample of a batch draws a budget of its own. Its schedule is projected onto that budget
 (`vispco.schedule.project`), so the constraint holds at every step and needs no multiplier. The

@@ -40,6 +40,8 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     value = float(total(loss.detach()))
     norm = sum(float(gradient.norm()) for gradient in found)
     if not math.isfinite(value + norm):
-        raise FloatingPointError(f"the loss is {value}, its gradient {norm}; search in float32 or bfloat16, with a smaller "
-                                 "learning rate")
+        raise FloatingPointError(
+            f"the loss is {value}, its gradient {norm}; search in float32 or bfloat16, with a "
+            "smaller learning rate"
+        )
     return found

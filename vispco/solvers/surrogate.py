@@ -4,7 +4,8 @@ Schedules of near budgets have near losses, so what is measured for one budget t
 others. The kernel is Matern-3/2 in the keep ratios and their square roots (a token matters most
 where few are left):
 
-    log(loss + 0.01) ~ GP(mean, s^2 k),   k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
+    log(loss + 0.01) ~ GP(mean, s^2 k)
+    k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
 
 (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2 and 4.2.)
 """
@@ -40,12 +41,16 @@ class Surrogate:
         centred = values - self.mean
         distances, best = torch.cdist(self.points, self.points), math.inf
         for length, noise in itertools.product(LENGTHS, NOISES):
-            root = torch.linalg.cholesky(_matern(distances / length) + noise * torch.eye(len(values), dtype=torch.float64))
+            covariance = _matern(distances / length) + noise * torch.eye(*distances.shape).double()
+            root = torch.linalg.cholesky(covariance)
             weights = torch.cholesky_solve(centred[:, None], root)[:, 0]
-            variance = (centred @ weights / len(values)).clamp(min=1e-12)  # the s^2 of the largest likelihood
+            # The s^2 of the largest likelihood, given length and noise.
+            variance = (centred @ weights / len(values)).clamp(min=1e-12)
             surprise = float(0.5 * len(values) * variance.log() + root.diag().log().sum())
             if surprise < best:
-                best, self.length, self.root, self.weights, self.variance = surprise, length, root, weights, variance
+                best = surprise
+                self.length, self.variance = length, variance
+                self.root, self.weights = root, weights
 
     def __call__(self, ratios: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C,) of log(loss + 0.01) of schedules (C, L)."""
