@@ -178,11 +178,11 @@ def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
 # ---- kept tokens ----------------------------------------------------------------------------------------
 def asked(name, side=None):
     Image = pytest.importorskip("PIL.Image")
-    from vispco.commands.conversations import testbed_conversation
+    from vispco.commands.conversations import from_testbed
 
     model, processor = testbed.load(name)
     example = testbed.examples("test", 1)[0]
-    inputs = prompt(processor, testbed_conversation(example, "q"))
+    inputs = prompt(processor, from_testbed(example, "q"))
     return model, processor, inputs, Image.fromarray(example.image)
 
 

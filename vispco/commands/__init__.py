@@ -2,5 +2,5 @@
 
 from . import apply, convert, demo, evaluate, list, plot, search
 
-COMMANDS = {"search": search, "evaluate": evaluate, "plot": plot, "apply": apply, "convert": convert, "list": list,
-            "demo": demo}
+_MODULES = (search, evaluate, plot, apply, convert, list, demo)
+COMMANDS = {module.__name__.split(".")[-1]: module for module in _MODULES}

@@ -7,12 +7,7 @@ import argparse
 from .. import data, testbed
 from ..config import PruningConfig
 from .answer import answer, side_by_side, speeds
-from .conversations import (
-    check_vocabulary,
-    conversation_about,
-    first_question,
-    testbed_conversation,
-)
+from .conversations import check_vocabulary, conversation_about, first_question, from_testbed
 from .model import load_model
 from .options import Integer, add_json, add_model, add_reading, non_negative_int, positive_int
 from .output import print_json
@@ -61,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         examples = testbed.examples(options.split, options.index + 1, options.seed)
         expected = examples[-1].answer
-        conversation = testbed_conversation(examples[-1], f"question {options.index}")
+        conversation = from_testbed(examples[-1], f"question {options.index}")
     model, processor = load_model(options)
     inputs = data.prompt(processor, conversation, **reading)
     question = first_question(conversation)

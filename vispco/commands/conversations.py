@@ -32,7 +32,7 @@ def conversation_about(
     return conversation
 
 
-def testbed_conversation(example: testbed.Example, source: str) -> data.Conversation:
+def from_testbed(example: testbed.Example, source: str) -> data.Conversation:
     """A question of the testbed. source: names it in error messages."""
     image, _ = require_pillow()
     file = io.BytesIO()

@@ -6,16 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ..config import PruningConfig
 from ..frontier import Frontier, FrontierPoint
-from ..utils.console import (
-    COST_HEADER,
-    cost_cells,
-    flops,
-    percent,
-    standard_error,
-    table,
-    tokens,
-)
+from ..utils.console import COST_HEADER, cost_cells, percent, standard_error, table
 
 FLOOR = "no visual tokens after layer 0"
 
@@ -88,15 +81,16 @@ def report(frontier: Frontier) -> str:
 
 
 def _found(frontier: Frontier) -> str:
+    """A table of the configurations found, and of the full model."""
     meta = frontier.meta
+    everything = PruningConfig(meta["method"], [1.0] * meta["num_layers"], n_visual=meta["n_visual"])
+    metrics = {"accuracy": meta["full_accuracy"], "kl": 0.0, "n": meta["n_test"]}
+    full = FrontierPoint(everything, "full", meta["full_flops"], 1.0, 0.0, metrics)
     rows = []
-    for p in frontier.points:
-        accuracy = plus_minus(p.metrics["accuracy"], p.metrics["n"])
-        rows.append([*cost_cells(p), f"{p.loss:.4f}", f"{p.metrics['kl']:.4f}", accuracy])
-    entering = tokens([meta["n_visual"]] * meta["num_layers"])
-    accuracy = plus_minus(meta["full_accuracy"], meta["n_test"])
-    full = ["full", flops(meta["full_flops"]), percent(1), entering]
-    rows.append([*full, "0.0000", "0.0000", accuracy])
+    for point in [*frontier.points, full]:
+        accuracy = plus_minus(point.metrics["accuracy"], point.metrics["n"])
+        losses = [f"{loss:.4f}" for loss in (point.loss, point.metrics["kl"])]
+        rows.append([*cost_cells(point), *losses, accuracy])
     return table([*COST_HEADER, "KL", "held-out KL", "held-out accuracy"], rows)
 
 

@@ -84,7 +84,9 @@ def _run(options: argparse.Namespace) -> None:
         rows.append({"name": name, **metrics(record), "tasks": tasks})
     times = None
     if timed:
-        times = _latency(options, timed[0], model, processor, [config for _, config in named])
+        inputs = data.prompt(processor, timed[0], **reading_options(options))
+        times = {"question": first_question(timed[0]), "rounds": options.latency}
+        times |= _latency(model, inputs, [config for _, config in named], options.latency)
     if frontier is not None and options.output:
         with_metrics(frontier, rows).save(options.output)
     if options.json:
@@ -157,20 +159,12 @@ def _rows_text(rows: list[dict], tasks: list[str]) -> str:
     return table(header, cells)
 
 
-def _latency(
-    options: argparse.Namespace,
-    conversation: data.Conversation,
-    model,
-    processor,
-    configs: list[PruningConfig],
-) -> dict:
-    """`latency` of one question, from the picture to the first token."""
-    inputs = data.prompt(processor, conversation, **reading_options(options))
-    ids, rounds = inputs["input_ids"], options.latency
+def _latency(model, inputs: dict, configs: list[PruningConfig], rounds: int) -> dict:
+    """`latency` of one prompt, from the picture to the first token."""
+    ids = inputs["input_ids"]
     visual = int(adapter_for(model)(model).visual_mask(ids, None).sum())
-    call, text = first_token(model, inputs), ids.shape[1] - visual
-    found = latency(model, call, configs, visual, text, rounds=rounds)
-    return {"question": first_question(conversation), "rounds": rounds, **found}
+    text = ids.shape[1] - visual
+    return latency(model, first_token(model, inputs), configs, visual, text, rounds=rounds)
 
 
 def latency_text(times: dict, names: list[str]) -> str:

@@ -19,7 +19,7 @@ from ..registry import adapter_for
 from ..testbed.vocab import ID, QWEN_ID
 from ..utils.distributed import as_gathered, rank, share
 from ..utils.files import printable
-from .conversations import testbed_conversation
+from .conversations import from_testbed
 from .model import check_name, is_testbed
 
 
@@ -144,7 +144,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
         return [testbed.collate(share(part), model=kind) for part in parts]
 
     def about_one_picture(n: int) -> list[data.Conversation]:
-        return [testbed_conversation(e, f"question {i}") for i, e in enumerate(examples[:n])]
+        return [from_testbed(e, f"question {i}") for i, e in enumerate(examples[:n])]
 
     tasks = [example.task for example in as_gathered(parts)]
     return Questions(split, tasks, batches, about_one_picture)

@@ -2,17 +2,9 @@
 that."""
 
 from .convergence import plot_convergence
-from .figure import picture_kind, require_matplotlib
+from .figure import picture_kind as picture_kind, require_matplotlib as require_matplotlib
 from .frontiers import plot_frontier
 from .page import Overlay, write_report
 from .tokens import plot_tokens
 
-__all__ = [
-    "Overlay",
-    "picture_kind",
-    "plot_convergence",
-    "plot_frontier",
-    "plot_tokens",
-    "require_matplotlib",
-    "write_report",
-]
+__all__ = ["Overlay", "plot_convergence", "plot_frontier", "plot_tokens", "write_report"]
