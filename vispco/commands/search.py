@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import json
 import shlex
 import sys
@@ -19,10 +18,10 @@ import torch
 from .. import data
 from ..calibration import OBJECTIVES, prepare, shapes
 from ..frontier import Frontier
-from ..latency.table import LatencyTable, default_lengths
+from ..latency.table import LatencyTable, spread
 from ..plot import Overlay, plot_tokens, write_report
 from ..registry import KERNELS, METHODS
-from ..search import Gradient, SearchOptions, search
+from ..search import STARTS, SearchOptions, search
 from ..ste import ESTIMATORS
 from ..utils.console import COST_HEADER, Progress, budget_text, cost_cells, output_folder, table
 from ..utils.distributed import rank, total
@@ -39,34 +38,43 @@ EXAMPLES = (
     "--model llava-hf/llava-1.5-7b-hf --data questions.jsonl --images pictures \\\n"
     "      --method fastv --kernel multi_step --budgets 0.2:0.9:8 --dtype bfloat16 --output run",
 )
-_DEFAULTS = {name: p.default for name, p in inspect.signature(search).parameters.items()}
+# Options that not every start takes. None: the start's own default.
+_OF_STARTS = ("steps", "learning_rate", "estimator", "checkpoint")
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco search`."""
     add = sub.add_argument
-    add("--method", default=_DEFAULTS["method"], help="who ranks the tokens")
-    add("--kernel", default=_DEFAULTS["kernel"], help="the family of schedules")
-    default = ",".join(map(str, _DEFAULTS["budgets"]))
+    add("--method", default="fastv", help="who ranks the tokens")
+    add("--kernel", default="monotone", help="the family of schedules")
     add(
         "--budgets",
         type=budgets,
-        default=list(_DEFAULTS["budgets"]),
+        default=[0.2, 0.35, 0.5, 0.7, 0.9],
         help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count "
         "(0.1:0.9:9), absolute (1.8TFLOPs), or several limits at once "
-        f"(flops=0.5+kv_cache=40%%+latency=20ms) (default: {default})",
+        "(flops=0.5+kv_cache=40%%+latency=20ms) (default: 0.2,0.35,0.5,0.7,0.9)",
     )
     objective = "kl: stay close to the full model; task: answer right"
-    add("--objective", choices=OBJECTIVES, default=_DEFAULTS["objective"], help=objective)
-    add("--estimator", choices=ESTIMATORS, help="of the gradient through hard masks")
-    steps = "gradient steps per budget; 0: none, refinement alone, in the memory of inference"
-    add("--steps", type=non_negative_int, default=_DEFAULTS["steps"], help=steps)
-    rate = "of Adam, on the kernel's parameters"
-    add("--learning-rate", type=positive_float, default=_DEFAULTS["learning_rate"], help=rate)
-    refinement = "schedules per budget that are measured after the gradient"
-    add("--refinement", type=non_negative_int, default=_DEFAULTS["refinement"], help=refinement)
+    add("--objective", choices=OBJECTIVES, default="kl", help=objective)
+    start = (
+        "where the refinement starts. gradient: a descent for each budget, the paper's way; "
+        "shared: one descent for all budgets together; ramp: a rule without any gradient"
+    )
+    add("--start", choices=STARTS, default="gradient", help=start)
+    steps = (
+        "gradient steps: per budget, or in all with --start shared. 0 (of gradient): none, in the "
+        "memory of inference (default: 20 of gradient, 200 of shared)"
+    )
+    add("--steps", type=non_negative_int, help=steps)
+    rate = "of Adam (default: 0.2 of gradient, 0.1 of shared)"
+    add("--learning-rate", type=positive_float, help=rate)
+    estimator = "how the gradient passes hard masks (default: default)"
+    add("--estimator", choices=ESTIMATORS, help=estimator)
     checkpoint = "less memory, more time: run each layer again in the backward pass"
-    add("--checkpoint", action="store_true", help=checkpoint)
+    add("--checkpoint", action="store_const", const=True, help=checkpoint)
+    refinement = "schedules per budget that are measured after the start"
+    add("--refinement", type=non_negative_int, default=6, help=refinement)
     folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument
@@ -83,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
     """Search, write, print, with the processes of `torchrun`: the first one writes and prints."""
     METHODS.get(options.method)
     KERNELS.get(options.kernel)
+    start_options(options)
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
         if not first:
             options.output = nowhere
@@ -92,7 +101,22 @@ def run(options: argparse.Namespace) -> None:
                 _search(options, folder, journal)
 
 
+def start_options(options: argparse.Namespace) -> Any:
+    """The start that was asked for, with its options. Raises ValueError for another start's."""
+    taken = STARTS[options.start].__dataclass_fields__
+    given = {name: getattr(options, name) for name in _OF_STARTS}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in taken:
+            option = f"--{name.replace('_', '-')}"
+            others = [s for s in STARTS if name in STARTS[s].__dataclass_fields__]
+            goes = f"goes with --start {' or '.join(others)}"
+            raise ValueError(f"{option} {goes}, not with --start {options.start}")
+    return STARTS[options.start](**given)
+
+
 def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None:
+    start = start_options(options)
     begun = journal.search
     _check_folder(folder, options, begun)
     asked = questions(options, "calibration")
@@ -103,7 +127,8 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
         latency = _measure_latency(model, batches, begun)
     log = folder / "log.jsonl"
     steps: list[dict] = []
-    rounds = len(options.budgets) * (options.steps + options.refinement)
+    descents = 1 if start.any_budget else len(options.budgets)
+    rounds = descents * getattr(start, "steps", 0) + len(options.budgets) * options.refinement
     with _resumable(folder, options, journal):
         with Progress(rounds, "search", options.quiet) as bar:
 
@@ -113,12 +138,6 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
                 steps.append(record)
                 bar(record)
 
-            start = Gradient(
-                steps=options.steps,
-                learning_rate=options.learning_rate,
-                estimator=options.estimator,
-                checkpoint=options.checkpoint,
-            )
             frontier = search(
                 model,
                 batches,
@@ -128,9 +147,7 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
                 kernel=options.kernel,
                 refinement=options.refinement,
                 seed=options.seed,
-                options=SearchOptions(
-                    objective=options.objective, latency=latency, journal=journal
-                ),
+                options=SearchOptions(options.objective, latency=latency, journal=journal),
                 callback=on_step,
             )
         # An earlier search's log does not belong to one that made no step.
@@ -214,7 +231,7 @@ def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyT
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
     n_visual, n_text = shapes(prepare(model, batches))
-    times = LatencyTable.measure(model, default_lengths(int((n_visual + n_text).max())))
+    times = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
     # The first process's times, for all.
     seconds = torch.tensor(times.seconds, dtype=torch.float64) * (not rank())
     return replace(times, seconds=tuple(total(seconds).tolist()))

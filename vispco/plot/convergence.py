@@ -9,6 +9,8 @@ from typing import Any
 
 from .figure import COLOURS, DASHES, MARKERS, budget_label, plain_log, save
 
+#: The budget of a step that serves all budgets together.
+ALL = "all"
 #: What a step of the gradient records, in the words of a title.
 PANELS = {
     "loss": "loss",
@@ -34,7 +36,7 @@ def plot_convergence(steps: Sequence[Mapping], path: str | os.PathLike) -> None:
     runs: dict[str, list[Mapping]] = {}
     for step in steps:
         if "step" in step:
-            runs.setdefault(str(step["budget"]), []).append(step)
+            runs.setdefault(str(step.get("budget", ALL)), []).append(step)
     if not runs:
         raise ValueError("there are no steps to plot: the search made none")
     recorded = {name for run in runs.values() for step in run for name in step}
@@ -67,7 +69,7 @@ def _draw_lines(axes, runs: Sequence[Sequence[Mapping]], name: str) -> None:
         style["linestyle"] = DASHES[i % len(DASHES)]
         style["marker"] = MARKERS[i % len(MARKERS)]
         every = max(1, len(xs) // 8)
-        axes.plot(xs, ys, markevery=every, label=budget_label(run[0]["budget"]), **style)
+        axes.plot(xs, ys, markevery=every, label=budget_label(run[0].get("budget", ALL)), **style)
     if name in ("penalty", "gradient"):
         axes.set_yscale("log")
         plain_log(axes.yaxis)

@@ -16,7 +16,7 @@ from typing import Any
 from ..frontier import Frontier
 from ..utils.console import COST_HEADER, budget_text, cost_cells
 from ..utils.files import write_text
-from .convergence import PANELS, plot_convergence
+from .convergence import ALL, PANELS, plot_convergence
 from .figure import require_matplotlib
 from .frontiers import plot_frontier
 from .svg import drawn
@@ -57,7 +57,7 @@ _LEGEND = (
     "Right: the visual tokens that enter each layer."
 )
 _NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
-_STEPS = "The augmented Lagrangian, step by step; below, its last step for each budget."
+_STEPS = "The gradient, step by step; below, its last step for each budget."
 _REFINED = "Refinement: schedules measured on all calibration data, and the best loss after them."
 
 
@@ -164,12 +164,12 @@ def _gradient(steps: Sequence[Mapping]) -> list[str]:
     steps = [s for s in steps if "step" in s]
     if not steps:
         return [_note(_NO_STEPS)]
-    last = list({str(s["budget"]): s for s in steps}.values())
+    last = list({str(s.get("budget", ALL)): s for s in steps}.values())
     columns = [name for name in PANELS if all(name in s for s in last)]
     rows = []
     for s in last:
         numbers = [f"{s[name]:.4g}" for name in columns]
-        rows.append([budget_text(s["budget"]), s["step"] + 1, *numbers])
+        rows.append([budget_text(s.get("budget", ALL)), s["step"] + 1, *numbers])
     header = ["budget", "steps", *columns]
     picture = _picture(lambda path: plot_convergence(steps, path), "steps", "convergence of the search")
     return [_note(_STEPS), picture, _table(header, rows, range(1, len(header)))]

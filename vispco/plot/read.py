@@ -19,8 +19,8 @@ KINDS = ("grid", "selected", "random", "published", "fitted", "coarse")
 LEAST_KL = 1e-3
 # Frontiers that agree in these differ in nothing but their seeds.
 _SETTINGS = (
-    *("label", "model", "data", "method", "kernel", "objective", "steps", "learning_rate"),
-    *("inner", "relative_to", "model_type", "num_layers", "samples"),
+    *("label", "model", "data", "method", "kernel", "objective", "start", "steps"),
+    *("learning_rate", "inner", "relative_to", "model_type", "num_layers", "samples"),
 )
 
 

@@ -153,12 +153,15 @@ def _shade(depth: int, least: int, most: int) -> str:
     return "·" if depth == least else "░▒▓"[3 * (depth - least) // (most - least)]
 
 
+#: What a step of a search tells of its state, and how it is shown.
+_STATE = {"loss": ".4f", "best": ".4f", "violation": ".4f", "multiplier": ".3g", "penalty": ".3g"}
+
+
 class Progress:
     """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`. Beside the time left it shows the loss; of the
-    gradient also the violation of the budget, the multiplier and the penalty; of the refinement
-    also the best loss so far.
+    An instance is a callback for `vispco.search`. It shows the time left, the budget and the loss;
+    of the gradient also violation, multiplier and penalty; of the refinement the best loss so far.
     """
 
     def __init__(self, total: int, label: str, quiet: bool = False):
@@ -169,13 +172,9 @@ class Progress:
         self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
 
     def __call__(self, record: dict) -> None:
-        state = [f"budget {budget_text(record['budget'])}", f"loss {record['loss']:.4f}"]
-        if "best" in record:
-            state.append(f"best {record['best']:.4f}")
-        else:
-            state.append(f"violation {record['violation']:.4f}")
-            state.append(f"multiplier {record['multiplier']:.3g}")
-            state.append(f"penalty {record['penalty']:.3g}")
+        state = [f"{name} {record[name]:{form}}" for name, form in _STATE.items() if name in record]
+        if "budget" in record:
+            state.insert(0, f"budget {budget_text(record['budget'])}")
         self._bar.set_postfix_str(", ".join(state), refresh=False)
         self.update()
 
