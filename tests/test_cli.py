@@ -65,9 +65,10 @@ def config_file(name="config.json", ratios=(1, 1, 0.5, 0.25), **more):
 @pytest.fixture(scope="module")
 def frontier_text(stand_in):
     """What `vispco search` writes for the stand-in: searched once."""
-    from vispco import search
+    from vispco import Gradient, search
 
-    frontier = search(stand_in[0], testbed.batches("calibration", 8, 8), budgets=[0.3, 0.7], start=vispco.Gradient(steps=2))
+    batches = testbed.batches("calibration", 8, 8)
+    frontier = search(stand_in[0], batches, budgets=[0.3, 0.7], start=Gradient(steps=2))
     points = [p.to_dict() for p in frontier.points]
     return json.dumps({"schema_version": 1, "meta": frontier.meta, "points": points})
 
@@ -146,6 +147,18 @@ def test_resume_says_how_far_the_search_was(capsys):
 def test_a_budget_that_needs_no_search(capsys):
     assert main(["search", "--budgets", "1", "-o", "run", *SMALL]) == 0
     assert "100.0 %" in capsys.readouterr().out and not Path("run/log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("start", "steps"), [("ramp", 0), ("shared", 3)])
+def test_other_starts(start, steps, capsys):
+    asked = ["--start", start, "--budgets", "0.3,0.7", "--refinement", "2", "-o", "run", *SMALL]
+    assert main(["search", *asked, *["--steps", str(steps)] * bool(steps)]) == 0
+    assert "run/config-0.7.json" in capsys.readouterr().out
+    frontier = Frontier.load("run/frontier.json")
+    assert frontier.meta["start"] == start and all(p.share <= p.budget for p in frontier.points)
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert sum("step" in line for line in lines) == steps and len(lines) > steps
+    assert ("No gradient step was made" in Path("run/report.html").read_text()) is not bool(steps)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -356,6 +369,11 @@ def fails(words, capsys, *expected, code=2):
     (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
     (["search", "--steps", "-1"], "from 0"),
     (["search", "--steps", "many"], "'many'"),
+    (["search", "--start", "gradients"], "did you mean 'gradient'?"),
+    (["search", "--start", "ramp", "--steps", "3"], "--steps goes with --start gradient or shared"),
+    (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
+    (["search", "--start", "shared", "--steps", "0"], "steps must be at least 1"),
+    (["search", "--start", "ramp", "--kernel", "linear", "--budgets", "0.5", *SMALL], "start='ramp'"),
     (["search", "--learning-rate", "-1"], "positive number"),
     (["search", "--learning-rate", "nan"], "positive number"),
     (["search", "--limit", "0"], "from 1"),

@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from .. import data
 from ..calibration import OBJECTIVES, prepare, shapes
 from ..frontier import Frontier
-from ..latency.table import LatencyTable, spread
+from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
 from ..registry import KERNELS, METHODS
 from ..search import STARTS, SearchOptions, search
@@ -103,15 +103,14 @@ def run(options: argparse.Namespace) -> None:
 
 def start_options(options: argparse.Namespace) -> Any:
     """The start that was asked for, with its options. Raises ValueError for another start's."""
-    taken = STARTS[options.start].__dataclass_fields__
+    takes = {name: {field.name for field in fields(start)} for name, start in STARTS.items()}
     given = {name: getattr(options, name) for name in _OF_STARTS}
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
-        if name not in taken:
+        if name not in takes[options.start]:
+            others = " or ".join(start for start in takes if name in takes[start])
             option = f"--{name.replace('_', '-')}"
-            others = [s for s in STARTS if name in STARTS[s].__dataclass_fields__]
-            goes = f"goes with --start {' or '.join(others)}"
-            raise ValueError(f"{option} {goes}, not with --start {options.start}")
+            raise ValueError(f"{option} goes with --start {others}, not with {options.start}")
     return STARTS[options.start](**given)
 
 
@@ -231,7 +230,7 @@ def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyT
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])
     n_visual, n_text = shapes(prepare(model, batches))
-    times = LatencyTable.measure(model, spread(int((n_visual + n_text).max())))
+    times = LatencyTable.measure(model, default_lengths(int((n_visual + n_text).max())))
     # The first process's times, for all.
     seconds = torch.tensor(times.seconds, dtype=torch.float64) * (not rank())
     return replace(times, seconds=tuple(total(seconds).tolist()))
