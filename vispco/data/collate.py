@@ -39,12 +39,8 @@ def split(conversations: Sequence[Conversation], batch_size: int) -> list[list[C
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    found = []
-    for _, group in groupby(conversations, key=lambda c: c.kind):
-        same_kind = list(group)
-        for start in range(0, len(same_kind), batch_size):
-            found.append(same_kind[start : start + batch_size])
-    return found
+    groups = [list(group) for _, group in groupby(conversations, key=lambda c: c.kind)]
+    return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
 
 def collate(

@@ -51,9 +51,12 @@ def open_picture(
     Image, ImageOps = require_pillow()
     from PIL import UnidentifiedImageError
 
-    encoded = isinstance(source, bytes)
-    size = len(source) if encoded else _file_size(source, folder)
-    name = f"a picture of {size:,} bytes" if encoded else source
+    file: Any = source
+    if isinstance(source, bytes):
+        name, size = f"a picture of {len(source):,} bytes", len(source)
+        file = io.BytesIO(source)
+    else:
+        name, size = source, _file_size(source, folder)
     # 16 bits in each of four channels, and what else a file may hold.
     most = 8 * max_pixels + 2**24
     if size > most:
@@ -63,7 +66,6 @@ def open_picture(
         )
     with _reading(name, "a picture"):
         try:
-            file = io.BytesIO(source) if encoded else source
             with Image.open(file, formats=_FORMATS) as image:
                 _check_pixels(image, max_pixels, "pixels")
                 return ImageOps.exif_transpose(image).convert("RGB") if decode else None
