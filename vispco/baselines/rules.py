@@ -17,6 +17,7 @@ from ..flops import CostModel
 from ..methods.fitprune import FitPrune, received
 from ..pruning import Masking
 from ..registry import adapter_for, build_method
+from ..schedule import bisect
 
 
 # ---- FitPrune's schedule -------------------------------------------------------------------------
@@ -58,10 +59,8 @@ def fitprune_schedule(
         counts = (remaining(masses, valid, alpha, first) * limit.tokens).round().long()
         return ~limit.fits(counts)
 
-    low, alpha = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    for _ in range(40):
-        middle = (low + alpha) / 2
-        low, alpha = (middle, alpha) if too_dear(middle) else (low, middle)
+    nothing = torch.zeros((), dtype=torch.float64)
+    _, alpha = bisect(too_dear, nothing, nothing + 1, halvings=40)
     ratios = limit.harden(remaining(masses, valid, alpha, first))
     options, family = method_options or {}, adapter.config.model_type
     config = PruningConfig(method, ratios, options, family, budget, n_visual=limit.tokens)
