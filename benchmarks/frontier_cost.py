@@ -15,6 +15,7 @@ from math import ceil
 
 import torch
 
+import vispco
 from vispco import PruningConfig, testbed
 from vispco.baselines.grids import single_layer_grid
 from vispco.evaluate import evaluate

@@ -1,4 +1,7 @@
-"""The ratio predictor and the amortised search: on budget at every step, for any budget afterwards."""
+"""The ratio predictor and the amortised search.
+
+On budget at every step, and for any budget afterwards.
+"""
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ def batches():
     return [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(3)]
 
 
-# ---- onto the budget ---------------------------------------------------------------------------------------
+# ---- onto the budget -----------------------------------------------------------------------------
 @given(theta=st.lists(st.floats(-4, 4), min_size=6, max_size=6), share=st.floats(0.2, 0.99), n=st.integers(16, 600))
 def test_any_schedule_is_scaled_onto_its_budget(theta, share, n):
     n, text = torch.tensor([n, 2 * n]), torch.tensor([9, 30])
@@ -52,7 +55,8 @@ def test_its_gradient_is_that_of_finite_differences():
 
 def test_what_no_scale_reaches_drops_everything_it_can():
     n, text = torch.tensor([64]), torch.tensor([9])
-    limit = COST.text_only(text).double()  # layer 0 alone costs more
+    # Layer 0 alone costs more.
+    limit = COST.text_only(text).double()
     assert project(torch.tensor([[1, 0.9, 0.5, 0.5, 0.2, 0.1]]), COST, n, text, limit).tolist() == [[1, 0, 0, 0, 0, 0]]
 
 
@@ -60,12 +64,12 @@ def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
     learned = vispco.search(llava, batches, budgets=(), start=vispco.Shared(steps=1, learning_rate=1e-12))
     adapter = adapter_for(llava)(llava)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
-    for knot, theta in list(zip(learned.learned.predictor.knots, learned.learned.predictor.table))[1:]:
+    for knot, theta in list(zip(learned.learned.predictor.knots, learned.learned.predictor.table, strict=True))[1:]:
         rule = ramp(Budget(knot, cost, *shapes(learned.learned.problem.prepared), first_layer=1))
         assert (learned.learned.problem.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
-# ---- the predictor -----------------------------------------------------------------------------------------
+# ---- the predictor -------------------------------------------------------------------------------
 @pytest.mark.parametrize("hidden", [None, 8])
 def test_starts_as_the_kernel_does_whatever_the_budget(hidden):
     kernel = SingleLayer(6)
@@ -96,7 +100,8 @@ def test_padding_and_batch_mates_have_no_say():
     both, other = predictor(budget, x, REAL), predictor(budget, x.masked_fill(~REAL[..., None], 7.0), REAL)
     alone = predictor(budget[:1], x[:1, :3], REAL[:1, :3])
     assert torch.allclose(both, other) and torch.allclose(both[:1], alone, rtol=1e-3)
-    assert not torch.allclose(both, predictor(budget.flip(0), x, REAL))  # the budget has
+    # The budget has a say in it.
+    assert not torch.allclose(both, predictor(budget.flip(0), x, REAL))
 
 
 def test_a_predictor_that_looks_needs_something_to_look_at():
@@ -104,7 +109,7 @@ def test_a_predictor_that_looks_needs_something_to_look_at():
         RatioPredictor(Monotone(6), 8)(torch.tensor([0.5]))
 
 
-# ---- the search --------------------------------------------------------------------------------------------
+# ---- the search ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_one_run_any_budget_and_the_model_is_untouched(llava, batches, conditioned):
     state = {k: v.clone() for k, v in llava.state_dict().items()}
@@ -112,7 +117,7 @@ def test_one_run_any_budget_and_the_model_is_untouched(llava, batches, condition
     learned = vispco.search(llava, batches, budgets=(), callback=seen.append, start=vispco.Shared(steps=4, conditioned=conditioned))
     assert [s["step"] for s in seen] == [0, 1, 2, 3] and learned.meta["forward_passes"] == 6 + 3 * 4 * 2
     frontier = learned.frontier([0.3, 0.55, 0.8])
-    for point, budget in zip(frontier.points, (0.3, 0.55, 0.8)):
+    for point, budget in zip(frontier.points, (0.3, 0.55, 0.8), strict=True):
         assert budget - 0.05 < point.share <= budget
         assert vispco.evaluate(llava, batches, point.config).kl == pytest.approx(point.loss)
     assert learned.config(0.55) == frontier.points[1].config
@@ -126,7 +131,10 @@ def test_same_seed_same_frontier(llava, batches):
 
 
 def test_learning_lowers_the_divergence():
-    """On the trained testbed, which has read the image by layer 6: dropping early is dear, dropping late is free."""
+    """On the trained testbed, which has read the image by layer 6.
+
+    Dropping early is dear, dropping late is free.
+    """
     model, _ = testbed.load("testbed-llava")
     batches = testbed.batches("calibration", n=64, batch_size=8)
     before, after = (vispco.search(model, batches, budgets=(), start=vispco.Shared(between=(0.6, 0.8), steps=n, learning_rate=rate)).config(0.7)
@@ -160,7 +168,8 @@ def test_features_are_the_decoders_input(llava, batches):
     prepared_batch, = prepare(llava, batches[:1])
     x, real = features(llava, prepared_batch, predictor)
     assert x.shape == (*prepared_batch.labels.shape, 32) and not our_hooks(llava)
-    assert (real.sum(1) == prepared_batch.n_visual + prepared_batch.n_text).all()  # without the answer
+    # Without the answer.
+    assert (real.sum(1) == prepared_batch.n_visual + prepared_batch.n_text).all()
 
 
 @pytest.mark.parametrize("options, message", [

@@ -48,12 +48,16 @@ shapes = st.lists(st.tuples(st.integers(1, 70), st.integers(0, 40)), min_size=1,
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=5).map(monotone), st.floats(0.45, 1), shapes,
        st.sampled_from(["fastv", "random", "pdrop"]))
 def test_hardened_never_exceeds_and_no_token_more_fits(ratios, share, samples, method):
-    """Counted again by hand for every sample; and one token more, in any layer, breaks the budget or the order."""
+    """Counted again by hand for every sample.
+
+    One token more, in any layer, breaks the budget or the order.
+    """
     first = METHODS.get(method).first_layer
-    n_visual, n_text = zip(*samples)
+    n_visual, n_text = zip(*samples, strict=True)
     limit = make(share, 6, n_visual, n_text, first, method)
     hardened = limit.harden(torch.tensor([1.0, *ratios]))
-    config = PruningConfig(method, hardened)  # valid: in [0, 1], non-increasing
+    # Valid: in [0, 1], non-increasing.
+    config = PruningConfig(method, hardened)
     assert list(config.keep_ratios[:first]) == [1.0] * first
     for n, t in samples:
         tokens = torch.tensor([config.tokens(n)])
@@ -90,7 +94,8 @@ def test_every_sample_is_within_the_budget_not_only_their_mean():
 def test_slack_is_what_is_left_of_the_budget(ratios):
     limit = make(0.6)
     r = torch.tensor([1.0, *ratios], dtype=torch.float64)
-    n = r * 16 + 9  # tokens entering each layer
+    # Tokens entering each layer.
+    n = r * 16 + 9
     flops = (2 * n * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 56) + 4 * n * n * 32).sum() + 2 * 32 * 60
     expected = (limit.limit - flops) / (limit.full - limit.text)
     assert torch.allclose(limit.slack(r), expected)
@@ -106,7 +111,10 @@ def test_infeasible_names_the_reachable_range():
 
 
 def test_zero_and_one():
-    """Budget 0 is the text alone, where the method can prune layer 0; budget 1 is the full model."""
+    """Budget 0 is the text alone, where the method can prune layer 0.
+
+    Budget 1 is the full model.
+    """
     assert make(0, first_layer=0, method="random").harden(torch.rand(6)) == [0.0] * 6
     assert make(1).harden(torch.full((6,), 0.3)) == [1.0] * 6
     with pytest.raises(ValueError, match="reachable"):
@@ -143,7 +151,10 @@ def test_scoring_is_part_of_the_cost():
 
 @given(st.lists(st.sampled_from([1.0, 1 - 2**-53, 1 - 1e-12, 1 - 1e-7, 0.5, 1e-12, 0.0]), min_size=5, max_size=5), st.floats(0.2, 0.99))
 def test_almost_nothing_dropped_is_no_way_around_the_budget(tail, share):
-    """A sum of floats that should be 1 and is a little less drops nothing, whatever it is scaled by."""
+    """A sum of floats that should be 1 and is a little less drops nothing.
+
+    Whatever it is scaled by.
+    """
     cost = CostModel(Dimensions(6, 32, 4, 2, 8, 56, 60))
     limit = Budget(share, cost, torch.tensor([64]), torch.tensor([9]))
     ratios = torch.tensor([1.0, *sorted(tail, reverse=True)], dtype=torch.float64)
@@ -153,13 +164,14 @@ def test_almost_nothing_dropped_is_no_way_around_the_budget(tail, share):
 
 @given(st.floats(0.25, 0.98), st.sampled_from([0.1, 0.25, 0.5, 1.0]), shapes)
 def test_a_ramp_is_a_line_to_nothing_as_late_as_the_budget_allows(share, width, samples):
-    limit = make(share, 6, *zip(*samples))
+    limit = make(share, 6, *zip(*samples, strict=True))
     found = ramp(limit, width)
     assert float(limit.slack(found)) >= 0 and found[0] == 1
     assert (found[1:] <= found[:-1]).all() and found.min() >= 0 and found.max() <= 1
     falling = found[1:][(found[1:] > 0) & (found[1:] < 1)]
     torch.testing.assert_close(falling[:-1] - falling[1:], torch.full_like(falling[1:], 1 / (width * 6)))
-    if len(falling):  # a hundredth of a layer later, it would cost too much
+    # A hundredth of a layer later, it would cost too much.
+    if len(falling):
         later = torch.where((found > 0) & (found < 1), (found + 0.01 / (width * 6)).clamp(max=1), found)
         later[0] = 1
         assert float(limit.slack(later)) < 0

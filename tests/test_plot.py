@@ -30,7 +30,7 @@ def competitors():
 def full():
     """A frontier with everything that a plot can show."""
     points = [point(b, (1, s, s / 2), s, accuracy=0.4 + s / 2, interval=[0.3 + s / 2, 0.45 + s / 2],
-                    kl=0.4 - s / 3) for b, s in zip(BUDGETS, (0.19, 0.49, 0.8))]
+                    kl=0.4 - s / 3) for b, s in zip(BUDGETS, (0.19, 0.49, 0.8), strict=True)]
     return Frontier(points, {"method": "fastv", "kernel": "monotone", "competitors": competitors(),
                              "full_accuracy": 0.9, "floor_accuracy": 0.25, "floor": "blind", "floor_kl": 3.0})
 
@@ -60,7 +60,8 @@ def test_same_input_same_bytes(full, tmp_path, suffix, options):
 
     plot_frontier(full, tmp_path / f"a.{suffix}", **options)
     before = dict(matplotlib.rcParams)
-    matplotlib.rcParams["lines.linewidth"] = 9.0  # a user's own style
+    # A user's own style.
+    matplotlib.rcParams["lines.linewidth"] = 9.0
     try:
         plot_frontier(full, tmp_path / f"b.{suffix}", **options)
         assert matplotlib.rcParams["lines.linewidth"] == 9.0

@@ -1,4 +1,7 @@
-"""Refinement: moves are schedules, the budget holds, nothing gets worse, and the cost is what is said."""
+"""Refinement.
+
+Moves are schedules, the budget holds, nothing gets worse, and the cost is what is said.
+"""
 
 import types
 
@@ -24,7 +27,10 @@ def limit(budget, first_layer=1):
 
 
 class Known(Evaluator):
-    """A evaluator whose KL is the distance to a known schedule; each prepared_batch adds noise of its own, zero in the mean."""
+    """An evaluator whose KL is the distance to a known schedule.
+
+    Each batch adds noise of its own, zero in the mean.
+    """
 
     def __init__(self, target, noise=0.0, prepared=8):
         super().__init__(None, [[None] * 4] * prepared, {})
@@ -78,14 +84,16 @@ def test_what_is_fitted_is_on_the_budget_or_cannot_be(data, first, budget):
     found = fit(ratios, b, lower=False)
     check_schedules(found, first)
     assert (b.slack(found) >= 0).all()
-    full = (ratios == 1).all(1)  # there is nothing to scale
+    # There is nothing to scale.
+    full = (ratios == 1).all(1)
     fits = torch.tensor([b.reachable(r) for r in ratios]) & ~full
     assert len(found) >= int(fits.sum())
     with_lowered = fit(ratios, b)
     check_schedules(with_lowered, first)
     assert (b.slack(with_lowered) >= 0).all()
     above = int((b.slack(ratios) < 0).sum())
-    assert len(with_lowered) == len(found) + above  # lowered, any schedule fits
+    # Lowered, any schedule fits.
+    assert len(with_lowered) == len(found) + above
 
 
 def test_near_schedules_are_within_the_budget_and_new_at_every_layer():
@@ -115,7 +123,8 @@ def test_walks_to_the_optimum_within_the_budget(budget, noise):
 def test_never_worse_and_never_twice():
     b = limit(0.4)
     start = tuple(b.harden(torch.linspace(1, 0, LAYERS)))
-    evaluator = Known(start)  # it starts at the optimum
+    # It starts at the optimum.
+    evaluator = Known(start)
     evaluator.losses([start])
     refine([evaluator], [b], rounds=6)
     assert evaluator.best == start
@@ -142,7 +151,10 @@ def test_never_costs_more_than_allowed(passes):
 
 
 def test_neighbours_learn_from_each_other():
-    """A schedule that only the larger budget has found comes down to the smaller one, as if by itself."""
+    """A schedule that only the larger budget has found comes down to the smaller one.
+
+    It does so as if by itself.
+    """
     small, large = limit(0.3), limit(0.5)
     target = torch.tensor([1.0, 1, 1, 1, 0.9, 0, 0, 0, 0, 0], dtype=torch.float64)
     evaluators = [Known(small.harden(target)), Known(large.harden(target))]
@@ -157,7 +169,7 @@ def test_where_nothing_is_to_be_gained_nothing_is_spent():
     small, large = limit(0.3), limit(0.8)
     flat = torch.full((LAYERS,), 0.6).index_fill(0, torch.tensor([0]), 1.0)
     evaluators = [Known(small.harden(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]))), Known(large.harden(flat))]
-    for evaluator, b in zip(evaluators, (small, large)):
+    for evaluator, b in zip(evaluators, (small, large), strict=True):
         evaluator.losses([tuple(b.harden(flat))])
     refine(evaluators, [small, large], 6)
     assert len(evaluators[0].records) >= 10 > 4 >= len(evaluators[1].records)
@@ -186,7 +198,7 @@ def test_a_cut_stays_a_cut_when_the_budget_is_filled():
 def test_same_seed_same_moves():
     b = limit(0.4)
     evaluators = [Known([1.0] * LAYERS) for _ in range(3)]
-    for evaluator, seed in zip(evaluators, (1, 1, 2)):
+    for evaluator, seed in zip(evaluators, (1, 1, 2), strict=True):
         evaluator.losses([tuple(b.harden(torch.linspace(1, 0, LAYERS)))])
         refine([evaluator], [b], 2, seed)
     assert evaluators[0].asked == evaluators[1].asked != evaluators[2].asked
@@ -197,7 +209,8 @@ def test_search_is_better_for_it_and_other_kernels_keep_their_form(llava):
     plain, refined = (vispco.search(llava, batches, budgets=[0.4], refinement=n, start=vispco.Gradient(steps=2)).points[0] for n in (0, 4))
     assert refined.loss <= plain.loss and refined.share <= 0.4
     single = vispco.search(llava, batches, kernel="single_layer", budgets=[0.4], start=vispco.Gradient(steps=2)).points[0]
-    assert len(single.config.steps) <= 2  # one step, and the tokens that filling up the budget adds before it
+    # One step, and the tokens that filling up the budget adds before it.
+    assert len(single.config.steps) <= 2
 
 
 def test_refuses_a_negative_number_of_rounds(llava):

@@ -1,4 +1,7 @@
-"""A search that is killed at any moment loses at most one step, and ends bit for bit as if it had never been stopped."""
+"""A search that is killed at any moment loses at most one step.
+
+It ends bit for bit as if it had never been stopped.
+"""
 
 import errno
 import json
@@ -12,6 +15,7 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -31,13 +35,18 @@ from vispco.solvers.refine import Evaluator
 from vispco.calibration import prepare, shapes, run_teacher
 
 HERE = Path(__file__).parent
-SEED = 0  # of the moments; tests print what they do, and pytest shows it where one fails
+# Of the moments at which processes are killed. Tests print what they do, and pytest shows it
+# where one fails.
+SEED = 0
 
 
-# ---- real processes, killed ------------------------------------------------------------------------------------
+# ---- real processes, killed ----------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def run():
-    """run(what, folder, how, when, words=...): a search in a process of its own, which may be killed (`resume_worker.py`)."""
+    """run(what, folder, how, when, words=...): a search in a process of its own.
+
+    The process may be killed (`resume_worker.py`).
+    """
     path = os.pathsep.join([str(HERE.parent), str(HERE)])
     worker = subprocess.Popen([sys.executable, str(HERE / "resume_worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
@@ -58,7 +67,10 @@ def run():
 
 
 def left_by(folder):
-    """All that a finished search has left, but what no two runs share: the time it took, and where it lies."""
+    """All that a finished search has left, except what no two runs share.
+
+    That is the time it took, and where it lies.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in ("out", "err"):
@@ -86,7 +98,10 @@ def whole(run, tmp_path_factory):
 
 @pytest.mark.parametrize("what, kills", [("search", 9), ("amortise", 6), ("command", 5)])
 def test_killed_at_20_random_moments_it_ends_bit_for_bit_as_if_it_had_not_been(what, kills, run, whole, tmp_path):
-    """Of each search, the whole journey is compared: optimiser, multipliers, every random draw, log, result."""
+    """Of each search, the whole journey is compared.
+
+    Optimiser, multipliers, every random draw, log, result.
+    """
     expected, count, seconds = whole[what]
     draw, folder = random.Random(f"{SEED} {what}"), tmp_path / "run"
     before = 0
@@ -97,7 +112,8 @@ def test_killed_at_20_random_moments_it_ends_bit_for_bit_as_if_it_had_not_been(w
         answer = run(what, folder, *([how, when] if how else []))
         now = len(lines(folder))
         assert answer["code"] in ((-9, 0) if how == "seconds" else (-9,) if how else (0,)), answer["err"]
-        assert now >= before + {"after": when, "before": when - 1, "torn": when - 1}.get(how, 0)  # at most one was lost
+        # At most one was lost.
+        assert now >= before + {"after": when, "before": when - 1, "torn": when - 1}.get(how, 0)
         before, kills = now, kills - (answer["code"] == -9)
         if answer["code"] == 0:
             assert left_by(folder) == expected
@@ -106,12 +122,14 @@ def test_killed_at_20_random_moments_it_ends_bit_for_bit_as_if_it_had_not_been(w
 
 
 def test_killed_while_the_results_are_written_each_file_is_whole_or_not_there(run, whole, tmp_path):
-    for when in (1, 3, 4):  # two configurations, the frontier, the report
+    # Two configurations, the frontier, the report.
+    for when in (1, 3, 4):
         assert run("command", tmp_path, "replace", when)["code"] == -9
         named = sorted(p.name for p in (tmp_path / "run").iterdir() if p.suffix in (".json", ".html"))
         assert len(named) == when - 1
         assert all(json.loads((tmp_path / "run" / name).read_text()) for name in named)
-        assert len(list((tmp_path / "run").glob(".vispco-*"))) == 1  # of this one; the next clears it away
+        # It is of this process; the next clears it away.
+        assert len(list((tmp_path / "run").glob(".vispco-*"))) == 1
     assert run("command", tmp_path)["code"] == 0
     assert left_by(tmp_path) == whole["command"][0]
 
@@ -132,7 +150,8 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(run, 
     journal = tmp_path / "run" / "journal.jsonl"
     assert answer["code"] == 2 and not answer["out"] and answer["err"].count("\n") == 1, answer["err"]
     assert answer["err"].startswith(f"vispco: error: {journal}: File too large; `vispco search ") and "--resume` goes on" in answer["err"]
-    assert journal.stat().st_size == 3000 and not journal.read_text().endswith("\n")  # the line that found no room
+    # The line that found no room.
+    assert journal.stat().st_size == 3000 and not journal.read_text().endswith("\n")
     assert run("command", tmp_path)["code"] == 0
     assert left_by(tmp_path) == whole["command"][0]
 
@@ -144,13 +163,18 @@ def test_a_folder_is_one_process_s_alone(run, tmp_path):
         assert answer["code"] == 2 and answer["err"].count("\n") == 1
         assert f"{tmp_path / 'run' / 'journal.jsonl'}: another process is at work here" in answer["err"]
         assert "another process is at work here" in run("search", tmp_path / "run")["err"]
-    assert not (tmp_path / "run" / "journal.jsonl").exists()  # it was empty
+    # It was empty.
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
 
 
 def test_the_command_asks_what_to_do_with_an_earlier_search(run, whole, tmp_path):
     expected = whole["command"][0]
     assert run("command", tmp_path, "after", 8)["code"] == -9
-    for words, said in (([], "run holds a search that was interrupted: choose another --output, --resume it, or --overwrite it"),
+    interrupted = (
+        "run holds a search that was interrupted: choose another --output, --resume it, "
+        "or --overwrite it"
+    )
+    for words, said in (([], interrupted),
                         (["--resume", "--overwrite"], "not allowed with"), (["--resume", "--steps", "3"], "steps was 2 and is 3"),
                         (["--resume", "--limit", "4"], "questions was 8 and is 4"),
                         (["--resume", "--budgets", "0.4"], "is of another search: budgets was [0.4, 0.8] and is [0.4]")):
@@ -160,7 +184,8 @@ def test_the_command_asks_what_to_do_with_an_earlier_search(run, whole, tmp_path
     assert run("command", tmp_path, "after", 3, words=["--overwrite", "--seed", "1"])["code"] == -9
     assert [line["of"].get("seed") for line in lines(tmp_path)] == [1, None, None]
     assert run("command", tmp_path, words=["--overwrite"])["code"] == 0
-    assert {**left_by(tmp_path), "report.html": ""} == {**expected, "report.html": ""}  # which holds the command
+    # The report holds the command, so it differs.
+    assert {**left_by(tmp_path), "report.html": ""} == {**expected, "report.html": ""}
     assert "run holds a frontier.json: choose another --output, --resume it, or --overwrite it" in run("command", tmp_path, words=[])["err"]
     (tmp_path / "run" / "report.html").unlink()
     answer = run("command", tmp_path)
@@ -175,11 +200,11 @@ def test_the_cache_of_the_reproduction_loses_at_most_one_measurement(run, tmp_pa
         run("cache", tmp_path, "seconds", draw.uniform(0, 0.4))
     kept = Cache(tmp_path / "cache")
     for number in range(400):
-        assert kept.get(str(number), lambda: [number] * 20_000) == [number] * 20_000
+        assert kept.get(str(number), lambda number=number: [number] * 20_000) == [number] * 20_000
     print(f"{kept.hits} of 400 were there")
 
 
-# ---- in this process -------------------------------------------------------------------------------------------
+# ---- in this process -----------------------------------------------------------------------------
 BATCHES = [batch(images=(1, 1), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
 OPTIONS = {"budgets": [0.7], "steps": 2, "inner": 1, "refinement": 0}
 
@@ -226,7 +251,8 @@ def test_another_model_other_versions_and_another_machine_are_refused(begun, tmp
     model = tiny_llava(layers=3)
     with torch.no_grad():
         weight = model.model.language_model.layers[1].mlp.up_proj.weight
-        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))  # one bit
+        # One bit differs.
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
     with pytest.raises(ValueError, match="another search: model was"):
         resumed(begun, tmp_path, model)
     model = tiny_llava(layers=3)
@@ -277,7 +303,7 @@ def test_searches_without_a_gradient_have_a_journal_too(tmp_path):
     assert found[0][:2] == found[1][:2] and len(found[0][0]) == 4 and (found[0][2], found[1][2]) == (4, 1)
 
 
-# ---- the file --------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------
 ASKED = [({"journal": "a test", "seed": 0}, None), *(({"step": i}, {"loss": i / 7, "gradient": "x" * i}) for i in range(6))]
 
 
@@ -292,7 +318,7 @@ def written(tmp_path, monkeypatch):
 def ask_all(path):
     """All values, and how many were computed."""
     with Journal(path) as journal:
-        return [journal.recall(of, lambda: value) for of, value in ASKED], journal.computed
+        return [journal.recall(of, lambda value=value: value) for of, value in ASKED], journal.computed
 
 
 def test_cut_at_any_byte_it_loses_the_line_that_was_cut(written, tmp_path):
@@ -309,7 +335,8 @@ def test_two_lines_are_not_taken_for_one(written, tmp_path):
     for i in range(len(rows) - 1):
         joined = rows[i].rpartition(b', "check"')[0] + rows[i + 1]
         path.write_bytes(b"".join([*rows[:i], joined, *rows[i + 2:]]))
-        if i + 2 == len(rows):  # the last line, which may have been cut off while it was written
+        # The last line, which may have been cut off while it was written.
+        if i + 2 == len(rows):
             assert ask_all(path)[0] == [value for _, value in ASKED]
         else:
             with pytest.raises(ValueError, match="start anew|no journal"):
@@ -367,7 +394,7 @@ def test_tensors_come_back_to_the_bit(dtype):
     assert back.dtype == dtype and torch.equal(back.view(torch.uint8), tensor.T.contiguous().view(torch.uint8))
 
 
-# ---- atomic writes ---------------------------------------------------------------------------------------------
+# ---- atomic writes -------------------------------------------------------------------------------
 def fork(work):
     """A process that does this work; its exit code is 0 if nothing was raised."""
     pid = os.fork()
@@ -430,7 +457,8 @@ def test_a_temporary_file_that_is_cleared_before_it_is_locked_is_made_again(when
         if len(seen) == 1:
             if when != "after":
                 os.unlink(file.name)
-            if when != "before":  # the other process holds the lock still, and unlinks it soon
+            # The other process holds the lock still, and unlinks it soon.
+            if when != "before":
                 raise OSError(errno.EWOULDBLOCK, "Resource temporarily unavailable")
         lock(file)
 
@@ -453,14 +481,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     files.write_text(tmp_path / "a.txt", "before")
     for name, error in (("fsync", OSError(errno.ENOSPC, "No space left on device")), ("replace", KeyboardInterrupt())):
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(os, name, lambda *_: (_ for _ in ()).throw(error))
+            patch.setattr(os, name, mock.Mock(side_effect=error))
             files.write_text(tmp_path / "a.txt", "after")
         assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
 
 
-# ---- the lock --------------------------------------------------------------------------------------------------
+# ---- the lock ------------------------------------------------------------------------------------
 def test_a_file_that_was_taken_away_while_it_was_opened_is_opened_again(tmp_path, monkeypatch):
-    """Who waits for the lock of a file that its last user removes would else hold a lock on nothing."""
+    """A lock may be on a file that was removed meanwhile.
+
+    Who waits for the lock of a file that its last user removes would else hold a lock on nothing.
+    """
     path, lock, calls = tmp_path / "journal.jsonl", files._lock, []
     monkeypatch.setattr(files, "_lock", lambda file: (calls.append(1), lock(file), len(calls) > 1 or path.unlink()))
     with locked(path) as file:

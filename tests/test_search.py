@@ -23,7 +23,7 @@ def batches():
 def test_never_above_the_budget(llava, batches, kernel):
     frontier = vispco.search(llava, batches, kernel=kernel, budgets=[0.4, "80%"], start=vispco.Gradient(steps=4))
     assert [p.budget for p in frontier.points] == [0.4, "80%"]
-    for point, limit in zip(frontier.points, (0.4, 0.8)):
+    for point, limit in zip(frontier.points, (0.4, 0.8), strict=True):
         assert limit - 0.05 < point.share <= limit
         record = vispco.evaluate(llava, batches, point.config)
         assert record.kl == pytest.approx(point.loss) and record.flops == point.flops == point.config.flops
@@ -37,7 +37,10 @@ def test_every_method_can_be_searched(llava, batches, method):
 
 
 def test_search_improves_on_its_start():
-    """On a model whose image matters early or late, the KL falls below that of the untrained schedule."""
+    """On a model whose image matters early or late.
+
+    There the KL falls below that of the untrained schedule.
+    """
     model = tiny_llava(layers=6, scale=0.5)
     batches = [batch(images=(1,) * 8, text=(9,) * 8, before=(2,) * 8, seed=s) for s in range(2)]
     before = vispco.search(model, batches, budgets=[0.5], refinement=0, start=vispco.Gradient(steps=1, learning_rate=1e-9)).points[0]
@@ -64,8 +67,9 @@ def test_callback_sees_every_step_and_the_cost_is_counted(llava, batches):
     assert [(s["budget"], s["step"]) for s in seen] == [(b, i) for b in (0.6, 0.4) for i in range(6)]
     assert {"loss", "slack", "multiplier", "penalty", "gradient"} <= set(seen[0])
     json.dumps(seen)
-    # the full model once; per budget: 6 steps of 2 samples, backward counted twice; of 4 samples, up to three starts and
-    # four schedules after the updates; of one prepared_batch of 2, up to seven more starts and the best of them
+    # The full model once. Per budget: 6 steps of 2 samples, backward counted twice; of 4 samples,
+    # up to three starts and four schedules after the updates; of one prepared_batch of 2, up to
+    # seven more starts and the best of them.
     assert 4 + 2 * (6 * 2 * 3 + 4) <= frontier.meta["forward_passes"] <= 4 + 2 * (6 * 2 * 3 + 7 * 4 + 8 * 2)
 
 
@@ -78,7 +82,7 @@ def test_without_steps_refinement_alone_and_nothing_is_kept_for_a_gradient(batch
     hook.remove()
     assert kept and not any(kept)
     assert {s["budget"] for s in seen} <= {0.4, 0.6} and 0 < len(seen) <= 12 and all("step" not in s for s in seen)
-    for start, point in zip(first.points, frontier.points):
+    for start, point in zip(first.points, frontier.points, strict=True):
         own = [s for s in seen if s["budget"] == point.budget]
         assert [s["schedule"] for s in own] == [*range(1, len(own) + 1)]
         best = [min([start.loss, *(s["loss"] for s in own[:i + 1])]) for i in range(len(own))]
