@@ -33,7 +33,8 @@ from vispco.plot.page import _configurations, _settings
 from tests.reproduction.report import CHECK, load
 from vispco.utils.digest import key
 from vispco.testbed import model as testbed_model
-from vispco.testbed.curriculum import Curriculum
+from tests.reproduction.training import build
+from tests.reproduction.training.curriculum import Curriculum
 
 ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
 # As `--max-pixels`.
@@ -239,7 +240,7 @@ class Template(Reader):
     file = "chat.jinja"
 
     def seeds(self):
-        self._processor = testbed_model.build_processor("testbed-qwen")
+        self._processor = build.build_processor("testbed-qwen")
         return [self._processor.chat_template.encode(), b"{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}"]
 
     def read(self):
@@ -277,7 +278,7 @@ class State(Reader):
     file = "state/state.json"
 
     def seeds(self):
-        from vispco.testbed.train import save_state
+        from tests.reproduction.training.state import save_state
 
         module, optims = self._parts()
         module(torch.ones(1, 3)).sum().backward()
@@ -302,7 +303,7 @@ class State(Reader):
         Path("state", "state.json").write_bytes(content if of_json else json.dumps({**self._state, "tensors": check}).encode())
 
     def read(self):
-        from vispco.testbed.train import load_state
+        from tests.reproduction.training.state import load_state
 
         module, optims = self._parts()
         step, log = load_state(Path("state"), {"model": module}, optims, Curriculum())
@@ -321,7 +322,7 @@ class Model(Reader):
         from tiny import make
 
         make("llava").save_pretrained(self.folder)
-        testbed_model.build_processor().save_pretrained(self.folder)
+        build.build_processor().save_pretrained(self.folder)
         names = ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
         self._whole = {name: Path(self.folder, name).read_bytes() for name in names if Path(self.folder, name).exists()}
         return [name.encode() + b"\0" + content for name, content in self._whole.items()]
@@ -343,8 +344,8 @@ class Shipped(Model):
     folder = "testbed-llava"
 
     def seeds(self):
-        testbed_model.build_model(0).save_pretrained(self.folder)
-        testbed_model.build_processor().save_pretrained(self.folder)
+        build.build_model(0).save_pretrained(self.folder)
+        build.build_processor().save_pretrained(self.folder)
         self._whole = {path.name: path.read_bytes() for path in Path(self.folder).iterdir()}
         return [name.encode() + b"\0" + content for name, content in self._whole.items()]
 

@@ -36,7 +36,8 @@ from vispco.commands import main as cli  # noqa: E402
 from vispco.utils import digest  # noqa: E402
 from vispco.utils.journal import Journal  # noqa: E402
 from tests.reproduction.cache import Cache  # noqa: E402
-from vispco.testbed.model import build_config, build_processor  # noqa: E402
+from vispco.testbed.model import build_config  # noqa: E402
+from tests.reproduction.training.build import build_processor  # noqa: E402
 
 LLAVA = tiny_llava(layers=4, scale=0.5)
 BATCHES = [batch(images=(1, 1), text=(9, 6), before=(2, 0), seed=s) for s in range(3)]

@@ -27,7 +27,8 @@ from vispco.utils.console import (
     tokens,
     wilson,
 )
-from vispco.testbed.model import build_config, build_processor
+from vispco.testbed.model import build_config
+from tests.reproduction.training.build import build_processor
 
 COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
 SMALL = ["--limit", "8", "--batch-size", "8"]

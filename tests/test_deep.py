@@ -10,7 +10,7 @@ import vispco
 from vispco import testbed
 from vispco.pruning import apply
 from vispco.registry import adapter_for
-from vispco.testbed import deepen
+from tests.reproduction.deep import deepen
 
 
 @pytest.fixture(scope="module", params=testbed.MODELS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vispco.testbed.metrics import (anls, exact_match, levenshtein, multiple_choice, relaxed_accuracy, vqa_accuracy,
+from tests.reproduction.metrics import (anls, exact_match, levenshtein, multiple_choice, relaxed_accuracy, vqa_accuracy,
                                     vqa_normalised)
 
 WORDS = st.text("abcdef", min_size=1, max_size=6)

@@ -14,13 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.reproduction.training import evaluate, state
+from tests.reproduction.training.batches import board_batch
+from tests.reproduction.training.build import build_model, build_processor
+from tests.reproduction.training.curriculum import Curriculum
+from tests.reproduction.training.pack import forward
+from tests.reproduction.training.recipe import RECIPES
 from vispco import testbed
-from vispco.testbed import evaluate, questions, scenes, train, vocab
-from vispco.testbed.curriculum import Curriculum
+from vispco.testbed import questions, scenes, vocab
 from vispco.testbed.data import Example, generate
-from vispco.testbed.model import FOLDER, SPECS, build_config, build_model, build_processor
-from vispco.testbed.pack import forward
-from vispco.testbed.train import board_batch
+from vispco.testbed.model import FOLDER, IMAGE_TOKENS, build_config
 
 torch.set_num_threads(1)
 models = pytest.mark.parametrize("name", testbed.MODELS)
@@ -142,7 +145,7 @@ def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(writte
     """
     states = [_parts(seed) for seed in range(2)]
     log = [{"step": 1, "tasks": {"easy_vqa": 0.5}}]
-    train.save_state(tmp_path / "state", 1, *states[0], Curriculum(), log)
+    state.save_state(tmp_path / "state", 1, *states[0], Curriculum(), log)
     replace, left = os.replace, [written]
 
     def replaced(*paths):
@@ -154,20 +157,20 @@ def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(writte
     monkeypatch.setattr(os, "replace", replaced)
     if written < 2:
         with pytest.raises(KeyboardInterrupt):
-            train.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
+            state.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
     else:
-        train.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
+        state.save_state(tmp_path / "state", 2, *states[1], Curriculum(), [*log, *log])
     fresh = _parts(2)
-    step, entries = train.load_state(tmp_path / "state", *fresh, Curriculum())
+    step, entries = state.load_state(tmp_path / "state", *fresh, Curriculum())
     assert step == len(entries) == 1 + (written == 2)
     assert all(torch.equal(a, b) for a, b in zip(_state(*fresh), _state(*states[step - 1]), strict=True))
     left[0] = 2
-    train.save_state(tmp_path / "state", 3, *states[0], Curriculum(), log)
+    state.save_state(tmp_path / "state", 3, *states[0], Curriculum(), log)
     assert len(list((tmp_path / "state").iterdir())) == 2
 
 
 def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
-    train.save_state(tmp_path / "state", 1, *_parts(0), Curriculum(), [])
+    state.save_state(tmp_path / "state", 1, *_parts(0), Curriculum(), [])
     path, = (tmp_path / "state").glob("*.safetensors")
     data = bytearray(path.read_bytes())
     # One bit of a number: safetensors would not notice.
@@ -178,7 +181,7 @@ def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
         "train without --resume"
     )
     with pytest.raises(ValueError, match=message):
-        train.load_state(tmp_path / "state", *_parts(1), Curriculum())
+        state.load_state(tmp_path / "state", *_parts(1), Curriculum())
 
 
 # ---------------------------------------------------------------- examples and splits
@@ -264,7 +267,7 @@ def test_collate_layout(side, name):
     items = testbed.examples("test", 16)
     if name == "testbed-qwen":
         items = items[:8] + testbed.enlarge(items[8:], 72, 80)
-    batch, spec = testbed.collate(items, side, model=name), SPECS[name]
+    batch, spec = testbed.collate(items, side, model=name), IMAGE_TOKENS[name]
     for row, item in enumerate(items):
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
         image = [spec.image] * (64 if item.image.shape[0] == 64 else 90)
@@ -354,7 +357,7 @@ def test_packed_questions_give_the_models_own_logits(name):
     for size in [(8, 8), (8, 10), (10, 9)] if name == "testbed-qwen" else [(8, 8)]:
         _, batch = board_batch(np.random.default_rng(1), [0, 2, 8, 11], 3, size)
         with torch.inference_mode():
-            logits = forward(model, batch, (0, SPECS[name].layers))[0]
+            logits = forward(model, batch, (0, RECIPES[name].layers))[0]
             for slot in range(4):
                 # Two slots hold the answer too.
                 where = (batch.slot == slot).nonzero()[:, 0][: -1 if slot < 2 else None]
@@ -372,7 +375,7 @@ def test_a_closed_window_hides_the_image(name):
 
     The text's logits know nothing of the picture.
     """
-    model, layers = build_model(0, name).eval(), SPECS[name].layers
+    model, layers = build_model(0, name).eval(), RECIPES[name].layers
     _, batch = board_batch(np.random.default_rng(1), [0, 8], 4, (8, 8))
     with torch.inference_mode():
         blind = forward(model, batch, (layers, layers))[0]
@@ -415,7 +418,7 @@ def test_checkpoints_are_small_and_only_text_and_safetensors():
 
 def test_accuracy_and_depth(shipped):
     model, _, name = shipped
-    layers, closes = SPECS[name].layers, min(SPECS[name].closes)
+    layers, closes = RECIPES[name].layers, min(RECIPES[name].closes)
     items = testbed.examples("test", 400, seed=11)
     full = evaluate.by_task(items, evaluate.hits(model, items))
     common = evaluate.majority(items)

@@ -19,7 +19,7 @@ from vispco import PruningConfig, testbed
 from vispco.commands.main import main
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
-from vispco.testbed.model import build_processor
+from tests.reproduction.training.build import build_processor
 
 torch.set_num_threads(1)
 ROOT = Path(vispco.__file__).parent.parent

@@ -1,114 +1,165 @@
 """Measurements on disk, found by what they are measurements of.
 
-An entry's key is the hash of everything that can change its value: the source code at work, the weights and the
-configuration of the model, the questions, the method with its options, the tokens that enter each layer. So an entry
-is never stale: what has changed is simply not found. Entries are JSON lines; every process appends to a file of its
-own and reads those of the others.
+An entry's key is the hash of everything that can change its value: the source code at work, the
+weights and the configuration of the model, the questions, the method with its options, the tokens
+that enter each layer. So an entry is never stale: what has changed is simply not found. Entries are
+JSON lines. Every process appends to a file of its own and reads those of the others.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import vispco
 from vispco.utils.version import versions
 
-ROOT = Path(vispco.__file__).parent
-#: What an answer of a pruned model comes from, that to smaller pictures, and what a search adds: modules, or folders of them.
-MEASURING = ("evaluate", "methods", "models", "testbed/data", "testbed/deep", "testbed/model")
-SHRINKING = (*MEASURING, "baselines/downsample")
-SEARCHING = (*MEASURING, "solvers", "baselines", "solvers")
+#: Where our code is, by package.
+HOMES = {"vispco": Path(vispco.__file__).parent, "tests": Path(__file__).parents[1]}
+#: What a measurement comes from, as modules or packages of them: an answer of a pruned model, ...
+MEASURING = (
+    "vispco.methods",
+    "vispco.models",
+    "vispco.testbed",
+    "tests.reproduction.deep",
+    "tests.reproduction.measure",
+)
+#: ... an answer to smaller pictures, ...
+SHRINKING = (*MEASURING, "vispco.baselines.downsample")
+#: ... and the result of a search.
+SEARCHING = (
+    *MEASURING,
+    "vispco.solvers",
+    "vispco.baselines",
+    "tests.reproduction.searches",
+    "tests.reproduction.estimators",
+)
 #: Its numbers reach a measurement as arguments, which are in the key.
-SIZES = ROOT / "reproduction" / "sizes.py"
+SIZES = Path(__file__).parent / "sizes.py"
 
 
-@cache
+@functools.cache
 def code(roots: tuple[str, ...] = MEASURING) -> str:
-    """Digest of the source files that `roots` are and import, but the sizes, and of the versions below the library."""
+    """Digest of the source files of `roots` and of all that they import, and of the dependencies.
+
+    The sizes are left out. Of the dependencies, their versions count.
+    """
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
     for path in sorted(imported(roots) - {SIZES}):
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+        digest.update(f"{module_name(path)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def imported(roots: Sequence[str]) -> set[Path]:
-    """The files of the library that `roots` are and import, those that these import, and so on.
+    """Files of `roots`, of our modules that these import, of those that these import, and so on.
 
-    >>> sorted(path.name for path in imported(["config"]))
-    ['config.py', 'files.py', 'registry.py']
+    >>> sorted(path.name for path in imported(["tests.reproduction.paper"]))
+    ['__init__.py', 'paper.py']
     """
     found: set[Path] = set()
-    todo = [path for root in roots for path in _files(ROOT / root, ["*"])]
+    todo = [module_name(path) for root in roots for path in _members(root)]
     while todo:
-        path = todo.pop()
-        if path not in found:
-            found.add(path)
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.ImportFrom) and node.level:
-                    place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-                    todo += _files(place, [alias.name for alias in node.names])
+        for path in _files(todo.pop()):
+            if path not in found:
+                found.add(path)
+                todo += _imports(path)
     return found
 
 
-def _files(place: Path, names: Sequence[str]) -> list[Path]:
-    """A module's file, or of a folder these modules; and what the folder is itself (the whole library is not meant by that)."""
-    if not place.is_dir():
-        return [place.with_suffix(".py")] + [place.with_name("__init__.py")] * (place.parent != ROOT)
-    inner = [path for name in names for path in place.glob(f"{name}.py")]
-    return inner + [place / "__init__.py"] * (place != ROOT)
+def module_name(path: Path) -> str:
+    """The dotted name of one of our source files; a package's own file counts as its `__init__`."""
+    for package, home in HOMES.items():
+        if path.is_relative_to(home):
+            return ".".join([package, *path.relative_to(home).with_suffix("").parts])
+    raise ValueError(f"{path} is not in {', '.join(HOMES)}")
 
 
-def of_file(path: str | os.PathLike) -> str:
-    """Digest of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _members(root: str) -> list[Path]:
+    """The file of a module, or all files of a package."""
+    package, *rest = root.split(".")
+    place = HOMES[package].joinpath(*rest)
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+
+
+def _files(name: str) -> list[Path]:
+    """Files that an import of `name` runs: the module's, and those of the packages that hold it.
+
+    `name` may also be of something in a module. The whole library's own file is left out: it
+    imports everything, and nothing here needs that.
+    """
+    package, *rest = name.split(".")
+    files: list[Path] = []
+    place = HOMES.get(package)
+    for part in rest if place else ():
+        place = place / part
+        if (place / "__init__.py").is_file():
+            files.append(place / "__init__.py")
+        elif place.with_suffix(".py").is_file():
+            files.append(place.with_suffix(".py"))
+    return files
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Dotted names that a source file imports, in functions too."""
+    package = module_name(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            yield from (".".join([*module, alias.name]) for alias in node.names)
 
 
 class Cache:
-    """Values by key, in `folder`. fresh: begin with nothing, and remove what earlier runs have left there.
+    """Values by key, in `folder`. fresh: remove what earlier runs have left there.
 
-    Several processes may share a folder. A line that was cut off or damaged is ignored: its checksum tells.
+    Several processes may share a folder. A line that was cut off or damaged is ignored: its
+    checksum tells. hits, misses: how often a value was there, and was not.
     """
 
     def __init__(self, folder: str | os.PathLike, fresh: bool = False):
         self.folder = Path(folder)
+        self.hits = 0
+        self.misses = 0
         self._values: dict[str, Any] = {}
         self._read: dict[Path, int] = {}
+        self._own = self.folder / f"measured-{uuid.uuid4().hex}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.hits = self.misses = 0
         if fresh:
             for path in self.folder.glob("measured-*.jsonl"):
                 path.unlink()
-        self._own = self.folder / f"measured-{uuid.uuid4().hex}.jsonl"
         self._refresh()
 
     def __contains__(self, name: str) -> bool:
         if name not in self._values:
-            self._refresh()  # another process may have it by now
+            # Another process may have it by now.
+            self._refresh()
         return name in self._values
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """The value of key `name`; on a miss `make()`, JSON-ready, is kept."""
+        """The value of key `name`. On a miss it is `make()`, JSON-ready, which is kept."""
         if name in self:
             self.hits += 1
-        else:
-            self.misses += 1
-            text = json.dumps([name, make()], allow_nan=False)
-            with open(self._own, "a", encoding="utf-8") as file:
-                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
-            self._values[name] = json.loads(text)[1]  # as it will be read
+            return self._values[name]
+        self.misses += 1
+        text = json.dumps([name, make()], allow_nan=False)
+        with open(self._own, "a", encoding="utf-8") as file:
+            file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
+        # As it will be read.
+        self._values[name] = json.loads(text)[1]
         return self._values[name]
 
     def _refresh(self) -> None:
-        """Read what the files have gained since the last time."""
+        """Read what the files of other processes have gained since the last time."""
         for path in sorted(self.folder.glob("measured-*.jsonl")):
             done = self._read.get(path, 0)
             if path == self._own or path.stat().st_size <= done:

@@ -1,7 +1,16 @@
-"""The embedded testbed: two small trained models, LLaVA and Qwen2.5-VL, and eight visual question answering tasks."""
+"""The embedded testbed: two small trained models, and eight tasks of visual question answering."""
 
 from .data import SPLITS, TASKS, Example, batches, collate, enlarge, examples
-from .deep import deepen
 from .model import MODELS, load
 
-__all__ = ["MODELS", "SPLITS", "TASKS", "Example", "batches", "collate", "deepen", "enlarge", "examples", "load"]
+__all__ = [
+    "MODELS",
+    "SPLITS",
+    "TASKS",
+    "Example",
+    "batches",
+    "collate",
+    "enlarge",
+    "examples",
+    "load",
+]

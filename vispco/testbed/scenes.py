@@ -1,81 +1,121 @@
-"""Generated scenes: an 8x8 board of coloured shapes and handwritten digits, sampled and drawn in bulk."""
+"""Generated scenes: 8x8 boards of coloured shapes and handwritten digits, drawn at random."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
 
 from .vocab import CELLS, COLOURS, GRID, SHAPES
 
+#: The colour, shape, digit and writing of a cell that has none.
 EMPTY = -1
-DIGIT = len(SHAPES)  # the value of `shape` in a cell that holds a digit
+#: The shape of a cell that holds a digit.
+DIGIT = len(SHAPES)
 SPLITS = ("train", "calibration", "test")
-CELL = 8  # pixels a side
-_RGB = np.array([[220, 40, 40], [40, 170, 60], [50, 70, 220], [235, 205, 40], [25, 25, 25]], dtype=np.float32)
+#: Pixels a side.
+CELL = 8
+_RGB = np.array(
+    [[220, 40, 40], [40, 170, 60], [50, 70, 220], [235, 205, 40], [25, 25, 25]], dtype=np.float32
+)
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """N boards in raster order. A cell is empty (colour -1), a shape, or a digit (shape == DIGIT)."""
+    """N boards; every field is (N, 64) int, row by row, and -1 where a cell has no such thing.
 
-    colour: np.ndarray  # (N, 64) int, -1 or index into COLOURS
-    shape: np.ndarray  # (N, 64) int, -1, index into SHAPES, or DIGIT
-    digit: np.ndarray  # (N, 64) int, -1 or 0..9
-    writing: np.ndarray  # (N, 64) int, which handwritten image, -1 where there is none
+    colour: index into COLOURS. shape: index into SHAPES, or DIGIT. digit: 0 to 9. writing: which
+    handwritten image.
+    """
+
+    colour: np.ndarray
+    shape: np.ndarray
+    digit: np.ndarray
+    writing: np.ndarray
 
     def __len__(self) -> int:
         return len(self.colour)
 
     def take(self, index: np.ndarray) -> Scenes:
         """The boards at `index`."""
-        return Scenes(self.colour[index], self.shape[index], self.digit[index], self.writing[index])
+        return Scenes(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def join(parts: Sequence[Scenes]) -> Scenes:
+    """All boards of `parts`, one after the other."""
+    names = [field.name for field in fields(Scenes)]
+    return Scenes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @lru_cache(maxsize=1)
 def handwriting() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's bundled digits: ink (1797, 8, 8) float32 in [0, 1] and labels (1797,)."""
+    """scikit-learn's handwritten digits: ink (1797, 8, 8) float32 in [0, 1], and labels (1797,).
+
+    Raises ImportError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError('the testbed needs scikit-learn: pip install "vispco[testbed]"') from error
+        message = 'the testbed needs scikit-learn: pip install "vispco[testbed]"'
+        raise ImportError(message) from error
     data = load_digits()
     return (data.images / 16.0).astype(np.float32), data.target.astype(np.int64)
 
 
 @lru_cache(maxsize=3)
 def digit_pool(split: str) -> np.ndarray:
-    """Indices of the handwritten images that `split` may use; the three pools are disjoint."""
+    """Which handwritten images `split` may use; the three pools are disjoint.
+
+    Raises ValueError for a name that is no split.
+    """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}; pass one of those names")
     order = np.random.default_rng(1797).permutation(len(handwriting()[1]))
-    train, calibration, test = np.split(order, [1200, 1450])
-    return {"train": train, "calibration": calibration, "test": test}[split]
-
-
-def _categorical(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
-    """Draw one class for each of the 64 cells of each board; weights (N, K) sum to one -> (N, 64)."""
-    draw = rng.random((len(weights), CELLS, 1))
-    return (draw > np.cumsum(weights, axis=1)[:, None, :-1]).sum(-1)
+    return np.split(order, [1200, 1450])[SPLITS.index(split)]
 
 
 def sample(rng: np.random.Generator, n: int, split: str) -> Scenes:
-    """Draw `n` boards. Colour and shape weights vary from board to board so that counts vary too."""
+    """Draw `n` boards of 13 to 24 objects.
+
+    Every board has weights of colours and shapes of its own, so that counts vary.
+    """
     filled = rng.random((n, CELLS)).argsort(1).argsort(1) < rng.integers(13, 25, size=(n, 1))
     colour = _categorical(rng, rng.dirichlet(np.full(len(COLOURS), 2.0), size=n))
     shape = _categorical(rng, rng.dirichlet(np.full(len(SHAPES), 2.0), size=n))
     is_digit = rng.random((n, CELLS)) < 0.25
-    shape = np.where(is_digit, DIGIT, shape)
     pool = digit_pool(split)
     writing = pool[rng.integers(0, len(pool), size=(n, CELLS))]
-    holds = filled & is_digit
     return Scenes(
         colour=np.where(filled, colour, EMPTY),
-        shape=np.where(filled, shape, EMPTY),
-        digit=np.where(holds, handwriting()[1][writing], EMPTY),
-        writing=np.where(holds, writing, EMPTY),
+        shape=np.where(filled, np.where(is_digit, DIGIT, shape), EMPTY),
+        digit=np.where(filled & is_digit, handwriting()[1][writing], EMPTY),
+        writing=np.where(filled & is_digit, writing, EMPTY),
     )
+
+
+def _categorical(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+    """Draw a class for each cell (N, 64) by the boards' weights (N, K), which sum to one."""
+    draw = rng.random((len(weights), CELLS, 1))
+    return (draw > np.cumsum(weights, axis=1)[:, None, :-1]).sum(-1)
+
+
+def render(rng: np.random.Generator, scenes: Scenes) -> np.ndarray:
+    """Draw the boards: (N, 64, 64, 3) uint8, with jittered colours, two sizes, and pixel noise."""
+    n = len(scenes)
+    size = rng.integers(0, 2, size=(n, CELLS))
+    shapes = _stencils()[np.clip(scenes.shape, 0, DIGIT - 1), size]
+    is_digit = (scenes.shape == DIGIT)[..., None, None]
+    mask = np.where(is_digit, handwriting()[0][scenes.writing], shapes)  # (N, 64, 8, 8)
+    mask = mask * (scenes.colour >= 0)[..., None, None]
+    ink = _RGB[scenes.colour] + rng.normal(0, 12, size=(n, CELLS, 3)).astype(np.float32)
+    paper = rng.uniform(225, 250, size=(n, 1, 1, 1, 3)).astype(np.float32)
+    cells = paper + mask[..., None] * (ink[:, :, None, None, :] - paper)
+    rows = cells.reshape(n, GRID, GRID, CELL, CELL, 3).swapaxes(2, 3)
+    image = rows.reshape(n, GRID * CELL, GRID * CELL, 3)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * 4
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -92,23 +132,8 @@ def _stencils() -> np.ndarray:
     return np.array(table, dtype=np.float32).swapaxes(0, 1)
 
 
-def render(rng: np.random.Generator, scenes: Scenes) -> np.ndarray:
-    """Draw the boards: (N, 64, 64, 3) uint8, with jittered colours, two sizes, and pixel noise."""
-    n = len(scenes)
-    size = rng.integers(0, 2, size=(n, CELLS))
-    mask = _stencils()[np.clip(scenes.shape, 0, DIGIT - 1), size]  # (N, 64, 8, 8)
-    mask = np.where((scenes.shape == DIGIT)[..., None, None], handwriting()[0][scenes.writing], mask)
-    mask = mask * (scenes.colour >= 0)[..., None, None]
-    ink = _RGB[scenes.colour] + rng.normal(0, 12, size=(n, CELLS, 3)).astype(np.float32)
-    paper = rng.uniform(225, 250, size=(n, 1, 1, 1, 3)).astype(np.float32)
-    cells = paper + mask[..., None] * (ink[:, :, None, None, :] - paper)
-    image = cells.reshape(n, GRID, GRID, CELL, CELL, 3).swapaxes(2, 3).reshape(n, GRID * CELL, GRID * CELL, 3)
-    image += rng.standard_normal(image.shape, dtype=np.float32) * 4
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
 def extend(rng: np.random.Generator, images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pictures (N, h, w, 3) in the upper left of larger ones of plain, noisy paper: (N, height, width, 3)."""
+    """Put the pictures (N, h, w, 3) in the upper left of noisy paper: (N, height, width, 3)."""
     n, top, left, _ = images.shape
     if (height, width) == (top, left):
         return images

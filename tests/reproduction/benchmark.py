@@ -22,6 +22,8 @@ from vispco.utils.digest import key, of_batches, of_model
 from vispco.solvers.refine import Evaluator
 from vispco.calibration import PreparedBatch, prepare, shapes, run_teacher
 from .cache import MEASURING, SEARCHING, SHRINKING, Cache, code
+from .deep import deepen
+
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ class Questions:
 def _loaded(name: str, factor: int) -> tuple[Any, str]:
     model, _ = testbed.load(name)
     if factor > 1:
-        model = testbed.deepen(model, factor)
+        model = deepen(model, factor)
     return model.eval(), of_model(model)
 
 
 class Arena:
     """Configurations of one method on one model, measured through the cache.
 
-    factor: times the model's depth (`testbed.deepen`). tasks: of the calibration questions; None: all eight.
+    factor: times the model's depth (`deepen`). tasks: of the calibration questions; None: all eight.
     passes, held_out_passes: forward passes of one question on the calibration and on the held-out questions, counted
     as if nothing had been in the cache. The full model's own pass over the calibration data counts, once.
     """

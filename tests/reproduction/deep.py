@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import torch
 from torch import nn
 
-from ..registry import adapter_for
+from vispco.registry import adapter_for
 
 
 def deepen(model: nn.Module, factor: int) -> nn.Module:
     """A copy of `model` with `factor` times the decoder layers and the same answers, to the bit.
 
-    Layer i becomes layer `factor * i`; after it come `factor - 1` copies of it that change nothing, for their
-    attention's and MLP's last projections are 0:
+    Layer i becomes layer `factor * i`. After it come `factor - 1` copies of it that change nothing,
+    for the last projections of their attention and of their MLP are 0:
 
         h + 0 attention(h) + 0 mlp(h) = h
 
-    They cost what a layer costs, and have attention maps, of the same weights as the layer before them, but of its
-    output instead of its input. So a schedule of `model` with each ratio repeated `factor` times prunes the same
-    hidden states before the same layers, and methods that rank tokens by these alone (strided, divprune) choose
-    the same ones; FastV and others that read the attention of the layer before read the copy's, and may not.
+    A copy costs what a layer costs. It has an attention map, by the weights of the layer before it,
+    of that layer's output instead of its input. So a schedule of `model` with each ratio repeated
+    `factor` times prunes the same hidden states before the same layers. Methods that rank tokens by
+    these alone (strided, divprune) choose the same tokens. FastV and others that read the attention
+    of the layer before read the copy's, and may not.
 
-    For decoders of Llama's form (`self_attn.o_proj`, `mlp.down_proj`); the configuration, the layers' indices in the
-    cache and their types follow. Raises ValueError for another form, or a factor that is no whole number of 1 or more.
+    It is for decoders of Llama's form (`self_attn.o_proj`, `mlp.down_proj`). The configuration, the
+    layers' indices in the cache and their types follow. Raises ValueError for another form, or a
+    factor that is no whole number of 1 or more.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -36,9 +37,11 @@ def deepen(model: nn.Module, factor: int) -> nn.Module:
         raise ValueError(f"factor must be a whole number of 1 or more, got {factor!r}")
     deep = deepcopy(model)
     adapter = adapter_for(deep)(deep)
-    decoder, config = adapter.decoder, adapter.config.get_text_config(decoder=True)
-    layers = [_idle(layer, config) if k else layer for layer in decoder.layers for k in range(factor)]
-    decoder.layers = nn.ModuleList(layers)
+    config = adapter.config.get_text_config(decoder=True)
+    layers = []
+    for layer in adapter.decoder.layers:
+        layers += [layer, *(_idle(layer, config) for _ in range(factor - 1))]
+    adapter.decoder.layers = nn.ModuleList(layers)
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [kind for kind in config.layer_types for _ in range(factor)]
@@ -56,9 +59,10 @@ def _idle(layer: nn.Module, config) -> nn.Module:
         try:
             projection = idle.get_submodule(path)
         except AttributeError:
-            raise ValueError(f"{type(layer).__name__} has no {path}: only decoders of Llama's form can be "
-                             "deepened") from None
-        with torch.no_grad():
-            for weight in projection.parameters():
-                weight.zero_()
+            raise ValueError(
+                f"{type(layer).__name__} has no {path}: "
+                "only decoders of Llama's form can be deepened"
+            ) from None
+        for weight in projection.parameters():
+            nn.init.zeros_(weight)
     return idle

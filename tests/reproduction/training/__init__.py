@@ -1,0 +1,1 @@
+"""How the testbed's models were trained: `python -m tests.reproduction.training.train`."""

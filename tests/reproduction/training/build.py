@@ -1,0 +1,128 @@
+"""An untrained testbed model, and the processor that is saved with it."""
+
+from __future__ import annotations
+
+import torch
+
+from vispco.testbed.model import (
+    FRAMES,
+    IMAGE_SIZE,
+    MEAN,
+    MERGE,
+    PATCH,
+    QWEN_PATCH,
+    STD,
+    build_config,
+    resolve,
+)
+from vispco.testbed.vocab import (
+    EOS,
+    ID,
+    IMAGE,
+    IMAGE_PAD,
+    PAD,
+    QWEN_ID,
+    UNK,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_START,
+)
+
+
+def build_model(seed: int, name: str = "testbed-llava"):
+    """A fresh model with seeded weights. The global random generator is left as it was."""
+    from transformers import AutoModelForImageTextToText
+
+    config = build_config(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config)
+    if resolve(name) == "testbed-qwen":
+        # A deep residual stream starts better if every layer adds little.
+        scale = (2 * config.text_config.num_hidden_layers) ** -0.5
+        for key, weight in model.named_parameters():
+            if key.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.data.mul_(scale)
+    return model
+
+
+def build_processor(name: str = "testbed-llava"):
+    """The processor of the model `name`."""
+    return _qwen_processor() if resolve(name) == "testbed-qwen" else _llava_processor()
+
+
+def _llava_processor():
+    """An image processor that only rescales and normalises, and the words."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images = CLIPImageProcessorPil(
+        size=square, crop_size=square, resample=2, image_mean=[MEAN] * 3, image_std=[STD] * 3
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=_tokenizer(ID, [IMAGE]),
+        patch_size=PATCH,
+        image_token=IMAGE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_template(IMAGE),
+    )
+
+
+def _qwen_processor():
+    """Qwen2.5-VL's image processor, for pictures of up to 1024 visual tokens, and the words.
+
+    It rounds the sides of a picture to 8 pixels. The processor class that Qwen shares with its
+    videos would need torchvision; this one does the same without.
+    """
+    from transformers import PaddleOCRVLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": PATCH**2, "longest_edge": 1024 * PATCH**2},
+        patch_size=QWEN_PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=FRAMES,
+        image_mean=[MEAN] * 3,
+        image_std=[STD] * 3,
+    )
+    special = {
+        "image_token": IMAGE_PAD,
+        "video_token": VIDEO_PAD,
+        "vision_start_token": VISION_START,
+        "vision_end_token": VISION_END,
+    }
+    template = _template(VISION_START + IMAGE_PAD + VISION_END)
+    return PaddleOCRVLProcessor(images, _tokenizer(QWEN_ID, special), chat_template=template)
+
+
+def _template(image: str) -> str:
+    """A chat template for what the models were trained on: image, question, answer, end."""
+    return (
+        "{% for turn in messages %}{% for part in turn['content'] %}"
+        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'text' %}"
+        "{{ ' ' if turn['role'] == 'assistant' }}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+
+
+def _tokenizer(vocabulary: dict[str, int], special: list[str] | dict[str, str]):
+    """The rule of `vispco.testbed.vocab.encode`, as a tokenizer that saves to JSON."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNK))
+    core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("?", " ")])
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        extra_special_tokens=special,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
