@@ -16,8 +16,8 @@ from vispco import PruningConfig, evaluate, testbed
 from vispco.pareto import hypervolume
 from tests.reproduction import estimators as study, figures, jobs, paper, report, stats
 from tests.reproduction.__main__ import main, sized
-from tests.reproduction.arena import Arena
-from tests.reproduction.cache import MEASURING, ROOT, SEARCHING, SHRINKING, Cache, imported
+from tests.reproduction.benchmark import Benchmark
+from tests.reproduction.cache import MEASURING, SEARCHING, SHRINKING, SIZES as SIZES_FILE, Cache, imported, module_name
 from tests.reproduction.claims import CLAIMS, cost, estimators, hypervolume as volumes, kernels, percentile
 from tests.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
 from tests.reproduction.sizes import SIZES
@@ -27,13 +27,13 @@ from vispco.solvers.refine import Evaluator
 RATIOS = [1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
 
 
-def arena(folder, **options):
-    return Arena("testbed-llava", options.pop("method", "fastv"), Cache(folder), calibration=8, test=16, batch=4, **options)
+def benchmark(folder, **options):
+    return Benchmark("testbed-llava", options.pop("method", "fastv"), Cache(folder), calibration=8, test=16, batch=4, **options)
 
 
 # ---- the cache ------------------------------------------------------------------------------------------
 def test_a_measurement_is_what_evaluate_says(tmp_path):
-    ours = arena(tmp_path)
+    ours = benchmark(tmp_path)
     config = PruningConfig("fastv", RATIOS)
     record = evaluate(ours.model, ours.calibration.batches, config)
     answers = ours.answers(config)
@@ -45,7 +45,7 @@ def test_a_measurement_is_what_evaluate_says(tmp_path):
 
 def test_a_hit_is_the_measurement_to_the_bit_and_costs_the_same(tmp_path):
     config = PruningConfig("fastv", RATIOS)
-    first, second = arena(tmp_path), arena(tmp_path)
+    first, second = benchmark(tmp_path), benchmark(tmp_path)
     a, b = first.answers(config), second.answers(config)
     assert (first.cache.misses, first.cache.hits, second.cache.misses, second.cache.hits) == (1, 0, 0, 1)
     assert torch.equal(a.divergence, b.divergence) and torch.equal(a.right, b.right)
@@ -53,7 +53,7 @@ def test_a_hit_is_the_measurement_to_the_bit_and_costs_the_same(tmp_path):
 
 
 def test_a_part_is_what_it_is_of_the_whole(tmp_path):
-    config, (left, right) = PruningConfig("fastv", RATIOS), (arena(tmp_path / name) for name in "ab")
+    config, (left, right) = PruningConfig("fastv", RATIOS), (benchmark(tmp_path / name) for name in "ab")
     part = left.answers(config, part=[1])  # measured by itself
     whole = right.answers(config)
     again = right.answers(config, part=[1])  # cut out
@@ -63,7 +63,7 @@ def test_a_part_is_what_it_is_of_the_whole(tmp_path):
 
 
 def test_the_bench_is_the_librarys(tmp_path):
-    ours = arena(tmp_path)
+    ours = benchmark(tmp_path)
     plain, cached = Evaluator(ours.model, ours.calibration.prepared, {"method": "fastv"}), ours.evaluator()
     schedules = [tuple(RATIOS), (1.0,) * 4 + (0.5,) * 4]
     for part in (None, [1], [1, 0]):
@@ -73,7 +73,7 @@ def test_the_bench_is_the_librarys(tmp_path):
 
 
 def test_what_can_change_a_measurement_is_in_its_key(tmp_path):
-    ours = arena(tmp_path)
+    ours = benchmark(tmp_path)
     ours.answers(PruningConfig("fastv", RATIOS))
 
     def misses(place, config):
@@ -86,8 +86,8 @@ def test_what_can_change_a_measurement_is_in_its_key(tmp_path):
     assert misses(ours, PruningConfig("sparsevlm", RATIOS)) == 1
     assert misses(ours, PruningConfig("random", RATIOS)) == 1
     assert misses(ours, PruningConfig("random", RATIOS, {"seed": 1})) == 1
-    assert misses(arena(tmp_path, seed=1), PruningConfig("fastv", RATIOS)) == 1
-    assert misses(arena(tmp_path), PruningConfig("fastv", RATIOS)) == 0
+    assert misses(benchmark(tmp_path, seed=1), PruningConfig("fastv", RATIOS)) == 1
+    assert misses(benchmark(tmp_path), PruningConfig("fastv", RATIOS)) == 0
 
 
 def test_the_digest_of_a_model_sees_weights_and_configuration():
@@ -147,7 +147,9 @@ def test_what_is_damaged_is_measured_again(tmp_path):
 def test_a_key_holds_all_source_files_at_work(roots):
     """A change anywhere below what is measured must not find what was measured before it."""
     modules = test_imports.MODULES
-    wanted = {name for name in modules if any(f"{name}.".startswith(f"{root.replace('/', '.')}.") for root in roots)}
+    found = {module_name(path) for path in imported(roots)}
+    wanted = {name for name in modules if any(f"vispco.{name}.".startswith(f"{root}.") for root in roots)}
+    own = {name.removeprefix("vispco.") for name in found if name.startswith("vispco.")}
     todo = set(wanted)
     while todo:
         below = set(test_imports.inside(todo.pop())) - {"__init__"}
@@ -155,11 +157,21 @@ def test_a_key_holds_all_source_files_at_work(roots):
         below |= {f"{name.rpartition('.')[0]}.__init__" for name in below if "." in name}
         todo |= below - wanted
         wanted |= below
-    found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in imported(roots)}
-    assert wanted <= found
-    assert not [name for name in found if name.startswith(("plot", "commands", "cli", "console", "report"))]
+    assert wanted <= own
+    assert not [name for name in own if name.startswith(("plot", "commands", "cli", "utils.console", "report"))]
     if roots == MEASURING:  # a million answers outlive a change of the search
-        assert not [name for name in found if name.startswith(("search", "baselines", "budget", "kernels", "alm"))]
+        assert not [name for name in own if name.startswith(("search", "solvers", "baselines", "budget", "kernels", "alm"))]
+    assert {root for root in roots if root.startswith("tests.")} <= found
+
+
+def test_the_sizes_are_in_no_key():
+    """A change of the sizes leaves what was measured; so they must be known by their right name."""
+    assert SIZES_FILE.is_file() and SIZES_FILE in imported(SEARCHING) and SIZES_FILE not in imported(MEASURING)
+    names = {module_name(path) for path in imported(SEARCHING)}
+    assert {"tests.reproduction.searches", "tests.reproduction.benchmark", "tests.reproduction.gradients"} <= names
+    assert not [name for name in names if name.startswith(("tests.reproduction.claims", "tests.reproduction.figures"))]
+    tests = {module_name(path) for path in imported(MEASURING)} - {name for name in names if name.startswith("vispco.")}
+    assert tests == {"tests.reproduction.__init__", "tests.reproduction.deep", "tests.reproduction.measure"}
 
 
 def test_fresh_begins_with_nothing_and_removes_only_its_own(tmp_path):

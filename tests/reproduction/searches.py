@@ -10,7 +10,7 @@ from vispco.config import PruningConfig
 from vispco.solvers.shared import amortise
 from vispco.solvers.descent import search
 from vispco.solvers.refine import refine
-from .arena import Arena
+from .benchmark import Benchmark
 from .paper import GRID
 from .sizes import TENTHS, Setting, Size
 
@@ -34,94 +34,94 @@ class Found:
         return self.passes / len(self.configs)
 
 
-def cheap(arena: Arena, setting: Setting, size: Size, seed: int) -> Found:
+def cheap(benchmark: Benchmark, setting: Setting, size: Size, seed: int) -> Found:
     """The frontier in one amortised run of 1/40 of the grid's cost; the configurations are taken as they come out.
 
     At all budgets that anybody asks for: of the frontier, and of the setting.
     """
-    n, batch = len(arena.calibration), size.batch
-    budgets = arena.reachable(sorted({*size.frontier_budgets, *setting.budgets}))
+    n, batch = len(benchmark.calibration), size.batch
+    budgets = benchmark.reachable(sorted({*size.frontier_budgets, *setting.budgets}))
     steps = max(1, int((GRID * n / CHEAP - n) // (3 * batch)))
 
     def make() -> dict:
-        learned = amortise(arena.model, arena.calibration.batches, arena.method, steps=steps, seed=seed)
-        ratios = [[b, arena.limit(b).harden(learned.ratios(b))] for b in budgets]
+        learned = amortise(benchmark.model, benchmark.calibration.batches, benchmark.method, steps=steps, seed=seed)
+        ratios = [[b, benchmark.limit(b).harden(learned.ratios(b))] for b in budgets]
         return {"configs": ratios, "passes": learned.meta["forward_passes"]}
 
-    return _found(arena, arena.searched("cheap", make, steps=steps, seed=seed, budgets=list(budgets)))
+    return _found(benchmark, benchmark.searched("cheap", make, steps=steps, seed=seed, budgets=list(budgets)))
 
 
-def refined(arena: Arena, budgets: Sequence[float], seed: int, batch: int, also: Sequence[float] = TENTHS) -> Found:
+def refined(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int, also: Sequence[float] = TENTHS) -> Found:
     """The frontier in one amortised run, then refined at all budgets together: at most 1/10 of random best-of-160 a budget.
 
     also: budgets that nobody asks for. Neighbours help each other, and each pays for itself.
     """
-    return _refined(arena, sorted({*budgets, *also}), seed, batch, RIVAL * len(arena.calibration) // SAVING, GRADIENT)
+    return _refined(benchmark, sorted({*budgets, *also}), seed, batch, RIVAL * len(benchmark.calibration) // SAVING, GRADIENT)
 
 
-def ungraded(arena: Arena, budgets: Sequence[float], seed: int, also: Sequence[float] = TENTHS) -> Found:
+def ungraded(benchmark: Benchmark, budgets: Sequence[float], seed: int, also: Sequence[float] = TENTHS) -> Found:
     """What the gradient adds, by leaving it out: refinement from a ramp (`vispco.budget.ramp`), for what `refined` may cost."""
-    n, budgets = len(arena.calibration), arena.reachable(sorted({*budgets, *also}))
+    n, budgets = len(benchmark.calibration), benchmark.reachable(sorted({*budgets, *also}))
     allowed = RIVAL * n // SAVING * len(budgets)
 
     def make() -> dict:
-        limits, evaluators = [arena.limit(b) for b in budgets], [arena.evaluator() for _ in budgets]
+        limits, evaluators = [benchmark.limit(b) for b in budgets], [benchmark.evaluator() for _ in budgets]
         for evaluator, limit in zip(evaluators, limits):
             evaluator.losses([tuple(limit.harden(ramp(limit)))])
         refine(evaluators, limits, ROUNDS, seed, passes=allowed - n - n * len(budgets))  # the full model's passes count, too
         return {"configs": [[b, list(evaluator.best)] for b, evaluator in zip(budgets, evaluators)],
                 "passes": n + sum(evaluator.passes for evaluator in evaluators)}
 
-    return _found(arena, arena.searched("ungraded", make, rounds=ROUNDS, allowed=allowed, seed=seed, budgets=list(budgets)))
+    return _found(benchmark, benchmark.searched("ungraded", make, rounds=ROUNDS, allowed=allowed, seed=seed, budgets=list(budgets)))
 
 
-def thorough(arena: Arena, budgets: Sequence[float], seed: int, batch: int) -> Found:
+def thorough(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int) -> Found:
     """The same with more refinement, at the budgets asked for: at most 1/8 of 500 random configurations a budget."""
-    return _refined(arena, budgets, seed, batch, POOL * len(arena.calibration) // SHARE, GRADIENT / 2)
+    return _refined(benchmark, budgets, seed, batch, POOL * len(benchmark.calibration) // SHARE, GRADIENT / 2)
 
 
-def _refined(arena: Arena, budgets: Sequence[float], seed: int, batch: int, each: int, gradient: float) -> Found:
-    n, budgets = len(arena.calibration), arena.reachable(budgets)
+def _refined(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int, each: int, gradient: float) -> Found:
+    n, budgets = len(benchmark.calibration), benchmark.reachable(budgets)
     allowed = each * len(budgets)
     steps = max(1, int(gradient * allowed // (3 * batch)))
 
     def make() -> dict:
-        learned = amortise(arena.model, arena.calibration.batches, arena.method, steps=steps, seed=seed)
+        learned = amortise(benchmark.model, benchmark.calibration.batches, benchmark.method, steps=steps, seed=seed)
         left = allowed - learned.meta["forward_passes"] - n * len(budgets)  # every budget's start is measured once
         return _frontier(learned.frontier(budgets, refinement=ROUNDS, seed=seed, passes=left))
 
-    return _found(arena, arena.searched("refined", make, steps=steps, rounds=ROUNDS, allowed=allowed, seed=seed,
+    return _found(benchmark, benchmark.searched("refined", make, steps=steps, rounds=ROUNDS, allowed=allowed, seed=seed,
                                         budgets=list(budgets)))
 
 
-def by_kernel(arena: Arena, kernel: str, budgets: Sequence[float], seed: int, steps: int) -> Found:
+def by_kernel(benchmark: Benchmark, kernel: str, budgets: Sequence[float], seed: int, steps: int) -> Found:
     """One search per budget with the given kernel, within the schedules that it can form."""
     def make() -> dict:
-        return _frontier(search(arena.model, arena.calibration.batches, arena.method, kernel, budgets=budgets,
+        return _frontier(search(benchmark.model, benchmark.calibration.batches, benchmark.method, kernel, budgets=budgets,
                                 steps=steps, seed=seed))
 
-    return _found(arena, arena.searched("kernel", make, kernel=kernel, steps=steps, seed=seed, budgets=list(budgets)))
+    return _found(benchmark, benchmark.searched("kernel", make, kernel=kernel, steps=steps, seed=seed, budgets=list(budgets)))
 
 
-def by_estimator(arena: Arena, estimator: Mapping, budgets: Sequence[float], seed: int, steps: int) -> Found:
+def by_estimator(benchmark: Benchmark, estimator: Mapping, budgets: Sequence[float], seed: int, steps: int) -> Found:
     """One search per budget with the given estimator of the gradient, and nothing after it."""
     def make() -> dict:
-        return _frontier(search(arena.model, arena.calibration.batches, arena.method, budgets=budgets, steps=steps, seed=seed,
+        return _frontier(search(benchmark.model, benchmark.calibration.batches, benchmark.method, budgets=budgets, steps=steps, seed=seed,
                                 estimator=estimator, refinement=0))
 
-    return _found(arena, arena.searched("estimator", make, estimator=dict(estimator), steps=steps, seed=seed, budgets=list(budgets)))
+    return _found(benchmark, benchmark.searched("estimator", make, estimator=dict(estimator), steps=steps, seed=seed, budgets=list(budgets)))
 
 
-def history(arena: Arena, kernel: str, kind: str, budgets: Sequence[float], steps: int) -> list[dict]:
+def history(benchmark: Benchmark, kernel: str, kind: str, budgets: Sequence[float], steps: int) -> list[dict]:
     """What the multipliers do, step by step: records of budget, step, slack, violation, multiplier, ..."""
     def make() -> list[dict]:
         records: list[dict] = []
-        search(arena.model, arena.calibration.batches, arena.method, kernel, budgets=budgets, steps=steps, refinement=0,
+        search(benchmark.model, benchmark.calibration.batches, benchmark.method, kernel, budgets=budgets, steps=steps, refinement=0,
                constraint={"kind": kind}, callback=records.append)
         names = ("budget", "step", "slack", "violation", "multiplier", "penalty", "gradient", "loss")
         return [{name: float(record[name]) for name in names} for record in records]
 
-    return arena.searched("history", make, kernel=kernel, constraint=kind, steps=steps, budgets=list(budgets))
+    return benchmark.searched("history", make, kernel=kernel, constraint=kind, steps=steps, budgets=list(budgets))
 
 
 def _frontier(frontier) -> dict:
@@ -129,5 +129,5 @@ def _frontier(frontier) -> dict:
             "passes": frontier.meta["forward_passes"]}
 
 
-def _found(arena: Arena, found: dict) -> Found:
-    return Found({b: arena.config(ratios) for b, ratios in found["configs"]}, found["passes"])
+def _found(benchmark: Benchmark, found: dict) -> Found:
+    return Found({b: benchmark.config(ratios) for b, ratios in found["configs"]}, found["passes"])

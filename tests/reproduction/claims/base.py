@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..sizes import Setting, Size
 from ..stats import summary
@@ -31,10 +31,10 @@ class Piece:
         return self.passes * SECONDS[self.testbed] * self.depth
 
 
-def arena_of(setting: Setting, cache: Cache, size: Size, **options) -> Arena:
-    """The arena of one setting at one size."""
+def benchmark_of(setting: Setting, cache: Cache, size: Size, **options) -> Benchmark:
+    """The benchmark of one setting at one size."""
     options = {"calibration": size.calibration, "test": size.test, "batch": size.batch, **options}
-    return Arena(setting.testbed, setting.method, cache, **options)
+    return Benchmark(setting.testbed, setting.method, cache, **options)
 
 
 def setting_of(size: Size, testbed: str, method: str) -> Setting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vispco.kernels import Kernel
 from vispco.registry import KERNELS
 from vispco.solvers.descent import fit_budget
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import history
 from ..sizes import Size
@@ -28,11 +28,11 @@ def pieces(size: Size) -> list[Piece]:
 
 def run(cache: Cache, size: Size, testbed: str, method: str, kernel: str) -> dict:
     """Both forms at all budgets."""
-    arena = Arena(testbed, method, cache, calibration=size.convergence_questions, batch=size.batch)
-    budgets, runs = arena.reachable(size.convergence_budgets), []
-    formed = [b for b in budgets if _violation(KERNELS.get(kernel)(arena.layers, arena.first_layer), arena.limit(b)) <= EPSILON]
+    benchmark = Benchmark(testbed, method, cache, calibration=size.convergence_questions, batch=size.batch)
+    budgets, runs = benchmark.reachable(size.convergence_budgets), []
+    formed = [b for b in budgets if _violation(KERNELS.get(kernel)(benchmark.layers, benchmark.first_layer), benchmark.limit(b)) <= EPSILON]
     for kind in KINDS:
-        records = history(arena, kernel, kind, budgets, size.convergence_steps)
+        records = history(benchmark, kernel, kind, budgets, size.convergence_steps)
         for budget in formed:
             steps = [r for r in records if r["budget"] == budget]
             runs.append({"kind": kind, "budget": budget, "violation": steps[-1]["violation"], "steps": steps})

@@ -10,12 +10,12 @@ from vispco.baselines.rules import fitprune_schedule, vtw_schedule
 from vispco.baselines.searchers import SEARCHERS
 from vispco.budget import ramp
 from vispco.config import PruningConfig
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, cheap, refined, thorough, ungraded
 from ..sizes import Setting, Size
 from ..stats import chance_to_win, compare, expected_best, expected_held_out, summary
-from .base import MET, NOT_TESTABLE, Piece, all_met, arena_of, met, named, setting_of
+from .base import MET, NOT_TESTABLE, Piece, all_met, benchmark_of, met, named, setting_of
 from .percentile import pool
 
 TITLE = "The same cost in other hands"
@@ -36,57 +36,57 @@ def pieces(size: Size) -> list[Piece]:
 def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> dict:
     """Everybody at one budget of one setting."""
     setting = setting_of(size, testbed, method)
-    arena = arena_of(setting, cache, size)
-    budgets = arena.reachable(setting.budgets)
-    head = {"testbed": testbed, "method": method, "budget": budget, "n_calibration": len(arena.calibration),
-            "n_test": len(arena.test)}
+    benchmark = benchmark_of(setting, cache, size)
+    budgets = benchmark.reachable(setting.budgets)
+    head = {"testbed": testbed, "method": method, "budget": budget, "n_calibration": len(benchmark.calibration),
+            "n_test": len(benchmark.test)}
     if budget not in budgets:
-        return {**head, "reachable": False, "least": arena.least}
-    found = [refined(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
+        return {**head, "reachable": False, "least": benchmark.least}
+    found = [refined(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
     passes = max(f.each for f in found)
-    rows = [_row(arena, "learned", [f.configs[budget] for f in found], passes)]
-    quick = [cheap(arena, setting, size, seed) for seed in range(setting.seeds)]
-    rows.append(_row(arena, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
-    slow = [thorough(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
-    rows.append(_row(arena, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
-    blind = [ungraded(arena, budgets, seed) for seed in range(setting.seeds)]
-    rows.append(_row(arena, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)))
-    rows += [_row(arena, name, configs, passes) for name, configs in _rivals(arena, budget, passes, setting)]
-    rows += [_row(arena, name, [config], cost) for name, config, cost in _rules(arena, budget)]
-    return {**head, "reachable": True, "rows": rows, "random": _random(arena, setting, budget),
-            "won": [chance_to_win(kl, _kls(arena, setting, budget), min(RIVAL, setting.pool)) for kl in rows[0]["kl"]],
-            "coarse": list(_coarse(arena, budget))}
+    rows = [_row(benchmark, "learned", [f.configs[budget] for f in found], passes)]
+    quick = [cheap(benchmark, setting, size, seed) for seed in range(setting.seeds)]
+    rows.append(_row(benchmark, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
+    slow = [thorough(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
+    rows.append(_row(benchmark, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
+    blind = [ungraded(benchmark, budgets, seed) for seed in range(setting.seeds)]
+    rows.append(_row(benchmark, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)))
+    rows += [_row(benchmark, name, configs, passes) for name, configs in _rivals(benchmark, budget, passes, setting)]
+    rows += [_row(benchmark, name, [config], cost) for name, config, cost in _rules(benchmark, budget)]
+    return {**head, "reachable": True, "rows": rows, "random": _random(benchmark, setting, budget),
+            "won": [chance_to_win(kl, _kls(benchmark, setting, budget), min(RIVAL, setting.pool)) for kl in rows[0]["kl"]],
+            "coarse": list(_coarse(benchmark, budget))}
 
 
-def _row(arena: Arena, name: str, configs: list[PruningConfig], passes: float) -> dict:
-    return {"name": name, "passes": passes, "kl": [arena.kl(c) for c in configs],
-            "accuracy": [arena.accuracy(c) for c in configs], "share": [arena.share(c) for c in configs],
-            "tokens": [c.tokens(arena.tokens) for c in configs]}
+def _row(benchmark: Benchmark, name: str, configs: list[PruningConfig], passes: float) -> dict:
+    return {"name": name, "passes": passes, "kl": [benchmark.kl(c) for c in configs],
+            "accuracy": [benchmark.accuracy(c) for c in configs], "share": [benchmark.share(c) for c in configs],
+            "tokens": [c.tokens(benchmark.tokens) for c in configs]}
 
 
-def _kls(arena: Arena, setting: Setting, budget: float) -> list[float]:
-    return [arena.kl(c) for c in pool(arena, setting, budget)]
+def _kls(benchmark: Benchmark, setting: Setting, budget: float) -> list[float]:
+    return [benchmark.kl(c) for c in pool(benchmark, setting, budget)]
 
 
-def _random(arena: Arena, setting: Setting, budget: float) -> list[dict]:
+def _random(benchmark: Benchmark, setting: Setting, budget: float) -> list[dict]:
     """Best of N, for every N that the pool allows: KL exactly, held-out accuracy where enough of the pool has one."""
-    configs, values, n = pool(arena, setting, budget), _kls(arena, setting, budget), len(arena.calibration)
+    configs, values, n = pool(benchmark, setting, budget), _kls(benchmark, setting, budget), len(benchmark.calibration)
     best = sorted(range(len(values)), key=values.__getitem__)[:12]  # best-of-160 of 500 is among them 99 times in 100
-    accuracy = {i: arena.accuracy(configs[i]) for i in {*range(min(setting.held_out, len(values))), *best}}
+    accuracy = {i: benchmark.accuracy(configs[i]) for i in {*range(min(setting.held_out, len(values))), *best}}
     first = min(setting.held_out, len(values))
     return [{**expected_best(values, draws), "passes": draws * n,
              "accuracy": expected_held_out(values, accuracy, draws, first)}
             for draws in sorted({1, *DRAWS, len(values)}) if draws <= len(values)]
 
 
-def _rivals(arena: Arena, budget: float, passes: float, setting: Setting) -> Iterator[tuple[str, list[PruningConfig]]]:
+def _rivals(benchmark: Benchmark, budget: float, passes: float, setting: Setting) -> Iterator[tuple[str, list[PruningConfig]]]:
     """Searchers with as many passes as the learned configuration cost; one that is not installed is left out."""
     for label, name in {"NSGA-II": "nsga2", "TPE": "tpe", "greedy per layer": "greedy"}.items():
         configs = []
         for seed in range(setting.rivals):
-            evaluator = arena.evaluator()
+            evaluator = benchmark.evaluator()
             try:
-                SEARCHERS[name](evaluator, arena.limit(budget), int(passes), seed)
+                SEARCHERS[name](evaluator, benchmark.limit(budget), int(passes), seed)
             except ImportError:
                 break
             configs.append(evaluator.config(evaluator.best))
@@ -94,36 +94,36 @@ def _rivals(arena: Arena, budget: float, passes: float, setting: Setting) -> Ite
             yield label, configs
 
 
-def _rules(arena: Arena, budget: float) -> Iterator[tuple[str, PruningConfig, int]]:
+def _rules(benchmark: Benchmark, budget: float) -> Iterator[tuple[str, PruningConfig, int]]:
     """What needs no seed: (name, configuration, passes)."""
-    n, batches = len(arena.calibration), arena.calibration.batches
-    yield "a ramp, no search", arena.config(arena.limit(budget).harden(ramp(arena.limit(budget)))), 0
-    ratios = arena.searched("fitprune", lambda: list(
-        fitprune_schedule(arena.model, batches, budget, arena.method).keep_ratios), budget=budget)
-    yield "FitPrune's fit", arena.config(ratios), n
-    ratios = arena.searched("vtw", lambda: list(vtw_schedule(arena.model, batches).keep_ratios))
-    config = arena.config([1.0] * arena.first_layer + list(ratios[arena.first_layer:]))
-    if arena.share(config) <= budget + 1e-9:
-        yield "VTW's rule", config, 20 * arena.layers
+    n, batches = len(benchmark.calibration), benchmark.calibration.batches
+    yield "a ramp, no search", benchmark.config(benchmark.limit(budget).harden(ramp(benchmark.limit(budget)))), 0
+    ratios = benchmark.searched("fitprune", lambda: list(
+        fitprune_schedule(benchmark.model, batches, budget, benchmark.method).keep_ratios), budget=budget)
+    yield "FitPrune's fit", benchmark.config(ratios), n
+    ratios = benchmark.searched("vtw", lambda: list(vtw_schedule(benchmark.model, batches).keep_ratios))
+    config = benchmark.config([1.0] * benchmark.first_layer + list(ratios[benchmark.first_layer:]))
+    if benchmark.share(config) <= budget + 1e-9:
+        yield "VTW's rule", config, 20 * benchmark.layers
 
 
-def _coarse(arena: Arena, budget: float) -> Iterator[dict]:
+def _coarse(benchmark: Benchmark, budget: float) -> Iterator[dict]:
     """Fewer tokens from layer 0 on, no search: averaged, evenly spaced, random ones, and smaller pictures."""
-    ratios = arena.limit(budget, 0).harden(_flat(arena, budget))
+    ratios = benchmark.limit(budget, 0).harden(_flat(benchmark, budget))
     for label, method in (("pooled", "pool"), ("strided", "strided"), ("random tokens", "random")):
         config = PruningConfig(method, ratios)
-        yield {"name": label, "share": arena.share(config), "kl": arena.kl(config), "accuracy": arena.accuracy(config)}
-    smaller = [arena.smaller(side / 8) for side in range(1, 8)]
+        yield {"name": label, "share": benchmark.share(config), "kl": benchmark.kl(config), "accuracy": benchmark.accuracy(config)}
+    smaller = [benchmark.smaller(side / 8) for side in range(1, 8)]
     fits = [one for one in smaller if one["share"] <= budget + 1e-9]
     if fits:
         yield {"name": "smaller pictures", **max(fits, key=lambda one: one["share"])}
 
 
-def _flat(arena: Arena, budget: float) -> torch.Tensor:
+def _flat(benchmark: Benchmark, budget: float) -> torch.Tensor:
     """The same ratio in every layer, in as many whole tokens as the budget allows."""
-    limit = arena.limit(budget, 0)
-    count = max(k for k in range(limit.tokens + 1) if limit.holds([k] * arena.layers))
-    return torch.full((arena.layers,), count / limit.tokens, dtype=torch.float64)
+    limit = benchmark.limit(budget, 0)
+    count = max(k for k in range(limit.tokens + 1) if limit.holds([k] * benchmark.layers))
+    return torch.full((benchmark.layers,), count / limit.tokens, dtype=torch.float64)
 
 
 def conclude(rows: list[dict], size: Size) -> dict:

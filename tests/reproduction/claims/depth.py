@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import geometric_mean
 
 from vispco.baselines.searchers import random_schedules
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, refined, ungraded
 from ..sizes import FIVE, Size
@@ -27,18 +27,18 @@ def pieces(size: Size) -> list[Piece]:
 
 def run(cache: Cache, size: Size, factor: int) -> dict:
     """Learned against random at one depth."""
-    arena = Arena("testbed-llava", METHOD, cache, calibration=size.depth_questions, batch=size.batch, factor=factor)
-    budgets, rows = arena.reachable(size.depth_budgets), []
-    found = [refined(arena, budgets, seed, size.batch, FIVE) for seed in range(size.depth_seeds)]
-    blind = [ungraded(arena, budgets, seed, FIVE) for seed in range(size.depth_seeds)]
+    benchmark = Benchmark("testbed-llava", METHOD, cache, calibration=size.depth_questions, batch=size.batch, factor=factor)
+    budgets, rows = benchmark.reachable(size.depth_budgets), []
+    found = [refined(benchmark, budgets, seed, size.batch, FIVE) for seed in range(size.depth_seeds)]
+    blind = [ungraded(benchmark, budgets, seed, FIVE) for seed in range(size.depth_seeds)]
     for budget in budgets:
-        configs = random_schedules(METHOD, arena.limit(budget), size.depth_pool, seed=round(1000 * budget))
-        values = [arena.kl(c) for c in configs]
+        configs = random_schedules(METHOD, benchmark.limit(budget), size.depth_pool, seed=round(1000 * budget))
+        values = [benchmark.kl(c) for c in configs]
         draws = sorted({n for n in (1, EQUAL, 40, 80, RIVAL, 320, 640, len(values)) if n <= len(values)})
-        rows.append({"budget": budget, "kl": [arena.kl(f.configs[budget]) for f in found],
-                     "passes": max(f.each for f in found), "ungraded": [arena.kl(f.configs[budget]) for f in blind],
-                     "random": [expected_best(values, n) | {"passes": n * len(arena.calibration)} for n in draws]})
-    return {"factor": factor, "layers": arena.layers, "n_calibration": len(arena.calibration), "budgets": rows}
+        rows.append({"budget": budget, "kl": [benchmark.kl(f.configs[budget]) for f in found],
+                     "passes": max(f.each for f in found), "ungraded": [benchmark.kl(f.configs[budget]) for f in blind],
+                     "random": [expected_best(values, n) | {"passes": n * len(benchmark.calibration)} for n in draws]})
+    return {"factor": factor, "layers": benchmark.layers, "n_calibration": len(benchmark.calibration), "budgets": rows}
 
 
 def conclude(rows: list[dict], size: Size) -> dict:

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from vispco.ste import ESTIMATORS
-from ..arena import Arena
-from ..cache import Cache, of_file
+from ..benchmark import Benchmark
+from ..cache import Cache
 from ..searches import by_estimator
 from ..sizes import Size
 from ..stats import summary
@@ -41,16 +41,15 @@ def run(cache: Cache, size: Size, testbed: str, seed: int | None = None) -> dict
     from .. import estimators as study
 
     if seed is not None:
-        arena = Arena(testbed, METHOD, cache, calibration=size.calibration, test=size.test, batch=size.batch)
+        benchmark = Benchmark(testbed, METHOD, cache, calibration=size.calibration, test=size.test, batch=size.batch)
         candidates: dict[str, Any] = study.CANDIDATES
-        found = {name: by_estimator(arena, candidates[name], BUDGETS, seed, STEPS) for name in SEARCHED}
+        found = {name: by_estimator(benchmark, candidates[name], BUDGETS, seed, STEPS) for name in SEARCHED}
         return {"model": testbed, "seed": seed, "searched": {
-            name: {"kl": [arena.kl(c) for c in each.configs.values()], "accuracy": [arena.accuracy(c) for c in each.configs.values()],
+            name: {"kl": [benchmark.kl(c) for c in each.configs.values()], "accuracy": [benchmark.accuracy(c) for c in each.configs.values()],
                    "budgets": list(each.configs), "passes": each.passes} for name, each in found.items()}}
-    arena = Arena(testbed, METHOD, cache, calibration=16)
+    benchmark = Benchmark(testbed, METHOD, cache, calibration=16)
     options: dict[str, Any] = {"questions": size.estimator_questions, "steps": size.estimator_steps, "seed": 0}
-    return arena.searched("estimators", lambda: study.study(testbed, METHOD, report=lambda line: None, **options),
-                          source=of_file(study.__file__), **options)
+    return benchmark.searched("estimators", lambda: study.study(testbed, METHOD, report=lambda line: None, **options), **options)
 
 
 def conclude(rows: list[dict], size: Size) -> dict:

@@ -10,13 +10,13 @@ import torch
 from vispco.baselines.grids import single_layer_grid
 from vispco.baselines.presets import presets
 from vispco.budget import ramp
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..paper import GRID
 from ..searches import CHEAP, Found, cheap, refined, ungraded
 from ..sizes import Size
 from ..stats import cross_fitted, summary, volume
-from .base import MISSED, Piece, all_met, arena_of, met, named, setting_of
+from .base import MISSED, Piece, all_met, benchmark_of, met, named, setting_of
 
 TITLE = "Hypervolume of the frontier"
 LEAST = 1.05
@@ -37,33 +37,33 @@ def pieces(size: Size) -> list[Piece]:
 def run(cache: Cache, size: Size, testbed: str, method: str) -> dict:
     """Both frontiers of one setting, on the held-out questions."""
     setting = setting_of(size, testbed, method)
-    arena = arena_of(setting, cache, size)
-    budgets, floor = arena.reachable(size.frontier_budgets), arena.accuracy(arena.nothing)
+    benchmark = benchmark_of(setting, cache, size)
+    budgets, floor = benchmark.reachable(size.frontier_budgets), benchmark.accuracy(benchmark.nothing)
     ratios = [i / setting.grid_ratios for i in range(setting.grid_ratios)]
-    configs = single_layer_grid(method, arena.layers, ratios, arena.first_layer, arena.tokens)
-    answers = [arena.answers(c, arena.test) for c in configs]
-    grid = [{"share": arena.share(c), "kl": arena.kl(c), "accuracy": a.accuracy} for c, a in zip(configs, answers)]
+    configs = single_layer_grid(method, benchmark.layers, ratios, benchmark.first_layer, benchmark.tokens)
+    answers = [benchmark.answers(c, benchmark.test) for c in configs]
+    grid = [{"share": benchmark.share(c), "kl": benchmark.kl(c), "accuracy": a.accuracy} for c, a in zip(configs, answers)]
     chosen = [_chosen(grid, budget) for budget in budgets]
-    learned = [_frontier(arena, cheap(arena, setting, size, seed), budgets) for seed in range(setting.seeds)]
-    more = [_frontier(arena, refined(arena, arena.reachable(setting.budgets), seed, size.batch), budgets)
+    learned = [_frontier(benchmark, cheap(benchmark, setting, size, seed), budgets) for seed in range(setting.seeds)]
+    more = [_frontier(benchmark, refined(benchmark, benchmark.reachable(setting.budgets), seed, size.batch), budgets)
             for seed in range(setting.seeds)]
-    blind = [_frontier(arena, ungraded(arena, arena.reachable(setting.budgets), seed), budgets) for seed in range(setting.seeds)]
+    blind = [_frontier(benchmark, ungraded(benchmark, benchmark.reachable(setting.budgets), seed), budgets) for seed in range(setting.seeds)]
     volumes = {"chosen": volume(_xy(filter(None, chosen)), floor), "hindsight": volume(_xy(grid), floor),
                "learned": [volume(_xy(one["points"]), floor) for one in learned],
                "refined": [volume(_xy(one["points"]), floor) for one in more],
                "ungraded": [volume(_xy(one["points"]), floor) for one in blind]}
     volumes["halves"] = cross_fitted([g["share"] for g in grid], torch.stack([a.right for a in answers]), floor)
-    rule = [arena.config(arena.limit(b).harden(ramp(arena.limit(b)))) for b in budgets]
-    volumes["ramp"] = volume([(arena.share(c), arena.accuracy(c)) for c in rule], floor)
-    return {"testbed": testbed, "method": method, "floor": floor, "full": arena.answers(None, arena.test).accuracy,
-            "n_test": len(arena.test), "grid": grid, "chosen": chosen, "learned": learned, "volumes": volumes,
-            "published": _published(arena), "passes": max(one["passes"] for one in learned),
-            "refined_passes": max(one["passes"] for one in more), "grid_passes": GRID * len(arena.calibration)}
+    rule = [benchmark.config(benchmark.limit(b).harden(ramp(benchmark.limit(b)))) for b in budgets]
+    volumes["ramp"] = volume([(benchmark.share(c), benchmark.accuracy(c)) for c in rule], floor)
+    return {"testbed": testbed, "method": method, "floor": floor, "full": benchmark.answers(None, benchmark.test).accuracy,
+            "n_test": len(benchmark.test), "grid": grid, "chosen": chosen, "learned": learned, "volumes": volumes,
+            "published": _published(benchmark), "passes": max(one["passes"] for one in learned),
+            "refined_passes": max(one["passes"] for one in more), "grid_passes": GRID * len(benchmark.calibration)}
 
 
-def _frontier(arena: Arena, found: Found, budgets: Sequence[float]) -> dict[str, Any]:
+def _frontier(benchmark: Benchmark, found: Found, budgets: Sequence[float]) -> dict[str, Any]:
     return {"passes": found.passes, "points": [
-        {"budget": b, "share": arena.share(c), "accuracy": arena.accuracy(c), "tokens": c.tokens(arena.tokens)}
+        {"budget": b, "share": benchmark.share(c), "accuracy": benchmark.accuracy(c), "tokens": c.tokens(benchmark.tokens)}
         for b, c in found.configs.items() if b in budgets]}
 
 
@@ -72,9 +72,9 @@ def _chosen(grid: list[dict], budget: float) -> dict | None:
     return min((g for g in grid if g["share"] <= budget + 1e-9), key=lambda g: g["kl"], default=None)
 
 
-def _published(arena: Arena) -> list[dict]:
-    found = {name: preset.config for name, preset in presets(arena.method, arena.layers).items()}
-    return [{"label": name, "share": arena.share(c), "kl": arena.kl(c), "accuracy": arena.accuracy(c)}
+def _published(benchmark: Benchmark) -> list[dict]:
+    found = {name: preset.config for name, preset in presets(benchmark.method, benchmark.layers).items()}
+    return [{"label": name, "share": benchmark.share(c), "kl": benchmark.kl(c), "accuracy": benchmark.accuracy(c)}
             for name, c in found.items()]
 
 

@@ -10,7 +10,7 @@ from ..cache import Cache
 from ..searches import by_kernel
 from ..sizes import Size
 from ..stats import compare, paired, summary
-from .base import Piece, all_met, arena_of, met, named, setting_of
+from .base import Piece, all_met, benchmark_of, met, named, setting_of
 
 TITLE = "Several steps against one layer"
 PAIR = ("multi_step", "single_layer")
@@ -28,18 +28,18 @@ def pieces(size: Size) -> list[Piece]:
 def run(cache: Cache, size: Size, testbed: str, method: str, seed: int) -> dict:
     """Both kernels at every budget of a setting, with one seed."""
     setting = setting_of(size, testbed, method)
-    arena = arena_of(setting, cache, size)
-    budgets = arena.reachable(setting.budgets)
-    found = {kernel: by_kernel(arena, kernel, budgets, seed, size.kernel_steps) for kernel in PAIR}
+    benchmark = benchmark_of(setting, cache, size)
+    budgets = benchmark.reachable(setting.budgets)
+    found = {kernel: by_kernel(benchmark, kernel, budgets, seed, size.kernel_steps) for kernel in PAIR}
     rows = []
     for budget in budgets:
         configs = {kernel: found[kernel].configs[budget] for kernel in PAIR}
-        right = {kernel: arena.answers(c, arena.test).right for kernel, c in configs.items()}
+        right = {kernel: benchmark.answers(c, benchmark.test).right for kernel, c in configs.items()}
         rows.append({"budget": budget, "paired": paired(right[PAIR[0]], right[PAIR[1]]),
-                     **{kernel: {"kl": arena.kl(c), "accuracy": float(right[kernel].double().mean()),
-                                 "tokens": c.tokens(arena.tokens), "share": arena.share(c)} for kernel, c in configs.items()}})
-    return {"testbed": testbed, "method": method, "seed": seed, "rows": rows, "n_test": len(arena.test),
-            "passes": {kernel: found[kernel].passes for kernel in PAIR}, "tokens": arena.tokens}
+                     **{kernel: {"kl": benchmark.kl(c), "accuracy": float(right[kernel].double().mean()),
+                                 "tokens": c.tokens(benchmark.tokens), "share": benchmark.share(c)} for kernel, c in configs.items()}})
+    return {"testbed": testbed, "method": method, "seed": seed, "rows": rows, "n_test": len(benchmark.test),
+            "passes": {kernel: found[kernel].passes for kernel in PAIR}, "tokens": benchmark.tokens}
 
 
 def conclude(rows: list[dict], size: Size) -> dict:

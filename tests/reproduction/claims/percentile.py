@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from vispco.baselines.searchers import random_schedules
 from vispco.config import PruningConfig
-from ..arena import Arena
+from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import POOL, SHARE, thorough
 from ..sizes import Setting, Size
 from ..stats import paired, percentile, summary
-from .base import Piece, all_met, arena_of, met, named, setting_of
+from .base import Piece, all_met, benchmark_of, met, named, setting_of
 
 TITLE = "Percentile among random configurations"
 LEAST = 99.0
@@ -33,33 +33,33 @@ def pieces(size: Size) -> list[Piece]:
 def run(cache: Cache, size: Size, testbed: str, method: str, budget: float | None = None, seed: int = 0) -> dict | None:
     """One budget of one setting; with a seed instead of a budget only its search, for the cache."""
     setting = setting_of(size, testbed, method)
-    arena = arena_of(setting, cache, size)
-    budgets = arena.reachable(setting.budgets)
+    benchmark = benchmark_of(setting, cache, size)
+    budgets = benchmark.reachable(setting.budgets)
     if budget is None:
-        thorough(arena, budgets, seed, size.batch)
+        thorough(benchmark, budgets, seed, size.batch)
         return None
     head = {"testbed": testbed, "method": method, "budget": budget}
     if budget not in budgets:
-        return {**head, "reachable": False, "least": arena.least}
-    configs = pool(arena, setting, budget)
-    divergence = [arena.kl(c) for c in configs][:size.percentile_pool]
-    accuracy = [arena.accuracy(c) for c in configs[:setting.held_out]]
-    found = [thorough(arena, budgets, seed, size.batch) for seed in range(setting.seeds)]
+        return {**head, "reachable": False, "least": benchmark.least}
+    configs = pool(benchmark, setting, budget)
+    divergence = [benchmark.kl(c) for c in configs][:size.percentile_pool]
+    accuracy = [benchmark.accuracy(c) for c in configs[:setting.held_out]]
+    found = [thorough(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
     ours = [f.configs[budget] for f in found]
     high = sorted(range(len(accuracy)), key=accuracy.__getitem__)[max(0, round(LEAST / 100 * len(accuracy)) - 1)]
-    return {**head, "reachable": True, "pool": len(divergence), "held_out": len(accuracy), "n_test": len(arena.test),
-            "kl": [arena.kl(c) for c in ours], "accuracy": [arena.accuracy(c) for c in ours],
-            "percentiles": [percentile(arena.kl(c), divergence) for c in ours],
-            "accuracy_percentiles": [percentile(-arena.accuracy(c), [-a for a in accuracy]) for c in ours],
-            "against_best": [paired(arena.answers(c, arena.test).right, arena.answers(configs[high], arena.test).right)
+    return {**head, "reachable": True, "pool": len(divergence), "held_out": len(accuracy), "n_test": len(benchmark.test),
+            "kl": [benchmark.kl(c) for c in ours], "accuracy": [benchmark.accuracy(c) for c in ours],
+            "percentiles": [percentile(benchmark.kl(c), divergence) for c in ours],
+            "accuracy_percentiles": [percentile(-benchmark.accuracy(c), [-a for a in accuracy]) for c in ours],
+            "against_best": [paired(benchmark.answers(c, benchmark.test).right, benchmark.answers(configs[high], benchmark.test).right)
                              for c in ours],
             "pool_kl": summary(divergence) | {"values": sorted(divergence)}, "pool_accuracy": summary(accuracy),
-            "tokens": [c.tokens(arena.tokens) for c in ours], "passes": max(f.each for f in found)}
+            "tokens": [c.tokens(benchmark.tokens) for c in ours], "passes": max(f.each for f in found)}
 
 
-def pool(arena: Arena, setting: Setting, budget: float) -> list[PruningConfig]:
+def pool(benchmark: Benchmark, setting: Setting, budget: float) -> list[PruningConfig]:
     """The setting's random schedules at a budget."""
-    return random_schedules(arena.method, arena.limit(budget), setting.pool, seed=round(1000 * budget))
+    return random_schedules(benchmark.method, benchmark.limit(budget), setting.pool, seed=round(1000 * budget))
 
 
 def conclude(rows: list[dict | None], size: Size) -> dict:

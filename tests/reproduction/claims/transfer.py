@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vispco.testbed import TASKS
-from ..arena import Arena, Questions
+from ..benchmark import Benchmark
+from ..measure import Questions
 from ..cache import Cache
 from ..searches import refined
 from ..sizes import METHODS, Size
@@ -35,29 +36,29 @@ def _tasks(cache: Cache, size: Size, testbed: str) -> dict:
     asked: dict[str, Questions] = {}
     rows, tasks = {}, TASKS[:size.transfer_tasks]
     for source in (MIXTURE, *tasks):
-        arena = Arena(testbed, "fastv", cache, calibration=size.calibration, batch=size.batch,
+        benchmark = Benchmark(testbed, "fastv", cache, calibration=size.calibration, batch=size.batch,
                       tasks=None if source == MIXTURE else [source])
-        asked = asked or {task: arena.questions("test", size.transfer_questions, tasks=[task]) for task in tasks}
-        config = refined(arena, [size.transfer_budget], 0, size.batch, ()).configs[size.transfer_budget]
-        rows[source] = {"tokens": config.tokens(arena.tokens),
-                        "accuracy": [arena.answers(config, asked[task]).accuracy for task in tasks]}
-    full = [arena.answers(None, asked[task]).accuracy for task in tasks]
+        asked = asked or {task: benchmark.questions("test", size.transfer_questions, tasks=[task]) for task in tasks}
+        config = refined(benchmark, [size.transfer_budget], 0, size.batch, ()).configs[size.transfer_budget]
+        rows[source] = {"tokens": config.tokens(benchmark.tokens),
+                        "accuracy": [benchmark.answers(config, asked[task]).accuracy for task in tasks]}
+    full = [benchmark.answers(None, asked[task]).accuracy for task in tasks]
     return {"columns": list(tasks), "rows": rows, "full": full, "n_test": size.transfer_questions}
 
 
 def _methods(cache: Cache, size: Size, testbed: str) -> dict:
     """Rows: the method of the search; columns: the method that ranks the tokens afterwards."""
-    arenas = {m: Arena(testbed, m, cache, calibration=size.calibration, test=size.test, batch=size.batch)
+    benchmarks = {m: Benchmark(testbed, m, cache, calibration=size.calibration, test=size.test, batch=size.batch)
               for m in METHODS[:size.transfer_methods]}
     rows = {}
-    for source, arena in arenas.items():
-        config = refined(arena, [size.transfer_budget], 0, size.batch, ()).configs[size.transfer_budget]
-        first = {m: a.first_layer for m, a in arenas.items()}
-        moved = {m: a.config([1.0] * first[m] + list(config.keep_ratios[first[m]:])) for m, a in arenas.items()}
-        rows[source] = {"tokens": config.tokens(arena.tokens), "kl": [arenas[m].kl(c) for m, c in moved.items()],
-                        "accuracy": [arenas[m].accuracy(c) for m, c in moved.items()],
-                        "share": [arenas[m].share(c) for m, c in moved.items()]}
-    return {"columns": list(arenas), "rows": rows, "n_test": size.test}
+    for source, benchmark in benchmarks.items():
+        config = refined(benchmark, [size.transfer_budget], 0, size.batch, ()).configs[size.transfer_budget]
+        first = {m: a.first_layer for m, a in benchmarks.items()}
+        moved = {m: a.config([1.0] * first[m] + list(config.keep_ratios[first[m]:])) for m, a in benchmarks.items()}
+        rows[source] = {"tokens": config.tokens(benchmark.tokens), "kl": [benchmarks[m].kl(c) for m, c in moved.items()],
+                        "accuracy": [benchmarks[m].accuracy(c) for m, c in moved.items()],
+                        "share": [benchmarks[m].share(c) for m, c in moved.items()]}
+    return {"columns": list(benchmarks), "rows": rows, "n_test": size.test}
 
 
 def conclude(rows: list[dict], size: Size) -> dict:
