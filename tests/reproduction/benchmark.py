@@ -1,4 +1,4 @@
-"""One model, one method, calibration questions and held-out questions, on which all are compared."""
+"""One model and one method, with the calibration and the held-out questions for both."""
 
 from __future__ import annotations
 
