@@ -22,7 +22,7 @@ from tests.reproduction.claims import CLAIMS, cost, estimators, hypervolume as v
 from tests.reproduction.claims.base import MEASURED, MET, MISSED, NOT_TESTABLE, all_met
 from tests.reproduction.sizes import SIZES
 from vispco.utils import digest
-from vispco.solvers.refine import Evaluator
+from vispco.solvers.evaluator import Evaluator
 
 RATIOS = [1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
 

@@ -16,7 +16,7 @@ from vispco.config import PruningConfig
 from vispco.evaluate import Record
 from vispco.flops import CostModel
 from vispco.registry import adapter_for, build_method
-from vispco.solvers.refine import Evaluator
+from vispco.solvers.evaluator import Evaluator
 from vispco.utils.digest import key, of_model
 
 from .cache import MEASURING, SEARCHING, SHRINKING, Cache, code

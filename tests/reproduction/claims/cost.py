@@ -8,7 +8,7 @@ import torch
 
 from vispco.baselines.rules import fitprune_schedule, vtw_schedule
 from vispco.baselines.searchers import SEARCHERS
-from vispco.budget import ramp
+from vispco.schedule import ramp
 from vispco.config import PruningConfig
 from ..benchmark import Benchmark
 from ..cache import Cache

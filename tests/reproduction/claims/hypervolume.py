@@ -9,7 +9,7 @@ import torch
 
 from vispco.baselines.grids import single_layer_grid
 from vispco.baselines.presets import presets
-from vispco.budget import ramp
+from vispco.schedule import ramp
 from ..benchmark import Benchmark
 from ..cache import Cache
 from ..paper import GRID
