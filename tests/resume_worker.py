@@ -107,8 +107,17 @@ def search(folder):
     """With an estimator that draws noise."""
     trace, steps = [], []
     watched(trace)
-    frontier = vispco.search(LLAVA, BATCHES, budgets=[0.5], steps=6, inner=2, refinement=2, estimator="gumbel",
-                             journal=folder / "journal.jsonl", callback=steps.append)
+    start = vispco.Gradient(steps=6, inner=2, estimator="gumbel")
+    journal = {"journal": folder / "journal.jsonl"}
+    frontier = vispco.search(
+        LLAVA,
+        BATCHES,
+        budgets=[0.5],
+        start=start,
+        refinement=2,
+        options=journal,
+        callback=steps.append,
+    )
     result(folder, frontier, trace, steps)
 
 
@@ -116,7 +125,11 @@ def amortise(folder):
     """Both halves, each with a journal of its own, and a predictor that looks at the prompts."""
     trace, steps = [], []
     watched(trace)
-    learned = vispco.amortise(LLAVA, BATCHES, steps=5, conditioned=True, journal=folder / "journal.jsonl", callback=steps.append)
+    start = vispco.Shared(steps=5, conditioned=True)
+    journal = {"journal": folder / "journal.jsonl"}
+    learned = vispco.search(
+        LLAVA, BATCHES, budgets=(), start=start, options=journal, callback=steps.append
+    )
     frontier = learned.frontier([0.5], refinement=2, journal=folder / "frontier-journal.jsonl")
     result(folder, frontier, trace, steps)
 
