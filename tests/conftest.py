@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, derandomised hypothesis, tiny models with random weights."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import vispco
 from tiny import FAMILIES, make
 from vispco.utils.version import versions
 
+# MKL reads it when it first computes. Without it, MKL rounds by where an array lies in memory, and
+# equal inputs may differ in a bit.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 torch.set_num_threads(1)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
 # Mutation testing needs no smallest example: it leaves out shrinking.
