@@ -38,7 +38,10 @@ TINY_DEMO = {"budgets": (0.3, 0.7), "n_calibration": 8, "n_test": 8, "steps": 2,
 
 @pytest.fixture(scope="module")
 def stand_in():
-    """A random model of four narrow layers with the testbed's words and images, and its processor."""
+    """A random model of four narrow layers, and its processor.
+
+    It has the testbed's words and images.
+    """
     from transformers import LlavaForConditionalGeneration
 
     config = build_config()
@@ -51,7 +54,10 @@ def stand_in():
 
 @pytest.fixture(autouse=True)
 def small_testbed(stand_in, monkeypatch, request):
-    """`testbed.load` gives the stand-in (unknown names fail as ever); tests run in a folder of their own."""
+    """`testbed.load` gives the stand-in; unknown names fail as always.
+
+    Tests run in a folder of their own.
+    """
     real = testbed.load
     monkeypatch.setattr(testbed, "load",
                         lambda name="testbed": stand_in if name.startswith("testbed") else real(name))
@@ -84,7 +90,7 @@ def files():
     return sorted(str(p) for p in Path(".").rglob("*"))
 
 
-# ---- what works -----------------------------------------------------------------------------------------
+# ---- what works ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("words", [["--help"], *([c, "--help"] for c in COMMANDS)])
 def test_help(words, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
@@ -117,7 +123,8 @@ def test_search_writes_what_it_found(capsys):
         assert [x["best"] for x in lines[6:] if x["budget"] == point.budget][-1:] in ([point.loss], [])
     assert out.splitlines()[0].split()[:3] == ["budget", "FLOPs", "share"]
     assert "deep/run/config-0.7.json" in out
-    assert not err  # no terminal, no progress bar
+    # No terminal, no progress bar.
+    assert not err
 
 
 def test_search_json_and_overwrite(capsys):
@@ -131,7 +138,8 @@ def test_search_json_and_overwrite(capsys):
     assert main([*command, "--overwrite", "--steps", "0", "--refinement", "0"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["configurations"][0]["share"] <= 0.5 and result["meta"]["steps"] == 0
-    assert not Path("run/log.jsonl").exists()  # of the earlier search
+    # The log of the earlier search is gone.
+    assert not Path("run/log.jsonl").exists()
 
 
 def test_resume_says_how_far_the_search_was(capsys):
@@ -197,7 +205,8 @@ def test_evaluate_latency_predicts_and_measures(capsys):
     assert same["predicted"] == 1 >= pruned["predicted"] > 0 and pruned["low"] <= pruned["measured"] <= pruned["high"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "predicted  measured" in out and "64 visual tokens" in out and " ms" not in out  # on a CPU: ratios
+    # On a CPU: ratios.
+    assert "predicted  measured" in out and "64 visual tokens" in out and " ms" not in out
     assert main(["evaluate", "--config", config_file(), *SMALL, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["latency"] is None
 
@@ -228,7 +237,8 @@ def test_a_search_with_checkpoints_finds_the_same(monkeypatch, capsys):
     for more in ([], ["--checkpoint"]):
         assert not runs
         assert main(["search", "--budgets", "0.5", "--steps", "2", "-o", f"run{len(more)}", *SMALL, *more]) == 0
-    assert len(runs) == 2 * 4  # steps, layers
+    # Two steps, on four layers each.
+    assert len(runs) == 2 * 4
     assert Path("run0/config-0.5.json").read_text() == Path("run1/config-0.5.json").read_text()
 
 
@@ -317,7 +327,7 @@ def test_demo(capsys):
     kinds = [c["kind"] for c in loaded.meta["competitors"]]
     assert {k: kinds.count(k) for k in set(kinds)} == {
         "grid": 6, "random": 4, "published": 3, "selected": 2, "fitted": 2, "coarse": 4}
-    for row, point in zip(loaded.meta["comparison"], loaded.points):
+    for row, point in zip(loaded.meta["comparison"], loaded.points, strict=True):
         within = [c for c in loaded.meta["competitors"] if c["kind"] == "grid" and c["share"] <= point.budget]
         assert row["grid"] == min(within, key=lambda c: c["kl"])
         assert row["hindsight"]["kl"] == min(c["kl"] for c in within)
@@ -337,9 +347,12 @@ def test_demo_command_passes_its_options_on(monkeypatch, capsys):
     assert seen == {"a": ("x", 3, True), "k": {"model_name": "testbed-llava", **demo.FAST}}
 
 
-# ---- what goes wrong ------------------------------------------------------------------------------------
+# ---- what goes wrong -----------------------------------------------------------------------------
 def fails(words, capsys, *expected, code=2):
-    """The command ends with `code`, one line on stderr that says so, nothing on stdout, no new files."""
+    """The command ends with `code`.
+
+    One line on stderr says so; nothing on stdout, and no new files.
+    """
     before = files()
     assert main(words) == code
     out, err = capsys.readouterr()
@@ -489,13 +502,19 @@ def test_a_bug_is_not_hidden(monkeypatch):
         main(["search", *SMALL])
 
 
-# ---- a real process -------------------------------------------------------------------------------------
+# ---- a real process ------------------------------------------------------------------------------
 def process(words, **options):
     environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "vispco", *words], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # even from `&`
-                            **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "vispco", *words],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Ctrl-C reaches it even where the tests run in the background (`&`).
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 def test_processes():
@@ -523,7 +542,8 @@ def test_demo_on_the_shipped_model():
     long.send_signal(signal.SIGINT)
     out, err = long.communicate(timeout=300)
     assert (long.returncode, out) == (130, "")
-    assert err == "vispco: interrupted; `vispco search --steps 10000 -o run --resume` goes on where it was\n"
+    again = "vispco search --steps 10000 -o run --resume"
+    assert err == f"vispco: interrupted; `{again}` goes on where it was\n"
     assert sorted(p.name for p in Path("run").iterdir()) == ["journal.jsonl", "log.jsonl"]
 
 
@@ -540,11 +560,14 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
             bar(record)
         shown = sys.stderr.getvalue()
         assert bool(shown) != quiet
-        assert quiet or re.search(r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, loss 0.2500, violation 0.1250, multiplier 3, "
-                                  "penalty 100", shown)
+        line = (
+            r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, "
+            "loss 0.2500, violation 0.1250, multiplier 3, penalty 100"
+        )
+        assert quiet or re.search(line, shown)
 
 
-# ---- small parts ----------------------------------------------------------------------------------------
+# ---- small parts ---------------------------------------------------------------------------------
 def test_table_and_units():
     assert table(["a", "name"], [[1.5, "x"], [-10, "yy"]]) == "  a  name\n1.5  x\n-10  yy"
     assert table(["only", "header"], []) == "only  header"

@@ -1,4 +1,7 @@
-"""The report of a search: one page that is whole, self-contained, and shows what came from data as text."""
+"""The report of a search.
+
+One page that is whole and self-contained, and that shows what came from data as text.
+"""
 
 import shutil
 import subprocess
@@ -17,7 +20,10 @@ from vispco.pruning import Pruner
 from vispco.plot import Overlay, write_report
 
 torch.set_num_threads(1)
-HOSTILE = "</title><script>alert('x')</script><img src=x onerror=\"alert(1)\"> $\\frac $ & \x1b[31m \ud800"
+HOSTILE = (
+    "</title><script>alert('x')</script><img src=x onerror=\"alert(1)\"> "
+    "$\\frac $ & \x1b[31m \ud800"
+)
 STEPS = [{"budget": b, "step": i, "loss": 1 / (1 + i), "violation": 0.1 / (1 + i), "multiplier": float(i), "penalty": 100.0,
           "gradient": 0.5} for b in (0.3, 0.7) for i in range(3)]
 
@@ -65,7 +71,11 @@ PAYLOADS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' on
 
 
 class Outline(HTMLParser):
-    """Every element with the names of its attributes; values that could lead or do something; whatever is no element."""
+    """What a page is made of.
+
+    Every element with the names of its attributes; values that could lead or do something; whatever
+    is no element.
+    """
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -97,7 +107,7 @@ def pictured(payload):
     found.meta |= {payload: payload, "versions": {payload: payload}, "nested": {"a": [payload]}, "list": [payload]}
     found.points[0].metrics.update({payload: 0.5, "other": 0.5})
     found.points[1].metrics.update({"other": payload})
-    points = [FrontierPoint(p.config, b, p.flops, p.share, p.loss, p.metrics) for p, b in zip(found.points, (payload, {payload: payload}))]
+    points = [FrontierPoint(p.config, b, p.flops, p.share, p.loss, p.metrics) for p, b in zip(found.points, (payload, {payload: payload}), strict=True)]
     steps = [{**s, "budget": payload} for s in STEPS]
     return clean(payload), Frontier(points, found.meta), steps, [Overlay(payload, drawing)]
 
@@ -122,7 +132,8 @@ def test_no_name_adds_an_element_or_an_attribute_to_the_page(tmp_path, monkeypat
         outline = written(tmp_path, payload)
         check_outline(outline, plain)
         shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in payload)
-        assert outline.text.count(shown) >= 12, payload  # as text, and whole
+        # As text, and whole.
+        assert outline.text.count(shown) >= 12, payload
 
 
 def test_no_name_adds_an_element_or_an_attribute_to_a_picture(tmp_path):
@@ -175,7 +186,7 @@ def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
         assert ("budgetstepslossviolation" in text) is bool(steps)
 
 
-# ---- kept tokens ----------------------------------------------------------------------------------------
+# ---- kept tokens ---------------------------------------------------------------------------------
 def asked(name, side=None):
     Image = pytest.importorskip("PIL.Image")
     from vispco.commands.conversations import from_testbed
@@ -226,7 +237,7 @@ def test_what_a_processor_crops_off_is_not_shown():
     assert seen(type("P", (), {}), Image.new("RGB", (300, 200))).size == (300, 200)
 
 
-# ---- several seeds, dominated points --------------------------------------------------------------------
+# ---- several seeds, dominated points -------------------------------------------------------------
 def test_seeds_become_means_with_standard_deviations():
     def seeded(loss):
         return Frontier([FrontierPoint(PruningConfig("fastv", (1, 0.5)), 0.5, 1e9, 0.5, loss)], {"seed": loss})
@@ -250,7 +261,7 @@ def test_frontiers_of_other_seeds_are_one_run(tmp_path):
         plot_convergence([], tmp_path / "b.svg")
 
 
-# ---- in a browser ---------------------------------------------------------------------------------------
+# ---- in a browser --------------------------------------------------------------------------------
 def chromium():
     """A browser that is installed: on the path, or playwright's."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -277,4 +288,5 @@ def test_chromium_shows_it(tmp_path):
                     f"--screenshot={tmp_path / 's.png'}", (tmp_path / "r.html").as_uri()], check=True, timeout=60, capture_output=True)
     picture = Image.open(tmp_path / "s.png").convert("RGB")
     assert picture.width == 1200
-    assert (0, 114, 178) in {c for _, c in picture.getcolors(2**24)}  # the first frontier's blue
+    # The first frontier's blue.
+    assert (0, 114, 178) in {c for _, c in picture.getcolors(2**24)}
