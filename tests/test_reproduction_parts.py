@@ -1,4 +1,7 @@
-"""The reproduction's machinery: cache, order statistics, volumes, verdicts, and a run of seconds from end to end."""
+"""The reproduction's machinery.
+
+Cache, order statistics, volumes, verdicts, and a run of seconds from end to end.
+"""
 
 import itertools
 import json
@@ -31,7 +34,7 @@ def benchmark(folder, **options):
     return Benchmark("testbed-llava", options.pop("method", "fastv"), Cache(folder), calibration=8, test=16, batch=4, **options)
 
 
-# ---- the cache ------------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 def test_a_measurement_is_what_evaluate_says(tmp_path):
     ours = benchmark(tmp_path)
     config = PruningConfig("fastv", RATIOS)
@@ -49,14 +52,17 @@ def test_a_hit_is_the_measurement_to_the_bit_and_costs_the_same(tmp_path):
     a, b = first.answers(config), second.answers(config)
     assert (first.cache.misses, first.cache.hits, second.cache.misses, second.cache.hits) == (1, 0, 0, 1)
     assert torch.equal(a.divergence, b.divergence) and torch.equal(a.right, b.right)
-    assert first.passes == second.passes == 16  # the full model's and the configuration's
+    # The full model's and the configuration's.
+    assert first.passes == second.passes == 16
 
 
 def test_a_part_is_what_it_is_of_the_whole(tmp_path):
     config, (left, right) = PruningConfig("fastv", RATIOS), (benchmark(tmp_path / name) for name in "ab")
-    part = left.answers(config, part=[1])  # measured by itself
+    # Measured by itself.
+    part = left.answers(config, part=[1])
     whole = right.answers(config)
-    again = right.answers(config, part=[1])  # cut out
+    # Cut out of what is known.
+    again = right.answers(config, part=[1])
     assert (left.cache.misses, right.cache.misses) == (1, 1) and left.passes == 8 + 4 and right.passes == 8 + 8 + 4
     assert torch.equal(again.divergence, whole.divergence[4:]) and torch.equal(again.right, part.right)
     torch.testing.assert_close(part.divergence, again.divergence, rtol=1e-5, atol=1e-6)
@@ -69,7 +75,8 @@ def test_the_bench_is_the_librarys(tmp_path):
     for part in (None, [1], [1, 0]):
         assert cached.losses(schedules, part) == pytest.approx(plain.losses(schedules, part), rel=1e-5)
     assert cached.passes == plain.passes and cached.best == plain.best
-    assert cached.losses(schedules) and cached.passes == plain.passes  # known: free, as there
+    # What is known is free, as in the other evaluator.
+    assert cached.losses(schedules) and cached.passes == plain.passes
 
 
 def test_what_can_change_a_measurement_is_in_its_key(tmp_path):
@@ -81,7 +88,8 @@ def test_what_can_change_a_measurement_is_in_its_key(tmp_path):
         place.answers(config)
         return place.cache.misses - before
 
-    assert misses(ours, PruningConfig("fastv", [r + 1e-9 if 0 < r < 1 else r for r in RATIOS])) == 0  # the same tokens
+    # The same tokens.
+    assert misses(ours, PruningConfig("fastv", [r + 1e-9 if 0 < r < 1 else r for r in RATIOS])) == 0
     assert misses(ours, PruningConfig("fastv", [1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.25, 0.0])) == 1
     assert misses(ours, PruningConfig("sparsevlm", RATIOS)) == 1
     assert misses(ours, PruningConfig("random", RATIOS)) == 1
@@ -159,7 +167,8 @@ def test_a_key_holds_all_source_files_at_work(roots):
         wanted |= below
     assert wanted <= own
     assert not [name for name in own if name.startswith(("plot", "commands", "cli", "utils.console", "report"))]
-    if roots == MEASURING:  # a million answers outlive a change of the search
+    # A million answers outlive a change of the search.
+    if roots == MEASURING:
         assert not [name for name in own if name.startswith(("search", "solvers", "baselines", "budget", "kernels", "alm"))]
     assert {root for root in roots if root.startswith("tests.")} <= found
 
@@ -200,7 +209,8 @@ def fill(folder, start):
 def test_two_processes_share_a_folder(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=fill, args=(tmp_path, name)) for name in ("left", "right")]
-    mine = Cache(tmp_path)  # before they have written anything
+    # Before they have written anything.
+    mine = Cache(tmp_path)
     for process in processes:
         process.start()
     for process in processes:
@@ -210,7 +220,7 @@ def test_two_processes_share_a_folder(tmp_path):
         assert [mine.get(f"{name} {i}", pytest.fail) for i in range(20)] == list(range(20))
 
 
-# ---- statistics -----------------------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("pool", [1, 2, 5, 7])
 def test_best_of_n_is_the_mean_over_all_subsets(pool):
     values = random.Random(pool).sample(range(100), pool)
@@ -234,8 +244,10 @@ def test_held_out_accuracy_of_the_best():
     accuracy = {0: 0.3, 1: 0.9, 2: 0.6, 3: 0.1}
     best = [accuracy[min(subset, key=values.__getitem__)] for subset in itertools.combinations(range(4), 2)]
     assert stats.expected_held_out(values, accuracy, 2, first=4) == pytest.approx(sum(best) / len(best))
-    assert stats.expected_held_out(values, {1: 0.9}, 4, first=0) == 0.9  # the best of all is known
-    assert stats.expected_held_out(values, {0: 0.3, 1: 0.9}, 2, first=2) == pytest.approx(0.9)  # of the first two
+    # The best of all is known.
+    assert stats.expected_held_out(values, {1: 0.9}, 4, first=0) == 0.9
+    # The better of the first two.
+    assert stats.expected_held_out(values, {0: 0.3, 1: 0.9}, 2, first=2) == pytest.approx(0.9)
     assert stats.expected_held_out(values, {0: 0.3}, 2, first=1) is None
 
 
@@ -256,19 +268,24 @@ def test_the_volume_is_bounded_by_share_one_and_the_floor():
     points = [(0.2, 0.5), (0.6, 0.9), (0.7, 0.4), (0.1, 0.1)]
     assert stats.volume(points, 0.3) == pytest.approx(0.4 * 0.2 + 0.4 * 0.6)
     assert stats.volume(points, 0.3) == hypervolume(points, (1.0, 0.3), maximize=(False, True))
-    assert stats.volume([*points, (1.0, 1.0)], 0.3) == stats.volume(points, 0.3)  # the full model adds nothing
+    # The full model adds nothing.
+    assert stats.volume([*points, (1.0, 1.0)], 0.3) == stats.volume(points, 0.3)
 
 
 @given(share=st.floats(0.05, 0.95), rate=st.floats(0.1, 1), floor=st.floats(0, 0.5))
 def test_a_single_configuration_is_worth_the_same_on_either_half(share, rate, floor):
     right = torch.rand(1, 40, generator=torch.Generator().manual_seed(0)) < rate
-    box = (1 - share) * (float(right.double().mean()) - floor)  # each question counts in one half of every halving
+    # Each question counts in one half of every halving.
+    box = (1 - share) * (float(right.double().mean()) - floor)
     assert stats.cross_fitted([share], right, floor) == pytest.approx(box, abs=1e-9)
 
 
 @pytest.mark.parametrize("skilled", [False, True])
 def test_hindsight_is_luck_where_all_are_alike_and_skill_where_they_are_not(skilled):
-    """A hundred coins at one price: the luckiest is above a half, and worth a half on other questions. With skill both agree."""
+    """A hundred coins at one price: the luckiest is above a half.
+
+    On other questions it is worth a half. With skill, both agree.
+    """
     rate = torch.linspace(0, 1, 100)[:, None] if skilled else torch.full((100, 1), 0.5)
     right = torch.rand(100, 200, generator=torch.Generator().manual_seed(1)) < rate
     best = stats.volume([(0.0, float(row.double().mean())) for row in right], 0.0)
@@ -276,7 +293,7 @@ def test_hindsight_is_luck_where_all_are_alike_and_skill_where_they_are_not(skil
     assert (halves > 0.97 and best > 0.97) if skilled else (best > 0.57 and abs(halves - 0.5) < 0.03)
 
 
-# ---- verdicts, of planted results -----------------------------------------------------------------------
+# ---- verdicts, of planted results ----------------------------------------------------------------
 def test_all_met():
     assert [all_met(v) for v in ([MET, MET], [MET, MISSED], [MET, NOT_TESTABLE], [NOT_TESTABLE], [])] == [
         MET, MISSED, MET, NOT_TESTABLE, NOT_TESTABLE]
@@ -296,7 +313,11 @@ def test_hypervolume_verdict(row, verdict):
     assert volumes.conclude([row], SIZES["smoke"])["verdict"] == verdict
     both = volumes.conclude([row, grid_row([1.1])], SIZES["smoke"])
     assert both["verdict"] == verdict and len(both["rows"]) == 2
-    assert "at least 1.300 (in hindsight), without its gradient 1.200; a ramp, no search: at least 0.900" in volumes.conclude([grid_row([9.0])], SIZES["smoke"])["measured"]
+    measured = volumes.conclude([grid_row([9.0])], SIZES["smoke"])["measured"]
+    assert (
+        "at least 1.300 (in hindsight), without its gradient 1.200; "
+        "a ramp, no search: at least 0.900"
+    ) in measured
 
 
 def percentile_row(percentiles, high):
@@ -331,7 +352,8 @@ def cost_row(ours, rival=1.0, passes=2048.0, mean=2.0, pool=160, **searchers):
     (cost_row([0.9]), MET), (cost_row([1.0]), MET), (cost_row([1.2]), MISSED), (cost_row([0.9], passes=2049), MISSED),
     (cost_row([0.9], TPE=[0.8]), MISSED), (cost_row([0.9], TPE=[0.95, 1.0]), MET), (cost_row([9.0], mean=1.01), NOT_TESTABLE),
     (cost_row([0.9], pool=40), NOT_TESTABLE), (cost_row([1.2], pool=40), MISSED),
-    (cost_row([0.9, 1.1, 1.0], rival=0.98), MET)])  # the last one within the noise of its seeds
+    # The last one within the noise of its seeds.
+    (cost_row([0.9, 1.1, 1.0], rival=0.98), MET)])
 def test_cost_verdict(row, verdict):
     found = cost.conclude([row], SIZES["smoke"])
     assert found["verdict"] == verdict and found["rows"][0]["thorough"] == found["rows"][0]["no gradient"] == "better"
@@ -365,7 +387,7 @@ def test_searches_that_differ_in_the_estimator(tmp_path, monkeypatch):
         ours, theirs = (row["searched"][name] for name in estimators.SEARCHED)
         assert ours["passes"] == theirs["passes"] > 2 * 3 * size.batch and ours["kl"][0] > 0
         assert ours["budgets"] == [0.5] and 0 <= ours["accuracy"][0] <= 1
-    for other, row in zip((1.0, 4.0), rows):
+    for other, row in zip((1.0, 4.0), rows, strict=True):
         row["searched"]["rank"]["kl"], row["searched"]["paper, clipped"]["kl"] = [2.0], [2.0 * other]
     default, clipped = estimators._searched(rows)
     assert default["ratio"]["values"] == [1, 1] and clipped["ratio"]["values"] == pytest.approx([1, 4])
@@ -406,7 +428,7 @@ def test_the_papers_tables_have_their_shape():
     assert paper.KERNELS["single_layer"] == tuple(row["fastv"][2] for row in paper.AGAINST_SAMPLES.values())
 
 
-# ---- the command ----------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def parsed(text):
     """{header: rows} of the Markdown tables of a page; every row as long as its header."""
     blocks = [[line[2:-2].split(" | ") for line in lines] for is_table, lines in itertools.groupby(
@@ -433,7 +455,8 @@ def test_smoke_run_from_end_to_end(tmp_path, capsys):
     assert {f"{name}.json" for name in CLAIMS} < set(before) and not [name for name in before if name.startswith(".")]
     for name in CLAIMS:
         assert json.loads(before[f"{name}.json"])["command"] in page
-    assert main([*arguments, "--claims", "percentile", "hypervolume"]) == 0  # all from the cache, to the byte
+    # All from the cache, to the byte.
+    assert main([*arguments, "--claims", "percentile", "hypervolume"]) == 0
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == set()
 
