@@ -1,4 +1,7 @@
-"""Gradient estimators: their formulas written out, hard values, reproducible noise, and toys with known gradients."""
+"""Gradient estimators.
+
+Their formulas written out, hard values, reproducible noise, and toys with known gradients.
+"""
 
 import math
 
@@ -17,7 +20,8 @@ from vispco.ste import ESTIMATORS, Estimator, build_estimator
 torch.set_num_threads(1)
 
 RATIOS = [1.0, 0.75, 0.75, 0.5, 0.25, 0.25]
-HARD = [name for name in ESTIMATORS if name not in ("gumbel", "fractional")]  # value = the mask that will be deployed
+# value = the mask that will be deployed
+HARD = [name for name in ESTIMATORS if name not in ("gumbel", "fractional")]
 
 
 def every(*shape):
@@ -38,7 +42,7 @@ def slopes(estimator, scores, keep, whole, alive, weight=None):
     return torch.stack([torch.autograd.grad(mask[:, j].sum(), keep, retain_graph=True)[0] for j in range(mask.shape[1])], 1)
 
 
-# ---- values ------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**31 - 1), st.sampled_from(sorted(ESTIMATORS)))
 def test_masks_are_hard_and_gradients_finite(size, n, seed, name):
     scores, keep, whole, alive = drawn(size, n, seed)
@@ -50,7 +54,8 @@ def test_masks_are_hard_and_gradients_finite(size, n, seed, name):
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert torch.equal(mask.sum(-1).long(), whole.minimum(alive.sum(-1)))
     else:
-        assert ((mask > 0) & (mask < 1)).sum(-1).max() <= 1 and mask.max() <= 1  # one token in part
+        # One token in part.
+        assert ((mask > 0) & (mask < 1)).sum(-1).max() <= 1 and mask.max() <= 1
     gradient, = torch.autograd.grad(mask.sum(), keep)
     assert gradient.isfinite().all()
 
@@ -78,7 +83,7 @@ def test_noise_is_a_function_of_the_seed(name):
     assert torch.equal(steps[1], steps[2]) and not torch.equal(steps[0], steps[1]) and not torch.equal(steps[2], steps[3])
 
 
-# ---- the formulas ------------------------------------------------------------------------------------------
+# ---- the formulas --------------------------------------------------------------------------------
 @given(st.integers(2, 40), st.integers(0, 2**31 - 1), st.sampled_from([1.0, 10.0]), st.sampled_from([0.05, 0.1]))
 def test_paper_is_the_formula_written_out(n, seed, sigma, temperature):
     """dm_j / dk = -sigmoid' (dtau / dk) / T, with tokens at j = 1..n and min-max scores."""
@@ -88,7 +93,7 @@ def test_paper_is_the_formula_written_out(n, seed, sigma, temperature):
 
     def tau(k):
         w = [math.exp(-(j - k) ** 2 / (2 * sigma**2)) for j in range(1, n + 1)]
-        return sum(a * b for a, b in zip(w, sorted(s, reverse=True))) / sum(w)
+        return sum(a * b for a, b in zip(w, sorted(s, reverse=True), strict=True)) / sum(w)
 
     slope = (tau(k + 1e-5) - tau(k - 1e-5)) / 2e-5
     soft = [1 / (1 + math.exp(-(x - tau(k)) / temperature)) for x in s]
@@ -106,7 +111,8 @@ def test_boundary_by_hand():
     assert slopes(Estimator("boundary", {"reach": 1}), scores, keep, whole, every(1, 6)).tolist() == [[0, 0, .5, .5, 0, 0]]
     assert slopes(Estimator("boundary", {"reach": 2}), scores, keep, whole, every(1, 6)).tolist() == [
         [0, .25, .25, .25, .25, 0]]
-    alive = torch.tensor([[True, True, True, False, False, True]])  # one more place at the end: the sum stays 1
+    # One more place at the end: the sum stays 1.
+    alive = torch.tensor([[True, True, True, False, False, True]])
     assert slopes(Estimator("boundary", {"reach": 2}), scores, keep, whole, alive)[0].tolist() == pytest.approx(
         [0, 1 / 3, 1 / 3, 0, 0, 1 / 3])
 
@@ -135,7 +141,7 @@ def test_gumbel_draws_in_proportion_to_the_scores():
     torch.testing.assert_close(share.detach(), torch.tensor([1, 2, 5, 1]) / 9, rtol=0, atol=0.02)  # 0 counts as 1
 
 
-# ---- fractional: the exact calculus of one token on the edge ------------------------------------------------
+# ---- fractional: the exact calculus of one token on the edge -------------------------------------
 def weighted_loss(mask, value):
     """A loss that is far from linear in the mask: softmax with policy, as in attention."""
     return ((mask * value.exp() * value).sum(-1) / (mask * value.exp()).sum(-1)) ** 2
@@ -168,7 +174,7 @@ def test_a_plateau_gives_up_a_token_once():
     assert float(gradient.sum()) == pytest.approx(1.0)
 
 
-# ---- in the pruner -----------------------------------------------------------------------------------------
+# ---- in the pruner -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def llava():
     return tiny_llava()
@@ -211,7 +217,7 @@ def test_temperature_can_be_annealed(llava):
     assert not torch.allclose(*grads) and torch.equal(grads[1], gradient(llava, "rank")[0])
 
 
-# ---- without a backward pass -------------------------------------------------------------------------------
+# ---- without a backward pass ---------------------------------------------------------------------
 A = torch.tensor([[2.0, -1.0, 0.0], [-1.0, 3.0, 1.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
 B = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 POINT = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
@@ -224,14 +230,20 @@ def quadratic(x):
 
 @pytest.mark.parametrize(("estimate", "spread"), [(score_function, 0.5), (central_difference, 0.5), (central_difference, 5.0)])
 def test_unbiased_on_a_quadratic(estimate, spread):
-    """Smoothing a quadratic by noise of mean 0 leaves its gradient, A x + b; the samples' own levels cancel."""
+    """Smoothing a quadratic by noise of mean 0 leaves its gradient, A x + b.
+
+    The samples' own levels cancel.
+    """
     each = estimate(quadratic, POINT, 20000, spread=spread, generator=torch.Generator().manual_seed(0), mean=False)
     error = each.std(0) / len(each) ** 0.5
     assert ((each.mean(0) - (A @ POINT + B)).abs() < 4 * error).all() and error.max() < 0.2
 
 
 def test_the_variance_of_a_central_difference_by_hand():
-    """For a linear loss b'x, sample p is e_p sum_q b_q e_q = b_p + sum of +-b_q: variance |b|^2 - b_p^2."""
+    """For a linear loss b'x, sample p is e_p sum_q b_q e_q = b_p + sum of +-b_q.
+
+    Its variance is |b|^2 - b_p^2.
+    """
     each = central_difference(lambda x: x @ B, POINT, 40000, spread=0.1, generator=torch.Generator().manual_seed(0), mean=False)
     torch.testing.assert_close(each.var(0), (B @ B - B**2), rtol=0.05, atol=0)
 
@@ -248,7 +260,7 @@ def test_more_draws_have_less_variance_and_the_mean_is_the_mean():
     assert (spread[1] < spread[0] / 3).all()
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("estimator", "message"), [
     ("papper", "unknown estimator 'papper': did you mean 'paper'"), ({"name": 3}, "unknown estimator 3"),
     (7, "estimator must be one of default.*got 7"), ({"sigm": 1}, "'default' does not take the option 'sigm': it takes"),

@@ -1,4 +1,7 @@
-"""Straight-through estimator: hard to the bit forward, soft backward; what its variants add, by hand."""
+"""The straight-through estimator: hard to the bit forward, soft backward.
+
+What its variants add is written out by hand.
+"""
 
 import math
 
@@ -68,9 +71,13 @@ def test_half_precision_scores_give_a_float32_mask():
 
 
 def test_a_search_step_can_raise_and_lower_the_number_of_tokens():
-    """Descending on a loss through the mask moves k~ to where the loss wants it, from both sides."""
+    """Descending on a loss through the mask moves k~ to where the loss wants it.
+
+    From both sides.
+    """
     scores, alive = torch.linspace(1, 0, 20)[None], torch.ones(1, 20, dtype=torch.bool)
-    useful = torch.where(torch.arange(20) < 8, -1., 1.)  # the best 8 help, the others hurt
+    # The best 8 help, the others hurt.
+    useful = torch.where(torch.arange(20) < 8, -1., 1.)
     for start in (1., 19.):
         keep = torch.tensor([start], requires_grad=True)
         for _ in range(200):
@@ -80,9 +87,12 @@ def test_a_search_step_can_raise_and_lower_the_number_of_tokens():
         assert abs(keep.item() - 8) < 1
 
 
-# ---- the variants ------------------------------------------------------------------------------------------
+# ---- the variants --------------------------------------------------------------------------------
 def run(scores, k, alive=None, *, copies=1, **options):
-    """The mask of `copies` equal samples and the slopes dm_j / dk~, with as many whole tokens as k~ holds."""
+    """The mask of `copies` equal samples and the slopes dm_j / dk~.
+
+    The mask has as many whole tokens as k~ holds.
+    """
     scores = scores.expand(copies, -1)
     keep = torch.full((copies,), float(k), dtype=torch.promote_types(scores.dtype, torch.float32), requires_grad=True)
     alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
@@ -131,7 +141,10 @@ def test_gumbel_takes_each_samples_least_positive_score_for_what_is_not_positive
 
 
 def test_perturbed_counts_how_often_noise_swaps_the_next_two():
-    """Token 2 always stays; token 1 comes before token 0 with probability Phi(gap / (noise sqrt 2))."""
+    """Token 2 always stays.
+
+    Token 1 comes before token 0 with probability Phi(gap / (noise sqrt 2)).
+    """
     scores = torch.tensor([[0., 1., 10.]])
     for options, gap in (({"normalisation": "none", "noise": 1.0}, 1.), ({"normalisation": "none", "noise": .5}, 2.)):
         first = .5 * (1 + math.erf(gap / 2))
@@ -142,7 +155,8 @@ def test_perturbed_counts_how_often_noise_swaps_the_next_two():
 def test_perturbed_moves_few_ranks_by_default_and_one_sample_will_do():
     scores = torch.arange(10.)[None]
     _, slopes = run(scores, 5, copies=500, name="perturbed")
-    assert slopes[:, 4:6].sum() > .6 * 500  # ranks are 0.1 apart, the noise is 0.1
+    # Ranks are 0.1 apart, the noise is 0.1.
+    assert slopes[:, 4:6].sum() > .6 * 500
     _, slopes = run(scores, 5, name="perturbed", samples=1)
     assert sorted(slopes[0].tolist()) == [0] * 8 + [.5] * 2
 
@@ -155,20 +169,24 @@ def test_boundary_takes_one_token_on_either_side_by_default():
 def test_fractional_weighs_as_many_tokens_as_are_wanted_give_or_take_the_reach(reach):
     mask, slopes = run(torch.rand(1, 12), 6, copies=4000, name="fractional", **({"reach": reach} if reach else {}))
     total, reach = mask.sum(-1), reach or 1.0
-    assert (total - 6).abs().max() <= reach + .02  # uniform in (k~ - reach, k~ + reach) ...
+    # Uniform in (k~ - reach, k~ + reach),
+    assert (total - 6).abs().max() <= reach + .02
     assert total.mean().item() == pytest.approx(6, abs=.1 * reach)
     assert total.var().item() == pytest.approx(reach**2 / 3, rel=.1)
     part = total % 1
-    assert part.min().item() == pytest.approx(.02, abs=1e-5)  # ... but for tokens so thin that slopes would explode
+    # but not for tokens so thin that slopes would explode.
+    assert part.min().item() == pytest.approx(.02, abs=1e-5)
     assert part.max().item() == pytest.approx(.98, abs=1e-5)
-    assert (slopes.sum(-1) == 1).all() and ((slopes > 0).sum(-1) == 1).all()  # one token says it all
+    # One token says it all.
+    assert (slopes.sum(-1) == 1).all() and ((slopes > 0).sum(-1) == 1).all()
 
 
 def test_fractional_keeps_half_a_token_at_least_of_one_and_nothing_of_none():
     some, _ = run(torch.rand(1, 12), 1, copies=400, name="fractional")
     assert some.sum(-1).min() == .5 and 1.5 < some.sum(-1).max() < 2
     none, slopes = run(torch.rand(1, 12), .4, copies=400, name="fractional")
-    assert (none == 0).all() and (slopes.sum(-1) == 1).all()  # but it says what the first token would be worth
+    # No token is kept, but the slope says what the first would be worth.
+    assert (none == 0).all() and (slopes.sum(-1) == 1).all()
 
 
 def test_of_two_layers_with_as_many_tokens_the_second_has_the_gradient():
@@ -176,7 +194,8 @@ def test_of_two_layers_with_as_many_tokens_the_second_has_the_gradient():
     keep, estimator = torch.tensor([3., 3.], requires_grad=True), Estimator("fractional")
     first = estimator(scores, keep[:1], whole, alive)
     second = estimator(scores, keep[1:], whole, alive, first.where(first > 0, 1))
-    assert torch.equal(second.where(first > 0, 0), (first > 0).float())  # nothing is lost there
+    # Nothing is lost there.
+    assert torch.equal(second.where(first > 0, 0), (first > 0).float())
     gradient, = torch.autograd.grad((first * second).sum(), keep)
     assert gradient.tolist() == pytest.approx([0, 1], abs=1e-6)
 
@@ -203,7 +222,7 @@ def test_fractional_at_the_midpoint_has_a_half_on_the_edge():
     assert set(mask.sum(-1).tolist()) == {5.5, 6.5}
 
 
-# ---- errors ------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("estimator", "message"), [
     ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, rank, paper, "),
     ({"name": 3}, "^unknown estimator 3: there are default, rank, paper, gumbel, perturbed, boundary, fractional$"),
