@@ -91,7 +91,7 @@ def outside(name, **kwargs):
 
 def test_the_reader_sees_imports():
     """The oracle itself: relative, absolute and lazy imports are all found."""
-    assert {"registry", "utils.files"} <= set(inside("config")) and "flops" in set(inside("models.base"))
+    assert {"registry", "utils.files"} <= set(inside("config")) and "flops" in set(inside("models.costs"))
     assert "transformers" in outside("pruning._cache") and "torch" in outside("alm")
     assert {m for m in inside("methods.fastv")} == {"registry", "methods.base", "methods.shared"}
 

@@ -62,7 +62,8 @@ with vispco.apply(model, config) as handle, torch.no_grad():
     model(**batches[0])
 ids = batches[0]["input_ids"][0]
 kept = handle.kept()[0][0][ids == model.config.image_token_id]
-frontier = vispco.search(model, batches, "border", "line", budgets=[0.6], steps=2)
+start = {"name": "gradient", "steps": 2}
+frontier = vispco.search(model, batches, "border", kernel="line", budgets=[0.6], start=start)
 print(json.dumps({
     "unknown": unknown,
     "kept": kept.nonzero().flatten().tolist(), "of": len(kept), "n": int(kept.sum()),

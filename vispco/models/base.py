@@ -7,23 +7,22 @@ A family's own file names its classes and overrides what differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isqrt
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..flops import Dimensions
 from ..pruning._tower import placed, ready_made, turned
 from ..pruning.context import positions
-from .towers import class_token, patches, squares, vit
+from .costs import Costs
+from .towers import squares
 
 
-class Adapter:
+class Adapter(Costs):
     """One loaded model of a family, seen by the pruner.
 
-    Subclasses set `architectures` and `model_types`.
+    Subclasses set `architectures` and `model_types`, and override what differs here or in `Costs`.
     Shapes below: B samples, S tokens of the prompt, N tokens present now, D hidden, E head size.
 
     Attributes: `model`, its `config`, its language model `decoder`, and the decoder's `layers`.
@@ -271,79 +270,3 @@ class Adapter:
         By default nothing.
         """
         return logits
-
-    # ---- costs -----------------------------------------------------------------------------------
-    @classmethod
-    def dimensions(cls, config) -> Dimensions:
-        """Sizes of the decoder, and of a vision head, from the model's configuration."""
-        text = config.get_text_config(decoder=True)
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return Dimensions(
-            text.num_hidden_layers,
-            text.hidden_size,
-            text.num_attention_heads,
-            text.num_key_value_heads,
-            head_dim,
-            text.intermediate_size,
-            text.vocab_size,
-            vision_head_dim=cls.vision_head_dim(config),
-        )
-
-    @classmethod
-    def class_token(cls, config) -> bool:
-        """Whether the tower puts a class token before its patches."""
-        return class_token(config.vision_config)
-
-    @classmethod
-    def vision_heads(cls, config) -> int:
-        """Number of heads of the tower's attention; 0 if its configuration does not say."""
-        return getattr(getattr(config, "vision_config", None), "num_attention_heads", 0)
-
-    @classmethod
-    def vision_head_dim(cls, config) -> int:
-        """Size of a head of the tower's attention; 0 if its configuration does not say."""
-        heads = cls.vision_heads(config)
-        return config.vision_config.hidden_size // heads if heads else 0
-
-    @classmethod
-    def patches_per_token_side(cls, config) -> int:
-        """Patches along the side of the square of patches that makes a visual token."""
-        return 1
-
-    @classmethod
-    def tokens_per_tile(cls, config) -> int:
-        """Visual tokens made of one tile, an image of the tower's own size."""
-        return patches(config.vision_config) // cls.patches_per_token_side(config) ** 2
-
-    @classmethod
-    def tile_count(cls, config, n_visual: int, images: Sequence | None = None) -> int:
-        """Number of tiles that the tower sees: as few as give `n_visual` tokens.
-
-        images: what a family needs to know of the images, if `n_visual` does not tell.
-        """
-        return -(-n_visual // cls.tokens_per_tile(config))
-
-    @classmethod
-    def vision_attention_flops(cls, config, n_visual: int, images: Sequence | None = None) -> int:
-        """FLOPs of reading the tower's attention once more: q k^T of one layer (`pruning._tower`).
-
-        0 with a class token, whose one row is not counted. Arguments as of `vision_flops`.
-        """
-        v = config.vision_config
-        product = 0 if cls.class_token(config) else 2 * patches(v) ** 2 * v.hidden_size
-        return cls.tile_count(config, n_visual, images) * product
-
-    @classmethod
-    def vision_flops(cls, config, n_visual: int, images: Sequence | None = None) -> tuple[int, int]:
-        """FLOPs of the vision tower, and of the projector, for images that give `n_visual` tokens.
-
-        images: what the family needs to know of the images, such as their sizes, if `n_visual` does
-        not tell; None: what the family assumes.
-        """
-        tiles = cls.tile_count(config, n_visual, images)
-        return tiles * vit(config.vision_config), tiles * cls.projector_flops(config)
-
-    @classmethod
-    def projector_flops(cls, config) -> int:
-        """FLOPs of the projector for one tile, an image of the tower's own size."""
-        raise NotImplementedError
