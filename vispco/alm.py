@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: One number, or one per constraint.
-Numbers = Tensor | float | Sequence[float]
-
 
 class AugmentedLagrangian:
     """Multipliers w and penalties lambda of m constraints.
@@ -50,8 +47,8 @@ class AugmentedLagrangian:
         self,
         num_constraints: int = 1,
         kind: str | Sequence[str] = "inequality",
-        multiplier: Numbers = 0.0,
-        penalty: Numbers = 1.0,
+        multiplier: Tensor | float | Sequence[float] = 0.0,
+        penalty: Tensor | float | Sequence[float] = 1.0,
         alpha: float = 2.0,
         beta: float = 0.5,
         epsilon: float = 0.01,
@@ -107,7 +104,7 @@ class AugmentedLagrangian:
         inequality, equality = (z**2 - w**2) / (2 * lam), lam * c**2 / 2 - w * c
         return objective + torch.where(self._inequality.to(c.device), inequality, equality).sum()
 
-    def update(self, slack: Numbers) -> None:
+    def update(self, slack: Tensor | float | Sequence[float]) -> None:
         """The multiplier step, then the penalty step, at the minimiser of phi.
 
         slack: c there, `(m,)`.
@@ -121,12 +118,12 @@ class AugmentedLagrangian:
         self._lambda = torch.where(stuck, grown, self._lambda)
         self._violation = violation
 
-    def violations(self, slack: Numbers) -> Tensor:
+    def violations(self, slack: Tensor | float | Sequence[float]) -> Tensor:
         """Violations `(m,)` at this slack, given the current multipliers and penalties."""
         c = self._vector("slack", slack)
         return torch.where(self._inequality, c.minimum(self._w / self._lambda), c).abs()
 
-    def satisfied(self, slack: Numbers) -> bool:
+    def satisfied(self, slack: Tensor | float | Sequence[float]) -> bool:
         """Whether every violation is within epsilon, given the current multipliers.
 
         >>> alm = AugmentedLagrangian(2, kind=("inequality", "equality"), epsilon=.01)
@@ -159,7 +156,7 @@ class AugmentedLagrangian:
         self._lambda = self._vector("penalty", state["penalty"])
         self._violation = violation.where(violation >= 0, torch.inf)
 
-    def _vector(self, name: str, values: Numbers) -> Tensor:
+    def _vector(self, name: str, values: Tensor | float | Sequence[float]) -> Tensor:
         """A copy in float64 on the CPU, one number per constraint."""
         v = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().reshape(-1)
         if len(v) == 1 and name != "slack":
