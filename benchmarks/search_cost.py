@@ -29,7 +29,7 @@ from vispco import testbed
 from vispco.kernels import Monotone
 from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
-from vispco.solvers.descent import whole
+from vispco.schedule import to_whole_tokens
 from vispco.calibration import PreparedBatch, answer_logits, frozen, prepare, run_teacher
 
 from . import shapes
@@ -99,7 +99,8 @@ def kept(model: nn.Module, prepared_batch: PreparedBatch) -> None:
 @torch.enable_grad()
 def step(prepared_batch: PreparedBatch, curve: Monotone, pruner: Masking) -> None:
     """One step of `vispco.search`: theta, keep ratios, the masked model, and back to theta."""
-    losses = pruner.losses(prepared_batch, whole(curve(), int(prepared_batch.n_visual.max())))
+    ratios = to_whole_tokens(curve(), int(prepared_batch.n_visual.max()))
+    losses = pruner.losses(prepared_batch, ratios)
     torch.autograd.grad(losses.mean(), curve.theta)
 
 
