@@ -102,12 +102,14 @@ search(model, [batch], budgets=[{"flop": 0.5}])
 search(model, [batch], budgets=[{"latency": "20ms"}])
 search(model, [batch], budgets=[{"kv_cache": "20ms"}])
 search(model, [batch], budgets=[{}])
-search(model, [batch], budgets=[0.5], relative_to="all")
-search(model, [batch], estimator="boundry")
-search(model, [batch], objective="accuracy")
-search(model, [batch], steps=-1)
+search(model, [batch], options={"relative_to": "all"})
+search(model, [batch], start={"name": "gradient", "estimator": "papers"})
+search(model, [batch], options={"objective": "accuracy"})
+search(model, [batch], start="gradients")
+search(model, [batch], start={"name": "ramp", "steps": 3})
+search(model, [batch], start={"name": "gradient", "steps": -1})
 search(model, [batch], refinement=-1)
-amortise(model, [batch], between=(0.9, 0.2))
+search(model, [batch], start={"name": "shared", "between": (0.9, 0.2)})
 LatencyTable.measure(model, lengths=[64])
 LatencyTable.measure(model, lengths=[64, 32])
 count_flops(model, config, n_visual=2.5, n_text=8)
@@ -156,6 +158,8 @@ vispco search --budgets flops=0.5+flops=0.4
 vispco search --budgets flop=0.5
 vispco search --steps -1
 vispco search --learning-rate nan
+vispco search --start gradients
+vispco search --start ramp --steps 3
 vispco search --dtype int8
 vispco search --device gpu
 vispco search --model llava-7b

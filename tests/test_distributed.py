@@ -17,7 +17,7 @@ from PIL import Image
 import vispco
 from vispco import data, testbed
 from vispco.utils import distributed
-from vispco.commands.questions import questions
+from vispco.commands.questions import load_questions
 
 HERE = Path(__file__).parent
 
@@ -128,7 +128,7 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monke
     options = SimpleNamespace(data=str(tmp_path / "q.jsonl"), limit=14, seed=0, images=None, columns=None, split=None, max_pixels=10**6,
                               batch_size=4, tasks=None, model="testbed", chat_template=None, frames=8, quiet=False)
     monkeypatch.setattr(distributed, "processes", lambda: 2)
-    asked = questions(options, "test")
+    asked = load_questions(options, "test")
     sample, parts = data.draw(options.data, 14), []
     for first in range(2):
         monkeypatch.setattr(distributed, "rank", lambda first=first: first)

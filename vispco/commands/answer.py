@@ -1,5 +1,4 @@
-"""One question, answered by the full and by the pruned model, side by side; and how long each
-takes."""
+"""One question, answered by the full and by the pruned model, and how long each takes."""
 
 from __future__ import annotations
 

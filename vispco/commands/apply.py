@@ -29,13 +29,13 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--image", action="append", metavar="PATH", help=pictures)
     add("--video", metavar="PATH", help="a video file, or a folder of frames")
     add("--question", metavar="TEXT", help="what to ask about it")
-    add("--max-new-tokens", type=positive_int, default=32, help="of the answer")
+    add("--max-new-tokens", type=positive_int, default=32, help="at most in an answer")
     repeats = "how often the speed is measured, for a median; 0: not at all"
     add("--repeats", type=non_negative_int, default=3, help=repeats)
     index = "without a picture: which question of the testbed"
     add("--index", type=Integer(0, 9999), default=0, help=index)
-    add("--split", default="test", help="of the testbed's questions")
-    add("--seed", type=non_negative_int, default=0, help="of the testbed's questions")
+    add("--split", default="test", help="the split of the testbed's questions")
+    add("--seed", type=non_negative_int, default=0, help="draws the testbed's questions")
     add_reading(add)
     add_json(sub)
     add_model(sub)

@@ -83,9 +83,9 @@ def report(frontier: Frontier) -> str:
 def _found(frontier: Frontier) -> str:
     """A table of the configurations found, and of the full model."""
     meta = frontier.meta
-    everything = PruningConfig(meta["method"], [1.0] * meta["num_layers"], n_visual=meta["n_visual"])
+    config = PruningConfig(meta["method"], [1.0] * meta["num_layers"], n_visual=meta["n_visual"])
     metrics = {"accuracy": meta["full_accuracy"], "kl": 0.0, "n": meta["n_test"]}
-    full = FrontierPoint(everything, "full", meta["full_flops"], 1.0, 0.0, metrics)
+    full = FrontierPoint(config, "full", meta["full_flops"], 1.0, 0.0, metrics)
     rows = []
     for point in [*frontier.points, full]:
         accuracy = plus_minus(point.metrics["accuracy"], point.metrics["n"])

@@ -1,5 +1,4 @@
-"""`vispco evaluate`: accuracy, divergence, FLOPs and time of configurations on labelled
-questions."""
+"""`vispco evaluate`: accuracy, KL, FLOPs and time of configurations on labelled questions."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from .conversations import first_question
 from .model import load_model
 from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
-from .questions import questions, reading_options
+from .questions import load_questions, reading_options
 
 SUMMARY = "measure configurations on labelled questions"
 EXAMPLES = (
@@ -69,18 +68,18 @@ def _run(options: argparse.Namespace) -> None:
             raise ValueError(f"--output writes a frontier with its metrics: {together}")
         check_file(options.output)
     named = _configs(options, frontier)
-    asked = questions(options, "test")
-    timed = asked.about_one_picture(1) if options.latency else []
+    questions = load_questions(options, "test")
+    timed = questions.about_one_picture(1) if options.latency else []
     if options.latency and not timed:
         missing = "there is none among those drawn"
         raise ValueError(f"--latency times a question about one picture, and {missing}")
     model, processor = load_model(options)
-    batches = asked.batches(model, processor)
+    batches = questions.batches(model, processor)
     prepared = run_teacher(model, prepare(model, batches))
     rows = []
     for name, config in track([("full", None), *named], "evaluate", options.quiet):
         record = evaluate(model, prepared, config)
-        tasks = task_accuracy(record, asked.tasks)
+        tasks = task_accuracy(record, questions.tasks)
         rows.append({"name": name, **metrics(record), "tasks": tasks})
     times = None
     if timed:
@@ -90,12 +89,12 @@ def _run(options: argparse.Namespace) -> None:
     if frontier is not None and options.output:
         with_metrics(frontier, rows).save(options.output)
     if options.json:
-        about = {"data": options.data, "split": asked.split, "seed": options.seed}
+        about = {"data": options.data, "split": questions.split, "seed": options.seed}
         results = {"full": rows[0], "configurations": rows[1:], "latency": times}
         print_json({**about, "n": rows[0]["n"], **results})
         return
-    print(_rows_text(rows, sorted(set(asked.tasks)) if options.per_task else []))
-    split = f", split {asked.split!r}" if asked.split else ""
+    print(_rows_text(rows, sorted(set(questions.tasks)) if options.per_task else []))
+    split = f", split {questions.split!r}" if questions.split else ""
     print(
         f"\n{rows[0]['n']} questions of {options.data}{split}; share: of the prunable compute\n"
         "accuracy: the whole answer is right, token by token, as greedy decoding would write it"
@@ -168,8 +167,7 @@ def _latency(model, inputs: dict, configs: list[PruningConfig], rounds: int) -> 
 
 
 def latency_text(times: dict, names: list[str]) -> str:
-    """A table of ratios to the full model's time; with milliseconds where there are any, on a
-    GPU."""
+    """A table of ratios to the full model's time, and of milliseconds where there are any."""
     header = ["configuration", "predicted", "measured", "10 % – 90 %"]
     rows = []
     for name, row in zip(names, times["configurations"], strict=True):

@@ -58,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole parser; `options.run` will be the command's function. Its errors are
-    ValueErrors."""
+    """The whole parser. It sets `options.run`, the command's function; its errors are ValueErrors."""
     epilog = "`vispco COMMAND --help` tells the options of each, with an example."
     parser = _Parser(prog="vispco", description=_INTRODUCTION, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"vispco {__version__}")
@@ -126,7 +125,3 @@ def _quiet_transformers():
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

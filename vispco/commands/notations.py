@@ -131,9 +131,8 @@ def _build_sparsevlm(values: dict, num_layers: int, n_visual: int) -> PruningCon
 
 def _sparsevlm_values(steps: dict[int, float], n_visual: int) -> dict[str, list]:
     if not steps or 0 in steps:
-        raise ValueError(
-            "it drops tokens after a layer, so at least once, and never before layer 0"
-        )
+        when = "after a layer, so at least once, and never before layer 0"
+        raise ValueError(f"it drops tokens {when}")
     counts = [round(ratio * n_visual) for ratio in steps.values()]
     return {"layers": [layer - 1 for layer in steps], "tokens": counts}
 

@@ -1,5 +1,4 @@
-"""Types of options: numbers, budgets, lists; and the groups of options that several commands
-share."""
+"""Types of options, such as numbers and budgets, and groups of options that commands share."""
 
 from __future__ import annotations
 
@@ -74,9 +73,8 @@ def device(text: str) -> str:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
     backend = getattr(torch, kind, None)
     if kind != "cpu" and backend is not None and not backend.is_available():
-        raise argparse.ArgumentTypeError(
-            f"this machine has no {kind} device that torch can use; take cpu"
-        )
+        missing = f"this machine has no {kind} device that torch can use"
+        raise argparse.ArgumentTypeError(f"{missing}; take cpu")
     return text
 
 
@@ -152,7 +150,7 @@ def add_model(sub: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored")
     places = "cpu, cuda, cuda:1, or auto: spread over all devices (default: cuda, else cpu)"
     add("--device", type=device, help=places)
-    add("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    add("--trust-remote-code", action="store_true", help="run Python code that the model brings")
 
 
 def add_data(sub: argparse.ArgumentParser, limit: int, split: str) -> None:
@@ -163,11 +161,7 @@ def add_data(sub: argparse.ArgumentParser, limit: int, split: str) -> None:
         default="testbed",
         help="JSON lines, LLaVA-Instruct JSON, testbed, or a folder or name for datasets",
     )
-    add(
-        "--images",
-        metavar="FOLDER",
-        help="all pictures lie in it, and relative paths start there (default: the data's folder)",
-    )
+    add("--images", metavar="FOLDER", help="holds all pictures (default: the data's own folder)")
     add("--columns", type=columns, help="the data's own names: question=query,answer=label")
     add("--split", help=f"default: {split} of the testbed, train of a data set by name")
     add("--tasks", type=comma_list, help="of the testbed; see `vispco list tasks` (default: all)")

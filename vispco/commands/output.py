@@ -1,5 +1,4 @@
-"""What several commands write: JSON, configurations, metrics; and who of several processes
-writes."""
+"""What several commands write: JSON, configurations, metrics; and which process writes."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ def slug(budget: float | str | Mapping) -> str:
 
 
 def save_configs(frontier: Frontier, folder: Path, prefix: str) -> list[Path]:
-    """Write each configuration to `<prefix>-<budget>.json`; the paths, in the order of the
-    points."""
+    """Write each configuration to `<prefix>-<budget>.json`. Returns the paths, point by point."""
     paths = [folder / f"{prefix}-{slug(point.budget)}.json" for point in frontier.points]
     for point, path in zip(frontier.points, paths, strict=True):
         point.config.save(path)

@@ -31,8 +31,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("frontiers", nargs="*", metavar="FRONTIER", help=files)
     picture = "picture to write, .svg or .png; may be given several times"
     add("--output", "-o", action="append", required=True, metavar="FILE", help=picture)
-    add("--x", choices=("share", "flops"), default="share")
-    add("--y", choices=("accuracy", "kl"), help="default: accuracy if measured, else kl")
+    add("--x", choices=("share", "flops"), default="share", help="the cost")
+    add("--y", choices=("accuracy", "kl"), help="the quality (default: accuracy, else kl)")
     add = sub.add_argument_group("kept tokens").add_argument
     add("--tokens", metavar="PATH", help="a picture: draw which of its patches enter each layer")
     add("--question", metavar="TEXT", help="what is asked about it")

@@ -38,7 +38,7 @@ class Questions:
     about_one_picture: Callable[[int], list[data.Conversation]]
 
 
-def questions(options: argparse.Namespace, split: str) -> Questions:
+def load_questions(options: argparse.Namespace, split: str) -> Questions:
     """Read and check the data, before any model is loaded.
 
     split: of the testbed, unless `--split` names one.
@@ -112,8 +112,8 @@ def preview(
         (question, answer), *more = conversation.turns
         labelled = processor.tokenizer.decode(row[row != -100])
         turns = f" (and {len(more)} more turns)" if more else ""
-        asked = f"{_clean(question)} -> {_clean(answer)}{turns}"
-        lines.append(f"  {_clean(conversation.source)}  {asked}; labelled: {_clean(labelled)!r}")
+        turn = f"{_clean(question)} -> {_clean(answer)}{turns}"
+        lines.append(f"  {_clean(conversation.source)}  {turn}; labelled: {_clean(labelled)!r}")
     return "\n".join(lines)
 
 
@@ -163,6 +163,5 @@ def _testbed_kind(model: str) -> str:
         words = json.loads(text)["model"]["vocab"]
         known = len({word for word in words if words[word] == QWEN_ID[word]})
         return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]
-    raise ValueError(
-        f"{model} does not speak the testbed's vocabulary: give questions for it as --data"
-    )
+    advice = "give questions for it as --data"
+    raise ValueError(f"{model} does not speak the testbed's vocabulary: {advice}")

@@ -30,7 +30,7 @@ from .conversations import first_question
 from .model import load_model
 from .options import add_data, add_json, add_model, budgets, non_negative_int, positive_float
 from .output import first_process, print_json, save_configs
-from .questions import Questions, questions, reading_options
+from .questions import Questions, load_questions, reading_options
 
 SUMMARY = "find one configuration per budget by gradient"
 EXAMPLES = (
@@ -118,9 +118,9 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
     start = start_options(options)
     begun = journal.search
     _check_folder(folder, options, begun)
-    asked = questions(options, "calibration")
+    questions = load_questions(options, "calibration")
     model, processor = load_model(options)
-    batches = asked.batches(model, processor)
+    batches = questions.batches(model, processor)
     latency = None
     if any("latency" in budget for budget in options.budgets if isinstance(budget, Mapping)):
         latency = _measure_latency(model, batches, begun)
@@ -157,35 +157,30 @@ def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None
         if latency:
             latency.save(folder / "latency.json")
         frontier.save(folder / "frontier.json")
-        overlays, note = _overlays(options, frontier, asked, model, processor)
+        overlays, note = _overlays(options, frontier, questions, model, processor)
         report = folder / "report.html"
         write_report(report, frontier, steps, options.command, overlays, note)
     _print(options, folder, frontier, files)
 
 
-def _print(
-    options: argparse.Namespace, folder: Path, frontier: Frontier, files: list[Path]
-) -> None:
+def _print(options: argparse.Namespace, folder: Path, found: Frontier, files: list[Path]) -> None:
     """The result as a table, or as JSON."""
     objective = options.objective
+    pairs = list(zip(found.points, files, strict=True))
     if options.json:
         rows = []
-        for point, file in zip(frontier.points, files, strict=True):
+        for point, file in pairs:
             config = point.config
-            row: dict[str, Any] = {"budget": point.budget, "flops": point.flops}
-            row |= {"share": point.share, objective: point.loss}
-            row |= {"keep_ratios": list(config.keep_ratios)}
+            row = {"budget": point.budget, "flops": point.flops, "share": point.share}
+            row |= {objective: point.loss, "keep_ratios": list(config.keep_ratios)}
             row |= {"tokens": config.tokens(config.n_visual or 0), "file": str(file)}
             rows.append(row)
         names = {"frontier": "frontier.json", "log": "log.jsonl", "report": "report.html"}
         paths = {key: str(folder / name) for key, name in names.items()}
-        print_json({**paths, "configurations": rows, "meta": frontier.meta})
+        print_json({**paths, "configurations": rows, "meta": found.meta})
         return
     header = [*COST_HEADER, {"kl": "KL", "task": "task loss"}[objective], "file"]
-    cells = [
-        [*cost_cells(point), f"{point.loss:.4f}", file]
-        for point, file in zip(frontier.points, files, strict=True)
-    ]
+    cells = [[*cost_cells(point), f"{point.loss:.4f}", file] for point, file in pairs]
     print(table(header, cells))
     print(
         f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
@@ -201,9 +196,8 @@ def _check_folder(folder: Path, options: argparse.Namespace, begun: dict | None)
     if done or begun:
         what = "a frontier.json" if done else "a search that was interrupted"
         resume = "--resume it, " if begun else ""
-        raise ValueError(
-            f"{folder} holds {what}: choose another --output, {resume}or --overwrite it"
-        )
+        advice = f"choose another --output, {resume}or --overwrite it"
+        raise ValueError(f"{folder} holds {what}: {advice}")
 
 
 @contextlib.contextmanager
@@ -237,7 +231,7 @@ def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyT
 
 
 def _overlays(
-    options: argparse.Namespace, frontier: Frontier, asked: Questions, model, processor
+    options: argparse.Namespace, frontier: Frontier, questions: Questions, model, processor
 ) -> tuple[list[Overlay], str]:
     """How the configuration in the middle treats three questions; or why none can be shown."""
     point = frontier.points[(len(frontier) - 1) // 2]
@@ -256,7 +250,7 @@ def _overlays(
         return Overlay(title, draw)
 
     try:
-        found = [overlay(conversation) for conversation in asked.about_one_picture(3)]
+        found = [overlay(conversation) for conversation in questions.about_one_picture(3)]
     except ImportError as error:
         return [], str(error)
     return found, "None of the questions is about one picture."

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def write_report(
     ...     write_report(f"{folder}/report.html", frontier, command="vispco search")
     """
     meta = frontier.meta
-    curve = _picture(lambda file: plot_frontier(frontier, file), "frontier", "frontier and schedules")
+    curve = _picture(partial(plot_frontier, frontier), "frontier", "frontier and schedules")
     kept = [
         f"<h3>{_text(overlay.title)}</h3>\n"
         + _picture(overlay.draw, f"tokens-{i}", f"kept tokens: {overlay.title}")
@@ -128,9 +129,7 @@ def _picture(draw: Callable[[Path], None], prefix: str, description: str) -> str
         return _note(f"No picture: {error}")
 
 
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Collection[int] = ()
-) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence], numbers: Collection[int] = ()) -> str:
     """An HTML table. numbers: the columns that hold numbers, which go to the right."""
     kinds = [' class="n"' if i in numbers else "" for i in range(len(header))]
     lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
@@ -171,7 +170,7 @@ def _gradient(steps: Sequence[Mapping]) -> list[str]:
         numbers = [f"{s[name]:.4g}" for name in columns]
         rows.append([budget_text(s.get("budget", ALL)), s["step"] + 1, *numbers])
     header = ["budget", "steps", *columns]
-    picture = _picture(lambda path: plot_convergence(steps, path), "steps", "convergence of the search")
+    picture = _picture(partial(plot_convergence, steps), "steps", "convergence of the search")
     return [_note(_STEPS), picture, _table(header, rows, range(1, len(header)))]
 
 

@@ -67,8 +67,7 @@ def _draw_curve(axes, label: str, curve: Sequence[Dot], i: int) -> None:
 
 
 def _draw_grid(axes, dots: Sequence[Dot], y: str) -> None:
-    """A cloud of all single-layer configurations, and the staircase of those that none
-    dominates."""
+    """A cloud of all single-layer configurations, and the staircase of the best."""
     maximize = (False, y == "accuracy")
     keep = is_non_dominated([(dot.x, dot.y) for dot in dots], maximize=maximize).tolist()
     best = [dot for dot, kept in zip(dots, keep, strict=True) if kept]
@@ -82,8 +81,7 @@ def _draw_grid(axes, dots: Sequence[Dot], y: str) -> None:
 
 
 def _draw_random(axes, dots: Sequence[Dot]) -> None:
-    """A cross for each random schedule; for each budget a mean with a bar of a standard
-    deviation."""
+    """A cross for each random schedule; for each budget the mean and a standard deviation."""
     label = f"random schedules ({len(dots)}; bar: mean ± s.d.)"
     axes.scatter(*_xy(dots), s=22, marker="x", color=_ORANGE, alpha=0.55, zorder=2.5, label=label)
     for group in dict.fromkeys(dot.group for dot in dots):
@@ -96,8 +94,8 @@ def _set_limits(axes, shown: TradeOff) -> None:
     """Scales, limits and tick labels."""
     from matplotlib.ticker import EngFormatter
 
-    dots = [dot for some in (shown.curves, shown.competitors) for part in some.values() for dot in part]
-    heights = [dot.y for dot in dots]
+    parts = [*shown.curves.values(), *shown.competitors.values()]
+    heights = [dot.y for dots in parts for dot in dots]
     if shown.x == "share":
         axes.set_xlim(-0.03, 1.03)
         percents(axes.xaxis)

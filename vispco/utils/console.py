@@ -103,8 +103,7 @@ def cost_cells(point) -> list[str]:
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a proportion (95 % at z = 1.96); unlike p +- z s.e. it stays within [0,
-    1].
+    """Wilson's interval for a proportion, 95 % at z = 1.96. It stays within [0, 1].
 
     >>> [round(x, 3) for x in wilson(90, 100)]
     [0.826, 0.945]
@@ -122,20 +121,19 @@ def standard_error(accuracy: float, n: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
-def layers_entered(kept: dict[int, torch.Tensor], visual: torch.Tensor, num_layers: int) -> list[int]:
+def layers_entered(kept: dict[int, torch.Tensor], visual: torch.Tensor, layers: int) -> list[int]:
     """How many layers each visual token of one sample enters.
 
     kept: {layer: (S,) bool}, what `Pruner.kept()` says of the sample. visual: (S,) bool.
     """
-    depth = torch.full_like(visual, num_layers, dtype=torch.long)
+    depth = torch.full_like(visual, layers, dtype=torch.long)
     for layer in sorted(kept, reverse=True):
         depth[~kept[layer]] = layer
     return depth[visual].tolist()
 
 
 def token_grid(depths: Sequence[int]) -> str:
-    """Tokens in raster order as a small picture: `·` leaves first, `█` stays longest, shades in
-    between.
+    """Tokens in raster order as a small picture: `·` leaves first, `█` stays longest.
 
     >>> print(token_grid([8, 1, 1, 4]))
     █ ·
