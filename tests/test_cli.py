@@ -17,8 +17,8 @@ from vispco import Frontier, PruningConfig, __version__, testbed
 from vispco.commands.main import main
 from vispco.commands import demo, demo_report
 from vispco.commands.options import budgets
+from vispco.commands.progress import Progress
 from vispco.utils.console import (
-    Progress,
     flops,
     layers_entered,
     output_folder,

@@ -25,8 +25,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco apply`."""
     add = sub.add_argument
     add("--config", required=True, metavar="FILE", help="a pruning configuration")
-    pictures = "a picture; may be given several times"
-    add("--image", action="append", metavar="PATH", help=pictures)
+    add("--image", action="append", metavar="PATH", help="a picture; may be repeated")
     add("--video", metavar="PATH", help="a video file, or a folder of frames")
     add("--question", metavar="TEXT", help="what to ask about it")
     add("--max-new-tokens", type=positive_int, default=32, help="at most in an answer")

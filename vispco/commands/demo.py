@@ -24,11 +24,12 @@ from ..frontier import Frontier
 from ..plot import plot_frontier, require_matplotlib
 from ..registry import adapter_for, build_method
 from ..search import Gradient, search
-from ..utils.console import Progress, output_folder, percent, track
+from ..utils.console import output_folder, percent
 from .answer import answer, side_by_side
 from .demo_report import FLOOR, compare, report
 from .options import non_negative_int
 from .output import metrics, save_configs
+from .progress import Progress, track
 
 SUMMARY = "run everything on the embedded testbed, in minutes on a CPU"
 EXAMPLES = ("--output vispco-demo",)

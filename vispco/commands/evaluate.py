@@ -12,12 +12,13 @@ from ..config import PruningConfig
 from ..evaluate import Record, evaluate
 from ..frontier import Frontier
 from ..registry import adapter_for
-from ..utils.console import budget_text, flops, percent, table, track
+from ..utils.console import budget_text, flops, percent, table
 from .answer import first_token, latency
 from .conversations import first_question
 from .model import load_model
 from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
+from .progress import track
 from .questions import load_questions, reading_options
 
 SUMMARY = "measure configurations on labelled questions"
@@ -33,8 +34,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     what = sub.add_mutually_exclusive_group(required=True).add_argument
     what("--config", nargs="+", metavar="FILE", help="pruning configurations")
     what("--frontier", metavar="FILE", help="a frontier: all of its configurations")
-    published = "also what was published of the frontier's method, moved to this model's depth"
-    add("--published", action="store_true", help=published)
+    add("--published", action="store_true", help="also its method's published configurations")
     add("--per-task", action="store_true", help="a column of accuracy for every task")
     add(
         "--latency",
@@ -45,8 +45,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="also the time to the first token of one question, over the full model's: predicted "
         "from the decoder's times at several lengths, and measured in ROUNDS turns (default: 9)",
     )
-    output = "write the frontier with what was measured, ready to plot"
-    add("--output", "-o", metavar="FILE", help=output)
+    add("--output", "-o", metavar="FILE", help="for the frontier with what was measured")
     add_json(sub)
     add_model(sub)
     add_data(sub, limit=512, split="test")

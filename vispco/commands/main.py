@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole parser. It sets `options.run`, the command's function; its errors are ValueErrors."""
+    """The whole parser. `options.run` is the command's function; its errors are ValueErrors."""
     epilog = "`vispco COMMAND --help` tells the options of each, with an example."
     parser = _Parser(prog="vispco", description=_INTRODUCTION, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"vispco {__version__}")

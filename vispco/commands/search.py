@@ -23,13 +23,14 @@ from ..plot import Overlay, plot_tokens, write_report
 from ..registry import KERNELS, METHODS
 from ..search import STARTS, SearchOptions, search
 from ..ste import ESTIMATORS
-from ..utils.console import COST_HEADER, Progress, budget_text, cost_cells, output_folder, table
+from ..utils.console import COST_HEADER, budget_text, cost_cells, output_folder, table
 from ..utils.distributed import rank, total
 from ..utils.journal import Journal
 from .conversations import first_question
 from .model import load_model
 from .options import add_data, add_json, add_model, budgets, non_negative_int, positive_float
 from .output import first_process, print_json, save_configs
+from .progress import Progress
 from .questions import Questions, load_questions, reading_options
 
 SUMMARY = "find one configuration per budget by gradient"
@@ -78,8 +79,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument
-    overwrite = "replace an earlier search in that folder, finished or not"
-    again("--overwrite", action="store_true", help=overwrite)
+    again("--overwrite", action="store_true", help="replace an earlier search in that folder")
     resume = "go on with a search that was interrupted there, with the same options; else start"
     again("--resume", action="store_true", help=resume)
     add_json(sub)

@@ -19,7 +19,6 @@ INK = "#222222"
 # Groups of matplotlib's settings.
 _STYLE: dict[Any, dict[str, Any]] = {
     "svg": {"fonttype": "none", "hashsalt": "vispco"},
-    "savefig": {"dpi": 160},
     "font": {"size": 10, "sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]},
     # No formulas: names and questions may hold any number of $.
     "text": {"color": INK, "parse_math": False},
@@ -85,7 +84,7 @@ def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
     return buffer.getvalue()
 
 

@@ -1,22 +1,19 @@
-"""What the commands show: tables, units, intervals, progress; and their output folders."""
+"""What the commands show: tables, units and intervals; and their output folders."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from .files import printable
-
-Item = TypeVar("Item")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -149,50 +146,6 @@ def _shade(depth: int, least: int, most: int) -> str:
     if depth == most:
         return "█"
     return "·" if depth == least else "░▒▓"[3 * (depth - least) // (most - least)]
-
-
-#: What a step of a search tells of its state, and how it is shown.
-_STATE = {"loss": ".4f", "best": ".4f", "violation": ".4f", "multiplier": ".3g", "penalty": ".3g"}
-
-
-class Progress:
-    """A progress bar on stderr, only on a terminal, and nothing at all when `quiet`.
-
-    An instance is a callback for `vispco.search`. It shows the time left, the budget and the loss;
-    of the gradient also violation, multiplier and penalty; of the refinement the best loss so far.
-    """
-
-    def __init__(self, total: int, label: str, quiet: bool = False):
-        from tqdm.auto import tqdm
-
-        look: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
-        off = True if quiet else None
-        self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
-
-    def __call__(self, record: dict) -> None:
-        state = [f"{name} {record[name]:{form}}" for name, form in _STATE.items() if name in record]
-        if "budget" in record:
-            state.insert(0, f"budget {budget_text(record['budget'])}")
-        self._bar.set_postfix_str(", ".join(state), refresh=False)
-        self.update()
-
-    def update(self) -> None:
-        """One more is done."""
-        self._bar.update()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-
-def track(items: Sequence[Item], label: str, quiet: bool = False) -> Iterator[Item]:
-    """The items one by one, beside a progress bar."""
-    with Progress(len(items), label, quiet) as bar:
-        for item in items:
-            yield item
-            bar.update()
 
 
 @contextlib.contextmanager
