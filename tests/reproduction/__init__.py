@@ -1,1 +1,3 @@
-"""Every claim about the search, run again: `python -m tests.reproduction --size quick --output docs/results`."""
+"""Every claim about the search, run again: `python -m tests.reproduction --size quick --output
+docs/results`.
+"""

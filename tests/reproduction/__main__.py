@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from vispco.utils.console import output_folder
 from vispco.plot import require_matplotlib
+from vispco.utils.console import output_folder
+
 from . import jobs
 from .cache import Cache
 from .claims import CLAIMS
@@ -22,12 +23,20 @@ from .sizes import SIZES, Size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 with one line on stderr for what a user can get wrong, 130."""
+    """Run the command; returns the exit code: 0, 2 with one line on stderr for what a user can get
+    wrong, 130.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         options = _parser().parse_args(given)
-        reproduce(options.output, options.cache, sized(options.size, options.seeds), options.claims, options.workers,
-                  options.fresh)
+        reproduce(
+            options.output,
+            options.cache,
+            sized(options.size, options.seeds),
+            options.claims,
+            options.workers,
+            options.fresh,
+        )
         return 0
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -46,16 +55,27 @@ def sized(name: str, seeds: int | None = None) -> Size:
         return size
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    return replace(size, depth_seeds=seeds, settings=tuple(
-        replace(s, seeds=seeds, rivals=seeds, kernel_seeds=seeds) for s in size.settings))
+    return replace(
+        size,
+        depth_seeds=seeds,
+        settings=tuple(
+            replace(s, seeds=seeds, rivals=seeds, kernel_seeds=seeds) for s in size.settings
+        ),
+    )
 
 
-def reproduce(output: Path, folder: Path, size: Size, names: Sequence[str] | None = None, workers: int = 2,
-              fresh: bool = False) -> dict[str, dict]:
+def reproduce(
+    output: Path,
+    folder: Path,
+    size: Size,
+    names: Sequence[str] | None = None,
+    workers: int = 2,
+    fresh: bool = False,
+) -> dict[str, dict]:
     """Run the claims, write tables and figures to `output`; returns {claim: result}.
 
-    folder: of the cache. Other claims' results in `output` stay, and are in the report with the command that made them.
-    Raises ValueError for a bad argument, before anything runs.
+    folder: of the cache. Other claims' results in `output` stay, and are in the report with the
+    command that made them. Raises ValueError for a bad argument, before anything runs.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
@@ -77,18 +97,50 @@ def reproduce(output: Path, folder: Path, size: Size, names: Sequence[str] | Non
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.reproduction", description="Run every claim about the search again, "
-                                     "and write tables and figures beside the paper's.")
-    parser.add_argument("--size", choices=SIZES, default="quick", help="quick: within an hour on 2 cores (default); standard: 5 "
-                        "seeds, 500 random configurations per budget, hours; full: 640 random configurations at nine budgets "
-                        "for every method, 512 held-out questions, a day and more; smoke: seconds")
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path(".reproduction"), metavar="FOLDER",
-                        help="measurements, found by their content (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="measure everything again and replace what is in the cache")
-    parser.add_argument("--claims", nargs="+", choices=CLAIMS, metavar="NAME", help=f"only these: {', '.join(CLAIMS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reproduction",
+        description="Run every claim about the search again, "
+        "and write tables and figures beside the paper's.",
+    )
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="quick",
+        help="quick: within an hour on 2 cores (default); standard: 5 "
+        "seeds, 500 random configurations per budget, hours; full: 640 random configurations at "
+        "nine budgets "
+        "for every method, 512 held-out questions, a day and more; smoke: seconds",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/results"),
+        metavar="FOLDER",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(".reproduction"),
+        metavar="FOLDER",
+        help="measurements, found by their content (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="measure everything again and replace what is in the cache",
+    )
+    parser.add_argument(
+        "--claims",
+        nargs="+",
+        choices=CLAIMS,
+        metavar="NAME",
+        help=f"only these: {', '.join(CLAIMS)}",
+    )
     parser.add_argument("--seeds", type=int, help="of every search, instead of the size's")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes of one thread each (default: %(default)s)"
+    )
     return parser
 
 

@@ -10,15 +10,18 @@ KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "
 TENTHS = tuple(i / 10 for i in range(1, 10))
 TWENTIETHS = tuple(i / 20 for i in range(1, 20))
 FIVE, PAIR = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.6)
-_ALL = tuple((testbed, method) for testbed in ("testbed-llava", "testbed-qwen") for method in METHODS)
+_ALL = tuple(
+    (testbed, method) for testbed in ("testbed-llava", "testbed-qwen") for method in METHODS
+)
 _THREE = (("testbed-llava", "fastv"), ("testbed-llava", "sparsevlm"), ("testbed-qwen", "fastv"))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one (testbed, method) pair is given: budgets, seeds of the searches, random schedules per budget (`pool`),
-    how many of them answer the held-out questions too (`held_out`), keep ratios per layer of the grid, seeds of the rivals
-    (NSGA-II, TPE, greedy) and of the searches by kernel."""
+    """What one (testbed, method) pair is given: budgets, seeds of the searches, random schedules
+    per budget (`pool`), how many of them answer the held-out questions too (`held_out`), keep
+    ratios per layer of the grid, seeds of the rivals (NSGA-II, TPE, greedy) and of the searches by
+    kernel."""
 
     testbed: str
     method: str
@@ -35,9 +38,9 @@ class Setting:
 class Size:
     """A size of the whole reproduction.
 
-    calibration, test: questions. settings: the pairs of testbed and method. percentile_pool: how many schedules of a
-    pool the percentile is taken of. frontier_budgets: where the cheap frontier is asked.
-    depth_*, kernel_*, transfer_*, convergence_*, estimator_*: of those claims.
+    calibration, test: questions. settings: the pairs of testbed and method. percentile_pool: how
+    many schedules of a pool the percentile is taken of. frontier_budgets: where the cheap frontier
+    is asked. depth_*, kernel_*, transfer_*, convergence_*, estimator_*: of those claims.
     """
 
     name: str
@@ -68,31 +71,96 @@ class Size:
     estimator_seeds: int = 0
 
 
-def _settings(llava: tuple, qwen: tuple, llava_rest: tuple | None, qwen_rest: tuple | None) -> tuple[Setting, ...]:
+def _settings(
+    llava: tuple, qwen: tuple, llava_rest: tuple | None, qwen_rest: tuple | None
+) -> tuple[Setting, ...]:
     """FastV as given first, the three other methods as given last."""
     rest = (("testbed-llava", llava_rest), ("testbed-qwen", qwen_rest))
-    return (Setting("testbed-llava", "fastv", *llava), Setting("testbed-qwen", "fastv", *qwen),
-            *(Setting(testbed, name, *given) for testbed, given in rest if given for name in METHODS[1:]))
+    return (
+        Setting("testbed-llava", "fastv", *llava),
+        Setting("testbed-qwen", "fastv", *qwen),
+        *(
+            Setting(testbed, name, *given)
+            for testbed, given in rest
+            if given
+            for name in METHODS[1:]
+        ),
+    )
 
 
-_HOUR: dict[str, Any] = {"depth_factors": (1, 2, 4), "depth_pool": 40, "depth_questions": 48, "convergence_questions": 16,
-         "transfer_questions": 48, "transfer_testbeds": 1}
+_HOUR: dict[str, Any] = {
+    "depth_factors": (1, 2, 4),
+    "depth_pool": 40,
+    "depth_questions": 48,
+    "convergence_questions": 16,
+    "transfer_questions": 48,
+    "transfer_testbeds": 1,
+}
 _FULL = (TENTHS, 5, 640, 50, 20, 5, 5)
 SIZES = {
-    "smoke": Size("smoke", (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),), calibration=16, test=16,
-                  frontier_budgets=(0.3, 0.6), depth_factors=(1, 2), depth_budgets=(0.5,), depth_questions=8,
-                  depth_pool=4, depth_seeds=1, kernel_steps=2, transfer_tasks=2, transfer_methods=2, transfer_questions=4,
-                  convergence_steps=2, convergence_budgets=(0.5,), convergence_pairs=_THREE[:1],
-                  convergence_kernels=("monotone",), convergence_questions=8, estimator_questions=0),
-    "quick": Size("quick", _settings((TENTHS, 1, 40, 8, 10, 1, 1), (FIVE, 1, 30, 8, 5, 1, 1),
-                                      (PAIR, 1, 20, 6, 3, 1, 0), (PAIR, 1, 20, 6, 3, 1, 0)), calibration=80, test=160, **_HOUR),
-    "standard": Size("standard", _settings((TENTHS, 5, 500, 50, 20, 5, 5), (FIVE, 5, 500, 50, 20, 5, 5),
-                                            (PAIR, 5, 500, 50, 10, 5, 0), (PAIR, 5, 500, 50, 10, 5, 0)),
-                     **{**_HOUR, "depth_seeds": 5, "transfer_testbeds": 2}, convergence_pairs=_ALL,
-                     estimator_questions=64, estimator_seeds=3),
-    "full": Size("full", _settings(_FULL, _FULL, _FULL, _FULL), calibration=128, test=512, frontier_budgets=TWENTIETHS,
-                 depth_budgets=(0.2, 0.35, 0.5, 0.7), depth_questions=128, depth_pool=640, depth_seeds=5,
-                 transfer_questions=128, convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
-                 convergence_pairs=_ALL, convergence_questions=64, estimator_questions=128, estimator_steps=8,
-                 estimator_seeds=5),
+    "smoke": Size(
+        "smoke",
+        (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),),
+        calibration=16,
+        test=16,
+        frontier_budgets=(0.3, 0.6),
+        depth_factors=(1, 2),
+        depth_budgets=(0.5,),
+        depth_questions=8,
+        depth_pool=4,
+        depth_seeds=1,
+        kernel_steps=2,
+        transfer_tasks=2,
+        transfer_methods=2,
+        transfer_questions=4,
+        convergence_steps=2,
+        convergence_budgets=(0.5,),
+        convergence_pairs=_THREE[:1],
+        convergence_kernels=("monotone",),
+        convergence_questions=8,
+        estimator_questions=0,
+    ),
+    "quick": Size(
+        "quick",
+        _settings(
+            (TENTHS, 1, 40, 8, 10, 1, 1),
+            (FIVE, 1, 30, 8, 5, 1, 1),
+            (PAIR, 1, 20, 6, 3, 1, 0),
+            (PAIR, 1, 20, 6, 3, 1, 0),
+        ),
+        calibration=80,
+        test=160,
+        **_HOUR,
+    ),
+    "standard": Size(
+        "standard",
+        _settings(
+            (TENTHS, 5, 500, 50, 20, 5, 5),
+            (FIVE, 5, 500, 50, 20, 5, 5),
+            (PAIR, 5, 500, 50, 10, 5, 0),
+            (PAIR, 5, 500, 50, 10, 5, 0),
+        ),
+        **{**_HOUR, "depth_seeds": 5, "transfer_testbeds": 2},
+        convergence_pairs=_ALL,
+        estimator_questions=64,
+        estimator_seeds=3,
+    ),
+    "full": Size(
+        "full",
+        _settings(_FULL, _FULL, _FULL, _FULL),
+        calibration=128,
+        test=512,
+        frontier_budgets=TWENTIETHS,
+        depth_budgets=(0.2, 0.35, 0.5, 0.7),
+        depth_questions=128,
+        depth_pool=640,
+        depth_seeds=5,
+        transfer_questions=128,
+        convergence_budgets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+        convergence_pairs=_ALL,
+        convergence_questions=64,
+        estimator_questions=128,
+        estimator_steps=8,
+        estimator_seeds=5,
+    ),
 }

@@ -1,6 +1,16 @@
-"""The claims, in the order in which their pieces run: what one measures, the next finds in the cache."""
+"""The claims, in the order in which their pieces run: what one measures, the next finds in the
+cache.
+"""
 
 from . import convergence, cost, depth, estimators, hypervolume, kernels, percentile, transfer
 
-CLAIMS = {"percentile": percentile, "hypervolume": hypervolume, "cost": cost, "depth": depth, "kernels": kernels,
-          "transfer": transfer, "convergence": convergence, "estimators": estimators}
+CLAIMS = {
+    "percentile": percentile,
+    "hypervolume": hypervolume,
+    "cost": cost,
+    "depth": depth,
+    "kernels": kernels,
+    "transfer": transfer,
+    "convergence": convergence,
+    "estimators": estimators,
+}

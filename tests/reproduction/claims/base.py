@@ -1,4 +1,4 @@
-"""What every claim is made of: independent pieces of work, and a conclusion from what they found."""
+"""What every claim is made of: independent pieces of work, and a conclusion from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..stats import summary
 
 MET, MISSED, NOT_TESTABLE = "met", "missed", "not testable"
 MEASURED = "measured"  # where no threshold is set
-SECONDS = {"testbed-llava": 0.005, "testbed-qwen": 0.0085}  # of one forward pass of one question, on one core
+SECONDS = {
+    "testbed-llava": 0.005,
+    "testbed-qwen": 0.0085,
+}  # of one forward pass of one question, on one core
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def named(setting: Setting) -> dict[str, str]:
 
 
 def all_met(outcomes: Iterable[str]) -> str:
-    """met if every outcome is, missed if one is; outcomes that are not testable do not count, unless there is no other."""
+    """met if every outcome is, missed if one is; outcomes that are not testable do not count,
+    unless there is no other.
+    """
     seen = set(outcomes) - {NOT_TESTABLE}
     return NOT_TESTABLE if not seen else MISSED if MISSED in seen else MET
 

@@ -8,8 +8,9 @@ import torch
 
 from vispco.baselines.rules import fitprune_schedule, vtw_schedule
 from vispco.baselines.searchers import SEARCHERS
-from vispco.schedule import ramp
 from vispco.config import PruningConfig
+from vispco.schedule import ramp
+
 from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, cheap, refined, thorough, ungraded
@@ -21,16 +22,27 @@ from .percentile import pool
 TITLE = "The same cost in other hands"
 DRAWS = (10, 20, 40, 80, 160, 320, 640)
 DIFFERENCE = 0.02  # of the median: below it the random configurations of a budget are all alike
-TARGET = (f"At every budget where configurations differ, the learned one equals or beats random best-of-{RIVAL} in the same "
-          f"space at no more than 1/{SAVING} of its cost, and NSGA-II and TPE at equal cost (calibration KL; equal: within two "
-          "standard errors over the seeds, or 1 %).")
+TARGET = (
+    "At every budget where configurations differ, the learned one equals or beats random "
+    f"best-of-{RIVAL} in the same "
+    f"space at no more than 1/{SAVING} of its cost, and NSGA-II and TPE at equal cost (calibration "
+    "KL; equal: within two "
+    "standard errors over the seeds, or 1 %)."
+)
 
 
 def pieces(size: Size) -> list[Piece]:
     """One per setting and budget: the pools are there already."""
     per = RIVAL // SAVING * size.calibration
-    return [Piece({**named(s), "budget": b}, (3 * s.rivals + s.seeds) * (per + size.test) + 15 * size.test + 10 * size.calibration,
-                  s.testbed) for s in size.settings for b in s.budgets]
+    return [
+        Piece(
+            {**named(s), "budget": b},
+            (3 * s.rivals + s.seeds) * (per + size.test) + 15 * size.test + 10 * size.calibration,
+            s.testbed,
+        )
+        for s in size.settings
+        for b in s.budgets
+    ]
 
 
 def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> dict:
@@ -38,30 +50,66 @@ def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> d
     setting = setting_of(size, testbed, method)
     benchmark = benchmark_of(setting, cache, size)
     budgets = benchmark.reachable(setting.budgets)
-    head = {"testbed": testbed, "method": method, "budget": budget, "n_calibration": len(benchmark.calibration),
-            "n_test": len(benchmark.test)}
+    head = {
+        "testbed": testbed,
+        "method": method,
+        "budget": budget,
+        "n_calibration": len(benchmark.calibration),
+        "n_test": len(benchmark.test),
+    }
     if budget not in budgets:
         return {**head, "reachable": False, "least": benchmark.least}
     found = [refined(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
     passes = max(f.each for f in found)
     rows = [_row(benchmark, "learned", [f.configs[budget] for f in found], passes)]
     quick = [cheap(benchmark, setting, size, seed) for seed in range(setting.seeds)]
-    rows.append(_row(benchmark, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each))
+    rows.append(
+        _row(benchmark, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each)
+    )
     slow = [thorough(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
-    rows.append(_row(benchmark, "learned, thorough", [f.configs[budget] for f in slow], max(f.each for f in slow)))
+    rows.append(
+        _row(
+            benchmark,
+            "learned, thorough",
+            [f.configs[budget] for f in slow],
+            max(f.each for f in slow),
+        )
+    )
     blind = [ungraded(benchmark, budgets, seed) for seed in range(setting.seeds)]
-    rows.append(_row(benchmark, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)))
-    rows += [_row(benchmark, name, configs, passes) for name, configs in _rivals(benchmark, budget, passes, setting)]
-    rows += [_row(benchmark, name, [config], cost) for name, config, cost in _rules(benchmark, budget)]
-    return {**head, "reachable": True, "rows": rows, "random": _random(benchmark, setting, budget),
-            "won": [chance_to_win(kl, _kls(benchmark, setting, budget), min(RIVAL, setting.pool)) for kl in rows[0]["kl"]],
-            "coarse": list(_coarse(benchmark, budget))}
+    rows.append(
+        _row(
+            benchmark, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)
+        )
+    )
+    rows += [
+        _row(benchmark, name, configs, passes)
+        for name, configs in _rivals(benchmark, budget, passes, setting)
+    ]
+    rows += [
+        _row(benchmark, name, [config], cost) for name, config, cost in _rules(benchmark, budget)
+    ]
+    return {
+        **head,
+        "reachable": True,
+        "rows": rows,
+        "random": _random(benchmark, setting, budget),
+        "won": [
+            chance_to_win(kl, _kls(benchmark, setting, budget), min(RIVAL, setting.pool))
+            for kl in rows[0]["kl"]
+        ],
+        "coarse": list(_coarse(benchmark, budget)),
+    }
 
 
 def _row(benchmark: Benchmark, name: str, configs: list[PruningConfig], passes: float) -> dict:
-    return {"name": name, "passes": passes, "kl": [benchmark.kl(c) for c in configs],
-            "accuracy": [benchmark.accuracy(c) for c in configs], "share": [benchmark.share(c) for c in configs],
-            "tokens": [c.tokens(benchmark.tokens) for c in configs]}
+    return {
+        "name": name,
+        "passes": passes,
+        "kl": [benchmark.kl(c) for c in configs],
+        "accuracy": [benchmark.accuracy(c) for c in configs],
+        "share": [benchmark.share(c) for c in configs],
+        "tokens": [c.tokens(benchmark.tokens) for c in configs],
+    }
 
 
 def _kls(benchmark: Benchmark, setting: Setting, budget: float) -> list[float]:
@@ -69,18 +117,39 @@ def _kls(benchmark: Benchmark, setting: Setting, budget: float) -> list[float]:
 
 
 def _random(benchmark: Benchmark, setting: Setting, budget: float) -> list[dict]:
-    """Best of N, for every N that the pool allows: KL exactly, held-out accuracy where enough of the pool has one."""
-    configs, values, n = pool(benchmark, setting, budget), _kls(benchmark, setting, budget), len(benchmark.calibration)
-    best = sorted(range(len(values)), key=values.__getitem__)[:12]  # best-of-160 of 500 is among them 99 times in 100
-    accuracy = {i: benchmark.accuracy(configs[i]) for i in {*range(min(setting.held_out, len(values))), *best}}
+    """Best of N, for every N that the pool allows: KL exactly, held-out accuracy where enough of
+    the pool has one.
+    """
+    configs, values, n = (
+        pool(benchmark, setting, budget),
+        _kls(benchmark, setting, budget),
+        len(benchmark.calibration),
+    )
+    best = sorted(range(len(values)), key=values.__getitem__)[
+        :12
+    ]  # best-of-160 of 500 is among them 99 times in 100
+    accuracy = {
+        i: benchmark.accuracy(configs[i])
+        for i in {*range(min(setting.held_out, len(values))), *best}
+    }
     first = min(setting.held_out, len(values))
-    return [{**expected_best(values, draws), "passes": draws * n,
-             "accuracy": expected_held_out(values, accuracy, draws, first)}
-            for draws in sorted({1, *DRAWS, len(values)}) if draws <= len(values)]
+    return [
+        {
+            **expected_best(values, draws),
+            "passes": draws * n,
+            "accuracy": expected_held_out(values, accuracy, draws, first),
+        }
+        for draws in sorted({1, *DRAWS, len(values)})
+        if draws <= len(values)
+    ]
 
 
-def _rivals(benchmark: Benchmark, budget: float, passes: float, setting: Setting) -> Iterator[tuple[str, list[PruningConfig]]]:
-    """Searchers with as many passes as the learned configuration cost; one that is not installed is left out."""
+def _rivals(
+    benchmark: Benchmark, budget: float, passes: float, setting: Setting
+) -> Iterator[tuple[str, list[PruningConfig]]]:
+    """Searchers with as many passes as the learned configuration cost; one that is not installed is
+    left out.
+    """
     for label, name in {"NSGA-II": "nsga2", "TPE": "tpe", "greedy per layer": "greedy"}.items():
         configs = []
         for seed in range(setting.rivals):
@@ -97,22 +166,40 @@ def _rivals(benchmark: Benchmark, budget: float, passes: float, setting: Setting
 def _rules(benchmark: Benchmark, budget: float) -> Iterator[tuple[str, PruningConfig, int]]:
     """What needs no seed: (name, configuration, passes)."""
     n, batches = len(benchmark.calibration), benchmark.calibration.batches
-    yield "a ramp, no search", benchmark.config(benchmark.limit(budget).harden(ramp(benchmark.limit(budget)))), 0
-    ratios = benchmark.searched("fitprune", lambda: list(
-        fitprune_schedule(benchmark.model, batches, budget, benchmark.method).keep_ratios), budget=budget)
+    yield (
+        "a ramp, no search",
+        benchmark.config(benchmark.limit(budget).harden(ramp(benchmark.limit(budget)))),
+        0,
+    )
+    ratios = benchmark.searched(
+        "fitprune",
+        lambda: list(
+            fitprune_schedule(benchmark.model, batches, budget, benchmark.method).keep_ratios
+        ),
+        budget=budget,
+    )
     yield "FitPrune's fit", benchmark.config(ratios), n
-    ratios = benchmark.searched("vtw", lambda: list(vtw_schedule(benchmark.model, batches).keep_ratios))
-    config = benchmark.config([1.0] * benchmark.first_layer + list(ratios[benchmark.first_layer:]))
+    ratios = benchmark.searched(
+        "vtw", lambda: list(vtw_schedule(benchmark.model, batches).keep_ratios)
+    )
+    config = benchmark.config([1.0] * benchmark.first_layer + list(ratios[benchmark.first_layer :]))
     if benchmark.share(config) <= budget + 1e-9:
         yield "VTW's rule", config, 20 * benchmark.layers
 
 
 def _coarse(benchmark: Benchmark, budget: float) -> Iterator[dict]:
-    """Fewer tokens from layer 0 on, no search: averaged, evenly spaced, random ones, and smaller pictures."""
+    """Fewer tokens from layer 0 on, no search: averaged, evenly spaced, random ones, and smaller
+    pictures.
+    """
     ratios = benchmark.limit(budget, 0).harden(_flat(benchmark, budget))
     for label, method in (("pooled", "pool"), ("strided", "strided"), ("random tokens", "random")):
         config = PruningConfig(method, ratios)
-        yield {"name": label, "share": benchmark.share(config), "kl": benchmark.kl(config), "accuracy": benchmark.accuracy(config)}
+        yield {
+            "name": label,
+            "share": benchmark.share(config),
+            "kl": benchmark.kl(config),
+            "accuracy": benchmark.accuracy(config),
+        }
     smaller = [benchmark.smaller(side / 8) for side in range(1, 8)]
     fits = [one for one in smaller if one["share"] <= budget + 1e-9]
     if fits:
@@ -127,7 +214,9 @@ def _flat(benchmark: Benchmark, budget: float) -> torch.Tensor:
 
 
 def conclude(rows: list[dict], size: Size) -> dict:
-    """Learned against random best-of-160 and the searchers, at every budget where configurations differ."""
+    """Learned against random best-of-160 and the searchers, at every budget where configurations
+    differ.
+    """
     table, outcomes = [], []
     for row in rows:
         if not row["reachable"]:
@@ -139,28 +228,62 @@ def conclude(rows: list[dict], size: Size) -> dict:
         differs = draws[-1]["mean"] < (1 - DIFFERENCE) * one["mean"]
         cost = ours["passes"] / (RIVAL * row["n_calibration"])
         against = {f"random best-of-{rival['n']}": compare(ours["kl"], [rival["mean"]])}
-        against |= {name: compare(ours["kl"], by_name[name]["kl"]) for name in ("NSGA-II", "TPE") if name in by_name}
+        against |= {
+            name: compare(ours["kl"], by_name[name]["kl"])
+            for name in ("NSGA-II", "TPE")
+            if name in by_name
+        }
         verdict = met("worse" not in against.values() and cost <= 1 / SAVING)
-        if not differs or verdict == MET and rival["n"] < RIVAL:  # a smaller pool can refute the claim, but not confirm it
+        if (
+            not differs or verdict == MET and rival["n"] < RIVAL
+        ):  # a smaller pool can refute the claim, but not confirm it
             verdict = NOT_TESTABLE
         outcomes.append(verdict)
-        table.append({**{k: row[k] for k in ("testbed", "method", "budget", "n_test")}, "kl": summary(ours["kl"]),
-                      "accuracy": summary(ours["accuracy"]), "passes": ours["passes"], "share_of_random_cost": cost,
-                      "random": draws, "won": summary(row["won"]), "rivals": row["rows"], "coarse": row["coarse"],
-                      "against": against,
-                      "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]),
-                      "no gradient": compare(ours["kl"], by_name["no gradient"]["kl"]), "differs": differs, "verdict": verdict})
+        table.append(
+            {
+                **{k: row[k] for k in ("testbed", "method", "budget", "n_test")},
+                "kl": summary(ours["kl"]),
+                "accuracy": summary(ours["accuracy"]),
+                "passes": ours["passes"],
+                "share_of_random_cost": cost,
+                "random": draws,
+                "won": summary(row["won"]),
+                "rivals": row["rows"],
+                "coarse": row["coarse"],
+                "against": against,
+                "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]),
+                "no gradient": compare(ours["kl"], by_name["no gradient"]["kl"]),
+                "differs": differs,
+                "verdict": verdict,
+            }
+        )
+    return {"verdict": all_met(outcomes), "rows": table, "measured": _measured(rows, table)}
+
+
+def _measured(rows: list[dict], table: list[dict]) -> str:
+    """All budgets in one sentence."""
     known = [t for t in table if t["verdict"] != "not reachable" and t["differs"]]
     tested = [t for t in table if t["verdict"] in ("met", "missed")]
-    cheaper = min((RIVAL * row["n_calibration"] / one["passes"] for row in rows if row["reachable"] for one in row["rows"]
-                   if one["name"] == "learned, thorough"), default=1)
-    names = sorted({name for t in known for name in t["against"]})
-    losses = {name: [t["against"][name] for t in known if name in t["against"]] for name in names}
-    return {"verdict": all_met(outcomes), "rows": table, "measured":
-            f"met at {sum(t['verdict'] == 'met' for t in tested)} of {len(tested)} (testbed, method, budget), at {len(known) - len(tested)} "
-            f"the pool is too small to tell; worse than "
-            + ", ".join(f"{name} at {found.count('worse')} of {len(found)}" for name, found in losses.items())
-            + f"; cost at most 1/{1 / max((t['share_of_random_cost'] for t in known), default=1):.1f} of best-of-{RIVAL}; "
-            f"with 1/{cheaper:.1f} of it, worse at {sum(t['thorough'] == 'worse' for t in known)} of {len(known)}; than refinement of "
-            "a ramp without a gradient, " + ", ".join(f"{how} at {sum(t['no gradient'] == how for t in known)}"
-                                                      for how in ("better", "equal", "worse"))}
+    good = sum(t["verdict"] == "met" for t in tested)
+    worse = []
+    for name in sorted({name for t in known for name in t["against"]}):
+        outcomes = [t["against"][name] for t in known if name in t["against"]]
+        worse.append(f"{name} at {outcomes.count('worse')} of {len(outcomes)}")
+    share = max((t["share_of_random_cost"] for t in known), default=1)
+    slow = [
+        RIVAL * row["n_calibration"] / one["passes"]
+        for row in rows
+        if row["reachable"]
+        for one in row["rows"]
+        if one["name"] == "learned, thorough"
+    ]
+    lost = sum(t["thorough"] == "worse" for t in known)
+    blind = [t["no gradient"] for t in known]
+    without = [f"{how} at {blind.count(how)}" for how in ("better", "equal", "worse")]
+    return (
+        f"met at {good} of {len(tested)} (testbed, method, budget), at "
+        f"{len(known) - len(tested)} the pool is too small to tell; worse than {', '.join(worse)}; "
+        f"cost at most 1/{1 / share:.1f} of best-of-{RIVAL}; "
+        f"with 1/{min(slow, default=1):.1f} of it, worse at {lost} of {len(known)}; "
+        f"than refinement of a ramp without a gradient, {', '.join(without)}"
+    )

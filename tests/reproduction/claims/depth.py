@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import geometric_mean
 
 from vispco.baselines.searchers import random_schedules
+
 from ..benchmark import Benchmark
 from ..cache import Cache
 from ..searches import RIVAL, SAVING, refined, ungraded
@@ -14,31 +15,68 @@ from .base import MET, NOT_TESTABLE, Piece, all_met, met
 
 TITLE = "Depth"
 EQUAL = RIVAL // SAVING
-TARGET = (f"On the testbed deepened to 8, 16, 24 and 32 layers, the learned configuration is no worse than random search of "
-          f"equal cost (best of {EQUAL}) at any depth, and its lead does not shrink from the shallowest to the deepest.")
+TARGET = (
+    "On the testbed deepened to 8, 16, 24 and 32 layers, the learned configuration is no worse "
+    "than random search of "
+    f"equal cost (best of {EQUAL}) at any depth, and its lead does not shrink from the shallowest "
+    "to the deepest."
+)
 METHOD, LEAST = "fastv", 1e-3
 
 
 def pieces(size: Size) -> list[Piece]:
     """One per depth."""
-    pools, searches = size.depth_pool * len(size.depth_budgets), 2 * size.depth_seeds * EQUAL * len({*size.depth_budgets, *FIVE})
-    return [Piece({"factor": f}, (pools + searches) * size.depth_questions, depth=f) for f in size.depth_factors]
+    pools, searches = (
+        size.depth_pool * len(size.depth_budgets),
+        2 * size.depth_seeds * EQUAL * len({*size.depth_budgets, *FIVE}),
+    )
+    return [
+        Piece({"factor": f}, (pools + searches) * size.depth_questions, depth=f)
+        for f in size.depth_factors
+    ]
 
 
 def run(cache: Cache, size: Size, factor: int) -> dict:
     """Learned against random at one depth."""
-    benchmark = Benchmark("testbed-llava", METHOD, cache, calibration=size.depth_questions, batch=size.batch, factor=factor)
+    benchmark = Benchmark(
+        "testbed-llava",
+        METHOD,
+        cache,
+        calibration=size.depth_questions,
+        batch=size.batch,
+        factor=factor,
+    )
     budgets, rows = benchmark.reachable(size.depth_budgets), []
-    found = [refined(benchmark, budgets, seed, size.batch, FIVE) for seed in range(size.depth_seeds)]
+    found = [
+        refined(benchmark, budgets, seed, size.batch, FIVE) for seed in range(size.depth_seeds)
+    ]
     blind = [ungraded(benchmark, budgets, seed, FIVE) for seed in range(size.depth_seeds)]
     for budget in budgets:
-        configs = random_schedules(METHOD, benchmark.limit(budget), size.depth_pool, seed=round(1000 * budget))
+        configs = random_schedules(
+            METHOD, benchmark.limit(budget), size.depth_pool, seed=round(1000 * budget)
+        )
         values = [benchmark.kl(c) for c in configs]
-        draws = sorted({n for n in (1, EQUAL, 40, 80, RIVAL, 320, 640, len(values)) if n <= len(values)})
-        rows.append({"budget": budget, "kl": [benchmark.kl(f.configs[budget]) for f in found],
-                     "passes": max(f.each for f in found), "ungraded": [benchmark.kl(f.configs[budget]) for f in blind],
-                     "random": [expected_best(values, n) | {"passes": n * len(benchmark.calibration)} for n in draws]})
-    return {"factor": factor, "layers": benchmark.layers, "n_calibration": len(benchmark.calibration), "budgets": rows}
+        draws = sorted(
+            {n for n in (1, EQUAL, 40, 80, RIVAL, 320, 640, len(values)) if n <= len(values)}
+        )
+        rows.append(
+            {
+                "budget": budget,
+                "kl": [benchmark.kl(f.configs[budget]) for f in found],
+                "passes": max(f.each for f in found),
+                "ungraded": [benchmark.kl(f.configs[budget]) for f in blind],
+                "random": [
+                    expected_best(values, n) | {"passes": n * len(benchmark.calibration)}
+                    for n in draws
+                ],
+            }
+        )
+    return {
+        "factor": factor,
+        "layers": benchmark.layers,
+        "n_calibration": len(benchmark.calibration),
+        "budgets": rows,
+    }
 
 
 def conclude(rows: list[dict], size: Size) -> dict:
@@ -48,22 +86,43 @@ def conclude(rows: list[dict], size: Size) -> dict:
         for one in row["budgets"]:
             equal = max((d for d in one["random"] if d["n"] <= EQUAL), key=lambda d: d["n"])
             most, ours = one["random"][-1], summary(one["kl"])
-            table.append({"layers": row["layers"], "budget": one["budget"], "kl": ours, "passes": one["passes"],
-                          "random_equal": equal, "random_most": most, "random": one["random"],
-                          "ungraded": summary(one["ungraded"]), "gain": _ratio(summary(one["ungraded"]), ours),
-                          "lead": _ratio(equal, ours), "lead_most": _ratio(most, ours),
-                          "verdict": met(_ratio(equal, ours) >= 0.99)})
+            table.append(
+                {
+                    "layers": row["layers"],
+                    "budget": one["budget"],
+                    "kl": ours,
+                    "passes": one["passes"],
+                    "random_equal": equal,
+                    "random_most": most,
+                    "random": one["random"],
+                    "ungraded": summary(one["ungraded"]),
+                    "gain": _ratio(summary(one["ungraded"]), ours),
+                    "lead": _ratio(equal, ours),
+                    "lead_most": _ratio(most, ours),
+                    "verdict": met(_ratio(equal, ours) >= 0.99),
+                }
+            )
     depths = sorted({t["layers"] for t in table})
-    made = {"seeds": [size.depth_seeds], "calibration": size.depth_questions, "test": 0, "rows": table}
+    made = {
+        "seeds": [size.depth_seeds],
+        "calibration": size.depth_questions,
+        "test": 0,
+        "rows": table,
+    }
     if len(depths) < 2:
         return {**made, "verdict": NOT_TESTABLE, "measured": "one depth only at this size"}
     leads = {d: geometric_mean(t["lead"] for t in table if t["layers"] == d) for d in depths}
     gains = {d: geometric_mean(t["gain"] for t in table if t["layers"] == d) for d in depths}
     grown = met(leads[depths[-1]] >= leads[depths[0]])
-    return {**made, "verdict": all_met([grown, *(t["verdict"] for t in table)]), "measured":
-            "KL of random search of equal cost over ours: " + ", ".join(f"{leads[d]:.2f} at {d} layers" for d in depths)
-            + ("" if grown == MET else " (shrinks)") + "; of the same search without its gradient: "
-            + ", ".join(f"{gain:.2f}" for gain in gains.values())}
+    return {
+        **made,
+        "verdict": all_met([grown, *(t["verdict"] for t in table)]),
+        "measured": "KL of random search of equal cost over ours: "
+        + ", ".join(f"{leads[d]:.2f} at {d} layers" for d in depths)
+        + ("" if grown == MET else " (shrinks)")
+        + "; of the same search without its gradient: "
+        + ", ".join(f"{gain:.2f}" for gain in gains.values()),
+    }
 
 
 def _ratio(theirs: dict, ours: dict) -> float:

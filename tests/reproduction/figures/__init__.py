@@ -1,9 +1,18 @@
 """Figures of the results, as SVG and PNG; matplotlib is imported when the first one is drawn."""
 
-from .base import Drawing as Drawing, render as render
+from .base import Drawing as Drawing
+from .base import render as render
+from .frontiers import frontiers
 from .insight import convergence, schedules, transfer
-from .rivals import cost, depth, frontiers, percentile
+from .rivals import cost, depth, percentile
 
 #: {claim: drawing}: each takes all results and yields (name of the file, what `render` draws).
-FIGURES = {"hypervolume": frontiers, "percentile": percentile, "cost": cost, "depth": depth, "kernels": schedules,
-           "transfer": transfer, "convergence": convergence}
+FIGURES = {
+    "hypervolume": frontiers,
+    "percentile": percentile,
+    "cost": cost,
+    "depth": depth,
+    "kernels": schedules,
+    "transfer": transfer,
+    "convergence": convergence,
+}

@@ -4,24 +4,69 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as well.
-BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222",
-                                                  "#8a8a8a")
+# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as
+# well.
+BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#222222",
+    "#8a8a8a",
+)
 #: {competitor: (colour, marker)}, the same in every figure.
-LOOKS = {"learned": (BLUE, "o"), "learned, cheap": (SKY, "o"), "learned, thorough": (BLUE, "p"), "no gradient": ("#555555", "X"),
-         "NSGA-II": (RED, "s"),
-         "TPE": (PINK, "D"), "a ramp, no search": (INK, "h"),
-         "greedy per layer": (GREEN, "^"), "FitPrune's fit": ("#117733", "v"), "VTW's rule": ("#882255", "P"),
-         "random": (ORANGE, "x"), "grid": (GREY, "."), "pooled": (INK, "1"), "strided": (INK, "2"), "random tokens": (INK, "3"),
-         "smaller pictures": (INK, "4"), "published": ("#882255", "*")}
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "vispco", "savefig.dpi": 130, "font.family": "sans-serif",
-         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"], "font.size": 9, "text.color": INK,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-         "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "xtick.color": INK,
-         "ytick.color": INK, "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8.5}
+LOOKS = {
+    "learned": (BLUE, "o"),
+    "learned, cheap": (SKY, "o"),
+    "learned, thorough": (BLUE, "p"),
+    "no gradient": ("#555555", "X"),
+    "NSGA-II": (RED, "s"),
+    "TPE": (PINK, "D"),
+    "a ramp, no search": (INK, "h"),
+    "greedy per layer": (GREEN, "^"),
+    "FitPrune's fit": ("#117733", "v"),
+    "VTW's rule": ("#882255", "P"),
+    "random": (ORANGE, "x"),
+    "grid": (GREY, "."),
+    "pooled": (INK, "1"),
+    "strided": (INK, "2"),
+    "random tokens": (INK, "3"),
+    "smaller pictures": (INK, "4"),
+    "published": ("#882255", "*"),
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vispco",
+    "savefig.dpi": 130,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+#: A single point of a competitor.
+DOT: Any = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
+#: In nats; any KL below it is drawn here.
+LEAST = 1e-3
 
 Drawing = Callable[[Mapping[str, dict]], Iterator[tuple[str, Callable]]]
 
@@ -29,14 +74,17 @@ Drawing = Callable[[Mapping[str, dict]], Iterator[tuple[str, Callable]]]
 def render(draw: Callable, kind: str) -> bytes:
     """The figure that `draw(new)` makes, as "svg" or "png"; the same input gives the same bytes.
 
-    new(rows, columns, width, height, ...): a figure and its panels, a 2-D array; sizes in inches a panel.
+    new(rows, columns, width, height, ...): a figure and its panels, a 2-D array; sizes in inches a
+    panel.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     def new(rows: int, columns: int, width: float = 3.2, height: float = 2.6, **options):
-        figure = Figure(figsize=(max(7.5, columns * width), rows * height + 1.4), layout="constrained")
+        figure = Figure(
+            figsize=(max(7.5, columns * width), rows * height + 1.4), layout="constrained"
+        )
         FigureCanvasAgg(figure)
         return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -45,7 +93,9 @@ def render(draw: Callable, kind: str) -> bytes:
         matplotlib.rcdefaults()  # a user's style sheet must not change the picture
         matplotlib.rcParams.update(STYLE)
         figure = draw(new)
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(
+            buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None}
+        )
     return buffer.getvalue()
 
 
@@ -64,15 +114,27 @@ def finish(figure, panels, used: int, title: str, result: dict, legend: bool = T
     for axes in list(panels.flat)[used:]:
         axes.set_axis_off()
     seeds = "–".join(str(s) for s in sorted({min(result["seeds"]), max(result["seeds"])}))
-    questions = f"{result['calibration']} calibration" + (f" and {result['test']} held-out" if result["test"] else "")
-    figure.suptitle(f"{title}\n{result['machine']}; seeds: {seeds}; {questions} questions", x=0.01, ha="left", fontsize=10)
+    questions = f"{result['calibration']} calibration" + (
+        f" and {result['test']} held-out" if result["test"] else ""
+    )
+    figure.suptitle(
+        f"{title}\n{result['machine']}; seeds: {seeds}; {questions} questions",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+    )
     if legend:
         entries: dict[str, Any] = {}
         for axes in panels.flat:
-            for handle, label in zip(*axes.get_legend_handles_labels()):
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 entries.setdefault(label, handle)
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", handlelength=2.4,
-                      ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 2))))
+        figure.legend(
+            entries.values(),
+            entries.keys(),
+            loc="outside lower center",
+            handlelength=2.4,
+            ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 2))),
+        )
     return figure
 
 
@@ -92,3 +154,28 @@ def plain_log(axis) -> None:
     axis.set_major_locator(LogLocator(10, subs=(1,) if wide else (1, 2, 5), numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def setting_name(row: Mapping) -> str:
+    """Testbed and method of a row."""
+    return f"{row['testbed']}, {row['method']}"
+
+
+def reached(result: dict) -> dict[str, list[dict]]:
+    """{setting: rows of the budgets that it reaches, by budget}."""
+    groups: dict[str, list[dict]] = {}
+    for row in result["rows"]:
+        if row["verdict"] != "not reachable":
+            groups.setdefault(setting_name(row), []).append(row)
+    return {name: sorted(rows, key=lambda row: row["budget"]) for name, rows in groups.items()}
+
+
+def at_least(values: Iterable[float]) -> list[float]:
+    """KLs for a logarithmic axis: what is below LEAST is drawn there."""
+    return [max(LEAST, value) for value in values]
+
+
+def columns(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The x and the y of points."""
+    listed = list(points)
+    return [x for x, _ in listed], [y for _, y in listed]

@@ -8,7 +8,18 @@ from statistics import fmean
 from vispco.utils.console import percent
 
 from ..claims.base import spread
-from .base import HEAD, HEAD_BUDGET, NOTHING, Columns, Markdown, in_points, kl, one_in, points, written
+from .base import (
+    HEAD,
+    HEAD_BUDGET,
+    NOTHING,
+    Columns,
+    Markdown,
+    in_points,
+    kl,
+    one_in,
+    points,
+    written,
+)
 
 
 def _ratio(name: str) -> Callable[[dict], str]:
