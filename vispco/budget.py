@@ -52,7 +52,8 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
     """
     examples, suffixes = _UNITS.get(unit, (f"'3 {unit}'", {unit.lower(): 1.0}))
     forms = f"a share in [0, 1] such as 0.5 or '50%', or absolute {unit} such as {examples}"
-    value, absolute = budget, False
+    value: Any = budget
+    absolute = False
     if isinstance(budget, str):
         match: Any = re.fullmatch(r"\s*([-+.\deE]*\d\.?)\s*(%|[a-z]*)\s*", budget, re.IGNORECASE)
         try:

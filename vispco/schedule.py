@@ -116,8 +116,8 @@ def ramp(limit, width: float = 0.5) -> Tensor:
         line = (0.5 + (k - layers) / (width * limit.layers)).clamp(0, 1)
         return line.where(layers >= limit.first_layer, 1.0)
 
-    ends = torch.tensor([-1.0, 2.0], dtype=torch.float64) * limit.layers
-    latest, _ = bisect(lambda k: limit.slack(around(k)) >= 0, *ends, halvings=30)
+    first, last = torch.tensor([-1.0, 2.0], dtype=torch.float64) * limit.layers
+    latest, _ = bisect(lambda k: limit.slack(around(k)) >= 0, first, last, halvings=30)
     return around(latest)
 
 

@@ -91,7 +91,7 @@ class Problem:
 
     def evaluator(self, limit: Limit, journal: Journal) -> Evaluator:
         """An evaluator of schedules for one limit."""
-        template = {"method": self.method, "method_options": self.method_options}
+        template: dict[str, Any] = {"method": self.method, "method_options": self.method_options}
         template |= {"model_type": self.model_type, "budget": limit.value}
         template |= {"n_visual": limit.tokens, "versions": versions()}
         return Evaluator(self.model, self.prepared, template, self.options.objective, journal)
@@ -115,11 +115,11 @@ class Problem:
         rounds, passes = _refinement(refinement)
         limits = self._limits(budgets, start)
         solver = start.solver(self, limits, seed)
-        record = {"method": self.method, "kernel": self.kernel_name, "seed": seed}
+        record: dict[str, Any] = {"method": self.method, "kernel": self.kernel_name, "seed": seed}
         record |= {"objective": self.options.objective, "relative_to": self.options.relative_to}
         record |= {"start": start.name, **solver.arguments()}
         latency = self.options.latency
-        asked = {"budgets": list(budgets), "refinement": refinement}
+        asked: dict[str, Any] = {"budgets": list(budgets), "refinement": refinement}
         asked |= {"method_options": self.method_options, "kernel_options": self.kernel_options}
         asked |= {"latency": latency and latency.to_dict()}
         with opened(journal) as kept, frozen(self.model, start.checkpoint):
@@ -153,7 +153,7 @@ class Problem:
         cost = self.costs["flops"]
         full = cost.full(self.n_visual, self.n_text).double()
         text = cost.text_only(self.n_text).double()
-        facts = {"model_type": self.model_type, "num_layers": self.layers}
+        facts: dict[str, Any] = {"model_type": self.model_type, "num_layers": self.layers}
         facts |= {"n_visual": self.tokens, "samples": self.samples, "versions": versions()}
         return {**facts, "full_flops": float(full.mean()), "text_flops": float(text.mean())}
 

@@ -71,7 +71,8 @@ def _spent(evaluators: Sequence[Evaluator]) -> int:
 
 def _fitted(evaluators: Sequence[Evaluator]) -> Surrogate:
     """The surrogate of all measurements at all budgets."""
-    schedules, losses = [], []
+    schedules: list[Schedule] = []
+    losses: list[float] = []
     for evaluator in evaluators:
         schedules += evaluator.records
         losses += map(evaluator.loss, evaluator.records.values())
