@@ -1,6 +1,6 @@
 """What a frontier costs, in seconds and in forward passes.
 
-One amortised search is compared with a grid of 700 configurations.
+One search with start="shared" is compared with a grid of 700 configurations.
 
     python -m benchmarks.frontier_cost --model testbed-llava --output frontier_cost.json
 
