@@ -120,36 +120,40 @@ class Descent:
                 for step in range(begin, min(begin + inner, steps)):
                     number = next(order)
                     slacks = limit.slacks(kernel()).detach()
-                    asked = {"budget": limit.value, "step": step, "batch": number, "theta": digest_tensors(kernel.theta),
-                             "multiplier": lagrangian.multiplier, "penalty": lagrangian.penalty}
-                    make = partial(self._step, pruner, problem.prepared[number], limit, lagrangian, step)
+                    at = {"budget": limit.value, "step": step}
+                    asked = {**at, "batch": number, "theta": digest_tensors(kernel.theta)}
+                    asked |= {"multiplier": lagrangian.multiplier, "penalty": lagrangian.penalty}
+                    batch = problem.prepared[number]
+                    make = partial(self._step, pruner, batch, limit, lagrangian, step)
                     found = evaluator.journal.recall(asked, make)
                     kernel.theta.grad = decode_tensor(found["gradient"], kernel.theta)
                     norm = float(kernel.theta.grad.norm())
                     optimizer.step()
                     schedule.step()
-                    seen += total(len(problem.prepared[number]))
+                    seen += total(len(batch))
                     if problem.callback:
-                        problem.callback({
-                            "budget": limit.value, "step": step, "steps": steps, "loss": found["loss"],
-                            "slack": float(slacks.min()), "slacks": slacks.tolist(),
-                            "violation": float(lagrangian.violations(slacks).max()),
-                            "multiplier": max(lagrangian.multiplier), "penalty": max(lagrangian.penalty),
-                            "gradient": norm, **kernel.describe()})
+                        report = {**at, "steps": steps, "loss": found["loss"], "gradient": norm}
+                        report |= {"slack": float(slacks.min()), "slacks": slacks.tolist()}
+                        report |= {"violation": float(lagrangian.violations(slacks).max())}
+                        report |= {"multiplier": max(lagrangian.multiplier)}
+                        report |= {"penalty": max(lagrangian.penalty), **kernel.describe()}
+                        problem.callback(report)
             lagrangian.update(limit.slacks(kernel()).detach())
             # What is left of the violation costs no forward pass to remove.
             fit_budget(kernel, limit)
             ratios = kernel.settled()
             if limit.reachable(ratios):
-                evaluator.losses({tuple(limit.harden(r)) for r in (ratios, without_small_drops(ratios))})
+                both = ratios, without_small_drops(ratios)
+                evaluator.losses({tuple(limit.harden(r)) for r in both})
         return seen
 
-    def _step(self, pruner: Masking, batch: PreparedBatch, limit: Limit, lagrangian: AugmentedLagrangian,
-              step: int) -> dict:
+    def _step(self, pruner, batch, limit: Limit, lagrangian: AugmentedLagrangian, step: int) -> dict:
         """All that a step costs: the objective, and the augmented Lagrangian's gradient."""
         ratios = self.kernel()
+        whole = to_whole_tokens(ratios, limit.tokens)
+        objective = self.problem.options.objective
         with during(f"budget {limit.value!r}, step {step}"):
-            value = mean_loss(pruner, batch, to_whole_tokens(ratios, limit.tokens), step, self.problem.options.objective)
+            value = mean_loss(pruner, batch, whole, step, objective)
             slacks = limit.slacks(ratios)
             # The objective is a sum over the processes. The constraint is one part of it, and each
             # process has it.
@@ -184,21 +188,23 @@ def choose_start(kernel: Kernel, limit: Limit, evaluator: Evaluator, seed: int) 
     thetas = [theta for theta in every if limit.reachable(kernel.settled(theta))] or every
     hardened = [harden_theta(kernel, theta, limit) for theta in thetas]
     evaluator.losses(hardened[:1])
-    race(evaluator, hardened[1:], 2, generator=torch.Generator().manual_seed(seed))
+    race(evaluator, hardened[1:], torch.Generator().manual_seed(seed))
     kernel.theta.data.copy_(thetas[hardened.index(evaluator.best)])
     fit_budget(kernel, limit)
 
 
-def race(evaluator: Evaluator, schedules: Sequence[Schedule], winners: int, share: float = 0.125, *,
-         generator: torch.Generator) -> None:
-    """Measure in full the few schedules that beat the best so far on a random part of the data."""
+def race(evaluator: Evaluator, schedules: Sequence[Schedule], generator: torch.Generator) -> None:
+    """Measure in full the two schedules that beat the best so far by most on an eighth of the data.
+
+    The part of the data is drawn at random. Fewer are measured if fewer are better.
+    """
     best = evaluator.best
     new = [schedule for schedule in dict.fromkeys(schedules) if schedule not in evaluator.records]
     count = len(evaluator.prepared)
-    part = torch.randperm(count, generator=generator)[: max(1, round(share * count))].tolist()
+    part = torch.randperm(count, generator=generator)[: max(1, round(count / 8))].tolist()
     losses = dict(zip([best, *new], evaluator.losses([best, *new], part), strict=True))
-    better = sorted((schedule for schedule in new if losses[schedule] < losses[best]), key=losses.__getitem__)
-    evaluator.losses(better[:winners])
+    better = [schedule for schedule in new if losses[schedule] < losses[best]]
+    evaluator.losses(sorted(better, key=losses.__getitem__)[:2])
 
 
 def harden_theta(kernel: Kernel, theta: Tensor, limit: Limit) -> Schedule:

@@ -222,14 +222,7 @@ def draw_budgets(
     return low + (high - low) * places / samples
 
 
-def _step(
-    problem: Problem,
-    predictor: RatioPredictor,
-    pruner: Masking,
-    batch: PreparedBatch,
-    budgets: Tensor,
-    step: int,
-) -> dict:
+def _step(problem: Problem, predictor, pruner, batch, budgets: Tensor, step: int) -> dict:
     """All that a step costs: the mean divergence, the loss, and the gradients."""
     cost = problem.costs["flops"]
     own = budgets[rank() :: processes()]
