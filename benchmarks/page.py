@@ -16,7 +16,7 @@ from typing import Any
 
 from vispco.utils.files import read_json, write_text
 from vispco.plot.figure import COLOURS, MARKERS, percents, render, require_matplotlib
-from tests.reproduction.report import markdown
+from tests.reproduction.markdown import markdown
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FOLDER = "how-much-time-it-saves.md", Path("results", "benchmarks")

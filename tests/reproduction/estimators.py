@@ -1,19 +1,21 @@
 """Bias and variance of the gradient estimators, against exact differences of the hard loss.
 
-    python -m tests.reproduction.estimators --model testbed-llava --method fastv --seed 0 --output FOLDER
+    python -m tests.reproduction.estimators --model testbed-llava --seed 0 --output FOLDER
 
-Coordinates. A schedule is a list of drops d_p >= 0, the tokens that leave before layer p: k_i = N - sum of d_p, p <= i.
-In keep counts k_i the loss has kinks: where k_i = k_{i-1}, one token more changes nothing (it is gone already), one
-less means one less in all later layers of the plateau too, and no gradient in k can say both. In drops every direction
-is a schedule, and the loss has a slope in each: two-sided where d_p > 0, to the right where d_p = 0.
+Coordinates. A schedule is a list of drops d_p >= 0, the tokens that leave before layer p: k_i = N -
+sum of d_p, p <= i. In keep counts k_i the loss has kinks: where k_i = k_{i-1}, one token more
+changes nothing (it is gone already), one less means one less in all later layers of the plateau
+too, and no gradient in k can say both. In drops every direction is a schedule, and the loss has a
+slope in each: two-sided where d_p > 0, to the right where d_p = 0.
 
-Truth. With k_i rounded at random to the whole numbers around it (E k_i = k_i), the expected loss is piecewise linear,
-and its slope in d_p is the difference KL(d + e_p) - KL(d), measured here in whole tokens, in the deployed forward pass:
-[KL(d + h e_p) - KL(d - h e_p)] / 2h, h = 1, 4, 8 tokens (to the right where d_p < h). One token is what "gradient"
-means literally; 4 and 8 are what an optimiser moves by.
+Truth. With k_i rounded at random to the whole numbers around it (E k_i = k_i), the expected loss is
+piecewise linear, and its slope in d_p is the difference KL(d + e_p) - KL(d), measured here in whole
+tokens, in the deployed forward pass: [KL(d + h e_p) - KL(d - h e_p)] / 2h, h = 1, 4, 8 tokens (to
+the right where d_p < h). One token is what "gradient" means literally; 4 and 8 are what an
+optimiser moves by.
 
-What matters to a search on a budget is the part of the gradient along it: the component along the gradient of the
-FLOPs (in drops) is taken out of truth and estimates alike.
+What matters to a search on a budget is the part of the gradient along it: the component along the
+gradient of the FLOPs (in drops) is taken out of truth and estimates alike.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -36,32 +37,9 @@ from vispco.pruning import Dropping, Masking
 from vispco.registry import adapter_for, build_method
 from vispco.ste import build_estimator
 from vispco.calibration import frozen, kl_divergence, prepare, shapes, run_teacher
-from .gradients import central_difference, score_function
-
-REACHES = (1, 4, 8)  # h, in tokens
-BATCH = 16
-
-#: label -> options of `build_estimator`, or (function, options) of those without a backward pass; spreads in tokens.
-CANDIDATES: dict[str, dict | tuple[Callable, dict]] = {
-    "paper": {"name": "paper"},
-    "paper, clipped": {"name": "paper", "clip": True},
-    **{f"paper, clipped, sigma {s}": {"name": "paper", "clip": True, "sigma": float(s)} for s in (1, 3)},
-    **{f"paper, clipped, T {t}": {"name": "paper", "clip": True, "temperature": t} for t in (.02, .5)},
-    "paper, clipped, log-minmax": {"name": "paper", "clip": True, "normalisation": "log-minmax"},
-    "rank": {"name": "rank"},
-    "rank, unclipped": {"name": "rank", "clip": False},
-    **{f"rank, T {t}": {"name": "rank", "temperature": t} for t in (.02, .05, .2, .5, 1.)},
-    **{f"rank, sigma {s}": {"name": "rank", "sigma": float(s)} for s in (3, 10)},
-    **{f"gumbel, noise {n}": {"name": "gumbel", "noise": n} for n in (.3, 1.)},
-    "perturbed, noise 0.1": {"name": "perturbed", "noise": 0.1},
-    **{f"boundary {r}": {"name": "boundary", "reach": r} for r in (1, 4, 8)},
-    **{f"fractional {r}": {"name": "fractional", "reach": float(r)} for r in (1, 4)},
-    **{f"fractional {r}, midpoint": {"name": "fractional", "reach": float(r), "midpoint": True} for r in (4, 8)},
-    **{f"REINFORCE, spread {s}": (score_function, {"spread": float(s), "draws": 3}) for s in (2, 4)},
-    **{f"SPSA, spread {s}": (central_difference, {"spread": float(s)}) for s in (2, 4)},
-}
-STEPPED = {"truth on a batch, h = 4", "paper", "paper, clipped", "rank", "rank, T 0.2", "boundary 1", "fractional 1",
-           "REINFORCE, spread 4", "SPSA, spread 4"}
+from .estimator_candidates import BATCH, CANDIDATES, REACHES, STEPPED
+from .estimator_scores import compare, cosine, table
+from .gradients import central_difference
 
 
 class Ground:
@@ -144,14 +122,18 @@ class Ground:
         return slopes - (slopes @ normal)[..., None] * normal
 
     def stepped(self, direction: Tensor, tokens: float = 8.0) -> Tensor:
-        """The schedule after a step down `direction` (P,) that moves so many tokens in all, back on the budget."""
+        """The schedule after a step down `direction` (P,) that moves so many tokens in all, back on
+        the budget.
+        """
         drops = (self.drops - tokens * direction / direction.abs().sum()).clamp(min=0)
         counts = torch.tensor(self.limit.harden(self.counts(drops) / self.tokens)) * self.tokens
         return -counts.double().diff(prepend=counts.new_full((1,), self.tokens))[self.first:].round()
 
 
 def schedules(layers: int, first: int) -> dict[str, tuple[float, Tensor]]:
-    """{label: (budget, keep ratios before hardening)}: early and late drops, and a drop at every layer."""
+    """{label: (budget, keep ratios before hardening)}: early and late drops, and a drop at every
+    layer.
+    """
     i = torch.arange(layers)
     middle = layers // 2
     return {
@@ -162,46 +144,11 @@ def schedules(layers: int, first: int) -> dict[str, tuple[float, Tensor]]:
     }
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
-
-
-def compare(ground: Ground, gradients: Tensor, truths: dict[int, Tensor], cost: float, seed: int,
-            steps: int = 0) -> dict:
-    """Bias and spread of gradients (questions, P), along the budget. Numbers that refer to a truth are keyed by its h.
-
-    cost: passes a question. A batch costs what `BATCH` questions forward and backward (3 passes each) do.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    flat = ground.tangent(gradients)
-    mean, size = flat.mean(0), round(3 * BATCH / cost)
-
-    def batches(count: int) -> Tensor:  # (200, P), of questions drawn anew
-        return torch.stack([flat[torch.randint(len(flat), (count,), generator=generator)].mean(0) for _ in range(200)])
-
-    one, ten = batches(size), batches(10 * size)
-    spread = (one - mean).pow(2).sum(-1).mean().sqrt()
-    row: dict = {}
-    for reach, slopes in truths.items():
-        truth = ground.tangent(slopes).mean(0)
-        for name, value in {
-                "cosine off the budget": cosine(gradients.mean(0), slopes.mean(0)), "cosine": cosine(mean, truth),
-                "cosine of a batch": cosine(one, truth).mean(), "cosine of ten batches": cosine(ten, truth).mean(),
-                "scale": mean @ truth / (truth @ truth), "bias": (mean - truth).norm() / truth.norm(),
-                "std": spread / truth.norm(), "descends": (one @ truth > 0).double().mean()}.items():
-            row.setdefault(name, {})[str(reach)] = float(value)
-    if steps:
-        some = slice(6)
-        now = ground.kl(ground.drops, some).mean()
-        after = torch.stack([ground.kl(ground.stepped(g), some).mean() for g in one[:steps]])
-        row |= {"steps that lower the KL": float((after < now).double().mean()),
-                "KL after a step": float((after / now).mean())}
-    return row
-
-
 def study(model_name: str, method: str, seed: int, questions: int, only: str | None = None, steps: int = 8,
           report: Callable[[str], None] = print) -> dict:
-    """Everything, JSON-ready: {"schedules": {label: {...}}, "estimators": {label: {schedule: {...}}}}."""
+    """Everything, JSON-ready: {"schedules": {label: {...}}, "estimators": {label: {schedule:
+    {...}}}}.
+    """
     started = time.process_time()
     model, _ = testbed.load(model_name)
     scorer = build_method(method)
@@ -225,7 +172,8 @@ def study(model_name: str, method: str, seed: int, questions: int, only: str | N
                 "along the budget": {str(reach): mean.tolist() for reach, mean in means.items()},
                 "cosine of h = 1 with": {str(reach): float(cosine(means[1], mean)) for reach, mean in means.items()}}
             report(f"{label}: {counts}, {time.process_time() - started:.0f} s")
-            own = {"truth on a batch, h = 4": (truths[4], 3.0)}  # at 2 P + 1 passes a question: a limit, no competitor
+            # It takes 2 P + 1 passes a question: a limit, no competitor.
+            own = {"truth on a batch, h = 4": (truths[4], 3.0)}
             for name, candidate in CANDIDATES.items():
                 if only is None or only in name:
                     passes = 2.0 if not isinstance(candidate, dict) and candidate[0] is central_difference else 3.0
@@ -233,31 +181,10 @@ def study(model_name: str, method: str, seed: int, questions: int, only: str | N
             for name, (gradients, passes) in own.items():
                 row = compare(ground, gradients, truths, passes, seed, steps * (name in STEPPED))
                 found["estimators"].setdefault(name, {})[label] = row
-                report(f"  {name:36} cosine {row['cosine']['4']:5.2f}, of a batch {row['cosine of a batch']['4']:5.2f}")
+                score, of_batch = row["cosine"]["4"], row["cosine of a batch"]["4"]
+                report(f"  {name:36} cosine {score:5.2f}, of a batch {of_batch:5.2f}")
     found["seconds"] = round(time.process_time() - started, 1)
     return found
-
-
-def table(found: dict) -> str:
-    """Markdown: each estimator's mean over the schedules, then every schedule's cosines."""
-    def rows(head: list[str], body: list[list[str]]) -> str:
-        return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
-
-    columns = [("cosine", "1"), ("cosine", "4"), ("cosine", "8"), ("cosine of a batch", "4"),
-               ("cosine of ten batches", "4"), ("scale", "4"), ("bias", "4"), ("std", "4"), ("descends", "4")]
-    real = ["steps that lower the KL", "KL after a step"]
-    means, single = [], []
-    for name, by_schedule in found["estimators"].items():
-        measured = list(by_schedule.values())
-        means.append([name, *(f"{fmean(row[c][h] for row in measured):.2f}" for c, h in columns),
-                      *(f"{fmean(row[c] for row in measured):.3f}" if c in measured[0] else "" for c in real)])
-        single.append([name, *(f"{row['cosine']['4']:.2f} / {row['cosine of a batch']['4']:.2f}" for row in measured)])
-    return "\n\n".join([
-        f"Gradient estimators on {found['model']}, {found['method']}, {found['questions']} questions, seed "
-        f"{found['seed']}; along the budget, against differences over h tokens, mean over the schedules.",
-        rows(["estimator", *(f"{c}, h = {h}" for c, h in columns), *real], means),
-        "Cosine of the mean gradient / of a batch's, h = 4, by schedule.",
-        rows(["estimator", *found["schedules"]], single)]) + "\n"
 
 
 def main() -> None:

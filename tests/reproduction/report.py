@@ -14,6 +14,7 @@ from vispco.utils.version import versions
 
 from . import beside, figures, paper, tables
 from .claims import CLAIMS
+from .markdown import markdown
 from .sizes import SIZES, Size
 
 PAGE = "README.md"
@@ -158,19 +159,4 @@ def _how(result: dict) -> str:
         "questions; "
         f"{result['machine']}; torch {result['versions']['torch']}, transformers "
         f"{result['versions']['transformers']}."
-    )
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; bars within cells are written as slashes.
-
-    >>> print(markdown(["a", "b"], [[1, "x"]]))
-    | a | b |
-    | --- | --- |
-    | 1 | x |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in line) + " |"
-        for line in lines
     )
