@@ -52,6 +52,8 @@ class Gradient:
     name: ClassVar[str] = "gradient"
     #: Whether it answers other budgets afterwards.
     any_budget: ClassVar[bool] = False
+    #: Whether it takes the budgets from the largest down.
+    largest_first: ClassVar[bool] = True
 
     steps: int = 20
     learning_rate: float = 0.2

@@ -146,7 +146,7 @@ class Problem:
         def slack(limit: Limit) -> float:
             return float(limit.slack(full))
 
-        return sorted(map(self.limit, budgets), key=slack, reverse=not start.any_budget)
+        return sorted(map(self.limit, budgets), key=slack, reverse=start.largest_first)
 
     def _facts(self) -> dict[str, Any]:
         """What a frontier records of the model and the calibration data."""
@@ -164,6 +164,7 @@ class Ramp:
 
     name: ClassVar[str] = "ramp"
     any_budget: ClassVar[bool] = False
+    largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
     propose: ClassVar[None] = None
 

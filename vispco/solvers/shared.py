@@ -54,6 +54,8 @@ class Shared:
     name: ClassVar[str] = "shared"
     #: Whether it answers other budgets afterwards.
     any_budget: ClassVar[bool] = True
+    #: Whether it takes the budgets from the largest down.
+    largest_first: ClassVar[bool] = False
 
     steps: int = 200
     learning_rate: float = 0.1
@@ -127,7 +129,7 @@ class Learned:
 
     name = "learned"
     any_budget = True
-    checkpoint = False
+    largest_first = checkpoint = False
     propose = None
 
     def __init__(self, problem: Problem, predictor: RatioPredictor, train: partial[int]):
