@@ -86,12 +86,20 @@ def check_budget(budget: Any) -> None:
     for name, value in budget.items():
         if name not in LIMITS:
             hint = did_you_mean(name, LIMITS)
-            raise ValueError(f"a budget cannot limit {name!r}: {hint}expected some of {', '.join(LIMITS)}")
+            raise ValueError(
+                f"a budget cannot limit {name!r}: {hint}expected some of {', '.join(LIMITS)}"
+            )
         parse_budget(value, LIMITS[name])
 
 
-def limit_for(budget: float | str | Mapping, costs: Mapping, n_visual: Tensor, n_text: Tensor, first_layer: int = 1,
-              relative_to: str = "prunable") -> Limit:
+def limit_for(
+    budget: float | str | Mapping,
+    costs: Mapping,
+    n_visual: Tensor,
+    n_text: Tensor,
+    first_layer: int = 1,
+    relative_to: str = "prunable",
+) -> Budget:
     """The limit that a budget stands for: a `Budget` of FLOPs, or the `Joint` of a dict of several.
 
     costs: {name in LIMITS: cost}. The other arguments and the errors are those of `Budget`.
@@ -112,37 +120,66 @@ def limit_for(budget: float | str | Mapping, costs: Mapping, n_visual: Tensor, n
     return Joint({name: single(budget[name], name) for name in LIMITS if name in budget})
 
 
-class Limit:
-    """What a schedule must stay within, for prompts of known shapes.
+class Budget:
+    """One budget for prompts of known shapes.
 
-    value: the budget as asked for, JSON-ready. n_visual, n_text: (shapes,) tokens of the prompts.
-    tokens: visual tokens of the largest prompt; whole tokens are counted out of these.
-    layers: of the schedules. first_layer: the first layer whose input may be pruned.
+    cost: a cost model (`vispco.flops.Cost`). n_visual, n_text: (samples,) tokens of each prompt.
+    first_layer: the first layer whose input may be pruned.
+    relative_to: what a share is of, "prunable" or "total".
+
+    value: the budget as asked for. tokens: visual tokens of the largest prompt; whole tokens are
+        counted out of these. layers: of the decoder.
+    full, text, limit: (shapes,) cost of the full model, of the text alone, and the most allowed.
+
+    Raises ValueError if the budget is malformed; if it is below what dropping every token from
+    `first_layer` on costs (the message names the reachable range); or if pruning saves nothing of
+    a prompt.
     """
 
-    def __init__(self, value: Any, n_visual: Tensor, n_text: Tensor, layers: int, first_layer: int):
-        self.value = value
-        self.n_visual, self.n_text = n_visual, n_text
-        self.layers, self.first_layer = layers, first_layer
-        self.tokens = int(n_visual.max())
-
-    def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, are within the limit for every
-        sample: (C,) bool."""
-        raise NotImplementedError
-
-    def slacks(self, ratios: Tensor) -> Tensor:
-        """What each constraint leaves (..., m), differentiable in the keep ratios (..., L).
-        Negative: exceeded."""
-        raise NotImplementedError
-
-    def share(self, counts: Sequence[int]) -> float:
-        """Share of the prunable cost of the costliest sample (0 text only, 1 full)."""
-        raise NotImplementedError
-
-    def holds(self, counts: Sequence[int]) -> bool:
-        """Whether no sample exceeds the limit when `counts[i]` of `tokens` enter layer i."""
-        return bool(self.fits(torch.tensor([counts])))
+    def __init__(
+        self,
+        budget: float | str,
+        cost,
+        n_visual: Tensor,
+        n_text: Tensor,
+        first_layer: int = 1,
+        relative_to: str = "prunable",
+    ):
+        if relative_to not in ("prunable", "total"):
+            raise ValueError(f"relative_to must be 'prunable' or 'total', got {relative_to!r}")
+        shapes = torch.stack([n_visual, n_text], 1)[n_visual > 0].unique(dim=0)
+        self.n_visual, self.n_text = shapes.unbind(1)
+        self.cost, self.layers = cost, cost.dimensions.layers
+        self.value: Any = budget
+        self.first_layer = first_layer
+        self.tokens = int(self.n_visual.max())
+        self.full = self._costs(self.everything)
+        self.text = cost.text_only(self.n_text).double()
+        value, absolute = parse_budget(budget, cost.unit)
+        if flat := (self.full <= self.text).nonzero()[:, 0].tolist():
+            prompt = f"{self.n_visual[flat[0]]} visual tokens beside {self.n_text[flat[0]]} of text"
+            raise ValueError(
+                f"{prompt} cost no {cost.unit}, so that pruning saves none: leave this limit out"
+            )
+        floor = self.text if relative_to == "prunable" else torch.zeros_like(self.text)
+        if absolute:
+            self.limit = torch.full_like(self.full, value)
+        elif value == 1:
+            # Exactly the full model, to the bit.
+            self.limit = self.full
+        else:
+            self.limit = floor + value * (self.full - floor)
+        if not self.holds(self.least):
+            lowest = self._costs(self.least)
+            share = math.ceil(float(((lowest - floor) / (self.full - floor)).max()) * 1e4) / 1e4
+            reach = f"{share:g} to 1"
+            if absolute:
+                reach = f"{float(lowest.max()):.4g} to {float(self.full.max()):.4g} {cost.unit}"
+            raise ValueError(
+                f"budget {budget!r} cannot be reached: with every visual token dropped from layer "
+                f"{first_layer} on (the first that this method can prune), the reachable range is "
+                f"{reach}"
+            )
 
     @property
     def everything(self) -> list[int]:
@@ -154,104 +191,55 @@ class Limit:
         """The cheapest counts: no visual token from `first_layer` on."""
         return [self.tokens] * self.first_layer + [0] * (self.layers - self.first_layer)
 
-    def slack(self, ratios: Tensor) -> Tensor:
-        """The least of the slacks (...), differentiable in the keep ratios (..., L)."""
-        return self.slacks(ratios).min(-1).values
-
-    def reachable(self, ratios: Tensor) -> bool:
-        """Whether a schedule (L,) can keep its form: it fits once all is dropped wherever anything
-        is."""
-        everything_dropped = schedule.stretch(ratios.double(), 1e9)
-        return self.holds(schedule.nearest_tokens(everything_dropped, self.tokens))
-
-    def harden(self, ratios: Tensor) -> list[float]:
-        """Keep ratios (L,) in whole tokens, never above the limit and as close below it as whole
-        tokens allow.
-
-        See `vispco.schedule.harden`.
-
-        >>> from vispco.flops import CostModel, Dimensions
-        >>> cost = CostModel(Dimensions(3, 8, 2, 2, 4, 16, 10))
-        >>> limit = Budget(0.5, cost, torch.tensor([16]), torch.tensor([4]))
-        >>> counts = [round(r * 16) for r in limit.harden(torch.tensor([1.0, 0.4, 0.2]))]
-        >>> counts, limit.holds(counts), limit.holds([16, 6, 4]), limit.holds([16, 7, 3])
-        ([16, 6, 3], True, False, False)
-        """
-        return schedule.harden(ratios, self)
-
-
-class Budget(Limit):
-    """One budget for samples of known shapes.
-
-    cost: a cost model (`vispco.flops.Cost`). n_visual, n_text: (samples,) tokens of each prompt.
-    first_layer: the first layer whose input may be pruned. relative_to: what a share is of,
-    "prunable" or "total".
-    full, text, limit: (shapes,) cost of the full model, of the text alone, and the most that is
-    allowed.
-
-    Raises ValueError if the budget is malformed; if it is below what dropping every token from
-    `first_layer` on costs (the message names the reachable range); or if pruning saves nothing of a
-    sample.
-    """
-
-    def __init__(self, budget: float | str, cost, n_visual: Tensor, n_text: Tensor, first_layer: int = 1,
-                 relative_to: str = "prunable"):
-        if relative_to not in ("prunable", "total"):
-            raise ValueError(f"relative_to must be 'prunable' or 'total', got {relative_to!r}")
-        shapes = torch.stack([n_visual, n_text], 1)[n_visual > 0].unique(dim=0)
-        super().__init__(budget, shapes[:, 0], shapes[:, 1], cost.dimensions.layers, first_layer)
-        self.cost = cost
-        self.full = self._costs(self.everything)
-        self.text = cost.text_only(self.n_text).double()
-        value, absolute = parse_budget(budget, cost.unit)
-        if flat := (self.full <= self.text).nonzero()[:, 0].tolist():
-            prompt = f"{self.n_visual[flat[0]]} visual tokens beside {self.n_text[flat[0]]} of text"
-            raise ValueError(f"{prompt} cost no {cost.unit}, so that pruning saves none: leave this limit out")
-        floor = self.text if relative_to == "prunable" else torch.zeros_like(self.text)
-        if absolute:
-            self.limit = torch.full_like(self.full, value)
-        elif value == 1:
-            # Exactly the full model, to the bit.
-            self.limit = self.full
-        else:
-            self.limit = floor + value * (self.full - floor)
-        if not self.holds(self.least):
-            reach = self._reachable_range(floor, absolute)
-            raise ValueError(
-                f"budget {budget!r} cannot be reached: with every visual token dropped from layer "
-                f"{first_layer} on (the first that this method can prune), the reachable range is "
-                f"{reach}"
-            )
-
-    def _reachable_range(self, floor: Tensor, absolute: bool) -> str:
-        lowest = self._costs(self.least)
-        if absolute:
-            return f"{float(lowest.max()):.4g} to {float(self.full.max()):.4g} {self.cost.unit}"
-        share = float(((lowest - floor) / (self.full - floor)).max())
-        return f"{math.ceil(share * 1e4) / 1e4:g} to 1"
-
     def _costs(self, counts: Sequence[int] | Tensor) -> Tensor:
-        """Costs (..., shapes) of whole counts (..., L) out of `tokens`, with each sample's own
-        whole tokens."""
+        """Costs (..., shapes) of whole counts (..., L), out of `tokens`, at every prompt."""
         ratios = torch.as_tensor(counts, dtype=torch.float64)[..., None, :] / self.tokens
         own = whole_tokens(ratios, self.n_visual[:, None])
         return self.cost(own, self.n_visual, self.n_text).double()
 
     def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no sample's budget: (C,)
-        bool."""
+        """Which schedules of whole tokens (C, L) are within the budget at every prompt: (C,)."""
         return (self._costs(counts) <= self.limit).all(-1)
 
+    def holds(self, counts: Sequence[int]) -> bool:
+        """Whether no prompt exceeds the budget when `counts[i]` of `tokens` enter layer i."""
+        return bool(self.fits(torch.tensor([counts])))
+
     def slacks(self, ratios: Tensor) -> Tensor:
-        """(..., 1): the least (B - F) / (prunable cost) over the samples, differentiable in the
-        keep ratios (..., L)."""
+        """What each constraint leaves of schedules (..., L): (..., m), negative where exceeded.
+
+        The least (B - F) / (prunable cost) over the prompts, differentiable in the keep ratios.
+        """
         counts = ratios.double()[..., None, :] * self.n_visual[:, None]
         left = self.limit - self.cost(counts, self.n_visual, self.n_text)
         return (left / (self.full - self.text)).min(-1, keepdim=True).values
 
+    def slack(self, ratios: Tensor) -> Tensor:
+        """The least of the slacks (...), differentiable in the keep ratios (..., L)."""
+        return self.slacks(ratios).min(-1).values
+
     def share(self, counts: Sequence[int]) -> float:
-        """Share of the prunable cost of the costliest sample (0 text only, 1 full)."""
+        """Share of the prunable cost of the costliest prompt (0 text only, 1 full)."""
         return float(((self._costs(counts) - self.text) / (self.full - self.text)).max())
+
+    def reachable(self, ratios: Tensor) -> bool:
+        """Whether a schedule (L,) can keep its form: all its drops, made larger, fit at last."""
+        everything_dropped = schedule.stretch(ratios.double(), 1e9)
+        return self.holds(schedule.nearest_tokens(everything_dropped, self.tokens))
+
+    def harden(self, ratios: Tensor) -> list[float]:
+        """Keep ratios (L,) in whole tokens: never above the budget, as close below it as can be.
+
+        See `vispco.schedule.harden`.
+
+        >>> from vispco.flops import CostModel, Dimensions
+        >>> cost = CostModel(Dimensions(3, 8, 2, 2, 4, 16, 10))
+        >>> budget = Budget(0.5, cost, torch.tensor([16]), torch.tensor([4]))
+        >>> counts = [round(r * 16) for r in budget.harden(torch.tensor([1.0, 0.4, 0.2]))]
+        >>> counts, budget.holds(counts), budget.holds([16, 6, 4]), budget.holds([16, 7, 3])
+        ([16, 6, 3], True, False, False)
+        """
+        return schedule.harden(ratios, self)
 
 
 class Joint(Budget):
@@ -274,16 +262,18 @@ class Joint(Budget):
         self.limits = dict(limits)
         first, *others = self.limits.values()
         for other in others:
-            same_samples = torch.equal(first.n_visual, other.n_visual) and torch.equal(first.n_text, other.n_text)
-            if not same_samples or (first.layers, first.first_layer) != (other.layers, other.first_layer):
-                raise ValueError("the budgets of a Joint must be for the same samples, layers and first layer")
+            same = (first.layers, first.first_layer) == (other.layers, other.first_layer)
+            same = same and torch.equal(first.n_visual, other.n_visual)
+            if not same or not torch.equal(first.n_text, other.n_text):
+                raise ValueError(
+                    "the budgets of a Joint must be for the same samples, layers and first layer"
+                )
         # A Joint is its first budget, with the others beside it.
         vars(self).update(vars(first))
         self.value = {name: limit.value for name, limit in self.limits.items()}
 
     def fits(self, counts: Tensor) -> Tensor:
-        """Which schedules of whole tokens (C, L), out of `tokens`, exceed no budget of any sample:
-        (C,) bool."""
+        """Which schedules of whole tokens (C, L) are within each budget at every prompt: (C,)."""
         return torch.stack([limit.fits(counts) for limit in self.limits.values()]).all(0)
 
     def slacks(self, ratios: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Every way onto a budget is a bisection along a path on which the cost only rises
     lower      r' = max(0, r - t), or s r          all ratios less
     cut        r' = r ** gamma                     a schedule that ends with nothing keeps its zeros
 
-`limit` below is anything like `vispco.budget.Limit`.
+`limit` below is anything like `vispco.budget.Budget`.
 """
 
 from __future__ import annotations

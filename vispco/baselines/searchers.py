@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..budget import Budget, Limit
+from ..budget import Budget
 from ..config import PruningConfig
 from ..frontier import FrontierPoint
 from ..pareto import is_non_dominated
@@ -57,7 +57,7 @@ class EvaluationBudget:
 
 
 # ---- random --------------------------------------------------------------------------------------
-def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> list[PruningConfig]:
+def random_schedules(method: str, limit: Budget, count: int, seed: int = 0) -> list[PruningConfig]:
     """Random non-increasing schedules, each filled up to the budget in whole tokens.
 
     Drops are uniform on the simplex (the space of the `monotone` kernel), then scaled to the
@@ -66,7 +66,7 @@ def random_schedules(method: str, limit: Limit, count: int, seed: int = 0) -> li
     return [PruningConfig(method, schedule) for schedule in islice(_random(limit, seed), count)]
 
 
-def random_search(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
+def random_search(evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0) -> None:
     """Best of as many `random_schedules` as the passes pay for.
 
     Raises ValueError if they do not pay for one.
@@ -76,14 +76,14 @@ def random_search(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0
         evaluator.losses([schedule])
 
 
-def _random(limit: Limit, seed: int) -> Iterator[Schedule]:
+def _random(limit: Budget, seed: int) -> Iterator[Schedule]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         drops = torch.empty(limit.layers - limit.first_layer + 1, dtype=torch.float64)
         yield _filled(limit, drops.exponential_(generator=generator))
 
 
-def _filled(limit: Limit, drops: Tensor) -> Schedule:
+def _filled(limit: Budget, drops: Tensor) -> Schedule:
     """The schedule on the budget whose drops, before each layer and never, have these proportions.
 
     drops: (L - first_layer + 1,), see `vispco.schedule.to_drops`.
@@ -93,7 +93,7 @@ def _filled(limit: Limit, drops: Tensor) -> Schedule:
 
 # ---- optuna's searchers --------------------------------------------------------------------------
 def nsga2(
-    evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0, *, population: int = 20
+    evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0, *, population: int = 20
 ) -> None:
     """NSGA-II (Deb et al. 2002) with KL as its one objective: an elitist evolution, by optuna.
 
@@ -107,7 +107,7 @@ def nsga2(
     _minimise_loss(evaluator, limit, passes, "NSGAIISampler", options)
 
 
-def tpe(evaluator: Evaluator, limit: Limit, passes: int, seed: int = 0) -> None:
+def tpe(evaluator: Evaluator, limit: Budget, passes: int, seed: int = 0) -> None:
     """The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by optuna.
 
     Variables as of `nsga2`. The first 10 schedules are random; the others are drawn where those of
@@ -147,7 +147,7 @@ def nsga2_frontier(
     return [point for point, stays in zip(found, best, strict=True) if stays]
 
 
-def _suggested(trial, limit: Limit) -> Schedule:
+def _suggested(trial, limit: Budget) -> Schedule:
     """The schedule that a trial asks for."""
     x = [trial.suggest_float(f"x{i}", 0.0, 1.0) for i in range(limit.first_layer, limit.layers)]
     drops = -torch.log1p(-torch.tensor([*x, 0.0], dtype=torch.float64).clamp(max=1 - 1e-9))
@@ -155,7 +155,7 @@ def _suggested(trial, limit: Limit) -> Schedule:
 
 
 def _minimise_loss(
-    evaluator: Evaluator, limit: Limit, passes: int, sampler: str, options: dict
+    evaluator: Evaluator, limit: Budget, passes: int, sampler: str, options: dict
 ) -> None:
     def loss(trial) -> list[float]:
         return evaluator.losses([_suggested(trial, limit)])
@@ -196,7 +196,7 @@ def _optuna():
 # ---- greedy --------------------------------------------------------------------------------------
 def greedy_layers(
     evaluator: Evaluator,
-    limit: Limit,
+    limit: Budget,
     passes: int | None = None,
     seed: int = 0,
     *,
@@ -250,7 +250,7 @@ def greedy_layers(
             break
 
 
-def _chunks(limit: Limit, ratios: Tensor, target: float) -> dict[Schedule, float]:
+def _chunks(limit: Budget, ratios: Tensor, target: float) -> dict[Schedule, float]:
     """{schedule: its slack}, one for each layer before which tokens can still be dropped.
 
     Before that layer as few tokens are dropped as bring the slack to `target`, or all.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..alm import AugmentedLagrangian
-from ..budget import Limit
+from ..budget import Budget
 from ..calibration import PreparedBatch, during
 from ..kernels import Kernel
 from ..pruning import Masking
@@ -67,7 +67,7 @@ class Gradient:
             raise ValueError(f"steps must be at least 0 and inner at least 1, got {self.steps} and {self.inner}")
         build_estimator(self.estimator)
 
-    def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Descent:
+    def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Descent:
         """The descent on a problem. Raises ValueError for bad options of the constraint."""
         return Descent(self, problem, limits, seed)
 
@@ -75,7 +75,7 @@ class Gradient:
 class Descent:
     """Gradient descent on theta for every limit, one after the other."""
 
-    def __init__(self, options: Gradient, problem: Problem, limits: Sequence[Limit], seed: int):
+    def __init__(self, options: Gradient, problem: Problem, limits: Sequence[Budget], seed: int):
         self.options, self.problem, self.seed = options, problem, seed
         self.kernel: Kernel = problem.kernel
         self.lagrangians = [augmented_lagrangian(limit, options.constraint) for limit in limits]
@@ -87,7 +87,7 @@ class Descent:
         """What decides the result, for journal and frontier."""
         return asdict(self.options)
 
-    def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal) -> int:
+    def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal) -> int:
         """Measure the best schedules on the way.
 
         Returns the forward passes of the steps, a backward pass counting two.
@@ -103,7 +103,7 @@ class Descent:
             self.thetas.append(self.kernel.theta.detach().clone())
         return 3 * seen
 
-    def _descend(self, limit: Limit, evaluator: Evaluator, lagrangian: AugmentedLagrangian) -> int:
+    def _descend(self, limit: Budget, evaluator: Evaluator, lagrangian: AugmentedLagrangian) -> int:
         """Optimise the kernel's theta for one limit; returns the samples seen."""
         steps, inner = self.options.steps, self.options.inner
         kernel, problem = self.kernel, self.problem
@@ -149,7 +149,7 @@ class Descent:
                 evaluator.losses({tuple(limit.harden(r)) for r in both})
         return seen
 
-    def _step(self, pruner, batch, limit: Limit, lagrangian: AugmentedLagrangian, step: int) -> dict:
+    def _step(self, pruner, batch, limit: Budget, lagrangian: AugmentedLagrangian, step: int) -> dict:
         """All that a step costs: the objective, and the augmented Lagrangian's gradient."""
         ratios = self.kernel()
         whole = to_whole_tokens(ratios, limit.tokens)
@@ -173,14 +173,14 @@ def mean_loss(pruner: Masking, batch: PreparedBatch, ratios: Tensor, seed: int =
     return losses.sum() / total(len(losses))
 
 
-def augmented_lagrangian(limit: Limit, constraint: Mapping | None) -> AugmentedLagrangian:
+def augmented_lagrangian(limit: Budget, constraint: Mapping | None) -> AugmentedLagrangian:
     """The augmented Lagrangian of a limit's constraints, with the search's defaults."""
     constraints = len(limit.slacks(torch.ones(limit.layers)))
     defaults = {"num_constraints": constraints, "penalty": 100.0, "epsilon": 0.01}
     return AugmentedLagrangian(**{**defaults, **(constraint or {})})
 
 
-def choose_start(kernel: Kernel, limit: Limit, evaluator: Evaluator, seed: int) -> None:
+def choose_start(kernel: Kernel, limit: Budget, evaluator: Evaluator, seed: int) -> None:
     """Move a kernel to the best of where it is and its own starts, on the budget.
 
     Where the last budget ended may be a trap for a smaller one. The starts race on a part of the
@@ -209,19 +209,19 @@ def race(evaluator: Evaluator, schedules: Sequence[Schedule], generator: torch.G
     evaluator.losses(sorted(better, key=losses.__getitem__)[:2])
 
 
-def harden_theta(kernel: Kernel, theta: Tensor, limit: Limit) -> Schedule:
+def harden_theta(kernel: Kernel, theta: Tensor, limit: Budget) -> Schedule:
     """The schedule of `theta` in whole tokens, within the kernel's form as far as these allow."""
     ratios = kernel.settled(theta).double()
     fitted = _in_form(kernel, ratios[None], limit)
     return tuple(limit.harden(fitted[0] if len(fitted) else ratios))
 
 
-def _in_form(kernel: Kernel, ratios: Tensor, limit: Limit) -> Tensor:
+def _in_form(kernel: Kernel, ratios: Tensor, limit: Budget) -> Tensor:
     """Schedules (C, L) of a kernel brought onto the budget in the kernel's form."""
     return fit(ratios, limit, hold_cuts=kernel.stairs or kernel.free, lower=False)
 
 
-def formed(kernel: Kernel, thetas: Sequence[Tensor], limits: Sequence[Limit],
+def formed(kernel: Kernel, thetas: Sequence[Tensor], limits: Sequence[Budget],
            count: int = 256) -> Callable[[int, torch.Generator], Tensor]:
     """Candidates of a kernel that forms only some schedules: random steps in theta.
 
@@ -238,7 +238,7 @@ def formed(kernel: Kernel, thetas: Sequence[Tensor], limits: Sequence[Limit],
     return candidates
 
 
-def fit_budget(kernel: Kernel, limit: Limit, steps: int = 300, tolerance: float = 1e-3) -> None:
+def fit_budget(kernel: Kernel, limit: Budget, steps: int = 300, tolerance: float = 1e-3) -> None:
     """Move a kernel onto the budget by gradient on the FLOPs alone, which costs no forward pass."""
     optimizer = torch.optim.Adam([kernel.theta], 0.05)
     for _ in range(steps):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..budget import Limit
+from ..budget import Budget
 from ..calibration import PreparedBatch, during
 from ..config import PruningConfig
 from ..evaluate import Record, evaluate
@@ -42,7 +42,7 @@ class Evaluator:
         """The configuration with these keep ratios."""
         return PruningConfig(keep_ratios=schedule, **self.template)
 
-    def point(self, limit: Limit) -> FrontierPoint:
+    def point(self, limit: Budget) -> FrontierPoint:
         """The best schedule as a point of the frontier, within `limit`."""
         record = self.records[self.best]
         config = replace(self.config(self.best), flops=record.flops)

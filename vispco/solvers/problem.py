@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..budget import Limit, limit_for
+from ..budget import Budget, limit_for
 from ..calibration import check_objective, frozen, prepare, run_teacher, shapes
 from ..flops import CostModel, KVCacheMemory
 from ..frontier import FrontierPoint
@@ -83,13 +83,13 @@ class Problem:
         self.samples = total(sum(map(len, self.prepared)))
         self.model_type = self.adapter.config.model_type
 
-    def limit(self, budget: float | str | Mapping) -> Limit:
+    def limit(self, budget: float | str | Mapping) -> Budget:
         """The limit that a budget stands for, on the calibration data."""
         prompts = self.n_visual, self.n_text
         relative_to = self.options.relative_to
         return limit_for(budget, self.costs, *prompts, self.first_layer, relative_to)
 
-    def evaluator(self, limit: Limit, journal: Journal) -> Evaluator:
+    def evaluator(self, limit: Budget, journal: Journal) -> Evaluator:
         """An evaluator of schedules for one limit."""
         template: dict[str, Any] = {"method": self.method, "method_options": self.method_options}
         template |= {"model_type": self.model_type, "budget": limit.value}
@@ -136,14 +136,14 @@ class Problem:
         record |= {**self._facts(), "forward_passes": spent, "seconds": seconds}
         return points, record, solver
 
-    def _limits(self, budgets: Sequence, start: Any) -> list[Limit]:
+    def _limits(self, budgets: Sequence, start: Any) -> list[Budget]:
         """The limits of the budgets, in the order in which the start takes them."""
         is_one = isinstance(budgets, str | float | int | Mapping)
         if is_one or not (len(budgets) or start.any_budget):
             raise ValueError(f"budgets must be a sequence such as [0.2, 0.5, 0.8], got {budgets!r}")
         full = torch.ones(self.layers)
 
-        def slack(limit: Limit) -> float:
+        def slack(limit: Budget) -> float:
             return float(limit.slack(full))
 
         return sorted(map(self.limit, budgets), key=slack, reverse=start.largest_first)
@@ -172,7 +172,7 @@ class Ramp:
         """What decides the result, for journal and frontier."""
         return {}
 
-    def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Ramp:
+    def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Ramp:
         """This start itself. Raises ValueError for a kernel that cannot form every schedule."""
         if not problem.kernel.free:
             raise ValueError(
@@ -182,7 +182,7 @@ class Ramp:
         return self
 
     def run(
-        self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal
+        self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
     ) -> int:
         """Measure the ramp of every limit; returns 0, as all passes are the evaluators'."""
         for limit, evaluator in zip(limits, evaluators, strict=True):

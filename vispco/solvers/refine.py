@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget import Limit
+from ..budget import Budget
 from ..schedule import fit, from_drops, to_drops
 from .evaluator import Evaluator, Schedule
 from .surrogate import Surrogate
@@ -24,7 +24,7 @@ from .surrogate import Surrogate
 Propose = Callable[[int, torch.Generator], Tensor]
 
 
-def refine(evaluators: Sequence[Evaluator], limits: Sequence[Limit], rounds: int, seed: int = 0, *,
+def refine(evaluators: Sequence[Evaluator], limits: Sequence[Budget], rounds: int, seed: int = 0, *,
            passes: float = math.inf, propose: Propose | None = None,
            callback: Callable[[dict], Any] | None = None) -> None:
     """Improve on the best schedule of every budget, by up to `rounds` more schedules per budget.
@@ -79,7 +79,7 @@ def _fitted(evaluators: Sequence[Evaluator]) -> Surrogate:
     return Surrogate(torch.tensor(schedules), losses)
 
 
-def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Limit,
+def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Budget,
                     surrogate: Surrogate) -> tuple[float, Schedule | None]:
     """(expected improvement, schedule in whole tokens) of the best new candidate."""
     candidates = (candidates * limit.tokens).round().unique(dim=0) / limit.tokens
@@ -92,7 +92,7 @@ def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Limit,
     return 0.0, None
 
 
-def nearby(evaluators: Sequence[Evaluator], limits: Sequence[Limit], i: int, generator: torch.Generator,
+def nearby(evaluators: Sequence[Evaluator], limits: Sequence[Budget], i: int, generator: torch.Generator,
            count: int = 64) -> Tensor:
     """Candidates (C, L) on budget i: near the best schedules, mixtures of these, and random ones.
 
@@ -112,7 +112,7 @@ def nearby(evaluators: Sequence[Evaluator], limits: Sequence[Limit], i: int, gen
     return fit(torch.cat([found, mixed]), limit)
 
 
-def random_ratios(limit: Limit, count: int, generator: torch.Generator) -> Tensor:
+def random_ratios(limit: Budget, count: int, generator: torch.Generator) -> Tensor:
     """Random schedules (count, L) of any cost, from drops at few layers to drops at all layers.
 
     The drops are powers of uniform ones on the simplex.

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..budget import Budget, Limit
+from ..budget import Budget
 from ..calibration import PreparedBatch, answer_logits, before_answer, during
 from ..pruning import Masking
 from ..registry import adapter_for
@@ -69,7 +69,7 @@ class Shared:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         build_estimator(self.estimator)
 
-    def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Learned:
+    def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Learned:
         """A predictor for the problem, which learns when it first runs.
 
         Raises ValueError for budgets that are no shares of the prunable cost, another objective
@@ -103,7 +103,7 @@ def share_limit(problem: Problem, share: float) -> Budget:
     return Budget(share, problem.costs["flops"], *prompts, problem.first_layer)
 
 
-def check_shares(problem: Problem, limits: Sequence[Limit]) -> None:
+def check_shares(problem: Problem, limits: Sequence[Budget]) -> None:
     """Raise ValueError unless every budget is a share of the prunable FLOPs, the objective "kl"."""
     options = problem.options
     if options.objective != "kl" or options.relative_to != "prunable":
@@ -143,13 +143,13 @@ class Learned:
             return {**options, "between": list(self.predictor.between)}
         return {"predictor": digest_tensors(*self.predictor.parameters())}
 
-    def solver(self, problem: Problem, limits: Sequence[Limit], seed: int) -> Learned:
+    def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Learned:
         """This start itself. Raises ValueError for budgets that are no shares."""
         check_shares(problem, limits)
         return self
 
     def run(
-        self, evaluators: Sequence[Evaluator], limits: Sequence[Limit], journal: Journal
+        self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
     ) -> int:
         """Learn, the first time; then measure the predicted schedule of every limit.
 
