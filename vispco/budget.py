@@ -115,7 +115,7 @@ def limit_for(
     if missing := [name for name in budget if costs.get(name) is None]:
         raise ValueError(
             f"the budget {dict(budget)} limits {missing[0]}, which nothing measures here: pass a "
-            f"table, {missing[0]}=vispco.LatencyTable.measure(model, lengths)"
+            f"table, options={{'{missing[0]}': vispco.LatencyTable.measure(model, lengths)}}"
         )
     return Joint({name: single(budget[name], name) for name in LIMITS if name in budget})
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,7 +123,10 @@ def _options_of(start: Any) -> Any:
     if name not in STARTS:
         hint = did_you_mean(name, STARTS)
         raise ValueError(f"unknown start {name!r}: {hint}there are {', '.join(STARTS)}")
-    try:
-        return STARTS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"start {name!r} does not take the options {options}: {error}") from error
+    known = [option.name for option in fields(STARTS[name])]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            takes = ", ".join(known) or "no options"
+            raise ValueError(f"start {name!r} does not take {option!r}: {hint}it takes {takes}")
+    return STARTS[name](**options)
