@@ -35,6 +35,7 @@ from vispco import alm, testbed  # noqa: E402
 from vispco.commands import main as cli  # noqa: E402
 from vispco.utils import digest  # noqa: E402
 from vispco.utils.journal import Journal  # noqa: E402
+from tests.reproduction import estimator_zoo  # noqa: E402, F401
 from tests.reproduction.cache import Cache  # noqa: E402
 from vispco.testbed.model import build_config  # noqa: E402
 from tests.reproduction.training.build import build_processor  # noqa: E402

@@ -126,7 +126,7 @@ def gradient(model, prepared_batch, estimator, checkpoint):
         count = sum(held)
         (found,) = torch.autograd.grad(loss, ratios)
         # Layers that ran again have left nothing behind.
-        assert not pruner.prefill.captured
+        assert pruner.state is None
     return found, count
 
 

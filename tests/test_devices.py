@@ -11,10 +11,11 @@ import torch
 import vispco
 from pretend_devices import dispatch, moved, pretending
 from tiny import FAMILIES, batch, search_with, without_labels
+from tests.reproduction import estimator_zoo  # noqa: F401
 from tiny_families import processed
 from vispco import PruningConfig
 from vispco.pruning._attention import SoftMask
-from vispco.pruning.prompt import Prefill
+from vispco.pruning.pruner import Pruner
 from vispco.registry import adapter_for
 from vispco.latency.timing import timed
 
@@ -112,7 +113,7 @@ def test_gradients_cross_devices():
 
 @pytest.mark.parametrize("family", LLAVA)
 def test_a_pruner_that_leaves_its_state_behind_is_caught(family, monkeypatch):
-    monkeypatch.setattr(Prefill, "follow", lambda self, hidden, kwargs: kwargs)
+    monkeypatch.setattr(Pruner, "follow", lambda self, hidden, kwargs: kwargs)
     for mode in ("deploy", "search"):
         with pytest.raises(RuntimeError, match="on the same device"), vispco.apply(spread(family), PruningConfig("pdrop", RATIOS), mode=mode):
             logits(spread(family), batches(family)[0])

@@ -16,6 +16,7 @@ from tests.reproduction.gradients import central_difference, score_function
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
 from vispco.ste import ESTIMATORS, Estimator, build_estimator
+from tests.reproduction import estimator_zoo  # noqa: F401
 
 torch.set_num_threads(1)
 
@@ -36,9 +37,14 @@ def drawn(batch_size, n, seed):
     return torch.rand(batch_size, n, generator=g), keep.requires_grad_(), keep.detach().long(), alive
 
 
-def slopes(estimator, scores, keep, whole, alive, weight=None):
+def masked(estimator, scores, keep, whole, alive, weight=None, seed=0):
+    """The mask of the first layer of a pass, where all tokens weigh 1, or of a later one."""
+    return estimator.start(seed)(scores, keep, whole, alive, torch.ones_like(scores) if weight is None else weight)
+
+
+def slopes(estimator, scores, keep, whole, alive, weight=None, seed=0):
     """dm_j / dk~ (B, N), every token's own."""
-    mask = estimator(scores, keep, whole, alive, weight)
+    mask = masked(estimator, scores, keep, whole, alive, weight, seed)
     return torch.stack([torch.autograd.grad(mask[:, j].sum(), keep, retain_graph=True)[0] for j in range(mask.shape[1])], 1)
 
 
@@ -46,7 +52,7 @@ def slopes(estimator, scores, keep, whole, alive, weight=None):
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**31 - 1), st.sampled_from(sorted(ESTIMATORS)))
 def test_masks_are_hard_and_gradients_finite(size, n, seed, name):
     scores, keep, whole, alive = drawn(size, n, seed)
-    mask = Estimator(name)(scores, keep, whole, alive)
+    mask = masked(Estimator(name), scores, keep, whole, alive)
     assert mask.shape == scores.shape and (mask[~alive] == 0).all() and mask.isfinite().all()
     if name in HARD:
         assert torch.equal(mask, hard_mask(scores, whole, alive).float())
@@ -64,22 +70,21 @@ def test_masks_are_hard_and_gradients_finite(size, n, seed, name):
 def test_without_gradient_the_value_is_what_will_be_deployed(name):
     scores, keep, whole, alive = drawn(3, 20, 1)
     expected = hard_mask(scores, whole, alive).float()
-    assert torch.equal(Estimator(name)(scores, keep.detach(), whole, alive), expected)
+    assert torch.equal(masked(Estimator(name), scores, keep.detach(), whole, alive), expected)
     with torch.no_grad():
-        assert torch.equal(Estimator(name)(scores, keep, whole, alive), expected)
+        assert torch.equal(masked(Estimator(name), scores, keep, whole, alive), expected)
 
 
 @pytest.mark.parametrize("name", ["gumbel", "perturbed", "fractional"])
 def test_noise_is_a_function_of_the_seed(name):
     scores, keep, whole, alive = drawn(4, 40, 2)
     first, second = Estimator(name), Estimator(name)
-    runs = [slopes(e, scores, keep, whole, alive) for e in (first, first, second, second)]
+    runs = [slopes(e, scores, keep, whole, alive, seed=seed) for e, seed in ((first, 0), (first, 1), (second, 0), (second, 1))]
     assert torch.equal(runs[0], runs[2]) and torch.equal(runs[1], runs[3]) and not torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], slopes(Estimator(name, {"seed": 1}), scores, keep, whole, alive))
     steps = []
     for estimator, step in ((first, 3), (first, 4), (second, 4), (Estimator(name, {"seed": 1}), 4)):
-        estimator.reseed(step)  # whatever was drawn before
-        steps.append(slopes(estimator, scores, keep, whole, alive))
+        steps.append(slopes(estimator, scores, keep, whole, alive, seed=step))  # whatever was drawn before
     assert torch.equal(steps[1], steps[2]) and not torch.equal(steps[0], steps[1]) and not torch.equal(steps[2], steps[3])
 
 
@@ -137,7 +142,7 @@ def test_perturbed_is_the_derivative_of_the_expected_top_k():
 def test_gumbel_draws_in_proportion_to_the_scores():
     scores = torch.tensor([[1.0, 2.0, 5.0, 0.0]]).expand(20000, 4)
     keep = torch.ones(20000, requires_grad=True)
-    share = Estimator("gumbel")(scores, keep, torch.ones(20000).long(), every(20000, 4)).mean(0)
+    share = masked(Estimator("gumbel"), scores, keep, torch.ones(20000).long(), every(20000, 4)).mean(0)
     torch.testing.assert_close(share.detach(), torch.tensor([1, 2, 5, 1]) / 9, rtol=0, atol=0.02)  # 0 counts as 1
 
 
@@ -157,8 +162,8 @@ def test_fractional_is_unbiased_for_the_secant_of_the_hard_loss():
 
     expected = (hard(k + reach) - hard(k - reach)) / (2 * reach)
     keep = torch.full((draws,), float(k), requires_grad=True)
-    mask = Estimator("fractional", {"reach": float(reach)})(scores.expand(draws, n), keep, torch.full((draws,), k),
-                                                            every(draws, n))
+    estimator = Estimator("fractional", {"reach": float(reach)})
+    mask = masked(estimator, scores.expand(draws, n), keep, torch.full((draws,), k), every(draws, n))
     each, = torch.autograd.grad(weighted_loss(mask, value).sum(), keep)
     assert abs(float(each.mean()) - expected) < 4 * float(each.std()) / draws**0.5 + 0.02 * abs(expected)
 
@@ -167,9 +172,9 @@ def test_a_plateau_gives_up_a_token_once():
     """Two layers with the same number of tokens: moving both together is one token, not two."""
     scores, whole = torch.tensor([[9.0, 8, 7, 6, 5, 4]]), torch.tensor([3])
     keep = torch.tensor([3.0, 3.0], requires_grad=True)
-    estimator = Estimator("fractional", {"reach": 1.0})
-    first = estimator(scores, keep[:1], whole, every(1, 6))
-    second = estimator(scores, keep[1:], whole, first > 0, first)
+    estimate = Estimator("fractional", {"reach": 1.0}).start()
+    first = estimate(scores, keep[:1], whole, every(1, 6), torch.ones(1, 6))
+    second = estimate(scores, keep[1:], whole, first > 0, first)
     gradient, = torch.autograd.grad((first * second).sum(), keep)  # of the weight in the second layer
     assert float(gradient.sum()) == pytest.approx(1.0)
 
@@ -185,7 +190,7 @@ def gradient(model, estimator, bound=None):
     inputs, r = batch(), torch.tensor(RATIOS, dtype=torch.float64, requires_grad=True)
     with pruned_with(model, METHODS.get("fastv")(), r, "search", estimator) as handle:
         output = model(**inputs)
-        handle.prefill.bound.value = bound
+        handle.bound.value = bound
         output.loss.backward()
     return r.grad, output.logits.detach()
 
@@ -278,13 +283,13 @@ def test_unknown_names_and_options(estimator, message):
 ])
 def test_bad_values(estimator, message):
     with pytest.raises(ValueError, match=message):
-        build_estimator(estimator)(torch.rand(1, 4), torch.ones(1, requires_grad=True), torch.tensor([1]), every(1, 4))
+        masked(build_estimator(estimator), torch.rand(1, 4), torch.ones(1, requires_grad=True), torch.tensor([1]), every(1, 4))
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_nan_scores_are_refused(name):
     with pytest.raises(FloatingPointError, match="scores contain NaN"):
-        Estimator(name)(torch.full((1, 3), math.nan), torch.ones(1, requires_grad=True), torch.tensor([1]), every(1, 3))
+        masked(Estimator(name), torch.full((1, 3), math.nan), torch.ones(1, requires_grad=True), torch.tensor([1]), every(1, 3))
 
 
 @pytest.mark.parametrize("estimate", [score_function, central_difference])

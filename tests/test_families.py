@@ -254,11 +254,13 @@ def test_late_features_are_added_where_their_tokens_went():
     assert error(hard[alive], soft[alive]) <= CLOSE < 0.05 < error(without[alive], hard[alive])
 
 
-def test_as_many_late_features_as_layers_are_refused():
+def test_late_features_may_be_added_after_the_last_layer_too():
+    """Three features in a decoder of three layers; dropped tokens stay zero."""
     model = BUILDERS["qwen3_vl"](layers=3)
     inputs, _ = prompts(model, IMAGES)
-    with pytest.raises(ValueError, match="3 deep-stack features in a decoder of 3 layers"):
-        run(model, inputs, PruningConfig("strided", [1, 1, 0.5]))
+    (hard, kept), (soft, _) = (run(model, inputs, PruningConfig("strided", [1, 1, 0.5]), mode) for mode in ("deploy", "search"))
+    alive = there(inputs, kept)
+    assert error(hard[alive], soft[alive]) <= CLOSE and not hard[~alive].any()
 
 
 @pytest.mark.parametrize("name, text, felt", [

@@ -91,7 +91,7 @@ def test_search_is_the_librarys_own_on_the_same_batches(here, tmp_path, capsys):
 
 def test_a_llava_instruct_file(here, tmp_path, capsys):
     command = ["search", "--model", "model", "--data", "llava.json", "--images", "pictures", *FAST, "--objective", "task",
-               "--estimator", "boundary", "--budgets", "0.5", "-o", str(tmp_path / "run"), "--json"]
+               "--estimator", "paper", "--budgets", "0.5", "-o", str(tmp_path / "run"), "--json"]
     assert main(command) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vispco.relaxation import NORMALISATIONS, hard_mask, normalise, soft_mask
+from tests.reproduction import estimator_zoo  # noqa: F401
 from vispco.ste import ESTIMATORS, Estimator, build_estimator, straight_through, straight_through_mask
 
 torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def run(scores, k, alive=None, *, copies=1, **options):
     scores = scores.expand(copies, -1)
     keep = torch.full((copies,), float(k), dtype=torch.promote_types(scores.dtype, torch.float32), requires_grad=True)
     alive = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
-    mask = build_estimator(options)(scores, keep, keep.detach().long(), alive)
+    mask = build_estimator(options).start()(scores, keep, keep.detach().long(), alive, torch.ones_like(scores))
     columns = [torch.autograd.grad(column.sum(), keep, retain_graph=True)[0] for column in mask.T]
     return mask.detach(), torch.stack(columns, 1)
 
@@ -107,7 +108,8 @@ def test_every_variant_computes_in_single_precision_at_least(name, dtype):
     scores, expected = torch.tensor([[.1, .9, .5, .3]], dtype=dtype), torch.promote_types(dtype, torch.float32)
     mask, slopes = run(scores, 2, name=name)
     assert mask.dtype == slopes.dtype == expected
-    hard = build_estimator(name)(scores, torch.tensor([2.]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool))
+    hard = build_estimator(name).start()(scores, torch.tensor([2.]), torch.tensor([2]), torch.ones(1, 4, dtype=torch.bool),
+                                         torch.ones_like(scores))
     assert hard.dtype == expected and hard.tolist() == [[0, 1, 1, 0]]
 
 
@@ -191,8 +193,8 @@ def test_fractional_keeps_half_a_token_at_least_of_one_and_nothing_of_none():
 
 def test_of_two_layers_with_as_many_tokens_the_second_has_the_gradient():
     scores, whole, alive = torch.tensor([[9., 8, 7, 6, 5, 4]]), torch.tensor([3]), torch.ones(1, 6, dtype=torch.bool)
-    keep, estimator = torch.tensor([3., 3.], requires_grad=True), Estimator("fractional")
-    first = estimator(scores, keep[:1], whole, alive)
+    keep, estimator = torch.tensor([3., 3.], requires_grad=True), Estimator("fractional").start()
+    first = estimator(scores, keep[:1], whole, alive, torch.ones(1, 6))
     second = estimator(scores, keep[1:], whole, alive, first.where(first > 0, 1))
     # Nothing is lost there.
     assert torch.equal(second.where(first > 0, 0), (first > 0).float())
@@ -207,8 +209,7 @@ def test_a_step_draws_the_same_whatever_was_drawn_before(name):
     keep, whole = torch.full((20,), 15., requires_grad=True), torch.full((20,), 15)
 
     def step(estimator, number):
-        estimator.reseed(number)
-        mask = estimator(scores, keep, whole, alive)
+        mask = estimator.start(number)(scores, keep, whole, alive, torch.ones_like(scores))
         return torch.cat([mask.detach().flatten(), torch.autograd.grad((mask * torch.arange(40)).sum(), keep)[0]])
 
     first = [step(estimator, number) for number in (0, 1, 2)]
@@ -224,10 +225,10 @@ def test_fractional_at_the_midpoint_has_a_half_on_the_edge():
 
 # ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("estimator", "message"), [
-    ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, rank, paper, "),
-    ({"name": 3}, "^unknown estimator 3: there are default, rank, paper, gumbel, perturbed, boundary, fractional$"),
+    ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, paper, rank, "),
+    ({"name": 3}, "^unknown estimator 3: there are default, paper, rank, gumbel, perturbed, boundary, fractional$"),
     ({"name": "boundary", "temp": 1}, "'boundary' does not take the option 'temp': it takes reach, clip, seed$"),
-    (7, "^estimator must be one of default, rank, .*, or a dict of options such as .*, got 7$"),
+    (7, "^estimator must be one of default, paper, .*, or a dict of options such as .*, got 7$"),
 ])
 def test_errors_list_what_there_is(estimator, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):

@@ -179,7 +179,7 @@ def test_a_method_that_breaks_off(model, mode, error):
             with pytest.raises(error):
                 run(model, MANY)
         # Nothing is held on to.
-        assert not handle.prefill.embeddings.numel() and not handle.prefill.captured
+        assert handle.state is None
         broken = False
         assert torch.equal(logits(model, MANY), expected)
 
@@ -1002,7 +1002,7 @@ also("`inputs_embeds` instead of `input_ids`", "test_pruning.py::test_embeddings
 also("`attention_mask` left out, or of four dimensions", "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional")
 also("`labels`: the loss is that with the dropped tokens masked", "test_pruning.py::test_loss_of_deploy_equals_that_of_search")
 also("`labels`: no score looks at the answer", "test_evaluate.py::test_answers_cannot_be_seen_by_the_scores")
-also("`logits_to_keep`, `return_dict=False`, `output_hidden_states` (after a drop, shorter)", "test_pruning.py::test_the_callers_options_work_as_before")
+also("`logits_to_keep`, `return_dict=False`, `output_hidden_states` (zeros for dropped tokens)", "test_pruning.py::test_the_callers_options_work_as_before")
 
 
 @works("arguments by place instead of by name, of the model and of its backbone; `model.forward(...)`")

@@ -441,8 +441,8 @@ def test_methods_are_replaced_until_the_handle_is_removed():
             return 2 * x
 
     owner = Owner()
-    one = Replaced(owner, "twice", lambda method: lambda x: method(x) + 1)
-    two = Replaced(owner, "twice", lambda method: lambda x: method(x) + 10)
+    one = Replaced(owner, "twice", lambda call, given: call() + 1)
+    two = Replaced(owner, "twice", lambda call, given: call() + 10)
     assert owner.twice(3) == 17
     two.remove()
     assert owner.twice(3) == 7
@@ -506,7 +506,7 @@ def traced(model, config, inputs):
             lambda m, a, kw, i=i: entered.update({i: a[0] if a else kw["hidden_states"]}), with_kwargs=True)
             for i, layer in enumerate(layers)]
         model(**inputs)
-        packed = handle.prefill.steps
+        packed = handle.steps
         for hook in hooks:
             hook.remove()
     return [(ctx, seen, entered[ctx.layer], packed[ctx.layer]) for ctx, seen in steps]

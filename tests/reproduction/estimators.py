@@ -37,6 +37,7 @@ from vispco.pruning import Dropping, Masking
 from vispco.registry import adapter_for, build_method
 from vispco.ste import build_estimator
 from vispco.calibration import frozen, kl_divergence, prepare, shapes, run_teacher
+from . import estimator_zoo  # noqa: F401
 from .estimator_candidates import BATCH, CANDIDATES, REACHES, STEPPED
 from .estimator_scores import compare, cosine, table
 from .gradients import central_difference
@@ -61,10 +62,10 @@ class Ground:
         with Dropping(self.adapter, self.scorer, counts / self.tokens).install() as pruner:
             return self._kl(prepared_batch, kl_divergence(pruner.run(prepared_batch), prepared_batch.log_probs)).detach()
 
-    def gradient(self, prepared_batch, counts: Tensor, estimator) -> Tensor:
+    def gradient(self, prepared_batch, counts: Tensor, estimator, seed: int = 0) -> Tensor:
         """An estimator's gradient of those in the keep counts (B, L)."""
         with Masking(self.adapter, self.scorer, counts / self.tokens, estimator).install() as pruner:
-            kl = self._kl(prepared_batch, pruner.losses(prepared_batch))
+            kl = self._kl(prepared_batch, pruner.losses(prepared_batch, seed=seed))
             return torch.autograd.grad(kl.sum(), counts)[0]
 
     def _kl(self, prepared_batch, divergence: Tensor) -> Tensor:
@@ -95,9 +96,10 @@ class Ground:
         """What an estimator says (questions, P), in drops."""
         generator = torch.Generator().manual_seed(seed)
         estimator = build_estimator({**candidate, "seed": seed}) if isinstance(candidate, dict) else None
-        return torch.cat([self._gradient(prepared_batch, candidate, estimator, generator) for prepared_batch in self.prepared])
+        return torch.cat([self._gradient(prepared_batch, candidate, estimator, generator, number)
+                          for number, prepared_batch in enumerate(self.prepared)])
 
-    def _gradient(self, prepared_batch, candidate, estimator, generator) -> Tensor:
+    def _gradient(self, prepared_batch, candidate, estimator, generator, number: int) -> Tensor:
         if estimator is None:
             function, options = candidate
 
@@ -107,7 +109,7 @@ class Ground:
             with torch.no_grad():
                 return function(loss, self.drops, len(prepared_batch), generator=generator, mean=False, **options)
         counts = self.counts(self.drops).expand(len(prepared_batch), -1).clone().requires_grad_()
-        in_counts = self.gradient(prepared_batch, counts, estimator).double() * (counts > 0)
+        in_counts = self.gradient(prepared_batch, counts, estimator, number).double() * (counts > 0)
         return -in_counts.flip(-1).cumsum(-1).flip(-1)[:, self.first:]
 
     @staticmethod

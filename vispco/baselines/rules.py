@@ -119,12 +119,11 @@ class _Observer(Masking):
     seen: list[tuple[Tensor, Tensor]]
 
     def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        state = self.prefill
+        state = self.state
         if i >= self.method.first_layer:
-            ctx = state.context(i, hidden, kwargs, state.left, self.adapter, exhaustive=True)
+            ctx = state.context(i, hidden, kwargs, state.left)
             mass = torch.stack(received(ctx), 1) * ctx.valid[:, None]
             self.seen.append((mass.cpu(), ctx.valid.cpu()))
-        state.rotary = kwargs["position_embeddings"]
         return hidden, {}
 
 

@@ -92,20 +92,6 @@ class Adapter(Costs):
         table = self.model.get_input_embeddings()(ids)  # (ids, D)
         return (given[:, :, None] == table).all(-1).any(-1)
 
-    def take_late(self, kwargs: dict) -> tuple[dict, Any]:
-        """Split the decoder's arguments: what it may have, and features to add between layers.
-
-        It would add them at their original places, where pruned hidden states have other tokens.
-        """
-        return kwargs, None
-
-    def late(self, features: Any, layer: int, hidden: Tensor) -> Tensor | None:
-        """What to add to the input of `layer`, at original places (B, S, D); None: nothing.
-
-        features: what `take_late` took.
-        """
-        return None
-
     # ---- vision tower ----------------------------------------------------------------------------
     #: Name of the vision tower in the backbone.
     tower: ClassVar[str] = "vision_tower"

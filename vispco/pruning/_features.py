@@ -1,7 +1,8 @@
-"""What the vision tower makes of a batch's images and videos: made once, however often the language model runs.
+"""What the vision tower makes of a batch's images and videos: made once, for many forward passes.
 
-Pruning begins behind the tower, whose weights a search does not change. The decoder's layers before the first cut are another
-matter: methods score the tokens before layer 1 by what layer 0 projects, so there is no layer left that could be skipped.
+Pruning begins behind the tower, and a search does not change the tower's weights. The decoder's
+layers before the first drop cannot be skipped likewise: methods score the tokens that enter layer 1
+by what layer 0 projects.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from ._hooks import Eagerly, Replaced
 
 
 class Features:
-    """Of one batch, in main memory, as `get_image_features` and `get_video_features` gave them.
+    """The features of one batch, in main memory, as the backbone's methods gave them.
+
+    Those methods are `get_image_features` and `get_video_features`.
 
     >>> class Backbone(torch.nn.Module):
     ...     def get_image_features(self, pixels):
@@ -37,36 +40,41 @@ class Features:
     """
 
     def __init__(self) -> None:
-        self.made: dict[tuple[str, int], Any] = {}  # by kind and number of the call
-        self._calls: Counter = Counter()  # in this forward pass
+        # By kind and number of the call.
+        self.made: dict[tuple[str, int], Any] = {}
+        # Calls of each kind in this forward pass.
+        self._calls: Counter = Counter()
         self._making = False
 
     @contextmanager
     def used(self, backbone: Any) -> Iterator[None]:
-        """For one forward pass of `backbone` over the batch; a backbone without those two methods makes its own."""
+        """For one forward pass of `backbone` over the batch.
+
+        A backbone without those two methods makes its own features in every pass.
+        """
         self._calls.clear()
         with ExitStack() as stack:
-            stack.callback(Eagerly().remove)  # compiled code would be compiled again
+            # Compiled code would be compiled again.
+            stack.callback(Eagerly().remove)
             for kind in ("image", "video"):
                 if hasattr(backbone, name := f"get_{kind}_features"):
                     stack.callback(Replaced(backbone, name, partial(self._once, kind)).remove)
             yield
 
-    def _once(self, kind: str, method: Callable) -> Callable:
-        def features(*args, **kwargs):
-            if self._making:  # some make the features of videos with the method for images
-                return method(*args, **kwargs)
-            call = kind, self._calls[kind]
-            self._calls[kind] += 1
-            if call not in self.made:
-                self._making = True
-                try:
-                    self.made[call] = tree_map_only(Tensor, _Stored.of, _needed(method(*args, **kwargs)))
-                finally:
-                    self._making = False
-            return tree_map_only(_Stored, _Stored.back, self.made[call])
-
-        return features
+    def _once(self, kind: str, make: Callable[[], Any], given: dict) -> Any:
+        if self._making:
+            # Some make the features of videos with the method for images.
+            return make()
+        call = kind, self._calls[kind]
+        self._calls[kind] += 1
+        if call not in self.made:
+            self._making = True
+            try:
+                output = make()
+            finally:
+                self._making = False
+            self.made[call] = tree_map_only(Tensor, _Stored.of, _needed(output))
+        return tree_map_only(_Stored, lambda x: x.tensor.to(x.device), self.made[call])
 
 
 @dataclass
@@ -80,12 +88,10 @@ class _Stored:
     def of(cls, tensor: Tensor) -> _Stored:
         return cls(tensor.detach().cpu(), tensor.device)
 
-    def back(self) -> Tensor:
-        return self.tensor.to(self.device)
-
 
 def _needed(output: Any) -> Any:
     """Without what the tower's layers gave on the way, of which the features are made already."""
     if not hasattr(output, "pooler_output"):
         return output
-    return type(output)(**{name: value for name, value in output.items() if name not in ("hidden_states", "attentions")})
+    on_the_way = ("hidden_states", "attentions")
+    return type(output)(**{name: x for name, x in output.items() if name not in on_the_way})

@@ -1,4 +1,7 @@
-"""What goes into a model while it is pruned, and comes out again: all of it has a `remove()`, as hooks' handles do."""
+"""What goes into a model while it is pruned, and comes out again.
+
+All of it has a `remove()`, as the handles of hooks do.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,28 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-_applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> weak reference to its handle
+#: Model -> weak reference to its handle.
+_applied: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _applying = threading.Lock()
 Self = TypeVar("Self", bound="Handle")
 
 
 class Handle:
-    """Hooks in one model, until the `with` block ends or `.remove()` is called; a model has one handle at a time.
+    """Hooks in one model, until the `with` block ends or `.remove()` is called.
 
-    Subclasses override `_register`.
+    A model has one handle at a time. Subclasses override `_register`.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.hooks: list = []
-        self._open = False  # its `with` block
+        # Whether its `with` block is open.
+        self._open = False
         self._turns = threading.RLock()
 
     def _register(self, add: Callable) -> None:
@@ -44,8 +49,10 @@ class Handle:
         """Put the hooks in, all or none. Raises ValueError if the model has another handle."""
         with _applying:
             if self.model in _applied and _applied[self.model]() is not None:
-                raise ValueError(f"this {type(self.model).__name__} is pruned already: leave that `with` block or call "
-                                 ".remove() on its handle first")
+                raise ValueError(
+                    f"this {type(self.model).__name__} is pruned already: leave that `with` block "
+                    "or call .remove() on its handle first"
+                )
             _applied[self.model] = weakref.ref(self)
         try:
             self._register(self.hooks.append)
@@ -65,8 +72,10 @@ class Handle:
     def turn(self) -> Iterator[None]:
         """What one thread at a time may do. Raises ValueError if another is at it."""
         if not self._turns.acquire(blocking=False):
-            raise ValueError("this pruned model is running already, in another thread: let threads take turns, or give each "
-                             "a model of its own")
+            raise ValueError(
+                "this pruned model is running already, in another thread: let threads take turns, "
+                "or give each a model of its own"
+            )
         try:
             yield
         finally:
@@ -85,18 +94,41 @@ class Handle:
         self.remove()
 
     def __reduce_ex__(self, protocol):
-        raise ValueError("a model cannot be copied or pickled while it is pruned: leave the `with` block, or call .remove() "
-                         "on the handle, first (save_pretrained works, for the weights are as always)")
+        raise ValueError(
+            "a model cannot be copied or pickled while it is pruned: leave the `with` block, or "
+            "call .remove() on the handle, first (save_pretrained works, for the weights are as "
+            "always)"
+        )
 
 
 class Replaced:
-    """A method of one object, replaced until `remove()`: a hook for methods."""
+    """A method of one object, replaced until `remove()`: a hook for methods.
 
-    def __init__(self, owner: nn.Module, name: str, around: Callable[[Callable], Callable]):
+    around: what runs in its place. It is given the call of the method as it was, which takes no
+        arguments any more, and a dict of all its arguments by name.
+
+    >>> class Owner:
+    ...     def twice(self, x): return 2 * x
+    >>> owner = Owner()
+    >>> hook = Replaced(owner, "twice", lambda call, given: (call(), given))
+    >>> owner.twice(3)
+    (6, {'x': 3})
+    >>> hook.remove(); owner.twice(3)
+    6
+    """
+
+    def __init__(self, owner: Any, name: str, around: Callable[[Callable[[], Any], dict], Any]):
         method = getattr(owner, name)
+        names = tuple(inspect.signature(method).parameters)
+
+        @functools.wraps(method)
+        def ours(*args, **kwargs):
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            return around(functools.partial(method, *args, **kwargs), given)
+
         self.owner, self.name, self.before = owner, name, vars(owner).get(name)
-        self.ours = functools.wraps(method)(around(method))
-        setattr(owner, name, self.ours)
+        self.ours = ours
+        setattr(owner, name, ours)
 
     def remove(self) -> None:
         """Put back what was there; what somebody else put there since is theirs to take away."""
@@ -106,27 +138,19 @@ class Replaced:
                 setattr(self.owner, self.name, self.before)
 
 
-def named(method: Callable) -> Callable[[tuple, dict], dict]:
-    """A function of (args, kwargs) that gives all arguments of a call of `method` by name.
-
-    >>> named(lambda ids, mask=None, **others: None)((1, 2), {"labels": 3})
-    {'ids': 1, 'mask': 2, 'labels': 3}
-    """
-    names = tuple(inspect.signature(method).parameters)
-    return lambda args, kwargs: {**dict(zip(names, args)), **kwargs}
-
-
 class Eagerly:
     """While any of these has not been removed, what `torch.compile` made runs as plain PyTorch.
 
-    Compiled code does not look whether hooks have come: what was compiled before `apply` would silently not prune.
+    Compiled code does not look whether hooks have come: what was compiled before `apply` would
+    silently not prune.
     """
 
-    _lock, _count = threading.RLock(), 0  # reentrant: the garbage collector may call `remove`
+    # Reentrant: the garbage collector may call `remove`.
+    _lock = threading.RLock()
+    _count, _on = 0, False
     _stance: AbstractContextManager = nullcontext()
 
     def __init__(self):
-        self._on = False
         with Eagerly._lock:
             if not Eagerly._count:
                 Eagerly._stance = torch.compiler.set_stance("force_eager")
@@ -134,7 +158,7 @@ class Eagerly:
             self._on = True
 
     def remove(self) -> None:
-        """As a hook's handle does."""
+        """Let compiled code run again, if nothing else needs plain PyTorch."""
         with Eagerly._lock:
             if self._on and not sys.is_finalizing():
                 self._on = False
@@ -142,4 +166,5 @@ class Eagerly:
                 if not Eagerly._count:
                     Eagerly._stance.__exit__(None, None, None)
 
-    __del__ = remove  # with a model that is let go while it is pruned
+    # For a model that is let go while it is pruned.
+    __del__ = remove

@@ -13,22 +13,26 @@ from .dropping import Dropping
 from .masking import Masking
 from .pruner import Pruner
 
-#: {mode: the pruner that does it}
+#: The pruner of each mode.
 MODES = {"deploy": Dropping, "search": Masking}
 
 
 def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
-    """Prune `model`'s visual tokens as `config` says, until the `with` block ends or `.remove()` is called.
+    """Prune `model`'s visual tokens as `config` says.
 
-    model: any model with a registered adapter, compiled or not: inside, it runs as plain PyTorch. So does one that PEFT or
-    DistributedDataParallel wraps. mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens
-    masked; the same logits at the kept positions).
+    The model is pruned until the `with` block ends or `.remove()` is called.
+
+    model: any model with a registered adapter, compiled or not. Inside, it runs as plain PyTorch.
+        It may be wrapped by PEFT or DistributedDataParallel.
+    mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens masked; the
+        same logits at the kept positions).
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
     >>> import vispco
     >>> from vispco.testbed import load, batches
     >>> model, processor = load("testbed-llava")
-    >>> config = vispco.PruningConfig.from_fastv(k=2, drop=0.5, num_layers=model.config.text_config.num_hidden_layers)
+    >>> layers = model.config.text_config.num_hidden_layers
+    >>> config = vispco.PruningConfig.from_fastv(k=2, drop=0.5, num_layers=layers)
     >>> with vispco.apply(model, config):
     ...     logits = model(**batches("test", n=8, batch_size=8)[0]).logits
     """
@@ -38,18 +42,22 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
-    return MODES[mode](adapter, method, torch.tensor(config.keep_ratios, dtype=torch.float64)).install()
+    ratios = torch.tensor(config.keep_ratios, dtype=torch.float64)
+    return MODES[mode](adapter, method, ratios).install()
 
 
 def unwrapped(model: Any) -> Any:
     """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
 
-    Raises ValueError for a DataParallel one, whose copies would share one pruner.
+    Raises ValueError for a DataParallel model, whose copies would share one pruner.
     """
     if isinstance(model, nn.DataParallel):
-        raise ValueError("a DataParallel model runs copies of itself in threads, and cannot be pruned: prune its .module on "
-                         "one device, or run one process per device")
-    if hasattr(model, "_orig_mod"):  # torch.compile
+        raise ValueError(
+            "a DataParallel model runs copies of itself in threads, and cannot be pruned: prune "
+            "its .module on one device, or run one process per device"
+        )
+    # torch.compile
+    if hasattr(model, "_orig_mod"):
         return unwrapped(model._orig_mod)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return unwrapped(model.module)
@@ -58,16 +66,25 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def check_fits(config: PruningConfig, adapter) -> None:
+def check_fits(config: PruningConfig, adapter: Any) -> None:
     """Raise ValueError unless `config` can be applied to the adapter's model."""
     layers, model_type = len(adapter.layers), adapter.config.model_type
     if config.num_layers != layers:
-        raise ValueError(f"the configuration has {config.num_layers} keep_ratios, but {type(adapter.model).__name__} "
-                         f"has {layers} decoder layers; search one for this model, or give one ratio per layer")
+        raise ValueError(
+            f"the configuration has {config.num_layers} keep_ratios, but "
+            f"{type(adapter.model).__name__} has {layers} decoder layers; search one for this "
+            "model, or give one ratio per layer"
+        )
     if config.model_type is not None and config.model_type != model_type:
-        raise ValueError(f"the configuration was made for model type {config.model_type!r}, this is {model_type!r}; "
-                         "search one for this model, or set model_type to None to apply it all the same")
+        raise ValueError(
+            f"the configuration was made for model type {config.model_type!r}, this is "
+            f"{model_type!r}; search one for this model, or set model_type to None to apply it all "
+            "the same"
+        )
     first = METHODS.get(config.method).first_layer
     if min(config.keep_ratios[:first], default=1.0) < 1:
-        raise ValueError(f"method {config.method!r} reads the attention of the layer before, so it cannot prune before "
-                         f"layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs no attention")
+        raise ValueError(
+            f"method {config.method!r} reads the attention of the layer before, so it cannot prune "
+            f"before layer {first}: set keep_ratios[:{first}] to 1.0, or use a method that needs "
+            "no attention"
+        )

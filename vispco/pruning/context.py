@@ -1,6 +1,7 @@
-"""Context: what a pruning method may look at when it ranks the visual tokens that enter a layer.
+"""Context: what a pruning method may look at when it ranks the tokens that enter a layer.
 
-Methods and model families meet only here. A method sees tensors; the adapter supplies the projections.
+Methods and model families meet only here. A method sees tensors; the adapter supplies the
+projections.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from torch import Tensor
 
 
 def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Index pair that picks the True places of `mask` (B, N), in order, padded to `width`; and which are real.
+    """Index pair that picks the True places of `mask` (B, N), in order, and which are real.
+
+    Each sample has `width` places, (B, width); those beyond its own are filler.
 
     >>> index, real = positions(torch.tensor([[False, True, True], [True, False, False]]), 2)
     >>> torch.tensor([[10, 11, 12], [20, 21, 22]])[index].where(real, -1).tolist()
@@ -25,31 +28,39 @@ def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
 
 
 def before_answer(real: Tensor, labels: Tensor | None) -> Tensor:
-    """(B, S) bool: the real tokens before the first label. Answers are no part of the prompt: no score may look at them."""
-    return real if labels is None else real & (labels != -100).to(real.device).cumsum(1).eq(0)
+    """The real tokens before the first label (B, S) bool.
+
+    real: (B, S) bool, no padding. labels: (B, S), -100 outside the answer, or None.
+    Answers are no part of the prompt: no score may look at them.
+    """
+    if labels is None:
+        return real
+    return real & (labels != -100).to(real.device).cumsum(1).eq(0)
 
 
 @dataclass
 class Context:
     """The tokens at the input of decoder layer `layer`, and what is known of them.
 
-    Shapes: B samples, N tokens present now, n_visual visual slots (the most of any sample), D hidden,
-    H heads, G key-value heads, E head size. Samples may have different numbers of visual tokens:
-    `x[ctx.visual]` gives (B, n_visual, ...) with filler in the slots where `ctx.valid` is False. A method may
-    return anything for those slots, but the scores of valid slots must not depend on them.
+    Shapes: B samples, N tokens present now, n_visual visual slots (the most of any sample), D
+    hidden, H heads, G key-value heads, E head size. Samples may have different numbers of visual
+    tokens. So `x[ctx.visual]` gives (B, n_visual, ...) with filler in the slots where `ctx.valid`
+    is False. A method may return anything for those slots, but the scores of valid slots must not
+    depend on them.
 
     layer: the layer whose input is pruned.
     hidden: (B, N, D) its input.
     visual, valid: index pair and (B, n_visual) bool, as above.
-    visual_mask, text_mask: (B, N) bool: visual tokens; prompt text (no padding, no answer tokens).
-    present: (B, N) bool: tokens that exist (neither padding nor dropped before).
+    visual_mask: (B, N) bool, visual tokens.
+    text_mask: (B, N) bool, text of the prompt: no padding, no answer tokens.
+    present: (B, N) bool, tokens that exist: neither padding nor dropped before.
     order: (B, N) original position of each token.
-    slot: (B, n_visual) running number of each visual token among the sample's ORIGINAL visual tokens.
+    slot: (B, n_visual) number of each visual token among the sample's ORIGINAL visual tokens.
     n_visual: (B,) number of original visual tokens.
     keep: (B,) number of tokens that will be kept.
     last: (B, 1) place of the last prompt token.
-    exhaustive: whether the order of ALL tokens matters (search, where the soft threshold looks past the last one
-        kept); if not, only which `keep` come first.
+    exhaustive: whether the order of ALL tokens matters (in search, the soft threshold looks past
+        the last one kept); if not, only which `keep` tokens come first.
     """
 
     layer: int
@@ -72,60 +83,76 @@ class Context:
 
     @property
     def embeddings(self) -> Tensor:
-        """Input of layer 0 (B, N, D): projected image features and text embeddings of the tokens present."""
+        """Input of layer 0 (B, N, D): image features and text embeddings of the tokens present."""
         return take(self.inputs, self.order)
 
     @property
     def vision_attention(self) -> Tensor:
-        """Attention (B, n_visual) that each token's patches receive in the vision tower: from the CLS token if there is
-        one, else from all patches, head mean (`vispco.pruning._tower`). For methods with `reads_vision = True`."""
+        """Attention (B, n_visual) that each token's patches receive in the vision tower.
+
+        It is that of the CLS token, if there is one, else of all patches; the mean over heads. For
+        methods with `reads_vision = True`. See `vispco.pruning._tower.Tower.read`.
+        """
         return self._of_tokens(self.sources["tower"]()[0])
 
     @property
     def vision_keys(self) -> Tensor:
-        """Head-mean keys (B, n_visual, E) of that layer of the tower. For methods with `reads_vision = True`."""
+        """Head-mean keys (B, n_visual, E) of the vision tower's layer that makes the tokens.
+
+        For methods with `reads_vision = True`.
+        """
         return self._of_tokens(self.sources["tower"]()[1])
 
     @property
     def grid(self) -> Tensor:
-        """Frame (tile, image or video frame of the sample), row and column of each token, (B, n_visual, 3) long.
-        For methods with `reads_grid = True`."""
+        """Frame, row and column of each token, (B, n_visual, 3) long.
+
+        A frame is a tile, an image or a video frame of the sample. For methods with
+        `reads_grid = True`.
+        """
         return self._of_tokens(self.sources["grid"]())
 
     def _of_tokens(self, original: Tensor) -> Tensor:
         return take(original.to(self.order.device), self.order)[self.visual]
 
     def keys(self, layer: int | None = None) -> Tensor:
-        """Keys (B, G, N, E) after rotary embedding, of the layer just run (default) or of `ctx.layer`."""
-        cached = self.captured.get("cached") if self._layer(layer) < self.layer else None
-        return self._project("key", layer, None) if cached is None else cached
+        """Keys (B, G, N, E) after rotary embedding.
+
+        layer: the layer just run (default), or `ctx.layer`.
+        """
+        if self._layer(layer) < self.layer and self.captured.get("cached") is not None:
+            return self.captured["cached"]
+        return self._project("key", layer, None)
 
     @property
     def projected_keys(self) -> Tensor:
-        """Keys (B, N, G E) of the layer just run as its projection made them: before any norm, and before positions."""
+        """Keys (B, N, G E) of the layer just run, before any norm and rotary embedding."""
         return self.captured["key"]
 
     def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
-        """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default all N."""
+        """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default: all N.
+
+        layer: the layer just run (default), or `ctx.layer`.
+        """
         return self._project("query", layer, at)
 
     def attention(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
-        """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R); default the last prompt token.
+        """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R).
 
-        The probabilities are those of the layer just run (default; nothing is recomputed but these rows), or
-        what `ctx.layer` would compute on the tokens as they are (`layer=ctx.layer`). A row that sees nothing is 0.
+        at: default, the last prompt token. layer: the layer just run (default), whose
+        probabilities these are, with nothing computed again but these rows; or `ctx.layer`, with
+        what it would compute on the tokens as they are. A row that sees nothing is 0.
         """
-        at = self.last if at is None else at
-        q, k = (without_overflow(x) for x in (self.queries(layer, at), self.keys(layer)))
-        groups = q.shape[1] // k.shape[1]
-        scores = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3) @ k.transpose(-1, -2)  # (B, G, groups R, N)
-        scores = scores.unflatten(2, (groups, -1)).flatten(1, 2).float() * self.adapter.scaling(self._layer(layer))
-        scores = self.adapter.cap(self._layer(layer), scores)
-        unseen = ~(self._seen(self._layer(layer), at) & self.present[:, None])[:, None]  # (B, 1, R, N)
+        layer, at = self._layer(layer), self.last if at is None else at
+        q, k = without_overflow(self.queries(layer, at)), without_overflow(self.keys(layer))
+        q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
+        scores = (q @ k.transpose(-1, -2)).unflatten(2, (-1, at.shape[1])).flatten(1, 2).float()
+        scores = self.adapter.cap(layer, scores * self.adapter.scaling(layer))
+        unseen = ~(self._seen(layer, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
         return masked_softmax(scores, unseen)
 
     def _seen(self, layer: int, at: Tensor) -> Tensor:
-        """(B, R, N) bool: which tokens the model's mask of `layer` lets the rows `at` see."""
+        """Which tokens the model's mask of `layer` lets the rows `at` see (B, R, N) bool."""
         rows, mask = self.order.gather(1, at), self.captured["mask"][layer]
         if mask is None:
             return self.order[:, None] <= rows[..., None]
@@ -136,55 +163,72 @@ class Context:
     def _layer(self, layer: int | None) -> int:
         layer = self.layer - 1 if layer is None else layer
         if layer not in (self.layer - 1, self.layer) or layer < 0:
-            raise ValueError(f"the tokens entering layer {self.layer} have queries and keys of layer "
-                             f"{self.layer - 1} (just run) and {self.layer} (next) only, not of layer {layer}; a "
-                             "method that reads the layer just run cannot prune before layer 1")
+            raise ValueError(
+                f"the tokens entering layer {self.layer} have queries and keys of layer "
+                f"{self.layer - 1} (just run) and {self.layer} (next) only, not of layer {layer}; "
+                "a method that reads the layer just run cannot prune before layer 1"
+            )
         return layer
 
     def _project(self, kind: str, layer: int | None, at: Tensor | None) -> Tensor:
-        layer = self._layer(layer)
+        layer, rotary = self._layer(layer), self.captured["rotary"][self._layer(layer)]
+        known = self.hidden if layer == self.layer else self.captured[kind]
+        if at is not None:
+            known, rotary = take(known, at), take_rotary(rotary, at)
         if layer == self.layer:
-            states = self.adapter.project(layer, kind, self.hidden if at is None else take(self.hidden, at)).to(self.hidden.device)
-        else:
-            states = self.captured[kind] if at is None else take(self.captured[kind], at)
-        rotary = self.captured["rotary"][layer]
-        return self.adapter.rotate(layer, kind, states, rotary if at is None else take_rotary(rotary, at))
+            known = self.adapter.project(layer, kind, known).to(self.hidden.device)
+        return self.adapter.rotate(layer, kind, known, rotary)
 
 
 def without_overflow(x: Tensor) -> Tensor:
-    """float16 as float32: its products of queries and keys may exceed 65504 where the model's fused attention does not."""
+    """float16 as float32.
+
+    Products of queries and keys may exceed 65504, where the model's fused attention does not.
+    """
     return x.float() if x.dtype == torch.float16 else x
 
 
 def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax of `scores` (..., N) over those that are not `hidden`, which get 0, all of them if need be; NaN stays NaN.
+    """Softmax of `scores` (..., N) over those that are not `hidden`.
 
-    >>> masked_softmax(torch.tensor([[1.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), torch.tensor([[False, False, True], [True, True, True]]))
+    Those hidden get 0, all of them if need be; NaN stays NaN.
+
+    >>> hidden = torch.tensor([[False, False, True], [True, True, True]])
+    >>> masked_softmax(torch.tensor([[1.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), hidden)
     tensor([[0.5000, 0.5000, 0.0000],
             [0.0000, 0.0000, 0.0000]])
     """
-    return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(hidden, 0.0)
+    least = torch.finfo(scores.dtype).min
+    return scores.masked_fill(hidden, least).softmax(-1).masked_fill(hidden, 0.0)
 
 
 def column_sum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Sum over `dim`, not the last, as if in exact arithmetic: equal columns have equal sums, wherever they stand.
+    """Sum over `dim`, not the last, as if in exact arithmetic: equal columns have equal sums.
 
-    On a CPU, PyTorch adds up the last few columns in another order than the others. In float32, tokens with equal scores
-    would come to differ by a rounding, and ties would not go to the first. (mps has no float64.)
+    On a CPU, PyTorch adds up the last few columns in another order than the others. In float32,
+    tokens with equal scores would come to differ by a rounding, and ties would not go to the first.
     """
-    return x.sum(dim, dtype=torch.float32 if x.device.type == "mps" else torch.float64).to(x.dtype)
+    # mps has no float64.
+    precise = torch.float32 if x.device.type == "mps" else torch.float64
+    return x.sum(dim, dtype=precise).to(x.dtype)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    return x.expand(index.shape[0], *x.shape[1:])[rows, index]  # copies whole rows; `gather` would look up each number
+    # Copies whole rows. `gather` would look up each number.
+    return x.expand(index.shape[0], *x.shape[1:])[rows, index]
 
 
 def take_rotary(rotary: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
-    """Gather `index` (B, K) along dim -2 of cos and sin: (B or 1, N, E), or (3, B, N, E) in some families."""
+    """Gather `index` (B, K) along dim -2 of cos and sin.
+
+    rotary: (B or 1, N, E) each, or (3, B, N, E) in some families.
+    """
+
     def gather(x: Tensor) -> Tensor:
         x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
-        return x.gather(-2, index[..., None].expand(*x.shape[:-3], *index.shape, x.shape[-1]))
+        places = index[..., None].expand(*x.shape[:-3], *index.shape, x.shape[-1])
+        return x.gather(-2, places)
 
     return tuple(gather(x) for x in rotary)

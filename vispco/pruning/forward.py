@@ -1,4 +1,4 @@
-"""One forward pass as a function: from a batch to the logits at its answers, and to their distance from the full model's.
+"""One forward pass as a function: from a batch to the logits at its answers, and to their loss.
 
 A batch here is a `vispco.calibration.PreparedBatch`: A answer tokens in all, located beforehand.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ OBJECTIVES = ("kl", "task")
 
 
 def answer_logits(
-    model: nn.Module, batch: Any, *, whose: str = "full", reuse_features: bool = True
+    model: nn.Module, batch: Any, whose: str = "full", *, reuse_features: bool = True
 ) -> Tensor:
     """Logits (A, vocabulary), float32, at the positions that predict answer tokens.
 
@@ -33,8 +34,10 @@ def answer_logits(
     columns = batch.columns.tolist()
 
     def run() -> Tensor:
-        features = batch.features if reuse_features else None
-        with nullcontext() if features is None else features.used(adapter_for(model)(model).backbone):
+        tower: Any = nullcontext()
+        if reuse_features and batch.features is not None:
+            tower = batch.features.used(adapter_for(model)(model).backbone)
+        with tower:
             logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
         return logits[batch.answers.to(logits.device)].float()
 
@@ -54,18 +57,21 @@ def _first_not_finite(model: nn.Module, run: Callable[[], Any], mask: Tensor | N
     adapter, found = adapter_for(model)(model), []
 
     def look(states, where: str) -> None:
-        states = states[0] if isinstance(states, tuple) else states  # in older releases
+        # Layers of older releases of transformers give a tuple.
+        states = states[0] if isinstance(states, tuple) else states
         real = mask.bool() if mask is not None and mask.shape == states.shape[:2] else ...
         if not states[real].isfinite().all():
             found.append(where)
 
-    def enters(module, args, kwargs) -> None:
+    def on_decoder(module, args, kwargs) -> None:
         look(kwargs["inputs_embeds"], ", already in what enters layer 0")
 
-    hooks = [adapter.decoder.register_forward_pre_hook(enters, with_kwargs=True)]
+    def on_layer(i: int, module, args, output) -> None:
+        look(output, f", from the output of layer {i} on")
+
+    hooks = [adapter.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)]
     for i, layer in enumerate(adapter.layers):
-        where = f", from the output of layer {i} on"
-        hooks.append(layer.register_forward_hook(lambda module, args, out, where=where: look(out, where)))
+        hooks.append(layer.register_forward_hook(partial(on_layer, i)))
     try:
         run()
     finally:

@@ -1,82 +1,95 @@
-"""Search: tokens stay; masked keys are renormalised away, and gradients reach the keep ratios straight through."""
+"""Search: tokens stay, masked keys are renormalised away, and gradients reach the keep ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..relaxation import hard_mask
 from ..ste import Estimator, build_estimator
-from ._attention import SoftMask
+from ._attention import Bound, SoftMask
 from .forward import token_losses
-from .prompt import merged
 from .pruner import Pruner
 
 
 class Masking(Pruner):
-    """Masks tokens; the same logits at the kept positions as if they were dropped.
+    """Masks tokens. At the kept positions, the logits are those of dropping the others.
 
-    estimator: of the gradient in the keep ratios, see `vispco.ste`.
+    estimator: of the gradient in the keep ratios: a name, or a dict of options (see `vispco.ste`).
     """
 
-    everywhere = True  # also where nothing is dropped, the gradient asks what if
+    # Where nothing is dropped, the gradient asks what if.
+    exhaustive = True
 
-    def __init__(self, adapter, method, ratios: Tensor, estimator: str | Mapping | Estimator | None = None):
+    def __init__(
+        self,
+        adapter: Any,
+        method: Any,
+        ratios: Tensor,
+        estimator: str | Mapping[str, Any] | Estimator | None = None,
+    ):
         super().__init__(adapter, method, ratios)
         self.estimator = build_estimator(estimator)
+        # Of the last pass: the estimator's function, and the bound of its tokens' gradients.
+        self.estimate: Callable[..., Tensor]
+        self.bound = Bound()
 
-    def run(self, batch: Any, ratios: Tensor | None = None, seed: int = 0) -> Tensor:
-        """See `Pruner.run`."""
-        self.estimator.reseed(seed)
-        return super().run(batch, ratios, seed)
+    def losses(
+        self, batch: Any, ratios: Tensor | None = None, seed: int = 0, objective: str = "kl"
+    ) -> Tensor:
+        """The objective at each answer token of the batch (A,), in nats (`forward.token_losses`).
 
-    def losses(self, batch: Any, ratios: Tensor | None = None, seed: int = 0, objective: str = "kl") -> Tensor:
-        """The objective at each of the batch's answer tokens (A,), in nats (`vispco.pruning.forward.token_losses`).
-
-        Their gradient is bounded in the backward pass: that by a token's mask never exceeds what its sample contributes to
-        the loss, `sum over its answer tokens of losses_a dloss/dlosses_a` (see `vispco.pruning._attention.Bound`).
-        Other arguments and errors as of `run`.
+        The backward pass bounds the gradient by each token's mask. It never exceeds what the
+        token's sample contributes to the loss, which is the sum over the sample's answer tokens of
+        losses_a dloss/dlosses_a (see `vispco.pruning._attention.Bound`).
+        Other arguments and errors as in `run`.
         """
         losses = token_losses(self.run(batch, ratios, seed), batch, objective)
         if losses.requires_grad:
-            value, rows, bound = losses.detach(), batch.rows.to(losses.device), self.prefill.bound
-            losses.register_hook(partial(bound.set, value, rows, len(batch)))
+            rows = batch.rows.to(losses.device)
+            losses.register_hook(partial(self.bound.set, losses.detach(), rows, len(batch)))
         return losses
 
     def _prunes(self) -> bool:
         return self.ratios.requires_grad or super()._prunes()
 
+    def _start(self, inputs: dict) -> None:
+        super()._start(inputs)
+        self.estimate, self.bound = self.estimator.start(self._seed), Bound()
+
     def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         """All tokens, and a mask that hides the dropped ones."""
-        state, method = self.prefill, self.method
+        state, method = self.state, self.method
         flows = self.ratios.requires_grad and torch.is_grad_enabled()
         target = state.target(i)
-        if (target is not None or flows) and i >= method.first_layer and any(state.n_visual):
-            with torch.no_grad():
-                context = state.context(i, hidden, kwargs, target or state.left, self.adapter, exhaustive=True)
-                scores, state.left = state.rank(method, context, target or state.left)
-                chosen = hard_mask(scores, context.keep, context.valid)
-                into = method.merge(context, chosen) if target is not None else None
-            hidden = merged(hidden, context, chosen, into)
-            keep = self.ratios[..., i].to(hidden.device) * context.n_visual
-            weight = None if state.policy is None else state.policy[context.visual]
-            m = self.estimator(scores, keep, context.keep, context.valid, weight)  # (B, V)
-            if m.requires_grad and self.estimator.clip:
-                m.register_hook(state.bound)
-            m = m.where(state.visual[context.visual], 1.0)  # filler slots point at text, which stays
-            policy = torch.ones_like(m[:, :1]).expand(hidden.shape[:2]).scatter(1, context.visual[1], m)
-            state.policy = policy if state.policy is None else state.policy * policy
-            state.steps[i] = state.policy.detach()
-            self._memo = {}
-        state.rotary = kwargs["position_embeddings"]
+        drops = target is not None or flows
+        if drops and i >= method.first_layer and any(state.prompt.n_visual):
+            hidden = self._mask(i, hidden, kwargs, target)
         if state.policy is None:
             return hidden, {}
         mask = kwargs.get("attention_mask")
-        if id(mask) not in self._memo:
-            self._memo[id(mask)] = {"attention_mask": SoftMask.of(mask, state.policy, hidden.dtype, state.plain)}
-        return hidden, self._memo[id(mask)]
+        if id(mask) not in state.memo:
+            soft = SoftMask.of(mask, state.policy, hidden.dtype, state.prompt.plain)
+            state.memo[id(mask)] = {"attention_mask": soft}
+        return hidden, state.memo[id(mask)]
+
+    def _mask(self, i: int, hidden: Tensor, kwargs: dict, target: list[int] | None) -> Tensor:
+        """Multiply the mask of this layer into the policy; returns the hidden states, merged."""
+        state = self.state
+        hidden, context, scores, _ = state.choose(i, hidden, kwargs, target)
+        policy = state.policy
+        weight = torch.ones_like(scores) if policy is None else policy[context.visual]
+        keep = self.ratios[..., i].to(hidden.device) * context.n_visual
+        mask = self.estimate(scores, keep, context.keep, context.valid, weight)  # (B, V)
+        if mask.requires_grad and self.estimator.clip:
+            mask.register_hook(self.bound)
+        # Slots of filler point at text, which stays.
+        mask = mask.where(state.prompt.visual[context.visual], 1.0)
+        ones = torch.ones_like(mask[:, :1]).expand(hidden.shape[:2])
+        mask = ones.scatter(1, context.visual[1], mask)  # (B, S)
+        state.policy = mask if policy is None else policy * mask
+        self.steps[i], state.memo = state.policy.detach(), {}
+        return hidden
