@@ -15,7 +15,7 @@ from tests.reproduction import estimator_zoo  # noqa: F401
 from tiny_families import processed
 from vispco import PruningConfig
 from vispco.pruning._attention import SoftMask
-from vispco.pruning.pruner import Pruner
+from vispco.pruning.state import PassState
 from vispco.registry import adapter_for
 from vispco.latency.timing import timed
 
@@ -113,7 +113,7 @@ def test_gradients_cross_devices():
 
 @pytest.mark.parametrize("family", LLAVA)
 def test_a_pruner_that_leaves_its_state_behind_is_caught(family, monkeypatch):
-    monkeypatch.setattr(Pruner, "follow", lambda self, hidden, kwargs: kwargs)
+    monkeypatch.setattr(PassState, "follow", lambda self, device, kwargs: kwargs)
     for mode in ("deploy", "search"):
         with pytest.raises(RuntimeError, match="on the same device"), vispco.apply(spread(family), PruningConfig("pdrop", RATIOS), mode=mode):
             logits(spread(family), batches(family)[0])

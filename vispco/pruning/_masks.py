@@ -43,8 +43,10 @@ class Packed:
     def restore(self, hidden: Tensor) -> Tensor:
         """Packed states (B, K, D) at their original positions (B, S, D), zeros elsewhere."""
         full = hidden.new_zeros(len(hidden), self.length, hidden.shape[2])
+        # A layer may be on another device than what was gathered for it.
+        order, valid = self.order.to(hidden.device), self.valid.to(hidden.device)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        full[rows, self.order] = hidden if self.dense else hidden * self.valid[..., None]
+        full[rows, order] = hidden if self.dense else hidden * valid[..., None]
         return full
 
 
