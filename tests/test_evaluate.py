@@ -7,7 +7,8 @@ import torch
 
 import vispco
 from tiny import IMAGE, batch, without_labels
-from vispco.calibration import kl_divergence, prepare, run_teacher
+from vispco.calibration import prepare, run_teacher
+from vispco.pruning.forward import kl_divergence
 
 
 @pytest.fixture(scope="module")

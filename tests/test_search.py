@@ -11,7 +11,8 @@ from vispco.frontier import Frontier, FrontierPoint
 from vispco.pruning import Masking
 from vispco.registry import adapter_for
 from vispco.schedule import to_whole_tokens
-from vispco.calibration import kl_divergence, prepare, run_teacher
+from vispco.calibration import prepare, run_teacher
+from vispco.pruning.forward import kl_divergence
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,11 @@ def test_fractional_at_the_midpoint_has_a_half_on_the_edge():
 # ---- errors --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("estimator", "message"), [
     ("papper", "^unknown estimator 'papper': did you mean 'paper'? there are default, paper, rank, "),
-    ({"name": 3}, "^unknown estimator 3: there are default, paper, rank, gumbel, perturbed, boundary, fractional$"),
+    (
+        {"name": 3},
+        "^unknown estimator 3: there are default, paper, rank, gumbel, perturbed, boundary, "
+        "fractional$",
+    ),
     ({"name": "boundary", "temp": 1}, "'boundary' does not take the option 'temp': it takes reach, clip, seed$"),
     (7, "^estimator must be one of default, paper, .*, or a dict of options such as .*, got 7$"),
 ])

@@ -14,14 +14,7 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 
 from .pruning._features import Features
 from .pruning.context import before_answer as before_answer
-from .pruning.forward import (
-    OBJECTIVES as OBJECTIVES,
-    answer_logits as answer_logits,
-    check_objective as check_objective,
-    during as during,
-    kl_divergence as kl_divergence,
-    token_losses as token_losses,
-)
+from .pruning.forward import answer_logits as answer_logits, during as during
 from .registry import adapter_for
 from .utils.distributed import gathered
 

@@ -10,18 +10,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from .calibration import (
-    PreparedBatch,
-    during,
-    kl_divergence,
-    prepare,
-    run_teacher,
-    shapes,
-    token_losses,
-)
+from .calibration import PreparedBatch, prepare, run_teacher, shapes
 from .config import PruningConfig
 from .flops import CostModel
 from .pruning import apply, check_fits
+from .pruning.forward import during, kl_divergence, token_losses
 from .registry import adapter_for, build_method
 from .utils.distributed import gathered
 

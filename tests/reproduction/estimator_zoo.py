@@ -92,7 +92,8 @@ def fractional(
 ) -> MaskFunction:
     """The highest tokens up to a total weight of k~ + reach u, the last of them in part.
 
-    p'_j = min(p_j, max(0, k~ + reach u - sum of p over the tokens ranked higher)),  m_j = p'_j / p_j
+    p'_j = min(p_j, max(0, k~ + reach u - sum of p over the tokens ranked higher))
+    m_j = p'_j / p_j
 
     p_j is the weight a token has had so far (1 at first); u is uniform in (-1, 1). No relaxation:
     the derivative of the loss in the weight of the one token on the edge, over all weights from 0

@@ -36,7 +36,8 @@ from vispco.flops import CostModel
 from vispco.pruning import Dropping, Masking
 from vispco.registry import adapter_for, build_method
 from vispco.ste import build_estimator
-from vispco.calibration import frozen, kl_divergence, prepare, shapes, run_teacher
+from vispco.calibration import frozen, prepare, run_teacher, shapes
+from vispco.pruning.forward import kl_divergence
 from . import estimator_zoo  # noqa: F401
 from .estimator_candidates import BATCH, CANDIDATES, REACHES, STEPPED
 from .estimator_scores import compare, cosine, table

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from .. import data
-from ..calibration import OBJECTIVES, prepare, shapes
+from ..calibration import prepare, shapes
 from ..frontier import Frontier
 from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
+from ..pruning.forward import OBJECTIVES
 from ..registry import KERNELS, METHODS
 from ..search import STARTS, SearchOptions, search
 from ..ste import ESTIMATORS

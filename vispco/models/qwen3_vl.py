@@ -9,7 +9,7 @@ from .towers import encoder_layer
 
 @register_adapter("qwen3_vl")
 class Qwen3VL(Qwen2VL):
-    """Qwen3-VL: features of several vision layers join the visual tokens in early decoder layers."""
+    """Qwen3-VL: features of several vision layers join the visual tokens in early layers."""
 
     architectures = ("Qwen3VLForConditionalGeneration",)
     model_types = ("qwen3_vl",)

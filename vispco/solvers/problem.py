@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from ..budget import Budget, limit_for
-from ..calibration import check_objective, frozen, prepare, run_teacher, shapes
+from ..calibration import frozen, prepare, run_teacher, shapes
 from ..flops import CostModel, KVCacheMemory
 from ..frontier import FrontierPoint
 from ..latency.table import LatencyTable
+from ..pruning.forward import check_objective
 from ..registry import KERNELS, adapter_for, build_method, named_options
 from ..schedule import ramp
 from ..utils.distributed import total
