@@ -11,10 +11,9 @@ from math import exp, log
 from statistics import fmean
 from typing import Any
 
-from vispco.ste import ESTIMATORS
-
 from ..benchmark import Benchmark
 from ..cache import Cache
+from ..estimator_zoo import ESTIMATORS
 from ..searches import by_estimator
 from ..sizes import Size
 from ..stats import summary
@@ -113,7 +112,7 @@ def conclude(rows: list[dict], size: Size) -> dict:
         means = {n: _means(row["estimators"][n]) for n in row["estimators"]}
         best = max(names, key=lambda n: means[n]["batch"])
         default = next(
-            n for n in names if n.replace(",", " ").split()[0] == ESTIMATORS["default"].__name__
+            n for n in names if ESTIMATORS.get(n.replace(",", " ").split()[0]) is ESTIMATORS["default"]
         )
         table += [
             {
