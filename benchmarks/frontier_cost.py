@@ -18,9 +18,9 @@ import torch
 import vispco
 from vispco import PruningConfig, testbed
 from vispco.baselines.grids import single_layer_grid
+from vispco.calibration import prepare, run_teacher
 from vispco.evaluate import evaluate
 from vispco.registry import METHODS, adapter_for
-from vispco.calibration import prepare, run_teacher
 
 from .side_by_side import arguments, run
 
@@ -51,15 +51,27 @@ def measure(options) -> list[dict]:
     if options.rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
     model = testbed.load(options.model)[0].to(options.device, getattr(torch, options.dtype))
-    batches = testbed.batches("calibration", options.questions, options.batch, options.seed, model=options.model)
+    batches = testbed.batches(
+        "calibration", options.questions, options.batch, options.seed, model=options.model
+    )
     configs = grid(options.method, len(adapter_for(model)(model).layers), options.configurations)
     chosen = torch.linspace(0, len(configs) - 1, options.sample).round().long().tolist()
     ratios, passes = [], {"grid": options.questions * (1 + len(configs))}
     for turn in range(-options.warmup, options.rounds):
+
         def search():
             with torch.enable_grad():
-                learned = vispco.search(model, batches, options.method, budgets=(), seed=options.seed, start=vispco.Shared(steps=options.steps))
-                passes["search"] = learned.frontier(BUDGETS, options.refinement, options.seed).meta["forward_passes"]
+                learned = vispco.search(
+                    model,
+                    batches,
+                    options.method,
+                    budgets=(),
+                    seed=options.seed,
+                    start=vispco.Shared(steps=options.steps),
+                )
+                passes["search"] = learned.frontier(BUDGETS, options.refinement, options.seed).meta[
+                    "forward_passes"
+                ]
 
         def few():
             prepared = run_teacher(model, prepare(model, batches))

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vispco.utils.files import read_json, write_text
-from vispco.plot.figure import COLOURS, MARKERS, percents, render, require_matplotlib
 from tests.reproduction.markdown import markdown
+from vispco.plot.figure import COLOURS, MARKERS, percents, render, require_matplotlib
+from vispco.utils.files import read_json, write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FOLDER = "how-much-time-it-saves.md", Path("results", "benchmarks")
@@ -67,7 +67,9 @@ def _speedup(rows: list[dict]) -> str:
         "speed-up": lambda r: f"{r['speedup']:.2f}",
         "of the FLOPs'": lambda r: f"{r['flops_ratio']:.2f}",
         "realised": lambda r: _spread(r, "realised"),
-        "with the tower": lambda r: _spread(r["with_tower"], "realised") if r["with_tower"] else "–",
+        "with the tower": lambda r: (
+            _spread(r["with_tower"], "realised") if r["with_tower"] else "–"
+        ),
         "decode": lambda r: f"{r['decode_speedup']:.2f}",
         "KV cache": lambda r: f"{r['kv_bytes'] / whole[r['n_visual'], r['batch']]:.2f}",
     }
@@ -154,12 +156,15 @@ def load(folder: Path) -> list[tuple[str, dict]]:
 
     Raises ValueError for a folder or file without figures.
     """
+
     def result(data) -> dict:
         if not isinstance(data, dict) or not data.get("figures"):
             raise ValueError("this is not what a benchmark wrote: it has no figures")
         return data
 
-    found = [(path.stem.split("-")[0], read_json(path, result)) for path in sorted(folder.glob("*.json"))]
+    found = [
+        (path.stem.split("-")[0], read_json(path, result)) for path in sorted(folder.glob("*.json"))
+    ]
     if not found or {name for name, _ in found} - TABLES.keys():
         raise ValueError(
             f"{folder}: expected files named {', '.join(TABLES)}, "
@@ -182,6 +187,7 @@ def _made_by(result: dict) -> str:
 
 def tables(results: Sequence[tuple[str, dict]]) -> str:
     """Everything below the marker."""
+
     def parts() -> Iterator[str]:
         for name, (title, table) in TABLES.items():
             own = [result for other, result in results if other == name]

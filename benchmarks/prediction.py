@@ -78,7 +78,9 @@ def main(argv=None) -> int:
     parser = arguments("benchmarks.prediction", __doc__, "prediction.json")
     shapes.add_arguments(parser, "small", [64, 576])
     parser.add_argument("--method", default="fastv", help="that ranks the tokens")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32], help="lengths of the answer")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[1, 32], help="lengths of the answer"
+    )
     parser.add_argument("--no-tower", action="store_true", help="leave the vision tower out")
     return run(parser, measure, argv)
 

@@ -26,11 +26,11 @@ import torch
 from torch import nn
 
 from vispco import testbed
+from vispco.calibration import PreparedBatch, answer_logits, frozen, prepare, run_teacher
 from vispco.kernels import Monotone
 from vispco.pruning import Masking
 from vispco.registry import METHODS, adapter_for, build_method
 from vispco.schedule import to_whole_tokens
-from vispco.calibration import PreparedBatch, answer_logits, frozen, prepare, run_teacher
 
 from . import shapes
 from .side_by_side import arguments, operators, peak_memory, run, side_by_side, turns
@@ -86,6 +86,7 @@ def plain(model: nn.Module, prepared_batch: PreparedBatch) -> None:
 @torch.enable_grad()
 def kept(model: nn.Module, prepared_batch: PreparedBatch) -> None:
     """One forward pass, with all that the gradient of the input embeddings needs."""
+
     def hook(module, args, output):
         return output.requires_grad_()
 
@@ -105,7 +106,12 @@ def step(prepared_batch: PreparedBatch, curve: Monotone, pruner: Masking) -> Non
 
 
 def search_step(
-    model: nn.Module, adapter, scorer, curve: Monotone, batch: PreparedBatch, checkpoint: bool = False
+    model: nn.Module,
+    adapter,
+    scorer,
+    curve: Monotone,
+    batch: PreparedBatch,
+    checkpoint: bool = False,
 ) -> None:
     """One step with all that a search sets up for it."""
     with frozen(model, checkpoint), Masking(adapter, scorer, curve()).install() as pruner:

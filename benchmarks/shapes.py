@@ -51,7 +51,9 @@ def build(
     if name not in TEXT:
         raise ValueError(f"unknown model {name!r}: choose from {', '.join(TEXT)}")
     if min(layers or 1, vision_layers or 1) < 1 or layers == 0 or vision_layers == 0:
-        raise ValueError(f"layers must be at least 1, got {layers} and {vision_layers} in the vision tower")
+        raise ValueError(
+            f"layers must be at least 1, got {layers} and {vision_layers} in the vision tower"
+        )
     hidden, ffn, heads, kv_heads, depth, vocabulary = TEXT[name]
     text = {
         "hidden_size": hidden,
@@ -130,7 +132,9 @@ class Prompt:
     n_text: int
 
 
-def prompt(model: nn.Module, n_visual: int, n_text: int = 64, batch: int = 1, seed: int = 0) -> Prompt:
+def prompt(
+    model: nn.Module, n_visual: int, n_text: int = 64, batch: int = 1, seed: int = 0
+) -> Prompt:
     """Half of the text, one run of visual tokens, the other half; no padding.
 
     Raises ValueError unless there is a visual token, and two of text.
@@ -144,7 +148,7 @@ def prompt(model: nn.Module, n_visual: int, n_text: int = 64, batch: int = 1, se
     text = model.config.get_text_config()
     ids = torch.randint(6, text.vocab_size, (batch, n_text), generator=g)
     image = torch.full((batch, n_visual), IMAGE)
-    ids = torch.cat([ids[:, :n_text // 2], image, ids[:, n_text // 2:]], 1).to(model.device)
+    ids = torch.cat([ids[:, : n_text // 2], image, ids[:, n_text // 2 :]], 1).to(model.device)
     features = (0.02 * torch.randn(batch, n_visual, text.hidden_size, generator=g)).to(**where)
     encoded = BaseModelOutputWithPooling(pooler_output=tuple(features))
     inputs = {"input_ids": ids, "mm_encoder_outputs": {"image": encoded}}
@@ -156,10 +160,15 @@ def prompt(model: nn.Module, n_visual: int, n_text: int = 64, batch: int = 1, se
         pictures = {"pixel_values": tiles.to(**where)} if n_visual % tile == 0 else None
     else:
         height = max(h for h in range(1, int(n_visual**0.5) + 1) if n_visual % h == 0)
-        grid = torch.tensor([[1, 2 * height, 2 * (n_visual // height)]] * batch, device=model.device)
+        grid = torch.tensor(
+            [[1, 2 * height, 2 * (n_visual // height)]] * batch, device=model.device
+        )
         inputs |= {"image_grid_thw": grid, "mm_token_type_ids": (ids == IMAGE).int()}
         patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        pictures = {"pixel_values": torch.randn(batch * 4 * n_visual, patch, generator=g).to(**where), "image_grid_thw": grid}
+        pictures = {
+            "pixel_values": torch.randn(batch * 4 * n_visual, patch, generator=g).to(**where),
+            "image_grid_thw": grid,
+        }
     return Prompt(inputs, pictures, n_visual, n_text)
 
 
@@ -197,19 +206,27 @@ def schedules(layers: int, method: str = "fastv") -> dict[str, PruningConfig]:
     [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.1, 0.1]
     """
     if layers < 5:
-        raise ValueError(f"the schedules need at least 5 layers, got {layers}: three steps from layer 2")
+        raise ValueError(
+            f"the schedules need at least 5 layers, got {layers}: three steps from layer 2"
+        )
     second, third = max(3, layers // 2), max(4, 3 * layers // 4)
     ratios = {f"{keep:.0%}": [1.0] * 2 + [keep] * (layers - 2) for keep in (0.5, 0.25, 0.1)}
-    ratios["steps"] = [1.0] * 2 + [0.5] * (second - 2) + [0.25] * (third - second) + [0.1] * (layers - third)
+    ratios["steps"] = (
+        [1.0] * 2 + [0.5] * (second - 2) + [0.25] * (third - second) + [0.1] * (layers - third)
+    )
     return {name: PruningConfig(method, kept) for name, kept in ratios.items()}
 
 
 def add_arguments(parser, model: str, visual: list[int], extra: tuple[str, ...] = ()) -> None:
     """The options that name a model and its prompts. extra: further models to choose from."""
-    parser.add_argument("--model", default=model, choices=[*TEXT, *extra], help="whose layer shapes")
+    parser.add_argument(
+        "--model", default=model, choices=[*TEXT, *extra], help="whose layer shapes"
+    )
     parser.add_argument("--layers", type=int, help="fewer decoder layers than it has")
     parser.add_argument("--vision-layers", type=int, help="fewer layers of the vision tower")
-    parser.add_argument("--visual", type=int, nargs="+", default=visual, help="numbers of visual tokens")
+    parser.add_argument(
+        "--visual", type=int, nargs="+", default=visual, help="numbers of visual tokens"
+    )
     parser.add_argument("--text", type=int, default=64, help="text tokens")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes")
 

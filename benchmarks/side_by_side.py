@@ -21,9 +21,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vispco.latency.timing import side_by_side as side_by_side, timed
 from vispco.utils.files import write_json
-from vispco.latency.timing import side_by_side as side_by_side
-from vispco.latency.timing import timed
 from vispco.utils.version import versions
 
 
@@ -45,7 +44,9 @@ def peak_memory(call: Callable[[], Any], device: str | torch.device = "cpu") -> 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         trace.export_chrome_trace(str(path))
-        events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+        events = [
+            e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"
+        ]
     held = peak = 0
     for event in sorted(events, key=lambda e: e["ts"]):
         held += event["args"]["Bytes"]
@@ -130,13 +131,19 @@ def run(
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("--device cuda, but torch finds no GPU: use --device cpu")
         if options.cpu_time and (options.threads > 1 or options.device != "cpu"):
-            raise ValueError("--cpu-time is the time of one thread on a CPU: leave out --threads and --device")
+            raise ValueError(
+                "--cpu-time is the time of one thread on a CPU: leave out --threads and --device"
+            )
         options.timer = timed(options.device, time.process_time if options.cpu_time else None)
         if not options.output.absolute().parent.is_dir():
             raise ValueError(f"--output: there is no folder {options.output.parent}")
         torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
-        with torch.no_grad() if not getattr(options, "gradients", False) else contextlib.nullcontext():
+        with (
+            torch.no_grad()
+            if not getattr(options, "gradients", False)
+            else contextlib.nullcontext()
+        ):
             figures = measure(options)
         result = {
             "command": shlex.join([*parser.prog.split(), *given]),

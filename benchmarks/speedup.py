@@ -154,7 +154,9 @@ def main(argv=None) -> int:
     parser.add_argument("--method", default="fastv", help="that ranks the tokens")
     parser.add_argument("--steps", type=int, default=8, help="tokens decoded in one timed call")
     parser.add_argument("--no-tower", action="store_true", help="leave the vision tower out")
-    parser.add_argument("--trace", action="store_true", help="profile each schedule: what limits it")
+    parser.add_argument(
+        "--trace", action="store_true", help="profile each schedule: what limits it"
+    )
     return run(parser, measure, argv)
 
 

@@ -75,7 +75,7 @@ def write(page: Path, printed: list[str]) -> None:
     """Replace the recorded outputs of a page. Blocks without one keep none."""
     text, found, end = page.read_text(encoding="utf-8"), [], 0
     for block, lines in zip(CODE.finditer(text), printed, strict=True):
-        found.append(text[end:block.end()])
+        found.append(text[end : block.end()])
         end = block.end()
         if old := OUTPUT.match(text, end):
             found.append(f"\n```output{old[1] or ''}\n{lines}```\n")

@@ -43,6 +43,7 @@ def also(use, test, verdict="works"):
 
 def works(use, verdict="works"):
     """Enrol a test that shows that it works."""
+
     def enrol(test):
         also(use, f"{Path(test.__code__.co_filename).name}::{test.__name__}", verdict)
         return test
@@ -55,6 +56,7 @@ def refused(use, message):
 
     Inside `refusal()` the test must be refused with this message.
     """
+
     def enrol(test):
         works(use, f"refused: “{message}”")(test)
 

@@ -27,7 +27,9 @@ settings.load_profile("ci")
 def pytest_addoption(parser):
     """`pytest --every`: the whole product of methods and families, minutes more."""
     parser.addoption("--every", action="store_true", help="run every method on every model family")
-    parser.addoption("--table", metavar="FILE", help="write a page of what passed, method by family")
+    parser.addoption(
+        "--table", metavar="FILE", help="write a page of what passed, method by family"
+    )
 
 
 def pytest_configure(config):
@@ -58,8 +60,10 @@ def pytest_collection_modifyitems(config, items):
 def family(request):
     """Each registered family's tiny model (session-wide; tests must leave it as it was)."""
     if request.param not in FAMILIES:
-        pytest.fail(f"adapter {request.param!r} is registered but has no tiny model: "
-                    "add one to FAMILIES in tests/tiny.py")
+        pytest.fail(
+            f"adapter {request.param!r} is registered but has no tiny model: "
+            "add one to FAMILIES in tests/tiny.py"
+        )
     return make(request.param)
 
 
@@ -88,7 +92,9 @@ class Table:
         report = yield
         params = getattr(getattr(item, "callspec", None), "params", {})
         if {"family", "name"} <= params.keys() and (report.when == "call" or not report.passed):
-            outcome = report.longrepr[2].removeprefix("Skipped: ") if report.skipped else report.outcome
+            outcome = (
+                report.longrepr[2].removeprefix("Skipped: ") if report.skipped else report.outcome
+            )
             self.cells[params["name"], params["family"]][item.originalname].add(outcome)
             self.checks[item.originalname] = (item.function.__doc__ or "").split("\n")[0]
             self.cases += report.passed
@@ -103,8 +109,10 @@ class Table:
         """The table, the reasons for what does not apply, the checks."""
         methods, families = (sorted({cell[i] for cell in self.cells}) for i in (0, 1))
         reasons = []
-        rows = [[f"`{m}`", *(self.cell(self.cells.get((m, f), {}), reasons) for f in families)]
-                for m in methods]
+        rows = [
+            [f"`{m}`", *(self.cell(self.cells.get((m, f), {}), reasons) for f in families)]
+            for m in methods
+        ]
         table = [["method", *(f"`{f}`" for f in families)], ["---"] * (len(families) + 1), *rows]
         found = ", ".join(f"{package} {number}" for package, number in versions().items())
         command = "pytest tests/test_contract.py --every --table docs/contract.md"
@@ -116,7 +124,11 @@ class Table:
             "\n".join(f"| {' | '.join(row)} |" for row in table),
             "\n".join(f"[{i}] n/a: {reason}  " for i, reason in enumerate(reasons, 1)),
             "## The checks",
-            "\n".join(f"- {plain(name)}{': ' + text if text else ''}" for name, text in self.checks.items())]
+            "\n".join(
+                f"- {plain(name)}{': ' + text if text else ''}"
+                for name, text in self.checks.items()
+            ),
+        ]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     @staticmethod

@@ -16,25 +16,25 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.reproduction.report import CHECK, load
+from tests.reproduction.training import build
+from tests.reproduction.training.curriculum import Curriculum
 from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
 from vispco.commands.evaluate import with_metrics
 from vispco.commands.model import load_model
 from vispco.commands.notations import NOTATIONS, write_notation
 from vispco.commands.plot import load_frontier
 from vispco.commands.questions import _testbed_kind, reading_options
-from vispco.utils.console import budget_text, flops, percent
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
 from vispco.data.template import render
-from vispco.utils.files import read_json
 from vispco.flops import Dimensions
-from vispco.plot.read import KINDS
 from vispco.plot.page import _configurations, _settings
-from tests.reproduction.report import CHECK, load
-from vispco.utils.digest import key
+from vispco.plot.read import KINDS
 from vispco.testbed import model as testbed_model
-from tests.reproduction.training import build
-from tests.reproduction.training.curriculum import Curriculum
+from vispco.utils.console import budget_text, flops, percent
+from vispco.utils.digest import key
+from vispco.utils.files import read_json
 
 ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
 # As `--max-pixels`.
@@ -83,8 +83,10 @@ class Config(Saved):
         )
         names = ("random", "fastv", "sparsevlm", "visionzip", "vispruner", "dart")
         budgets = (0.4, "1.8TFLOPs", {"flops": 0.5, "kv_cache": "40%"}, None, 1e12, 1)
-        return [PruningConfig(name, [1, 1, 0.5, 0.25], options, "llava", budget, 1e12, 576).to_dict()
-                for name, options, budget in zip(names, some, budgets, strict=True)]
+        return [
+            PruningConfig(name, [1, 1, 0.5, 0.25], options, "llava", budget, 1e12, 576).to_dict()
+            for name, options, budget in zip(names, some, budgets, strict=True)
+        ]
 
     def use(self, config):
         assert config.describe() and len(config.tokens(576)) == config.num_layers
@@ -97,14 +99,56 @@ class Curve(Saved):
     kind = Frontier
 
     def seeds(self):
-        points = [FrontierPoint(PruningConfig("fastv", (1, s, s / 2), n_visual=576), b, 1e9 * s, s, 1 - s,
-                                {"accuracy": 0.5 + s / 3, "interval": [0.4, 0.9], "kl": 0.1, "n": 8, "tasks": {"a": 0.5}})
-                  for b, s in ((0.3, 0.3), ("1.2 GFLOPs", 0.7), ({"flops": 0.5}, 0.5))]
-        others = [{"kind": kind, "label": "x", "share": 0.4, "flops": 4e8, "accuracy": 0.6, "kl": 0.3, "budget": 0.5} for kind in KINDS]
-        meta = {"method": "fastv", "kernel": "monotone", "seed": 0, "objective": "kl", "model": "m", "data": "d", "versions": {"torch": "2"},
-                "full_accuracy": 0.9, "floor_accuracy": 0.2, "floor_kl": 3, "floor": "blind", "label": "x", "steps": 5, "competitors": others}
+        points = [
+            FrontierPoint(
+                PruningConfig("fastv", (1, s, s / 2), n_visual=576),
+                b,
+                1e9 * s,
+                s,
+                1 - s,
+                {
+                    "accuracy": 0.5 + s / 3,
+                    "interval": [0.4, 0.9],
+                    "kl": 0.1,
+                    "n": 8,
+                    "tasks": {"a": 0.5},
+                },
+            )
+            for b, s in ((0.3, 0.3), ("1.2 GFLOPs", 0.7), ({"flops": 0.5}, 0.5))
+        ]
+        others = [
+            {
+                "kind": kind,
+                "label": "x",
+                "share": 0.4,
+                "flops": 4e8,
+                "accuracy": 0.6,
+                "kl": 0.3,
+                "budget": 0.5,
+            }
+            for kind in KINDS
+        ]
+        meta = {
+            "method": "fastv",
+            "kernel": "monotone",
+            "seed": 0,
+            "objective": "kl",
+            "model": "m",
+            "data": "d",
+            "versions": {"torch": "2"},
+            "full_accuracy": 0.9,
+            "floor_accuracy": 0.2,
+            "floor_kl": 3,
+            "floor": "blind",
+            "label": "x",
+            "steps": 5,
+            "competitors": others,
+        }
         curves = Frontier(points, meta), Frontier(points[:1], {"seed": 1})
-        return [{"schema_version": 1, "meta": f.meta, "points": [p.to_dict() for p in f.points]} for f in curves]
+        return [
+            {"schema_version": 1, "meta": f.meta, "points": [p.to_dict() for p in f.points]}
+            for f in curves
+        ]
 
     def use(self, curve):
         """All that `plot`, `evaluate` and the report compute, short of drawing."""
@@ -124,11 +168,15 @@ class Table(Saved):
 
     def seeds(self):
         sizes = Dimensions(2, 8, 2, 2, 4, 16, 10)
-        return [LatencyTable(sizes, (10, 20, 40), (1e-3, 3e-3, 4e-3), {"device": "cpu"}).to_dict(),
-                LatencyTable(sizes, (1, 700), (1e-3, 2)).to_dict()]
+        return [
+            LatencyTable(sizes, (10, 20, 40), (1e-3, 3e-3, 4e-3), {"device": "cpu"}).to_dict(),
+            LatencyTable(sizes, (1, 700), (1e-3, 2)).to_dict(),
+        ]
 
     def use(self, table):
-        assert bool((table.layer(torch.tensor([1, 15, 100])) > 0).all()) and bool(table.full(3, 4) > 0)
+        assert bool((table.layer(torch.tensor([1, 15, 100])) > 0).all()) and bool(
+            table.full(3, 4) > 0
+        )
 
 
 class Questions(Reader):
@@ -136,9 +184,18 @@ class Questions(Reader):
 
     def seeds(self):
         Image.new("RGB", (8, 8), "red").save("a.png")
-        return [[ROW, {**ROW, "answer": ["a", "b", "b"], "task": "t", "system": "s"},
-                 {"images": ["a.png", "./a.png"], "question": "Is <image> like <image>?", "answer": 3},
-                 {"video": ["a.png", "a.png"], "question": "q", "answer": "a"}]]
+        return [
+            [
+                ROW,
+                {**ROW, "answer": ["a", "b", "b"], "task": "t", "system": "s"},
+                {
+                    "images": ["a.png", "./a.png"],
+                    "question": "Is <image> like <image>?",
+                    "answer": 3,
+                },
+                {"video": ["a.png", "a.png"], "question": "q", "answer": "a"},
+            ]
+        ]
 
     def join(self, rows):
         return b"\n".join(rows) + b"\n"
@@ -147,7 +204,11 @@ class Questions(Reader):
         for conversation in draw(self.file, 10, max_pixels=PIXELS).conversations:
             assert conversation.turns and conversation.media
             here = Path(".").resolve()
-            assert all(Path(m).resolve().is_relative_to(here) for m in np.ravel(conversation.media) if isinstance(m, str))
+            assert all(
+                Path(m).resolve().is_relative_to(here)
+                for m in np.ravel(conversation.media)
+                if isinstance(m, str)
+            )
 
 
 class Instruct(Questions):
@@ -155,11 +216,20 @@ class Instruct(Questions):
 
     def seeds(self):
         super().seeds()
-        def talk(*said):
-            return {"id": "1", "image": "a.png",
-                    "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]}
 
-        text_only = {"id": "2", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
+        def talk(*said):
+            return {
+                "id": "1",
+                "image": "a.png",
+                "conversations": [
+                    {"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)
+                ],
+            }
+
+        text_only = {
+            "id": "2",
+            "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}],
+        }
         opened = talk("a", "b")
         opened["conversations"].insert(0, {"role": "system", "content": "Be brief."})
         return [[talk("<image>\nWhat?", "A cat."), talk("a", "b", "c", "d"), text_only, opened]]
@@ -176,12 +246,29 @@ class Picture(Reader):
         turned = Image.Exif()
         turned[0x112], turned[0x10E] = 6, "text"
         more = {"save_all": True, "append_images": [Image.new("RGB", (12, 9))] * 2}
-        kinds = [("png", {}), ("png", {"exif": turned}), ("jpeg", {}), ("jpeg", {"exif": turned, "progressive": True}), ("gif", {}),
-                 ("gif", more), ("webp", {"lossless": True}), ("webp", more), ("bmp", {}), ("tiff", {}), ("ppm", {}),
-                 ("tiff", {"exif": turned})]
+        kinds = [
+            ("png", {}),
+            ("png", {"exif": turned}),
+            ("jpeg", {}),
+            ("jpeg", {"exif": turned, "progressive": True}),
+            ("gif", {}),
+            ("gif", more),
+            ("webp", {"lossless": True}),
+            ("webp", more),
+            ("bmp", {}),
+            ("tiff", {}),
+            ("ppm", {}),
+            ("tiff", {"exif": turned}),
+        ]
         files = [(noise, *kind) for kind in kinds]
-        files += [(Image.new(mode, (9, 7), 1 if len(mode) < 2 or mode == "I;16" else (1,) * len(mode)), "png", {})
-                  for mode in ("P", "L", "LA", "RGBA", "1", "I;16")]
+        files += [
+            (
+                Image.new(mode, (9, 7), 1 if len(mode) < 2 or mode == "I;16" else (1,) * len(mode)),
+                "png",
+                {},
+            )
+            for mode in ("P", "L", "LA", "RGBA", "1", "I;16")
+        ]
         return [encoded(*each) for each in files]
 
     def read(self):
@@ -201,7 +288,15 @@ class Film(Reader):
     needs = "av"
 
     def seeds(self):
-        return [self._film(*kind) for kind in (("a.mp4", "mpeg4"), ("b.avi", "mpeg4"), ("c.mkv", "mpeg4"), ("d.mpg", "mpeg1video"))]
+        return [
+            self._film(*kind)
+            for kind in (
+                ("a.mp4", "mpeg4"),
+                ("b.avi", "mpeg4"),
+                ("c.mkv", "mpeg4"),
+                ("d.mpg", "mpeg1video"),
+            )
+        ]
 
     def _film(self, name, coding):
         import av
@@ -211,12 +306,19 @@ class Film(Reader):
             stream.width = stream.height = 32
             stream.pix_fmt = "yuv420p"
             for i in range(5):
-                file.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * i,) * 3))))
+                file.mux(
+                    stream.encode(
+                        av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * i,) * 3))
+                    )
+                )
             file.mux(stream.encode())
         return Path(name).read_bytes()
 
     def read(self):
-        assert all(f.width * f.height <= PIXELS for f in open_video(str(Path(self.file).resolve()), ".", 4, PIXELS))
+        assert all(
+            f.width * f.height <= PIXELS
+            for f in open_video(str(Path(self.file).resolve()), ".", 4, PIXELS)
+        )
 
 
 class Library(Reader):
@@ -241,10 +343,15 @@ class Template(Reader):
 
     def seeds(self):
         self._processor = build.build_processor("testbed-qwen")
-        return [self._processor.chat_template.encode(), b"{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}"]
+        return [
+            self._processor.chat_template.encode(),
+            b"{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}",
+        ]
 
     def read(self):
-        options = reading_options(argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1))
+        options = reading_options(
+            argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1)
+        )
         try:
             render(self._processor, parse(ROW, self.file), options["chat_template"])
         except ValueError as error:
@@ -283,7 +390,14 @@ class State(Reader):
         module, optims = self._parts()
         module(torch.ones(1, 3)).sum().backward()
         optims[0].step()
-        save_state(Path("state"), 5, {"model": module}, optims, Curriculum(), [{"step": 5, "tasks": {"easy_vqa": 0.5}}])
+        save_state(
+            Path("state"),
+            5,
+            {"model": module},
+            optims,
+            Curriculum(),
+            [{"step": 5, "tasks": {"easy_vqa": 0.5}}],
+        )
         tensors, state = sorted(Path("state").iterdir())
         self._tensors, self._state = tensors.read_bytes(), json.loads(state.read_text())
         return [self._tensors, self._state]
@@ -300,7 +414,9 @@ class State(Reader):
         tensors = self._tensors if of_json else content
         check = f"{zlib.crc32(tensors):08x}"
         Path("state", f"{check}.safetensors").write_bytes(tensors)
-        Path("state", "state.json").write_bytes(content if of_json else json.dumps({**self._state, "tensors": check}).encode())
+        Path("state", "state.json").write_bytes(
+            content if of_json else json.dumps({**self._state, "tensors": check}).encode()
+        )
 
     def read(self):
         from tests.reproduction.training.state import load_state
@@ -323,18 +439,37 @@ class Model(Reader):
 
         make("llava").save_pretrained(self.folder)
         build.build_processor().save_pretrained(self.folder)
-        names = ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
-        self._whole = {name: Path(self.folder, name).read_bytes() for name in names if Path(self.folder, name).exists()}
+        names = (
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "processor_config.json",
+            "generation_config.json",
+            "tokenizer_config.json",
+        )
+        self._whole = {
+            name: Path(self.folder, name).read_bytes()
+            for name in names
+            if Path(self.folder, name).exists()
+        }
         return [name.encode() + b"\0" + content for name, content in self._whole.items()]
 
     def write(self, content):
         name, _, content = content.partition(b"\0")
-        self._last = name = name.decode(errors="replace") if name.decode(errors="replace") in self._whole else "config.json"
+        self._last = name = (
+            name.decode(errors="replace")
+            if name.decode(errors="replace") in self._whole
+            else "config.json"
+        )
         for each, whole in self._whole.items():
             Path(self.folder, each).write_bytes(content if each == name else whole)
 
     def read(self):
-        load_model(argparse.Namespace(model=self.folder, device="cpu", dtype="auto", trust_remote_code=False))
+        load_model(
+            argparse.Namespace(
+                model=self.folder, device="cpu", dtype="auto", trust_remote_code=False
+            )
+        )
 
 
 class Shipped(Model):
@@ -373,14 +508,32 @@ class Result(Reader):
     file = "cost.json"
 
     def seeds(self):
-        self._made = {"schema_version": 1, "claim": "cost", "verdict": "missed", "rows": [{"budget": 0.1, "ours": 2.5}, {"budget": 0.3, "ours": None}]}
+        self._made = {
+            "schema_version": 1,
+            "claim": "cost",
+            "verdict": "missed",
+            "rows": [{"budget": 0.1, "ours": 2.5}, {"budget": 0.3, "ours": None}],
+        }
         return [{**self._made, CHECK: key(**self._made)}]
 
     def read(self):
         assert load(Path("."))["cost"] == self._made
 
 
-READERS = {"a configuration": Config(), "a frontier": Curve(), "a latency table": Table(), "JSON": Anything(), "JSON lines of questions": Questions(),
-           "LLaVA-Instruct JSON": Instruct(), "a picture": Picture(), "a video": Film(), "a data set on disk": Library(),
-           "a chat template": Template(), "a tokenizer": Words(), "a training state": State(), "a model folder": Model(),
-           "a shipped checkpoint": Shipped(), "a result of the reproduction": Result()}
+READERS = {
+    "a configuration": Config(),
+    "a frontier": Curve(),
+    "a latency table": Table(),
+    "JSON": Anything(),
+    "JSON lines of questions": Questions(),
+    "LLaVA-Instruct JSON": Instruct(),
+    "a picture": Picture(),
+    "a video": Film(),
+    "a data set on disk": Library(),
+    "a chat template": Template(),
+    "a tokenizer": Words(),
+    "a training state": State(),
+    "a model folder": Model(),
+    "a shipped checkpoint": Shipped(),
+    "a result of the reproduction": Result(),
+}

@@ -240,12 +240,20 @@ data.open_picture(b"0" * 2**25, max_pixels=100)
 data.open_picture("pictures")
 """,
 }
-MISTAKES = [Mistake(area, line) for area, lines in AREAS.items() for line in lines.strip().splitlines()] + [
-    Mistake("Packages that are not installed", did, package) for did, package in (
-        ("vispco plot frontier.json -o a.svg", "matplotlib"), ("vispco demo", "matplotlib"),
-        ("vispco search --data owner/name", "datasets"), ('data.open_picture("pictures/a.png")', "PIL"),
-        ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"), ('baselines.nsga2(evaluator, None, 8)', "optuna"),
-        ('pictures.open_video("film.mp4")', "av"))]
+MISTAKES = [
+    Mistake(area, line) for area, lines in AREAS.items() for line in lines.strip().splitlines()
+] + [
+    Mistake("Packages that are not installed", did, package)
+    for did, package in (
+        ("vispco plot frontier.json -o a.svg", "matplotlib"),
+        ("vispco demo", "matplotlib"),
+        ("vispco search --data owner/name", "datasets"),
+        ('data.open_picture("pictures/a.png")', "PIL"),
+        ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"),
+        ("baselines.nsga2(evaluator, None, 8)", "optuna"),
+        ('pictures.open_video("film.mp4")', "av"),
+    )
+]
 
 
 def files() -> None:
@@ -266,17 +274,32 @@ def files() -> None:
     curve.save("frontier.json")
     held = json.loads(Path("frontier.json").read_text())
     held["points"][0]["share"] = "0.75"
-    texts = {"empty": "", "list": "[1, 2]", "old": json.dumps({**good, "schema_version": 0}), "point": json.dumps(held),
-             "rising": json.dumps({**good, "keep_ratios": [0.5, 1]}), "nan": json.dumps({**good, "flops": float("nan")}),
-             "twice": json.dumps(good)[:-1] + ', "method": "random"}', "unknown": json.dumps({**good, "keep_ratio": 0.5}),
-             "option": json.dumps({**good, "method_options": {"sharp": 1}}), "deep": '{"a": ' + "[" * 100 + "]" * 100 + "}",
-             "picture": Path("pictures/a.png").read_bytes()}
+    texts = {
+        "empty": "",
+        "list": "[1, 2]",
+        "old": json.dumps({**good, "schema_version": 0}),
+        "point": json.dumps(held),
+        "rising": json.dumps({**good, "keep_ratios": [0.5, 1]}),
+        "nan": json.dumps({**good, "flops": float("nan")}),
+        "twice": json.dumps(good)[:-1] + ', "method": "random"}',
+        "unknown": json.dumps({**good, "keep_ratio": 0.5}),
+        "option": json.dumps({**good, "method_options": {"sharp": 1}}),
+        "deep": '{"a": ' + "[" * 100 + "]" * 100 + "}",
+        "picture": Path("pictures/a.png").read_bytes(),
+    }
     for name, text in texts.items():
         Path(f"{name}.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     row = {"image": "pictures/a.png", "question": "What is it?", "answer": "a square"}
-    rows = {"questions": [row] * 2, "none": [], "keys": [{"image": "pictures/a.png", "query": "What is it?", "label": "a square"}],
-            "gone": [{**row, "image": "b.png"}], "outside": [{**row, "image": "../a.png"}], "address": [{**row, "image": "https://example.org/a.png"}],
-            "nopicture": [{**row, "image": "config.json"}], "link": [{**row, "image": "link.png"}]}
+    rows = {
+        "questions": [row] * 2,
+        "none": [],
+        "keys": [{"image": "pictures/a.png", "query": "What is it?", "label": "a square"}],
+        "gone": [{**row, "image": "b.png"}],
+        "outside": [{**row, "image": "../a.png"}],
+        "address": [{**row, "image": "https://example.org/a.png"}],
+        "nopicture": [{**row, "image": "config.json"}],
+        "link": [{**row, "image": "link.png"}],
+    }
     for name, found in rows.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
     Path("broken.jsonl").write_text(json.dumps(row) + "\n{'image': 'a.png'}\n")
@@ -295,10 +318,26 @@ def names() -> dict:
     two, one = batch(), without_labels(batch(images=(1,), text=(9,), before=(2,)))
     alone = batch(images=(0, 0))
     config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.5, 0.5])
-    curve = vispco.Frontier([vispco.FrontierPoint(vispco.PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)])
-    return {**vars(vispco), "torch": torch, "model": make("llava"), "batch": two, "prompt": one, "text_only": alone, "config": config,
-            "frontier": curve, "pixels": two["pixel_values"][:1], "data": data, "kernels": kernels, "testbed": testbed,
-            "baselines": baselines, "pictures": pictures, "evaluator": SimpleNamespace(passes=0, samples=4)}
+    curve = vispco.Frontier(
+        [vispco.FrontierPoint(vispco.PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)]
+    )
+    return {
+        **vars(vispco),
+        "torch": torch,
+        "model": make("llava"),
+        "batch": two,
+        "prompt": one,
+        "text_only": alone,
+        "config": config,
+        "frontier": curve,
+        "pixels": two["pixel_values"][:1],
+        "data": data,
+        "kernels": kernels,
+        "testbed": testbed,
+        "baselines": baselines,
+        "pictures": pictures,
+        "evaluator": SimpleNamespace(passes=0, samples=4),
+    }
 
 
 def message_of(mistake: Mistake) -> str:
@@ -325,7 +364,10 @@ def _command(words: list[str]) -> str:
     from vispco.commands.main import main
 
     before = sorted(map(str, Path(".").rglob("*")))
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         code = main(words)
     line, end, rest = err.getvalue().partition("\n")
     told = code == 2 and line.startswith("vispco: error: ") and end and not rest

@@ -30,17 +30,30 @@ SURVIVORS = {
     "Equal: of a matrix, dimension 1 is the last": {
         "pareto": ["all(+1)", "any(+1)"],
         "relaxation": ["(+1", "=+1", "[+1]", "argsort(descending=True, stable=True)"],
-        "ste": ["(+1", "=+1", "argsort(stable=True)"]},
+        "ste": ["(+1", "=+1", "argsort(stable=True)"],
+    },
     "Where a tensor is put: the tests need no accelerator, so all are on the CPU": {
-        "pareto": ["device=None", "dtype=torch.bool, )", "dtype=torch.float64, )", "torch.tensor(flags, )", ".to(None)"],
+        "pareto": [
+            "device=None",
+            "dtype=torch.bool, )",
+            "dtype=torch.float64, )",
+            "torch.tensor(flags, )",
+            ".to(None)",
+        ],
         "alm": ["device=None", "dtype=torch.float64, )", "_inequality.to(None)"],
         "kernels": ["device=None", "dtype=theta.dtype, )"],
         "ste": ["1e-6).to(None)", "generator=at.generator).to(None)", "- 1).to(None)"],
-        "flops": ["device=None", "as_tensor(n_text, )", "as_tensor(n, )"]},
+        "flops": ["device=None", "as_tensor(n_text, )", "as_tensor(n, )"],
+    },
     "Equal: the next operation promotes to the same precision": {
         "relaxation": [".to(None)"],
-        "kernels": ["dtype=None", "torch.arange(self.num_layers, device=theta.device)", "_positions().to(None)"],
-        "ste": [".to(None)"]},
+        "kernels": [
+            "dtype=None",
+            "torch.arange(self.num_layers, device=theta.device)",
+            "_positions().to(None)",
+        ],
+        "ste": [".to(None)"],
+    },
     "Equal: nobody reads the value, or it is masked or overwritten before": {
         # Of no points.
         "pareto": ["objectives or (2"],
@@ -49,42 +62,80 @@ SURVIVORS = {
         "relaxation": ["masked_fill(~alive, 1)", "s, 2).log()", "high - low, 2)"],
         # Before first_layer, `schedule` puts 1.
         "kernels": ["value=None)", "(self.first_layer, 0), )", "value=2)"],
-        "ste": ["masked_fill(~alive, 1)", "weight.where(alive, 2)", "_dither = None", "torch.zeros(1)", "n=2)",
-                "get_close_matches(str(name), ESTIMATORS, )"]},
+        "ste": [
+            "masked_fill(~alive, 1)",
+            "weight.where(alive, 2)",
+            "_dither = None",
+            "torch.zeros(1)",
+            "n=2)",
+            "get_close_matches(str(name), ESTIMATORS, )",
+        ],
+    },
     "Equal: at a tie both sides are the same, or the order is of no account": {
         "pareto": ["stable=False", "(thickness >= 0)", "(*cost.shape, 2)"],
-        "alm": ["strict="," good, )"],
-        "ste": ["s >= least", "room < weight", "argsort(dim=-1, )", "stable=False"]},
+        "alm": ["strict=", " good, )"],
+        "ste": ["s >= least", "room < weight", "argsort(dim=-1, )", "stable=False"],
+    },
     "The same distribution: the noise is symmetric, and any seed is as good": {
-        "ste": ["detach() - noise * z", "detach() - reach", "_seed - 7919", "7920"]},
+        "ste": ["detach() - noise * z", "detach() - reach", "_seed - 7919", "7920"]
+    },
     "A number that was chosen: nothing is promised of its last digit": {
-        "alm": ["inner: int = 101", "outer: int = 51", "history_size=21", "tolerance / 11", "1000001.0", "alpha: float = 3.0",
-                '"strong_wolfe", tolerance_grad'],
+        "alm": [
+            "inner: int = 101",
+            "outer: int = 51",
+            "history_size=21",
+            "tolerance / 11",
+            "1000001.0",
+            "alpha: float = 3.0",
+            '"strong_wolfe", tolerance_grad',
+        ],
         "kernels": ["1000001.0", "> 0.005", "-8.0"],
-        "ste": ["samples: int = 17", "clamp(max=2)", "clamp(None, 1 - 1e-6)", "clamp(1e-6, )", "clamp(1e-6, None)",
-                "clamp(1e-6, 1 + 1e-6)", "clamp(1e-6, 2 - 1e-6)"],
+        "ste": [
+            "samples: int = 17",
+            "clamp(max=2)",
+            "clamp(None, 1 - 1e-6)",
+            "clamp(1e-6, )",
+            "clamp(1e-6, None)",
+            "clamp(1e-6, 1 + 1e-6)",
+            "clamp(1e-6, 2 - 1e-6)",
+        ],
         # GFLOPs of four decimals.
-        "flops": ["1000000001.0"]},
+        "flops": ["1000000001.0"],
+    },
     "A safeguard for which the tests have no case: "
     "L-BFGS without its line search got through every problem tried": {
-        "alm": ["line_search_fn=None", "max_iter=inner, history_size=20"]},
+        "alm": ["line_search_fn=None", "max_iter=inner, history_size=20"]
+    },
 }
 
 
 def mutmut(*words):
     """What a command of mutmut prints."""
-    return subprocess.run([sys.executable, "-m", "mutmut", *words], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "mutmut", *words], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def mutated(name):
     """The lines of a mutant that differ from the code: (before, after), each in one line."""
-    lines = [line for line in mutmut("show", name).splitlines() if not line.startswith(("---", "+++"))]
-    return tuple(" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+    lines = [
+        line for line in mutmut("show", name).splitlines() if not line.startswith(("---", "+++"))
+    ]
+    return tuple(
+        " ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+"
+    )
 
 
 def reason(module, after):
     """Why a mutant survives; None if nobody has said so."""
-    return next((why for why, parts in SURVIVORS.items() if any(part in after for part in parts.get(module, ()))), None)
+    return next(
+        (
+            why
+            for why, parts in SURVIVORS.items()
+            if any(part in after for part in parts.get(module, ()))
+        ),
+        None,
+    )
 
 
 def page(counts, survivors):
@@ -93,19 +144,31 @@ def page(counts, survivors):
     counts: {module: Counter of outcomes}.
     survivors: {reason: [(module, function, after)]}.
     """
-    rows = [f"| `{module}` | {sum(found.values())} | {found['killed']} | {found['timeout']} | "
-            f"{sum(found.values()) - found['killed'] - found['timeout']} | {share(found):.1%} |"
-            for module, found in sorted(counts.items())]
-    parts = [f"## {why} ({len(found)})\n\n" + "\n".join(f"- `{m}.{function}`: `{after}`" for m, function, after in found)
-             for why, found in survivors.items()]
-    return "\n\n".join([
-        "# Mutation testing",
-        INTRODUCTION,
-        "Made by `mutmut run`, then `python tests/mutation.py --write docs/mutation.md`, "
-        f"with mutmut {version('mutmut')}, torch {version('torch')}, "
-        f"hypothesis {version('hypothesis')}.",
-        "\n".join([TITLES, "| --- | --- | --- | --- | --- | --- |", *rows]),
-        "What survived, and why no test kills it, the mutated line as it then reads:", *parts]) + "\n"
+    rows = [
+        f"| `{module}` | {sum(found.values())} | {found['killed']} | {found['timeout']} | "
+        f"{sum(found.values()) - found['killed'] - found['timeout']} | {share(found):.1%} |"
+        for module, found in sorted(counts.items())
+    ]
+    parts = [
+        f"## {why} ({len(found)})\n\n"
+        + "\n".join(f"- `{m}.{function}`: `{after}`" for m, function, after in found)
+        for why, found in survivors.items()
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# Mutation testing",
+                INTRODUCTION,
+                "Made by `mutmut run`, then `python tests/mutation.py --write docs/mutation.md`, "
+                f"with mutmut {version('mutmut')}, torch {version('torch')}, "
+                f"hypothesis {version('hypothesis')}.",
+                "\n".join([TITLES, "| --- | --- | --- | --- | --- | --- |", *rows]),
+                "What survived, and why no test kills it, the mutated line as it then reads:",
+                *parts,
+            ]
+        )
+        + "\n"
+    )
 
 
 def share(found):
@@ -115,7 +178,9 @@ def share(found):
 
 def main():
     """Read mutmut's results, judge them, and print or write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", metavar="FILE", type=Path, help="write the report to this page")
     options = parser.parse_args()
     counts, survivors, faults = defaultdict(Counter), {why: [] for why in SURVIVORS}, []
@@ -130,8 +195,11 @@ def main():
                 survivors[why].append((module, function, after))
             else:
                 faults.append(f"{name} ({outcome}) is not explained:\n  - {before}\n  + {after}")
-    faults += [f"{module}: {share(found):.1%} killed, less than {LEAST:.0%}"
-               for module, found in counts.items() if share(found) < LEAST]
+    faults += [
+        f"{module}: {share(found):.1%} killed, less than {LEAST:.0%}"
+        for module, found in counts.items()
+        if share(found) < LEAST
+    ]
     text = page(counts, survivors)
     if options.write:
         options.write.write_text(text, encoding="utf-8")

@@ -13,11 +13,63 @@ import sys
 from collections.abc import Iterator
 
 #: In place of anything in a JSON file. A `Raw` is written as it stands.
-VALUES = (None, True, False, 0, 1, -1, 2, 0.5, -0.5, 1e-320, 1e308, 10**30, -10**18, 10**400, float("nan"), float("inf"), "", "0.5", "x",
-          "nan", "\ud800", "\0", "\x1b[31m\n", "é\u202e", "../../etc/passwd", "/dev/zero", "file:///etc/passwd", "50%", "x" * 5000,
-          [], {}, [[]], [0.5], {"": None}, {"__class__": "x"}, [1.0] * 200, ["a", "b"])
-_WRITTEN = ("1e999", "-1e999", "9" * 5000, "1" + "0" * 400 + ".5", "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, "NaN",
-            '"\\ud800\\udc00\\ud800"', "[" * 100000, "01", "1_000", "'a'", "0x10", "-0", "-0.0", "1E400")
+VALUES = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    -0.5,
+    1e-320,
+    1e308,
+    10**30,
+    -(10**18),
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "0.5",
+    "x",
+    "nan",
+    "\ud800",
+    "\0",
+    "\x1b[31m\n",
+    "é\u202e",
+    "../../etc/passwd",
+    "/dev/zero",
+    "file:///etc/passwd",
+    "50%",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [0.5],
+    {"": None},
+    {"__class__": "x"},
+    [1.0] * 200,
+    ["a", "b"],
+)
+_WRITTEN = (
+    "1e999",
+    "-1e999",
+    "9" * 5000,
+    "1" + "0" * 400 + ".5",
+    "[" * 2000 + "]" * 2000,
+    '{"a":' * 2000 + "1" + "}" * 2000,
+    "NaN",
+    '"\\ud800\\udc00\\ud800"',
+    "[" * 100000,
+    "01",
+    "1_000",
+    "'a'",
+    "0x10",
+    "-0",
+    "-0.0",
+    "1E400",
+)
 _MARK = "\ue123"
 
 
@@ -37,14 +89,16 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         elif kind == 2:
             data[at:at] = rng.randbytes(size)
         elif kind == 3:
-            del data[at:at + size]
+            del data[at : at + size]
         elif kind == 4:
-            data[at:at] = data[at:at + size] * rng.choice((1, 3, 50))
+            data[at:at] = data[at : at + size] * rng.choice((1, 3, 50))
         elif kind == 5:
-            data[at:at + size] = rng.choice((b"\0", b"\xff", b"\x7f", b'"', b"{", b"9", b"\xed\xa0\x80")) * size
+            data[at : at + size] = (
+                rng.choice((b"\0", b"\xff", b"\x7f", b'"', b"{", b"9", b"\xed\xa0\x80")) * size
+            )
         else:
             number = rng.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 65536))
-            data[at:at + 4] = number.to_bytes(4, rng.choice(("big", "little")))
+            data[at : at + 4] = number.to_bytes(4, rng.choice(("big", "little")))
     return bytes(data)
 
 
@@ -122,7 +176,9 @@ def mutations(seeds: list, count: int, seed: int = 0, join=None) -> Iterator[byt
         elif join is not None:
             rows = [json.dumps(row).encode() for row in valid]
             place = rng.randrange(len(rows))
-            rows[place] = written(*altered(valid[place], rng)) if rng.random() < 0.6 else rows[place]
+            rows[place] = (
+                written(*altered(valid[place], rng)) if rng.random() < 0.6 else rows[place]
+            )
             content = join(rows)
             yield damaged(content, rng) if rng.random() < 0.5 else content
         elif rng.random() < 0.5:
@@ -132,8 +188,17 @@ def mutations(seeds: list, count: int, seed: int = 0, join=None) -> Iterator[byt
 
 
 # ---- what must not happen ------------------------------------------------------------------------
-_FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo",
-              "pickle.find_class", "shutil.rmtree")
+_FORBIDDEN = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "pickle.find_class",
+    "shutil.rmtree",
+)
 _watching: list[str] | None = None
 
 
@@ -173,10 +238,14 @@ class TooSlow(BaseException):
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
     """Fail if the block computes for longer, or waits twenty times as long."""
+
     def stop(*_):
         raise TooSlow(f"more than {seconds} s")
 
-    timers = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 20 * seconds)}
+    timers = {
+        signal.ITIMER_PROF: (signal.SIGPROF, seconds),
+        signal.ITIMER_REAL: (signal.SIGALRM, 20 * seconds),
+    }
     before = {number: signal.signal(number, stop) for number, _ in timers.values()}
     for timer, (_, limit) in timers.items():
         signal.setitimer(timer, limit)

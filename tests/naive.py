@@ -86,13 +86,17 @@ def naive_pdrop(step):
 
 def last_row(weights, place, step):
     last = place[max(step.text)]
-    return {p: sum(head[last, place[p]].item() for head in weights) / len(weights) for p in step.visual}
+    return {
+        p: sum(head[last, place[p]].item() for head in weights) / len(weights) for p in step.visual
+    }
 
 
 def naive_sparsevlm(step):
     """Attention averaged over heads and raters."""
     raters, mean, place = naive_raters(step), step.weights.mean(0), step.place
-    return {p: sum(mean[place[t], place[p]].item() for t in raters) / len(raters) for p in step.visual}
+    return {
+        p: sum(mean[place[t], place[p]].item() for t in raters) / len(raters) for p in step.visual
+    }
 
 
 def naive_raters(step):
@@ -116,7 +120,9 @@ def naive_fitprune(step):
     Each is a mean over all its rows.
     """
     most, place = step.weights.amax(0), step.place
-    cross = {p: math.fsum(most[place[t], place[p]].item() for t in step.question) for p in step.visual}
+    cross = {
+        p: math.fsum(most[place[t], place[p]].item() for t in step.question) for p in step.visual
+    }
     own = {p: math.fsum(most[place[i], place[p]].item() for i in step.visual) for p in step.visual}
     return {p: cross[p] / len(step.question) * own[p] / len(step.visual) for p in step.visual}
 
@@ -134,7 +140,9 @@ def naive_dart(step, visual=4, text=4):
     pivots = chosen + largest(step.question, text)
     wanted = max(0, step.keep - len(chosen))
     parts = [wanted // len(pivots) + (i < wanted % len(pivots)) for i in range(len(pivots))]
-    alike = {q: {p: cosine(hidden[place[q]], hidden[place[p]]) for p in step.visual} for q in pivots}
+    alike = {
+        q: {p: cosine(hidden[place[q]], hidden[place[p]]) for p in step.visual} for q in pivots
+    }
     for q, part in zip(pivots, parts, strict=True):
         chosen = chosen + ranked({p: -alike[q][p] for p in step.visual if p not in chosen})[:part]
     rest = {p: -sum(alike[q][p] for q in pivots) for p in step.visual if p not in chosen}
@@ -150,8 +158,15 @@ def naive_divprune(step):
     far = {(p, q): 1 - cosine(x[p], x[q]) for p in x for q in x}
     picked = []
     while len(picked) < len(x):
-        picked.append(ranked({p: min((far[p, q] for q in picked or x if q != p), default=0.0)
-                              for p in x if p not in picked})[0])
+        picked.append(
+            ranked(
+                {
+                    p: min((far[p, q] for q in picked or x if q != p), default=0.0)
+                    for p in x
+                    if p not in picked
+                }
+            )[0]
+        )
     return in_order(picked)
 
 
@@ -167,12 +182,16 @@ def naive_cdpruner(step):
     alike = {p: {q: cosine(x[p], x[q]) for q in r} for p in r}
 
     def volume(places):
-        return torch.tensor([[alike[p][q] for q in places] for p in places], dtype=torch.float64).det().item()
+        return (
+            torch.tensor([[alike[p][q] for q in places] for p in places], dtype=torch.float64)
+            .det()
+            .item()
+        )
 
     picked, base, left = [], [], set(r)
     while left:
         rest = {p: volume([*base, p]) / (volume(base) if base else 1.0) for p in left}
-        gains = {p: rest[p] * r[p]**2 for p in left if rest[p] > 1e-4 and r[p] > 0}
+        gains = {p: rest[p] * r[p] ** 2 for p in left if rest[p] > 1e-4 and r[p] > 0}
         picked.append(ranked(gains or {p: r[p] for p in left})[0])
         base, left = base + picked[-1:] * bool(gains), left - {picked[-1]}
     return in_order(picked)
@@ -199,9 +218,21 @@ def naive_strided(step):
     return {p: -int(f"{step.numbers[p]:024b}"[::-1], 2) for p in step.visual}
 
 
-NAIVE = {name.removeprefix("naive_"): globals()[name] for name in (
-    "naive_cdpruner", "naive_dart", "naive_divprune", "naive_fastv", "naive_fitprune", "naive_pdrop",
-    "naive_random", "naive_sparsevlm", "naive_strided", "naive_vtw")}
+NAIVE = {
+    name.removeprefix("naive_"): globals()[name]
+    for name in (
+        "naive_cdpruner",
+        "naive_dart",
+        "naive_divprune",
+        "naive_fastv",
+        "naive_fitprune",
+        "naive_pdrop",
+        "naive_random",
+        "naive_sparsevlm",
+        "naive_strided",
+        "naive_vtw",
+    )
+}
 
 
 # ---- options of SparseVLM ------------------------------------------------------------------------
@@ -217,10 +248,14 @@ def naive_recycled(step, share):
 
     By DPC-kNN over Python lists.
     """
-    order, hidden, place = ranked(naive_sparsevlm(step)), step.now.hidden[-1][0].double(), step.place
+    order, hidden, place = (
+        ranked(naive_sparsevlm(step)),
+        step.now.hidden[-1][0].double(),
+        step.place,
+    )
     count = math.floor(share * (len(order) - step.keep) + 1e-6)
     centres = min(math.ceil(count / 10), step.keep)
-    stay, pool = order[:step.keep - centres], order[step.keep - centres:][:count * (centres > 0)]
+    stay, pool = order[: step.keep - centres], order[step.keep - centres :][: count * (centres > 0)]
     x = {p: (hidden[place[p]] / math.sqrt(hidden.shape[1])).tolist() for p in pool}
     far = {(p, q): math.dist(x[p], x[q]) for p in pool for q in pool}
     density, gain = {}, {}
@@ -231,7 +266,9 @@ def naive_recycled(step, share):
         denser = [q for j, q in enumerate(pool) if (density[q], -j) > (density[p], -i)]
         gain[p] = density[p] * (min(far[p, q] for q in denser) if denser else max(far.values()))
     chosen = sorted(pool, key=lambda p: (-gain[p], pool.index(p)))[:centres]
-    homes = {p: min(pool, key=lambda q: (q not in chosen, far[p, q])) for p in pool if p not in chosen}
+    homes = {
+        p: min(pool, key=lambda q: (q not in chosen, far[p, q])) for p in pool if p not in chosen
+    }
     return {*stay, *chosen}, homes
 
 
@@ -249,7 +286,7 @@ def naive_kept(model, inputs, config, naive, limit=None):
         if count >= int(present[ids == IMAGE].sum()):
             continue
         step = step_at(model, inputs, layer, kept, count)
-        stay = ranked(naive(step))[:min(count, limit(step)) if limit else count]
+        stay = ranked(naive(step))[: min(count, limit(step)) if limit else count]
         present = present.clone()
         present[[p for p in step.visual if p not in stay]] = False
         kept[layer] = present
@@ -262,5 +299,14 @@ def step_at(model, inputs, layer, kept, keep):
     now = by_hand(model, inputs, kept, upto=layer)
     before = by_hand(model, inputs, kept, upto=layer - 1) if layer else SimpleNamespace()
     places = now.places[-1].tolist()
-    return Step(model, layer, inputs, decoder_inputs(model, inputs)[0]["inputs_embeds"][0], now, before,
-                [p for p in places if ids[p] == IMAGE], [p for p in places if ids[p] != IMAGE], keep)
+    return Step(
+        model,
+        layer,
+        inputs,
+        decoder_inputs(model, inputs)[0]["inputs_embeds"][0],
+        now,
+        before,
+        [p for p in places if ids[p] == IMAGE],
+        [p for p in places if ids[p] != IMAGE],
+        keep,
+    )

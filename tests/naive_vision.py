@@ -17,9 +17,9 @@ def naive_visionzip(attention, keys, features, grid, k, contextual=5 / 32):
     """The most attended to, and every n-th of the others, which take in all else."""
     count = math.floor(k * contextual + 0.5)
     by_attention = sorted(range(len(attention)), key=lambda j: (-attention[j], j))
-    dominant = by_attention[:k - count]
+    dominant = by_attention[: k - count]
     others = [j for j in range(len(attention)) if j not in dominant]
-    targets = others[::max(1, len(others) // max(1, count))][:count]
+    targets = others[:: max(1, len(others) // max(1, count))][:count]
     groups = {j: [j] for j in dominant + targets}
     for j in others:
         if j not in targets and targets:
@@ -36,16 +36,19 @@ def naive_vispruner(attention, keys, features, grid, k, important=0.5, step=8):
         rest = []
     while len(rest) > k - count:
         even, odd = rest[::2], rest[1::2]
-        likeness = {j: max([cosine(features[j], features[i]) for i in odd], default=0) for j in even}
+        likeness = {
+            j: max([cosine(features[j], features[i]) for i in odd], default=0) for j in even
+        }
         # The sort is stable.
         even.sort(key=lambda j: -likeness[j])
-        removed = even[:min(step, len(rest) - (k - count))]
+        removed = even[: min(step, len(rest) - (k - count))]
         rest = [j for j in rest if j not in removed]
     return {j: [j] for j in kept + rest}
 
 
 def naive_pool(attention, keys, features, grid, k):
     """Places in the order of their mirrored digits; each token to the nearest kept one."""
+
     def order(j):
         frame, row, column = (f"{x:012b}"[::-1] for x in grid[j])
         return "".join(c + r for c, r in zip(column, row, strict=True)), frame, j
@@ -59,4 +62,6 @@ def naive_pool(attention, keys, features, grid, k):
     return groups
 
 
-NAIVE_VISION = {name.removeprefix("naive_"): f for name, f in globals().items() if name.startswith("naive_")}
+NAIVE_VISION = {
+    name.removeprefix("naive_"): f for name, f in globals().items() if name.startswith("naive_")
+}

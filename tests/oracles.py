@@ -29,15 +29,22 @@ class Trace:
 
 def hook_counts(model):
     """Number of hooks on every module."""
-    return [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
+    return [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in model.modules()
+    ]
 
 
 def decoder_inputs(model, inputs):
     """What the decoder of an unhooked model receives, and what it gives to each of its layers."""
     decoder, seen, layers = model.get_decoder(), {}, []
     hooks = [decoder.register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)]
-    hooks += [layer.register_forward_pre_hook(lambda m, a, kw: layers.append({**kw, "hidden": a[0]}), with_kwargs=True)
-              for layer in decoder.layers]
+    hooks += [
+        layer.register_forward_pre_hook(
+            lambda m, a, kw: layers.append({**kw, "hidden": a[0]}), with_kwargs=True
+        )
+        for layer in decoder.layers
+    ]
     with torch.no_grad():
         model(**inputs, use_cache=False)
     for hook in hooks:
@@ -71,25 +78,36 @@ def by_hand(model, inputs, kept=None, upto=None, merged=None):
         if kept and i in kept:
             stay = kept[i][place]
             hidden, place = hidden[:, stay], place[stay]
-        rotary, mask = [x[..., place, :] for x in given[i]["position_embeddings"]], given[i]["attention_mask"]
+        rotary, mask = (
+            [x[..., place, :] for x in given[i]["position_embeddings"]],
+            given[i]["attention_mask"],
+        )
         n = len(place)
         # A mask of the model's own, where it is more than causal.
         if mask is not None:
             mask = mask[..., place, :][..., place]
         else:
-            mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[None, None]
+            mask = torch.full((n, n), torch.finfo(hidden.dtype).min, dtype=hidden.dtype).triu(1)[
+                None, None
+            ]
         trace.hidden.append(hidden)
         trace.places.append(place)
-        weights = layer.self_attn(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask)[1]
+        weights = layer.self_attn(
+            layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=mask
+        )[1]
         trace.attention.append(weights)
         if i == upto:
             return trace
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None])
+        hidden = layer(
+            hidden, attention_mask=mask, position_embeddings=rotary, position_ids=place[None]
+        )
         # Older releases return a tuple.
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         # Features that the family adds after this layer.
         if i < len(late):
-            full = torch.zeros(seen["visual_pos_masks"].shape + hidden.shape[2:], dtype=hidden.dtype)
+            full = torch.zeros(
+                seen["visual_pos_masks"].shape + hidden.shape[2:], dtype=hidden.dtype
+            )
             full[seen["visual_pos_masks"]] = late[i]
             hidden = hidden + full[:, place]
     trace.logits = model.lm_head(decoder.norm(hidden))
@@ -104,7 +122,11 @@ class Witness(Method):
 
     def __init__(self, method):
         self.method, self.merged = method, {}
-        self.first_layer, self.reads_vision, self.reads_grid = method.first_layer, method.reads_vision, method.reads_grid
+        self.first_layer, self.reads_vision, self.reads_grid = (
+            method.first_layer,
+            method.reads_vision,
+            method.reads_grid,
+        )
 
     def score(self, ctx):
         """As the other."""
@@ -143,7 +165,9 @@ class Replay(Method):
         place, told = ctx.order[ctx.visual], self.merged[ctx.layer]
         slot = torch.zeros(ctx.inputs.shape[:2], dtype=torch.long)
         slot = slot.scatter(1, place, torch.arange(place.shape[1]).expand_as(place))
-        told = nn.functional.pad(told, (0, slot.shape[1] - told.shape[1]), value=-1).gather(1, place)
+        told = nn.functional.pad(told, (0, slot.shape[1] - told.shape[1]), value=-1).gather(
+            1, place
+        )
         return slot.gather(1, told.clamp(min=0)).masked_fill((told < 0) | ~ctx.valid, -1)
 
     def score(self, ctx):
@@ -165,7 +189,9 @@ class Constant(Method):
 
 def pruned_with(model, method, ratios, mode="deploy", estimator=None):
     """A handle for a method OBJECT, which needs no registration; `ratios` may require gradients."""
-    ratios = ratios if isinstance(ratios, torch.Tensor) else torch.tensor(ratios, dtype=torch.float64)
+    ratios = (
+        ratios if isinstance(ratios, torch.Tensor) else torch.tensor(ratios, dtype=torch.float64)
+    )
     given = adapter_for(model)(model), method, ratios
     return (Masking(*given, estimator) if mode == "search" else Dropping(*given)).install()
 
@@ -178,8 +204,8 @@ def error(a, b):
 def rows_alone(inputs, image_of, b):
     """Sample b of a padded batch, without padding and alone. image_of[b]: number of its images."""
     real = inputs["attention_mask"][b].bool()
-    alone = {k: inputs[k][b:b + 1, real] for k in ("input_ids", "attention_mask")}
+    alone = {k: inputs[k][b : b + 1, real] for k in ("input_ids", "attention_mask")}
     first = sum(image_of[:b])
     if image_of[b]:
-        alone["pixel_values"] = inputs["pixel_values"][first:first + image_of[b]]
+        alone["pixel_values"] = inputs["pixel_values"][first : first + image_of[b]]
     return alone, real

@@ -34,8 +34,14 @@ class Away(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor, device: torch.device):
-        return Tensor._make_wrapper_subclass(cls, here.shape, strides=here.stride(), storage_offset=here.storage_offset(),
-                                             dtype=here.dtype, device=device)
+        return Tensor._make_wrapper_subclass(
+            cls,
+            here.shape,
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            device=device,
+        )
 
     def __init__(self, here: Tensor, device: torch.device):
         self.here = here
@@ -51,7 +57,9 @@ class Away(Tensor):
 
     def numpy(self, *args, **kwargs):
         """As of a GPU's tensor."""
-        raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first")
+        raise TypeError(
+            f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first"
+        )
 
     def as_subclass(self, cls):
         """`cls` wins: wrappers cannot be of two classes.
@@ -132,7 +140,9 @@ def common_device(function, args, kwargs) -> torch.device:
             )
         rest = [v for v in values if v.ndim]
     numbers = torch.Tag.pointwise in function.tags or name in SCALARS
-    devices = {t.device for t in [first, *rest] if t.ndim or t.device != HOST or not numbers} or {HOST}
+    devices = {t.device for t in [first, *rest] if t.ndim or t.device != HOST or not numbers} or {
+        HOST
+    }
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
         raise RuntimeError(
@@ -178,6 +188,7 @@ def aligned(forward, device, back: bool = False):
 
     back: move its output to where its first argument was.
     """
+
     @functools.wraps(forward)
     def run(*args, **kwargs):
         origin = tensors((args, kwargs))[0].device

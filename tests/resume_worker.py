@@ -30,15 +30,15 @@ import torch
 torch.set_num_threads(1)
 
 import vispco  # noqa: E402
+from tests.reproduction import estimator_zoo  # noqa: E402, F401
+from tests.reproduction.cache import Cache  # noqa: E402
+from tests.reproduction.training.build import build_processor  # noqa: E402
 from tiny import batch, tiny_llava  # noqa: E402
 from vispco import alm, testbed  # noqa: E402
 from vispco.commands import main as cli  # noqa: E402
+from vispco.testbed.model import build_config  # noqa: E402
 from vispco.utils import digest  # noqa: E402
 from vispco.utils.journal import Journal  # noqa: E402
-from tests.reproduction import estimator_zoo  # noqa: E402, F401
-from tests.reproduction.cache import Cache  # noqa: E402
-from vispco.testbed.model import build_config  # noqa: E402
-from tests.reproduction.training.build import build_processor  # noqa: E402
 
 LLAVA = tiny_llava(layers=4, scale=0.5)
 BATCHES = [batch(images=(1, 1), text=(9, 6), before=(2, 0), seed=s) for s in range(3)]
@@ -69,6 +69,7 @@ def watched(trace):
 
     The optimiser's state after each step, the multipliers, every random draw.
     """
+
     def name(tensors):
         return digest.of_tensors((str(i), t) for i, t in enumerate(tensors))[:12]
 
@@ -78,7 +79,9 @@ def watched(trace):
         step(self, *args, **kwargs)
         parameters = [p for group in self.param_groups for p in group["params"]]
         states = [v for p in parameters for v in self.state[p].values()]
-        trace.append(["step", name([*parameters, *states]), [group["lr"] for group in self.param_groups]])
+        trace.append(
+            ["step", name([*parameters, *states]), [group["lr"] for group in self.param_groups]]
+        )
 
     def noted_update(self, slack):
         update(self, slack)
@@ -90,6 +93,7 @@ def watched(trace):
             if sys._getframe(1).f_globals["__name__"] in SOLVERS:
                 trace.append([draw.__name__, name([found])])
             return found
+
         return drawn
 
     torch.optim.Adam.step, alm.AugmentedLagrangian.update = noted_step, noted_update
@@ -162,7 +166,7 @@ def prepare_end(how, when):
         last = end()
         if last and how == "torn":
             line = json.dumps(entry).encode()
-            self._file.write(line[:len(line) * (1 + when % 3) // 4])
+            self._file.write(line[: len(line) * (1 + when % 3) // 4])
             self._file.flush()
         if last and how != "after":
             die(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
@@ -177,7 +181,9 @@ def prepare_end(how, when):
 
     if how == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (when, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (when, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
     elif how == "replace":
         os.replace = replaced
     else:

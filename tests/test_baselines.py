@@ -15,13 +15,21 @@ import vispco
 from vispco import testbed
 from vispco.baselines.grids import paper_grid, published, single_layer_grid
 from vispco.baselines.presets import PUBLISHED, presets
-from vispco.baselines.searchers import SEARCHERS, greedy_layers, nsga2, nsga2_frontier, random_schedules, random_search, tpe
+from vispco.baselines.searchers import (
+    SEARCHERS,
+    greedy_layers,
+    nsga2,
+    nsga2_frontier,
+    random_schedules,
+    random_search,
+    tpe,
+)
 from vispco.budget import Budget
+from vispco.calibration import prepare, run_teacher, shapes
 from vispco.flops import CostModel, Dimensions
 from vispco.pareto import is_non_dominated
 from vispco.registry import adapter_for, build_method
 from vispco.solvers.refine import Evaluator
-from vispco.calibration import prepare, shapes, run_teacher
 
 LAYERS, TOKENS, QUESTIONS = 8, 64, 32
 TARGET = (1, 1, 1, 0.9, 0.6, 0.3, 0.1, 0)
@@ -84,8 +92,11 @@ def test_allowance_and_budget(searcher, passes):
         config = evaluator.config(schedule)
         counts = config.tokens(TOKENS)
         assert own.holds(counts) and counts[:2] == [TOKENS] * 2
-        assert not any(own.holds([*counts[:i], counts[i] + 1, *counts[i + 1:]])
-                       for i in range(2, LAYERS) if counts[i] < counts[i - 1])
+        assert not any(
+            own.holds([*counts[:i], counts[i] + 1, *counts[i + 1 :]])
+            for i in range(2, LAYERS)
+            if counts[i] < counts[i - 1]
+        )
 
 
 @ALL
@@ -117,7 +128,9 @@ def test_more_passes_help(searcher):
 
 @ALL
 def test_too_few_passes(searcher):
-    with pytest.raises(ValueError, match="passes must pay for one schedule at least, on all 32 .* got 31"):
+    with pytest.raises(
+        ValueError, match="passes must pay for one schedule at least, on all 32 .* got 31"
+    ):
         searcher(Known(), limit(), 31, 0)
 
 
@@ -143,7 +156,9 @@ def test_clever_searchers_beat_random(searcher):
 def test_random_search_is_the_best_of_random_schedules():
     evaluator, own = Known(), limit()
     random_search(evaluator, own, 12 * QUESTIONS, seed=3)
-    assert list(evaluator.records) == [c.keep_ratios for c in random_schedules("fastv", own, 12, seed=3)]
+    assert list(evaluator.records) == [
+        c.keep_ratios for c in random_schedules("fastv", own, 12, seed=3)
+    ]
 
 
 def test_the_first_population_is_as_random():
@@ -151,7 +166,9 @@ def test_the_first_population_is_as_random():
     own, evaluator = limit(), Known()
     nsga2(evaluator, own, 100 * QUESTIONS, 0, population=100)
     drawn = torch.tensor(list(evaluator.records)).mean(0)
-    chance = torch.tensor([c.keep_ratios for c in random_schedules("fastv", own, 100, seed=1)]).mean(0)
+    chance = torch.tensor(
+        [c.keep_ratios for c in random_schedules("fastv", own, 100, seed=1)]
+    ).mean(0)
     torch.testing.assert_close(drawn, chance, rtol=0, atol=0.07)
 
 
@@ -188,7 +205,11 @@ def test_the_frontier_at_once():
     evaluator, own = Known(), limit()
     points = nsga2_frontier(evaluator, own, 60 * QUESTIONS, seed=0)
     pairs = [(p.loss, p.share) for p in points]
-    assert len(points) > 5 and bool(is_non_dominated(pairs).all()) and evaluator.passes <= 60 * QUESTIONS
+    assert (
+        len(points) > 5
+        and bool(is_non_dominated(pairs).all())
+        and evaluator.passes <= 60 * QUESTIONS
+    )
     assert [p.share for p in points] == sorted(p.share for p in points)
     assert all(p.share == own.share(p.config.tokens(TOKENS)) <= p.budget + 1e-9 for p in points)
     for schedule, record in evaluator.records.items():
@@ -208,7 +229,11 @@ def test_without_optuna(monkeypatch):
 def test_optuna_is_silent(capfd, recwarn):
     level = optuna.logging.get_verbosity()
     found(nsga2, 3), found(tpe, 12)
-    assert capfd.readouterr() == ("", "") and not recwarn.list and optuna.logging.get_verbosity() == level
+    assert (
+        capfd.readouterr() == ("", "")
+        and not recwarn.list
+        and optuna.logging.get_verbosity() == level
+    )
 
 
 # ---- what needs no search ------------------------------------------------------------------------
@@ -216,18 +241,27 @@ def test_the_papers_grid():
     grid = paper_grid("fastv", 36)
     assert len({c.keep_ratios for c in grid}) == 700
     assert {len(c.steps) for c in grid} == {1} and {min(c.steps) for c in grid} == set(range(1, 36))
-    assert [c.keep_ratios for c in single_layer_grid("fastv", 3, [0, 0.5], 2)] == [(1, 1, 0), (1, 1, 0.5)]
+    assert [c.keep_ratios for c in single_layer_grid("fastv", 3, [0, 0.5], 2)] == [
+        (1, 1, 0),
+        (1, 1, 0.5),
+    ]
 
 
 @pytest.mark.parametrize("method", [*PUBLISHED, "strided"])
 def test_published(method):
     for layers in (8, 32, 40):
-        assert published(method, layers) == {name: p.config for name, p in presets(method, layers).items()}
+        assert published(method, layers) == {
+            name: p.config for name, p in presets(method, layers).items()
+        }
         same = published(method, layers, at="layer")
         for name, config in same.items():
             steps = PUBLISHED[method][name].steps
             assert config.num_layers == layers and config.steps == dict(steps)
-        assert all(max(p.steps) >= layers for name, p in PUBLISHED.get(method, {}).items() if name not in same)
+        assert all(
+            max(p.steps) >= layers
+            for name, p in PUBLISHED.get(method, {}).items()
+            if name not in same
+        )
     with pytest.raises(ValueError, match="at must be"):
         published(method, 32, at="top")
 

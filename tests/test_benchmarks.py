@@ -12,7 +12,11 @@ import vispco
 from benchmarks import against, overhead, page, prediction, search_cost, shapes, speedup
 from benchmarks.side_by_side import peak_memory
 
-pytest.importorskip("transformers", "5.20", reason="the prompts come with ready-made image features: transformers >= 5.20")
+pytest.importorskip(
+    "transformers",
+    "5.20",
+    reason="the prompts come with ready-made image features: transformers >= 5.20",
+)
 
 TINY = ["--model", "tiny", "--visual", "32", "--text", "16", "--rounds", "2", "--warmup", "1"]
 
@@ -46,16 +50,24 @@ def test_peak_memory_counts_what_is_held_at_once():
 
 
 # ---- shapes --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name, parameters", [("llava-1.5-7b", 6.74e9), ("qwen2.5-vl-3b", 3.09e9), ("qwen2.5-vl-7b", 7.62e9)])
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("llava-1.5-7b", 6.74e9), ("qwen2.5-vl-3b", 3.09e9), ("qwen2.5-vl-7b", 7.62e9)],
+)
 def test_the_true_shapes_have_the_true_number_of_parameters(name, parameters):
     """Of the language models published: Vicuna-7B, Qwen2.5-3B, Qwen2.5-7B."""
     model = shapes.build(name, vision_layers=1, device="meta")
     counted = sum(p.numel() for p in model.get_decoder().parameters())
     tied = name == "qwen2.5-vl-3b"
-    assert counted + (0 if tied else model.lm_head.weight.numel()) == pytest.approx(parameters, rel=2e-3)
+    assert counted + (0 if tied else model.lm_head.weight.numel()) == pytest.approx(
+        parameters, rel=2e-3
+    )
 
 
-@pytest.mark.parametrize("wrong, what", [({"name": "x"}, "unknown model 'x'"), ({"name": "tiny", "layers": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    "wrong, what",
+    [({"name": "x"}, "unknown model 'x'"), ({"name": "tiny", "layers": 0}, "at least 1")],
+)
 def test_bad_shapes(wrong, what):
     with pytest.raises(ValueError, match=what):
         shapes.build(**wrong)
@@ -73,7 +85,9 @@ def test_decoding_leaves_the_cache_as_it_was():
     cache = shapes.prefill(model, prompt)
     before, keys = shapes.kv_bytes(cache), cache.layers[3].keys.clone()
     shapes.decode(model, cache, 3, prompt.inputs["input_ids"][:, -1:])
-    assert before == shapes.kv_bytes(cache) == 2 * 6 * 2 * 2 * 24 * 8 * 4 and torch.equal(keys, cache.layers[3].keys)
+    assert before == shapes.kv_bytes(cache) == 2 * 6 * 2 * 2 * 24 * 8 * 4 and torch.equal(
+        keys, cache.layers[3].keys
+    )
 
 
 def test_a_plain_copy_decodes_without_vispco_what_was_pruned_with_it():
@@ -105,9 +119,17 @@ def test_a_step_keeps_no_graph_before_the_first_layer_that_prunes():
     labels[:, -1] = prompt.inputs["input_ids"][:, -1]
     adapter, scorer = search_cost.adapter_for(model)(model), search_cost.build_method("fastv", {})
     curve = search_cost.Monotone(6, scorer.first_layer)
-    prepared = search_cost.run_teacher(model, search_cost.prepare(model, [{**prompt.inputs, "labels": labels}]))
-    hooks = [layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)) for layer in adapter.layers]
-    with search_cost.frozen(model), search_cost.Masking(adapter, scorer, curve()).install() as pruner:
+    prepared = search_cost.run_teacher(
+        model, search_cost.prepare(model, [{**prompt.inputs, "labels": labels}])
+    )
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+        for layer in adapter.layers
+    ]
+    with (
+        search_cost.frozen(model),
+        search_cost.Masking(adapter, scorer, curve()).install() as pruner,
+    ):
         search_cost.step(prepared[0], curve, pruner)
     for hook in hooks:
         hook.remove()
@@ -135,9 +157,21 @@ def written(command, tmp_path, *more):
     path = tmp_path / "figures.json"
     assert command.main([*TINY, *more, "--output", str(path)]) == 0
     data = json.loads(path.read_text())
-    assert data.keys() == {"command", "seed", "versions", "machine", "dtype", "attention", "rounds", "clock",
-                           "figures"}
-    assert data["command"].startswith(f"python -m {command.__name__} --model tiny") and data["attention"] == "sdpa"
+    assert data.keys() == {
+        "command",
+        "seed",
+        "versions",
+        "machine",
+        "dtype",
+        "attention",
+        "rounds",
+        "clock",
+        "figures",
+    }
+    assert (
+        data["command"].startswith(f"python -m {command.__name__} --model tiny")
+        and data["attention"] == "sdpa"
+    )
     assert data["machine"]["threads"] == 1
     return data["figures"]
 
@@ -145,16 +179,25 @@ def written(command, tmp_path, *more):
 def test_overhead(tmp_path):
     figures = written(overhead, tmp_path, "--steps", "2")
     assert [f["work"] for f in figures] == ["prefill", "decode", "decode after pruning"]
-    assert all(0 < f["low"] <= f["ratio"] <= f["high"] and f["ms"] is f["bare_ms"] is None for f in figures)
+    assert all(
+        0 < f["low"] <= f["ratio"] <= f["high"] and f["ms"] is f["bare_ms"] is None for f in figures
+    )
 
 
 def test_speedup(tmp_path):
     figures = written(speedup, tmp_path, "--steps", "2", "--batch", "1", "2", "--trace")
     assert [(f["batch"], f["schedule"]) for f in figures] == [
-        (b, s) for b in (1, 2) for s in ("full", "50%", "25%", "10%", "steps")]
+        (b, s) for b in (1, 2) for s in ("full", "50%", "25%", "10%", "steps")
+    ]
     for f in figures:
-        assert f["realised"] == pytest.approx(f["speedup"] / f["flops_ratio"]) and f["low"] <= f["realised"] <= f["high"]
-        assert 1 <= f["with_tower"]["flops_ratio"] <= f["flops_ratio"] and f["ttft_ms"] is f["decode_ms"] is None
+        assert (
+            f["realised"] == pytest.approx(f["speedup"] / f["flops_ratio"])
+            and f["low"] <= f["realised"] <= f["high"]
+        )
+        assert (
+            1 <= f["with_tower"]["flops_ratio"] <= f["flops_ratio"]
+            and f["ttft_ms"] is f["decode_ms"] is None
+        )
         assert 0 < sum(f["limits"]["shares"].values()) <= 1
     kept = {"full": [32] * 6, "50%": [32] * 2 + [16] * 4, "10%": [32] * 2 + [3] * 4}
     for f in figures:
@@ -165,11 +208,15 @@ def test_speedup(tmp_path):
 def test_prediction(tmp_path):
     figures = written(prediction, tmp_path, "--tokens", "1", "3")
     assert [(f["new_tokens"], f["schedule"]) for f in figures] == [
-        (n, s) for n in (1, 3) for s in ("50%", "25%", "10%", "steps")]
+        (n, s) for n in (1, 3) for s in ("50%", "25%", "10%", "steps")
+    ]
     for f in figures:
         assert f["tower"] and 0 <= f["fixed"] < 1 and f["full_ms"] is f["measured_ms"] is None
         assert f["fixed"] < f["predicted"] <= 1 and 0 < f["low"] <= f["measured"] <= f["high"]
-    assert not any(f["tower"] for f in written(prediction, tmp_path, "--tokens", "1", "--no-tower", "--cpu-time"))
+    assert not any(
+        f["tower"]
+        for f in written(prediction, tmp_path, "--tokens", "1", "--no-tower", "--cpu-time")
+    )
     assert prediction.main([*TINY, "--tokens", "0"]) == 2
 
 
@@ -177,14 +224,25 @@ def test_against(tmp_path):
     figures = written(against, tmp_path)
     assert [f["way"] for f in figures] == ["bare", "deploy", "eager", "mask"] * 4
     for bare, deploy, eager, mask in zip(*[iter(figures)] * 4, strict=True):
-        assert deploy["kv_bytes"] == eager["kv_bytes"] < bare["kv_bytes"] == mask["kv_bytes"] and bare["ratio"] == 1
+        assert (
+            deploy["kv_bytes"] == eager["kv_bytes"] < bare["kv_bytes"] == mask["kv_bytes"]
+            and bare["ratio"] == 1
+        )
 
 
-@pytest.mark.parametrize("given, what", [(["--device", "cuda"], "torch finds no GPU"), (["--rounds", "0"], "rounds must be"),
-                                         (["--layers", "3"], "at least 5 layers"), (["--visual", "0"], "visual tokens"),
-                                         (["--threads", "0"], "--threads must be"),
-                                         (["--threads", "2", "--cpu-time"], "one thread"), (["--method", "nothing"], "nothing"),
-                                         (["--output", "no/such/folder.json"], "no folder")])
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        (["--device", "cuda"], "torch finds no GPU"),
+        (["--rounds", "0"], "rounds must be"),
+        (["--layers", "3"], "at least 5 layers"),
+        (["--visual", "0"], "visual tokens"),
+        (["--threads", "0"], "--threads must be"),
+        (["--threads", "2", "--cpu-time"], "one thread"),
+        (["--method", "nothing"], "nothing"),
+        (["--output", "no/such/folder.json"], "no folder"),
+    ],
+)
 def test_what_a_user_can_get_wrong_is_one_line(given, what, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -203,15 +261,38 @@ def test_the_page_says_what_the_json_says():
 
 def test_a_verdict_counts_the_medians_that_meet_the_target():
     row = {"layers": 6, "n_visual": 32, "batch": 1, "work": "decode", "low": 1.0, "high": 1.1}
-    both = page.tables([("overhead", {"command": "c", "seed": 0, "rounds": 2, "dtype": "float32", "attention": "sdpa", "clock": "wall",
-                                      "machine": {"device": "cpu", "name": "x", "threads": 1},
-                                      "versions": {"torch": "2", "transformers": "5"},
-                                      "figures": [{**row, "ratio": 1.02}, {**row, "ratio": 1.03}]})])
-    assert "Missed**: by 1 of 2 medians" in both and "| decode | 1.0300 (1.0000 to 1.1000) |" in both
+    both = page.tables(
+        [
+            (
+                "overhead",
+                {
+                    "command": "c",
+                    "seed": 0,
+                    "rounds": 2,
+                    "dtype": "float32",
+                    "attention": "sdpa",
+                    "clock": "wall",
+                    "machine": {"device": "cpu", "name": "x", "threads": 1},
+                    "versions": {"torch": "2", "transformers": "5"},
+                    "figures": [{**row, "ratio": 1.02}, {**row, "ratio": 1.03}],
+                },
+            )
+        ]
+    )
+    assert (
+        "Missed**: by 1 of 2 medians" in both and "| decode | 1.0300 (1.0000 to 1.1000) |" in both
+    )
 
 
-@pytest.mark.parametrize("files, what", [({}, "expected files named"), ({"other.json": '{"figures": [1]}'}, "expected files named"),
-                                         ({"overhead.json": "{}"}, "it has no figures"), ({"overhead.json": "{"}, "overhead.json")])
+@pytest.mark.parametrize(
+    "files, what",
+    [
+        ({}, "expected files named"),
+        ({"other.json": '{"figures": [1]}'}, "expected files named"),
+        ({"overhead.json": "{}"}, "it has no figures"),
+        ({"overhead.json": "{"}, "overhead.json"),
+    ],
+)
 def test_a_folder_without_figures_is_one_line_and_leaves_the_page(files, what, capsys, tmp_path):
     (tmp_path / page.FOLDER).mkdir(parents=True)
     (tmp_path / page.PAGE).write_text("above\n" + page.MARKER)

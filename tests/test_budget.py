@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vispco.budget import Budget, parse_budget
-from vispco.schedule import ramp
 from vispco.config import PruningConfig
 from vispco.flops import CostModel, Dimensions
 from vispco.kernels import Kernel
 from vispco.methods import Method
 from vispco.registry import KERNELS, METHODS, list_kernels
+from vispco.schedule import ramp
 from vispco.solvers.descent import fit_budget
 
 DIMENSIONS = Dimensions(layers=6, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)
@@ -20,19 +19,51 @@ DIMENSIONS = Dimensions(layers=6, hidden=32, heads=4, kv_heads=2, head_dim=8, ff
 def make(budget, layers=6, n_visual=(16,), n_text=(9,), first_layer=1, method="fastv", **options):
     dimensions = Dimensions(**{**vars(DIMENSIONS), "layers": layers})
     cost = CostModel(dimensions, METHODS.get(method)())
-    return Budget(budget, cost, torch.tensor(n_visual), torch.tensor(n_text), first_layer, **options)
+    return Budget(
+        budget, cost, torch.tensor(n_visual), torch.tensor(n_text), first_layer, **options
+    )
 
 
-@pytest.mark.parametrize("given_, expected", [
-    (0.5, (0.5, False)), ("50%", (0.5, False)), (" 12.5 % ", (0.125, False)), (1, (1.0, False)), (0, (0.0, False)),
-    ("0.3", (0.3, False)), (1.8e12, (1.8e12, True)), ("1.8TFLOPs", (1.8e12, True)), ("900 GFLOP", (9e11, True)),
-    ("5e5 flops", (5e5, True)), ("3e9", (3e9, True))])
+@pytest.mark.parametrize(
+    "given_, expected",
+    [
+        (0.5, (0.5, False)),
+        ("50%", (0.5, False)),
+        (" 12.5 % ", (0.125, False)),
+        (1, (1.0, False)),
+        (0, (0.0, False)),
+        ("0.3", (0.3, False)),
+        (1.8e12, (1.8e12, True)),
+        ("1.8TFLOPs", (1.8e12, True)),
+        ("900 GFLOP", (9e11, True)),
+        ("5e5 flops", (5e5, True)),
+        ("3e9", (3e9, True)),
+    ],
+)
 def test_parse(given_, expected):
     assert parse_budget(given_) == expected
 
 
-@pytest.mark.parametrize("bad", [-0.1, "-5%", float("nan"), float("inf"), "", "half", "1.2.3", "120%", 1.5, 17, True,
-                                 None, [0.5], "1.8 Teraflops", "0x10"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        -0.1,
+        "-5%",
+        float("nan"),
+        float("inf"),
+        "",
+        "half",
+        "1.2.3",
+        "120%",
+        1.5,
+        17,
+        True,
+        None,
+        [0.5],
+        "1.8 Teraflops",
+        "0x10",
+    ],
+)
 def test_parse_refuses(bad):
     with pytest.raises(ValueError, match="0.5"):
         parse_budget(bad)
@@ -45,8 +76,12 @@ def monotone(values):
 shapes = st.lists(st.tuples(st.integers(1, 70), st.integers(0, 40)), min_size=1, max_size=4)
 
 
-@given(st.lists(st.floats(0, 1), min_size=5, max_size=5).map(monotone), st.floats(0.45, 1), shapes,
-       st.sampled_from(["fastv", "random", "pdrop"]))
+@given(
+    st.lists(st.floats(0, 1), min_size=5, max_size=5).map(monotone),
+    st.floats(0.45, 1),
+    shapes,
+    st.sampled_from(["fastv", "random", "pdrop"]),
+)
 def test_hardened_never_exceeds_and_no_token_more_fits(ratios, share, samples, method):
     """Counted again by hand for every sample.
 
@@ -83,7 +118,9 @@ def test_hardening_keeps_a_schedule_that_already_fits_exactly(share):
 
 def test_every_sample_is_within_the_budget_not_only_their_mean():
     limit = make(0.5, n_visual=(8, 64), n_text=(40, 2))
-    counts = PruningConfig("fastv", limit.harden(torch.full((6,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))
+    counts = PruningConfig(
+        "fastv", limit.harden(torch.full((6,), 0.5).index_fill(0, torch.tensor([0]), 1.0))
+    )
     for n, t in ((8, 40), (64, 2)):
         cost = limit.cost(torch.tensor([counts.tokens(n)]), torch.tensor([n]), torch.tensor([t]))
         full, text = limit.cost.full(n, t), limit.cost.text_only(t)
@@ -137,19 +174,32 @@ def test_every_kernel_starts_on_the_budget(name, share):
 
 def test_scoring_is_part_of_the_cost():
     """A method with dear scores leaves fewer tokens."""
+
     class Dear(Method):
-        def score(self, ctx): return ctx.hidden[..., 0][ctx.visual]
-        def flops(self, dimensions, n_visual, n_text): return 20_000 * n_visual
+        def score(self, ctx):
+            return ctx.hidden[..., 0][ctx.visual]
+
+        def flops(self, dimensions, n_visual, n_text):
+            return 20_000 * n_visual
 
     cheap = make(0.6)
     dear = Budget(0.6, CostModel(DIMENSIONS, Dear()), torch.tensor([16]), torch.tensor([9]))
     ratios = torch.tensor([1, 1, 1, 0.5, 0.5, 0.5])
     assert sum(dear.harden(ratios)) < sum(cheap.harden(ratios))
     counts = [round(r * 16) for r in dear.harden(ratios)]
-    assert int(dear.cost(torch.tensor([counts]), torch.tensor([16]), torch.tensor([9]))) <= float(dear.limit)
+    assert int(dear.cost(torch.tensor([counts]), torch.tensor([16]), torch.tensor([9]))) <= float(
+        dear.limit
+    )
 
 
-@given(st.lists(st.sampled_from([1.0, 1 - 2**-53, 1 - 1e-12, 1 - 1e-7, 0.5, 1e-12, 0.0]), min_size=5, max_size=5), st.floats(0.2, 0.99))
+@given(
+    st.lists(
+        st.sampled_from([1.0, 1 - 2**-53, 1 - 1e-12, 1 - 1e-7, 0.5, 1e-12, 0.0]),
+        min_size=5,
+        max_size=5,
+    ),
+    st.floats(0.2, 0.99),
+)
 def test_almost_nothing_dropped_is_no_way_around_the_budget(tail, share):
     """A sum of floats that should be 1 and is a little less drops nothing.
 
@@ -169,14 +219,20 @@ def test_a_ramp_is_a_line_to_nothing_as_late_as_the_budget_allows(share, width, 
     assert float(limit.slack(found)) >= 0 and found[0] == 1
     assert (found[1:] <= found[:-1]).all() and found.min() >= 0 and found.max() <= 1
     falling = found[1:][(found[1:] > 0) & (found[1:] < 1)]
-    torch.testing.assert_close(falling[:-1] - falling[1:], torch.full_like(falling[1:], 1 / (width * 6)))
+    torch.testing.assert_close(
+        falling[:-1] - falling[1:], torch.full_like(falling[1:], 1 / (width * 6))
+    )
     # A hundredth of a layer later, it would cost too much.
     if len(falling):
-        later = torch.where((found > 0) & (found < 1), (found + 0.01 / (width * 6)).clamp(max=1), found)
+        later = torch.where(
+            (found > 0) & (found < 1), (found + 0.01 / (width * 6)).clamp(max=1), found
+        )
         later[0] = 1
         assert float(limit.slack(later)) < 0
 
 
 def test_a_ramp_where_everything_fits_keeps_everything_and_where_nothing_fits_nothing():
     assert ramp(make(1.0)).tolist() == [1] * 6
-    assert ramp(make(make(1.0).share([16, 0, 0, 0, 0, 0]) + 1e-6), 0.1).tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=0.01)
+    assert ramp(make(make(1.0).share([16, 0, 0, 0, 0, 0]) + 1e-6), 0.1).tolist() == pytest.approx(
+        [1, 0, 0, 0, 0, 0], abs=0.01
+    )

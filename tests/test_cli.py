@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.reproduction.training.build import build_processor
 from vispco import Frontier, PruningConfig, __version__, testbed
-from vispco.commands.main import main
 from vispco.commands import demo, demo_report
+from vispco.commands.main import main
 from vispco.commands.options import budgets
 from vispco.commands.progress import Progress
+from vispco.testbed.model import build_config
 from vispco.utils.console import (
     flops,
     layers_entered,
@@ -27,13 +29,17 @@ from vispco.utils.console import (
     tokens,
     wilson,
 )
-from vispco.testbed.model import build_config
-from tests.reproduction.training.build import build_processor
 
 COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
 SMALL = ["--limit", "8", "--batch-size", "8"]
-TINY_DEMO = {"budgets": (0.3, 0.7), "n_calibration": 8, "n_test": 8, "steps": 2, "grid_ratios": 2,
-             "n_random": 2}
+TINY_DEMO = {
+    "budgets": (0.3, 0.7),
+    "n_calibration": 8,
+    "n_test": 8,
+    "steps": 2,
+    "grid_ratios": 2,
+    "n_random": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +65,11 @@ def small_testbed(stand_in, monkeypatch, request):
     Tests run in a folder of their own.
     """
     real = testbed.load
-    monkeypatch.setattr(testbed, "load",
-                        lambda name="testbed": stand_in if name.startswith("testbed") else real(name))
+    monkeypatch.setattr(
+        testbed,
+        "load",
+        lambda name="testbed": stand_in if name.startswith("testbed") else real(name),
+    )
     monkeypatch.chdir(request.getfixturevalue("tmp_path"))
 
 
@@ -107,20 +116,36 @@ def test_version(capsys):
 
 
 def test_search_writes_what_it_found(capsys):
-    assert main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL]) == 0
+    assert (
+        main(["search", "--budgets", "0.3,70%", "--steps", "3", "--output", "deep/run", *SMALL])
+        == 0
+    )
     out, err = capsys.readouterr()
     assert sorted(p.name for p in Path("deep/run").iterdir()) == [
-        "config-0.3.json", "config-0.7.json", "frontier.json", "journal.jsonl", "log.jsonl", "report.html"]
+        "config-0.3.json",
+        "config-0.7.json",
+        "frontier.json",
+        "journal.jsonl",
+        "log.jsonl",
+        "report.html",
+    ]
     frontier = Frontier.load("deep/run/frontier.json")
     assert [p.budget for p in frontier.points] == [0.3, 0.7] and frontier.meta["data"] == "testbed"
     assert all(p.share <= p.budget for p in frontier.points)
     assert PruningConfig.load("deep/run/config-0.3.json") == frontier.points[0].config
     lines = [json.loads(line) for line in Path("deep/run/log.jsonl").read_text().splitlines()]
-    assert [(x["budget"], x["step"]) for x in lines[:6]] == [(b, s) for b in (0.7, 0.3) for s in range(3)]
+    assert [(x["budget"], x["step"]) for x in lines[:6]] == [
+        (b, s) for b in (0.7, 0.3) for s in range(3)
+    ]
     assert {"loss", "slack", "multiplier", "penalty"} <= set(lines[0])
-    assert len(lines) > 6 and all({"budget", "schedule", "loss", "best"} == set(x) for x in lines[6:])
+    assert len(lines) > 6 and all(
+        {"budget", "schedule", "loss", "best"} == set(x) for x in lines[6:]
+    )
     for point in frontier.points:
-        assert [x["best"] for x in lines[6:] if x["budget"] == point.budget][-1:] in ([point.loss], [])
+        assert [x["best"] for x in lines[6:] if x["budget"] == point.budget][-1:] in (
+            [point.loss],
+            [],
+        )
     assert out.splitlines()[0].split()[:3] == ["budget", "FLOPs", "share"]
     assert "deep/run/config-0.7.json" in out
     # No terminal, no progress bar.
@@ -128,7 +153,18 @@ def test_search_writes_what_it_found(capsys):
 
 
 def test_search_json_and_overwrite(capsys):
-    command = ["search", "--budgets", "0.5", "--steps", "1", "--kernel=linear", "-o", "run", *SMALL, "--json"]
+    command = [
+        "search",
+        "--budgets",
+        "0.5",
+        "--steps",
+        "1",
+        "--kernel=linear",
+        "-o",
+        "run",
+        *SMALL,
+        "--json",
+    ]
     assert main(command) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["meta"]["kernel"] == "linear" and result["configurations"][0]["tokens"][0] == 64
@@ -143,14 +179,33 @@ def test_search_json_and_overwrite(capsys):
 
 
 def test_resume_says_how_far_the_search_was(capsys):
-    command = ["search", "--budgets", "0.5", "--steps", "2", "--refinement", "0", "-o", "run", *SMALL, "--resume"]
-    for whole, said in ((99, ""), (99, "run: the search had finished\n"), (3, "run: the search went on after 2 results, with {} more\n")):
+    command = [
+        "search",
+        "--budgets",
+        "0.5",
+        "--steps",
+        "2",
+        "--refinement",
+        "0",
+        "-o",
+        "run",
+        *SMALL,
+        "--resume",
+    ]
+    for whole, said in (
+        (99, ""),
+        (99, "run: the search had finished\n"),
+        (3, "run: the search went on after 2 results, with {} more\n"),
+    ):
         if said:
             lines = Path("run/journal.jsonl").read_text().splitlines(keepends=True)
             Path("run/journal.jsonl").write_text("".join(lines[:whole]))
         assert main(command) == 0
         shown = capsys.readouterr()
-        assert shown.err == said.format(len(lines) - 3 if said else None) and "run/config-0.5.json" in shown.out
+        assert (
+            shown.err == said.format(len(lines) - 3 if said else None)
+            and "run/config-0.5.json" in shown.out
+        )
 
 
 def test_a_budget_that_needs_no_search(capsys):
@@ -170,13 +225,24 @@ def test_other_starts(start, steps, capsys):
     assert ("No gradient step was made" in Path("run/report.html").read_text()) is not bool(steps)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("0.2,0.5", [0.2, 0.5]), ("50%", [0.5]), ("0.1:0.9:9", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
-    ("20%:40%:3,0.3", [0.2, 0.3, 0.4]), ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
-    ("2e6", [2e6]), (" 1 , 0", [1, 0]), ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
-    ("0.5,flops=1e+12+latency=20ms,flops=0.2", [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}]),
-    ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.2,0.5", [0.2, 0.5]),
+        ("50%", [0.5]),
+        ("0.1:0.9:9", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        ("20%:40%:3,0.3", [0.2, 0.3, 0.4]),
+        ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
+        ("2e6", [2e6]),
+        (" 1 , 0", [1, 0]),
+        ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
+        (
+            "0.5,flops=1e+12+latency=20ms,flops=0.2",
+            [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}],
+        ),
+        ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
+    ],
+)
 def test_budgets(text, expected):
     assert budgets(text) == expected
 
@@ -187,22 +253,47 @@ def test_evaluate_configs(capsys):
     result = json.loads(capsys.readouterr().out)
     full, (same, pruned) = result["full"], result["configurations"]
     assert result["n"] == 16 and same["accuracy"] == full["accuracy"] and abs(same["kl"]) < 1e-6
-    assert pruned["share"] < 1 == full["share"] and pruned["flops"] < full["flops"] and pruned["kl"] > 0
+    assert (
+        pruned["share"] < 1 == full["share"]
+        and pruned["flops"] < full["flops"]
+        and pruned["kl"] > 0
+    )
     low, high = full["interval"]
     assert low <= full["accuracy"] <= high and set(full["tasks"]) == set(testbed.TASKS)
-    assert main(["evaluate", "--config", config_file(), "--per-task", *SMALL, "--tasks", "count,digit"]) == 0
+    assert (
+        main(
+            ["evaluate", "--config", config_file(), "--per-task", *SMALL, "--tasks", "count,digit"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.splitlines()[0].endswith("count  digit")
     assert "8 questions of testbed, split 'test'" in out
 
 
 def test_evaluate_latency_predicts_and_measures(capsys):
-    command = ["evaluate", "--config", config_file("ones.json", (1, 1, 1, 1)), config_file(), "--latency", "1", *SMALL]
+    command = [
+        "evaluate",
+        "--config",
+        config_file("ones.json", (1, 1, 1, 1)),
+        config_file(),
+        "--latency",
+        "1",
+        *SMALL,
+    ]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["latency"]
-    assert found["n_visual"] == 64 and found["rounds"] == 1 and 0 <= found["fixed"] < 1 and found["full_ms"] is None
+    assert (
+        found["n_visual"] == 64
+        and found["rounds"] == 1
+        and 0 <= found["fixed"] < 1
+        and found["full_ms"] is None
+    )
     same, pruned = found["configurations"]
-    assert same["predicted"] == 1 >= pruned["predicted"] > 0 and pruned["low"] <= pruned["measured"] <= pruned["high"]
+    assert (
+        same["predicted"] == 1 >= pruned["predicted"] > 0
+        and pruned["low"] <= pruned["measured"] <= pruned["high"]
+    )
     assert main(command) == 0
     out = capsys.readouterr().out
     # On a CPU: ratios.
@@ -215,17 +306,49 @@ def test_latency_needs_a_question_about_one_picture(capsys):
     from PIL import Image
 
     config_file(), Image.new("RGB", (8, 8)).save("p.png")
-    Path("two.jsonl").write_text('{"images": ["p.png", "p.png"], "question": "same?", "answer": "yes"}\n')
-    fails(["evaluate", "--config", "config.json", "--data", "two.jsonl", "--latency"], capsys, "a question about one picture")
+    Path("two.jsonl").write_text(
+        '{"images": ["p.png", "p.png"], "question": "same?", "answer": "yes"}\n'
+    )
+    fails(
+        ["evaluate", "--config", "config.json", "--data", "two.jsonl", "--latency"],
+        capsys,
+        "a question about one picture",
+    )
 
 
 def test_milliseconds_are_printed_where_there_are_any():
     from vispco.commands.evaluate import latency_text
 
-    row = {"predicted": 0.5, "measured": 0.625, "low": 0.6, "high": 0.65, "predicted_ms": 20.0, "measured_ms": 25.0}
-    text = latency_text({"question": "what?", "rounds": 9, "n_visual": 576, "n_text": 40, "fixed": 0.1, "full_ms": 40.0,
-                        "configurations": [row]}, ["a.json"])
-    assert text.splitlines()[2].split() == ["a.json", "0.500", "0.625", "0.600", "–", "0.650", "20.0", "25.0"]
+    row = {
+        "predicted": 0.5,
+        "measured": 0.625,
+        "low": 0.6,
+        "high": 0.65,
+        "predicted_ms": 20.0,
+        "measured_ms": 25.0,
+    }
+    text = latency_text(
+        {
+            "question": "what?",
+            "rounds": 9,
+            "n_visual": 576,
+            "n_text": 40,
+            "fixed": 0.1,
+            "full_ms": 40.0,
+            "configurations": [row],
+        },
+        ["a.json"],
+    )
+    assert text.splitlines()[2].split() == [
+        "a.json",
+        "0.500",
+        "0.625",
+        "0.600",
+        "–",
+        "0.650",
+        "20.0",
+        "25.0",
+    ]
     assert "over the full model's, 40.0 ms" in text and "10.0 % of the full" in text
 
 
@@ -233,17 +356,39 @@ def test_a_search_with_checkpoints_finds_the_same(monkeypatch, capsys):
     from vispco import calibration as teacher
 
     runs, real = [], teacher._checkpoint
-    monkeypatch.setattr(teacher, "_checkpoint", lambda *args, **kwargs: (runs.append(1), real(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        teacher, "_checkpoint", lambda *args, **kwargs: (runs.append(1), real(*args, **kwargs))[1]
+    )
     for more in ([], ["--checkpoint"]):
         assert not runs
-        assert main(["search", "--budgets", "0.5", "--steps", "2", "-o", f"run{len(more)}", *SMALL, *more]) == 0
+        assert (
+            main(
+                [
+                    "search",
+                    "--budgets",
+                    "0.5",
+                    "--steps",
+                    "2",
+                    "-o",
+                    f"run{len(more)}",
+                    *SMALL,
+                    *more,
+                ]
+            )
+            == 0
+        )
     # Two steps, on four layers each.
     assert len(runs) == 2 * 4
     assert Path("run0/config-0.5.json").read_text() == Path("run1/config-0.5.json").read_text()
 
 
 def test_published_configurations_are_measured_with_a_frontier(frontier_file, capsys):
-    assert main(["evaluate", "--frontier", frontier_file, "--published", "-o", "measured.json", *SMALL]) == 0
+    assert (
+        main(
+            ["evaluate", "--frontier", frontier_file, "--published", "-o", "measured.json", *SMALL]
+        )
+        == 0
+    )
     others = Frontier.load("measured.json").meta["competitors"]
     assert [o["label"] for o in others] == ["fastv k2-r50, k3-r50", "fastv k3-r75"]
     assert all(0 < o["share"] < 1 and o["kind"] == "published" for o in others)
@@ -260,8 +405,11 @@ def test_plot_draws_kept_tokens(capsys):
     asked = ["--tokens", "a.png", "--question", example.question, "--config", config_file()]
     assert main(["plot", *asked, "-o", "tokens.svg", "-o", "tokens.png"]) == 0
     assert "layer 3: 16 of 64 enter" in Path("tokens.svg").read_text()
-    for wrong, words in ((asked[:4], "--tokens PICTURE with --question and --config"), ([], "give frontier.json"),
-                         ([*asked[:3], "zebra", *asked[4:]], "does not know every word")):
+    for wrong, words in (
+        (asked[:4], "--tokens PICTURE with --question and --config"),
+        ([], "give frontier.json"),
+        ([*asked[:3], "zebra", *asked[4:]], "does not know every word"),
+    ):
         assert main(["plot", *wrong, "-o", "other.svg"]) == 2
         assert words in capsys.readouterr().err and not Path("other.svg").exists()
 
@@ -306,14 +454,26 @@ def test_list(what, capsys):
     assert main(["list", what, "--json"]) == 0
     names = json.loads(capsys.readouterr().out)
     assert all(name in text and line and line in text for name, line in names.items())
-    expected = {"methods": "fastv", "kernels": "monotone", "adapters": "llava", "models": "testbed-llava",
-                "tasks": "count"}
+    expected = {
+        "methods": "fastv",
+        "kernels": "monotone",
+        "adapters": "llava",
+        "models": "testbed-llava",
+        "tasks": "count",
+    }
     assert expected[what] in names
 
 
 def test_list_everything(capsys):
     assert main(["list", "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["methods", "presets", "kernels", "adapters", "models", "tasks"]
+    assert list(json.loads(capsys.readouterr().out)) == [
+        "methods",
+        "presets",
+        "kernels",
+        "adapters",
+        "models",
+        "tasks",
+    ]
 
 
 def test_demo(capsys):
@@ -322,13 +482,28 @@ def test_demo(capsys):
     out, err = capsys.readouterr()
     assert [line[:5] for line in err.splitlines()] == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "frontier.json", "frontier.png", "frontier.svg", "pruning_config-0.3.json", "pruning_config-0.7.json"]
+        "frontier.json",
+        "frontier.png",
+        "frontier.svg",
+        "pruning_config-0.3.json",
+        "pruning_config-0.7.json",
+    ]
     loaded = Frontier.load("out/frontier.json")
     kinds = [c["kind"] for c in loaded.meta["competitors"]]
     assert {k: kinds.count(k) for k in set(kinds)} == {
-        "grid": 6, "random": 4, "published": 3, "selected": 2, "fitted": 2, "coarse": 4}
+        "grid": 6,
+        "random": 4,
+        "published": 3,
+        "selected": 2,
+        "fitted": 2,
+        "coarse": 4,
+    }
     for row, point in zip(loaded.meta["comparison"], loaded.points, strict=True):
-        within = [c for c in loaded.meta["competitors"] if c["kind"] == "grid" and c["share"] <= point.budget]
+        within = [
+            c
+            for c in loaded.meta["competitors"]
+            if c["kind"] == "grid" and c["share"] <= point.budget
+        ]
         assert row["grid"] == min(within, key=lambda c: c["kl"])
         assert row["hindsight"]["kl"] == min(c["kl"] for c in within)
         drawn = [c for c in loaded.meta["competitors"] if c["kind"] == "random"]
@@ -364,88 +539,116 @@ def fails(words, capsys, *expected, code=2):
     return err
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    ([], "required: COMMAND"),
-    (["serach"], "invalid choice: 'serach'"),
-    (["search", "--bogus"], "unrecognized arguments: --bogus"),
-    (["search", "--meth", "fastv"], "unrecognized arguments"),
-    (["search", "--method", "fastvv"], "did you mean 'fastv'?"),
-    (["search", "--kernel", "monoton"], "did you mean 'monotone'?"),
-    (["search", "--budgets", "2"], "over 1"),
-    (["search", "--budgets", "-0.5"], "--budgets"),
-    (["search", "--budgets", ""], "is not understood"),
-    (["search", "--budgets", "half"], "'half' is not understood"),
-    (["search", "--budgets", "0.1:0.9"], "start:stop:count"),
-    (["search", "--budgets", "0.1:0.9:1"], "start:stop:count"),
-    (["search", "--budgets", "0.1:0.9:1000000000"], "count of 2 to 1000"),
-    (["search", "--budgets", "0.1:3TFLOPs:4"], "mixes"),
-    (["search", "--budgets", "0.001", *SMALL], "the reachable range is"),
-    (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
-    (["search", "--steps", "-1"], "from 0"),
-    (["search", "--steps", "many"], "'many'"),
-    (["search", "--start", "gradients"], "did you mean 'gradient'?"),
-    (["search", "--start", "ramp", "--steps", "3"], "--steps goes with --start gradient or shared"),
-    (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
-    (["search", "--start", "shared", "--steps", "0"], "steps must be at least 1"),
-    (["search", "--start", "ramp", "--kernel", "linear", "--budgets", "0.5", *SMALL], "start='ramp'"),
-    (["search", "--learning-rate", "-1"], "positive number"),
-    (["search", "--learning-rate", "nan"], "positive number"),
-    (["search", "--limit", "0"], "from 1"),
-    (["search", "--batch-size", "0"], "from 1"),
-    (["search", "--seed", "-1"], "from 0"),
-    (["search", "--data", "no/such.jsonl"], "no/such.jsonl: No such file"),
-    (["search", "--data", "coco"], "'coco' is no file and no folder here"),
-    (["search", "--tasks", "ocr"], "'easy_vqa'"),
-    (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
-    (["search", "--model", "."], "vocabulary"),
-    (["search", "--output", "taken"], "taken is a file"),
-    (["search", "--output", "taken/run"], "taken/run"),
-    (["search", "--output", "/proc/run"], "/proc/run"),
-    (["evaluate"], "one of the arguments --config --frontier is required"),
-    (["evaluate", "--config", "a", "--frontier", "b"], "not allowed with"),
-    (["evaluate", "--config", "missing.json"], "missing.json: No such file"),
-    (["evaluate", "--frontier", "missing.json"], "missing.json: No such file"),
-    (["evaluate", "--config", "."], "directory"),
-    (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
-    (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
-    (["evaluate", "--config", "good.json", "--latency", "0"], "from 1"),
-    (["evaluate", "--config", "good.json", "--output", "x.json"], "together with --frontier"),
-    (["evaluate", "--config", "five.json", *SMALL], "5 keep_ratios"),
-    (["evaluate", "--config", "other.json", *SMALL], "'qwen2_vl'"),
-    (["evaluate", "--config", "truncated.json"], "truncated.json: "),
-    (["evaluate", "--config", "binary.json"], "binary.json: "),
-    (["evaluate", "--config", "list.json"], "must be a JSON object"),
-    (["evaluate", "--config", "rising.json"], "must not increase"),
-    (["evaluate", "--config", "unknown_key.json"], "unknown keys: ratios"),
-    (["evaluate", "--config", "old.json"], "schema_version 0"),
-    (["evaluate", "--config", "option.json"], "option.json: method 'fastv' does not take the options {'sharp': 1}"),
-    (["evaluate", "--frontier", "good.json"], "a frontier lacks"),
-    (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
-    (["plot", "frontier.json"], "--output"),
-    (["plot", "frontier.json", "-o", "a.svg", "-o", "a.pdf"], "a.pdf: the name of a picture must end in"),
-    (["plot", "frontier.json", "-o", "no/a.svg"], "there is no folder"),
-    (["plot", "frontier.json", "-o", "a.svg", "--y", "accuracy"], "no point has an accuracy"),
-    (["plot", "missing.json", "-o", "a.svg"], "missing.json: No such file"),
-    (["apply"], "--config"),
-    (["apply", "--config", "good.json", "--index", "-1"], "from 0 to 9999"),
-    (["apply", "--config", "good.json", "--image", "x.png"], "belong together"),
-    (["apply", "--config", "good.json", "--image", "x.png", "--question", "what?"], "x.png: No such file"),
-    (["apply", "--config", "good.json", "--image", "good.json", "--question", "what?"], "is none of PNG, JPEG"),
-    (["apply", "--config", "good.json", "--image", "p.png", "--question", "who is he?"], "not know every"),
-    (["apply", "--config", "five.json"], "5 keep_ratios"),
-    (["list", "colours"], "invalid choice: 'colours'"),
-    (["demo", "--output", "taken"], "taken is a file"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "required: COMMAND"),
+        (["serach"], "invalid choice: 'serach'"),
+        (["search", "--bogus"], "unrecognized arguments: --bogus"),
+        (["search", "--meth", "fastv"], "unrecognized arguments"),
+        (["search", "--method", "fastvv"], "did you mean 'fastv'?"),
+        (["search", "--kernel", "monoton"], "did you mean 'monotone'?"),
+        (["search", "--budgets", "2"], "over 1"),
+        (["search", "--budgets", "-0.5"], "--budgets"),
+        (["search", "--budgets", ""], "is not understood"),
+        (["search", "--budgets", "half"], "'half' is not understood"),
+        (["search", "--budgets", "0.1:0.9"], "start:stop:count"),
+        (["search", "--budgets", "0.1:0.9:1"], "start:stop:count"),
+        (["search", "--budgets", "0.1:0.9:1000000000"], "count of 2 to 1000"),
+        (["search", "--budgets", "0.1:3TFLOPs:4"], "mixes"),
+        (["search", "--budgets", "0.001", *SMALL], "the reachable range is"),
+        (["search", "--budgets", "1 MFLOPs", *SMALL], "FLOPs"),
+        (["search", "--steps", "-1"], "from 0"),
+        (["search", "--steps", "many"], "'many'"),
+        (["search", "--start", "gradients"], "did you mean 'gradient'?"),
+        (
+            ["search", "--start", "ramp", "--steps", "3"],
+            "--steps goes with --start gradient or shared",
+        ),
+        (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
+        (["search", "--start", "shared", "--steps", "0"], "steps must be at least 1"),
+        (
+            ["search", "--start", "ramp", "--kernel", "linear", "--budgets", "0.5", *SMALL],
+            "start='ramp'",
+        ),
+        (["search", "--learning-rate", "-1"], "positive number"),
+        (["search", "--learning-rate", "nan"], "positive number"),
+        (["search", "--limit", "0"], "from 1"),
+        (["search", "--batch-size", "0"], "from 1"),
+        (["search", "--seed", "-1"], "from 0"),
+        (["search", "--data", "no/such.jsonl"], "no/such.jsonl: No such file"),
+        (["search", "--data", "coco"], "'coco' is no file and no folder here"),
+        (["search", "--tasks", "ocr"], "'easy_vqa'"),
+        (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
+        (["search", "--model", "."], "vocabulary"),
+        (["search", "--output", "taken"], "taken is a file"),
+        (["search", "--output", "taken/run"], "taken/run"),
+        (["search", "--output", "/proc/run"], "/proc/run"),
+        (["evaluate"], "one of the arguments --config --frontier is required"),
+        (["evaluate", "--config", "a", "--frontier", "b"], "not allowed with"),
+        (["evaluate", "--config", "missing.json"], "missing.json: No such file"),
+        (["evaluate", "--frontier", "missing.json"], "missing.json: No such file"),
+        (["evaluate", "--config", "."], "directory"),
+        (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
+        (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
+        (["evaluate", "--config", "good.json", "--latency", "0"], "from 1"),
+        (["evaluate", "--config", "good.json", "--output", "x.json"], "together with --frontier"),
+        (["evaluate", "--config", "five.json", *SMALL], "5 keep_ratios"),
+        (["evaluate", "--config", "other.json", *SMALL], "'qwen2_vl'"),
+        (["evaluate", "--config", "truncated.json"], "truncated.json: "),
+        (["evaluate", "--config", "binary.json"], "binary.json: "),
+        (["evaluate", "--config", "list.json"], "must be a JSON object"),
+        (["evaluate", "--config", "rising.json"], "must not increase"),
+        (["evaluate", "--config", "unknown_key.json"], "unknown keys: ratios"),
+        (["evaluate", "--config", "old.json"], "schema_version 0"),
+        (
+            ["evaluate", "--config", "option.json"],
+            "option.json: method 'fastv' does not take the options {'sharp': 1}",
+        ),
+        (["evaluate", "--frontier", "good.json"], "a frontier lacks"),
+        (["plot", "good.json", "-o", "a.svg"], "a frontier lacks"),
+        (["plot", "frontier.json"], "--output"),
+        (
+            ["plot", "frontier.json", "-o", "a.svg", "-o", "a.pdf"],
+            "a.pdf: the name of a picture must end in",
+        ),
+        (["plot", "frontier.json", "-o", "no/a.svg"], "there is no folder"),
+        (["plot", "frontier.json", "-o", "a.svg", "--y", "accuracy"], "no point has an accuracy"),
+        (["plot", "missing.json", "-o", "a.svg"], "missing.json: No such file"),
+        (["apply"], "--config"),
+        (["apply", "--config", "good.json", "--index", "-1"], "from 0 to 9999"),
+        (["apply", "--config", "good.json", "--image", "x.png"], "belong together"),
+        (
+            ["apply", "--config", "good.json", "--image", "x.png", "--question", "what?"],
+            "x.png: No such file",
+        ),
+        (
+            ["apply", "--config", "good.json", "--image", "good.json", "--question", "what?"],
+            "is none of PNG, JPEG",
+        ),
+        (
+            ["apply", "--config", "good.json", "--image", "p.png", "--question", "who is he?"],
+            "not know every",
+        ),
+        (["apply", "--config", "five.json"], "5 keep_ratios"),
+        (["list", "colours"], "invalid choice: 'colours'"),
+        (["demo", "--output", "taken"], "taken is a file"),
+    ],
+)
 def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
     from PIL import Image
 
     good = Path(config_file("good.json")).read_text()
     config_file("five.json", (1,) * 5)
     config_file("other.json", model_type="qwen2_vl")
-    for name, text in {"truncated": good[:-40], "list": "[1]", "rising": good.replace("0.25", "0.75"),
-                       "unknown_key": good.replace('"budget"', '"ratios"'),
-                       "option": good.replace('"method_options": {}', '"method_options": {"sharp": 1}'),
-                       "old": good.replace('"schema_version": 1', '"schema_version": 0')}.items():
+    for name, text in {
+        "truncated": good[:-40],
+        "list": "[1]",
+        "rising": good.replace("0.25", "0.75"),
+        "unknown_key": good.replace('"budget"', '"ratios"'),
+        "option": good.replace('"method_options": {}', '"method_options": {"sharp": 1}'),
+        "old": good.replace('"schema_version": 1', '"schema_version": 0'),
+    }.items():
         Path(f"{name}.json").write_text(text)
     Path("binary.json").write_bytes(b"\xff\xfe\x00")
     Path("taken").write_text("")
@@ -471,7 +674,9 @@ def test_without_the_testbed_extra(monkeypatch, capsys):
     fails(["search", "--tasks", "easy_vqa"], capsys, 'pip install "vispco[testbed]"')
     assert main(["list", "--json"]) == 0
     tasks = json.loads(capsys.readouterr().out)["tasks"]
-    assert 'pip install "vispco[testbed]"' in tasks["easy_vqa"] and tasks["count"].startswith("such as: ")
+    assert 'pip install "vispco[testbed]"' in tasks["easy_vqa"] and tasks["count"].startswith(
+        "such as: "
+    )
 
 
 def test_a_loss_that_is_not_finite(monkeypatch, capsys):
@@ -504,7 +709,11 @@ def test_a_bug_is_not_hidden(monkeypatch):
 
 # ---- a real process ------------------------------------------------------------------------------
 def process(words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(demo.__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "vispco", *words],
         env=environment,
@@ -535,7 +744,9 @@ def test_demo_on_the_shipped_model():
     """`vispco demo --fast` as a user starts it, and Ctrl-C in the middle of a search."""
     quick = process(["demo", "--fast"])
     out, err = quick.communicate(timeout=600)
-    assert quick.returncode == 0 and "Found by gradient" in out and "[5/5] writing the results" in err
+    assert (
+        quick.returncode == 0 and "Found by gradient" in out and "[5/5] writing the results" in err
+    )
     long = process(["search", "--steps", "10000", "-o", "run"])
     while not Path("run/log.jsonl").exists() and long.poll() is None:
         time.sleep(0.2)
@@ -552,7 +763,13 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
         def isatty(self):
             return True
 
-    record = {"budget": {"flops": 0.5, "kv_cache": "40%"}, "loss": 0.25, "violation": 0.125, "multiplier": 3.0, "penalty": 100.0}
+    record = {
+        "budget": {"flops": 0.5, "kv_cache": "40%"},
+        "loss": 0.25,
+        "violation": 0.125,
+        "multiplier": 3.0,
+        "penalty": 100.0,
+    }
     for quiet in (False, True):
         monkeypatch.setattr(sys, "stderr", Terminal())
         with Progress(2, "search", quiet) as bar:
@@ -571,7 +788,11 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
 def test_table_and_units():
     assert table(["a", "name"], [[1.5, "x"], [-10, "yy"]]) == "  a  name\n1.5  x\n-10  yy"
     assert table(["only", "header"], []) == "only  header"
-    assert flops(0) == "0.000 FLOPs" and flops(999.99e6) == "1.000 GFLOPs" and flops(2e18) == "2000 PFLOPs"
+    assert (
+        flops(0) == "0.000 FLOPs"
+        and flops(999.99e6) == "1.000 GFLOPs"
+        and flops(2e18) == "2000 PFLOPs"
+    )
     assert tokens([4, 4, 2]) == "4 4 2" and tokens([9] * 20 + [1]) == "20x9 1"
 
 
@@ -586,7 +807,11 @@ def test_wilson_is_within_0_and_1_and_covers():
 
 
 def test_beaten_counts_ties_half():
-    assert demo_report.beaten(1, [0, 0, 0]) == 100 and demo_report.beaten(0, [0, 0]) == 50 and demo_report.beaten(-1, [0]) == 0
+    assert (
+        demo_report.beaten(1, [0, 0, 0]) == 100
+        and demo_report.beaten(0, [0, 0]) == 50
+        and demo_report.beaten(-1, [0]) == 0
+    )
 
 
 def test_layers_entered_and_the_grid():

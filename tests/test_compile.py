@@ -33,7 +33,9 @@ def logits(model, inputs):
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("first", ["compiled before", "compiled within"])
-def test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside(compiled_code, in_place, first):
+def test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside(
+    compiled_code, in_place, first
+):
     runs, backend = compiled_code
     model, inputs = tiny_llava(layers=3), without_labels(batch())
     bare = logits(model, inputs)
@@ -53,7 +55,11 @@ def test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside(comp
 
 def test_compiled_code_stays_off_until_the_last_model_is_let_go(compiled_code):
     runs, backend = compiled_code
-    a, b, double = tiny_llava(layers=3), tiny_llava(layers=3), torch.compile(lambda x: 2 * x, backend=backend)
+    a, b, double = (
+        tiny_llava(layers=3),
+        tiny_llava(layers=3),
+        torch.compile(lambda x: 2 * x, backend=backend),
+    )
     first, second = vispco.apply(a, CONFIG), vispco.apply(b, CONFIG)
     first.remove()
     assert double(torch.ones(2)).tolist() == [2, 2] and not runs

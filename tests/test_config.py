@@ -88,7 +88,9 @@ def test_ratios_are_a_sequence(bad):
 
 @pytest.mark.parametrize("empty", [[], (), torch.tensor([]), np.array([])])
 def test_ratios_are_not_empty(empty):
-    with pytest.raises(ValueError, match="keep_ratios is empty: give one keep ratio per decoder layer"):
+    with pytest.raises(
+        ValueError, match="keep_ratios is empty: give one keep ratio per decoder layer"
+    ):
         PruningConfig("random", empty)
 
 
@@ -155,10 +157,22 @@ def test_provenance_types(field, bad):
 
 
 def test_frozen_and_equal_by_value():
-    config = PruningConfig("random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"})
-    assert config == PruningConfig("random", (1.0, 0.5), {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"})
-    others = {"method": "takes-anything", "keep_ratios": [1, 0.4], "method_options": {"seed": 4}, "model_type": None,
-              "budget": 0.5, "flops": None, "n_visual": 1, "versions": None}
+    config = PruningConfig(
+        "random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"}
+    )
+    assert config == PruningConfig(
+        "random", (1.0, 0.5), {"seed": 3}, "llava", 0.4, 1e12, 576, {"vispco": "0.1.0"}
+    )
+    others = {
+        "method": "takes-anything",
+        "keep_ratios": [1, 0.4],
+        "method_options": {"seed": 4},
+        "model_type": None,
+        "budget": 0.5,
+        "flops": None,
+        "n_visual": 1,
+        "versions": None,
+    }
     assert others.keys() == {f.name for f in dataclasses.fields(config)}
     for field, other in others.items():
         assert dataclasses.replace(config, **{field: other}) != config
@@ -189,7 +203,10 @@ def test_whole_tokens(r, n):
     kept = whole_tokens(r, n)
     assert isinstance(kept, int) and 0 <= kept <= n
     top, bottom = float(r).as_integer_ratio()
-    assert kept == max(top * n // bottom, min(n, 1) * (r > 0)) or kept * bottom - top * n <= bottom * 1e-6
+    assert (
+        kept == max(top * n // bottom, min(n, 1) * (r > 0))
+        or kept * bottom - top * n <= bottom * 1e-6
+    )
     assert (kept == 0) == (r == 0 or n == 0)
     assert kept <= r * n + 1e-6 or kept == 1
     assert kept + 1 > r * n
@@ -208,7 +225,10 @@ def test_percentages_are_meant_exactly(percent, n):
     assert whole_tokens(1 - (100 - percent) / 100, n) == (max(expected, 1) if percent else 0)
 
 
-@given(r=st.lists(ratio, min_size=1, max_size=8), n=st.lists(st.integers(0, 3000), min_size=1, max_size=4))
+@given(
+    r=st.lists(ratio, min_size=1, max_size=8),
+    n=st.lists(st.integers(0, 3000), min_size=1, max_size=4),
+)
 @example(r=[0.57, 0.29], n=[100])
 def test_tensors_give_what_numbers_give(r, n):
     expected = [[whole_tokens(x, m) for x in r] for m in n]
@@ -221,7 +241,11 @@ def test_tensors_give_what_numbers_give(r, n):
 @given(r=ratios, n=st.integers(0, 1000))
 def test_tokens_and_steps(r, n):
     config = PruningConfig("random", r)
-    assert config.tokens(n) == [whole_tokens(x, n) for x in r] == sorted(config.tokens(n), reverse=True)
+    assert (
+        config.tokens(n)
+        == [whole_tokens(x, n) for x in r]
+        == sorted(config.tokens(n), reverse=True)
+    )
     assert config.num_layers == len(r)
     level, rebuilt = 1.0, []
     for i in range(len(r)):
@@ -233,16 +257,23 @@ def test_tokens_and_steps(r, n):
 
 def test_describe():
     assert PruningConfig("fastv", [1, 1, 0.5, 0.25]).describe() == (
-        "fastv: layer 2 keeps 50.0 % (drops 50.0 %); layer 3 keeps 25.0 % (drops 75.0 %)")
+        "fastv: layer 2 keeps 50.0 % (drops 50.0 %); layer 3 keeps 25.0 % (drops 75.0 %)"
+    )
     assert PruningConfig("strided", [1, 1]).describe() == "strided: keeps everything"
 
 
 # ---- files ---------------------------------------------------------------------------------------
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
 )
 json_values = st.recursive(
-    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=6
+    scalars,
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+    max_leaves=6,
 )
 configs = st.builds(
     PruningConfig,
@@ -275,8 +306,18 @@ def test_save_and_load_give_the_same_back(folder, config):
 
 def test_the_file_is_readable():
     data = PruningConfig.from_fastv(2, 0.5, num_layers=4).to_dict()
-    assert data == {"schema_version": 1, "method": "fastv", "keep_ratios": [1, 1, 0.5, 0.5], "num_layers": 4,
-                    "method_options": {}, "model_type": None, "budget": None, "flops": None, "n_visual": None, "versions": None}
+    assert data == {
+        "schema_version": 1,
+        "method": "fastv",
+        "keep_ratios": [1, 1, 0.5, 0.5],
+        "num_layers": 4,
+        "method_options": {},
+        "model_type": None,
+        "budget": None,
+        "flops": None,
+        "n_visual": None,
+        "versions": None,
+    }
 
 
 GOOD = PruningConfig("random", [1, 0.5], {"seed": 3}, "llava", 0.4, 1e12, 576)
@@ -293,30 +334,63 @@ def without(data, *keys):
     return {k: v for k, v in data.items() if k not in keys}
 
 
-@pytest.mark.parametrize("text, fault", [
-    ("", "Expecting value"), ("{", "Expecting property name"), ("nonsense", "Expecting value"),
-    (json.dumps(GOOD.to_dict())[:-9], "Expecting|Unterminated|delimiter"), (b"\xff\xfe\x00\x80", "expected JSON in UTF-8, got the byte 0xff"),
-    (b"PK\x03\x04\x80\x81", "expected JSON in UTF-8, got the byte 0x80"), ("[" * 100_000, "recursion|nested"),
-    ('{"a":' * 100_000, "recursion|nested"), ("[1, 2]", "must be a JSON object, got list"),
-    ("null", "must be a JSON object, got NoneType"), ('"x"', "must be a JSON object, got str"),
-    (json.dumps(without(GOOD.to_dict(), "schema_version")), "schema_version None, this vispco reads 1"),
-    (json.dumps({**GOOD.to_dict(), "schema_version": 99}), "schema_version 99, this vispco reads 1"),
-    (json.dumps({**GOOD.to_dict(), "schema_version": "1"}), "schema_version '1', this vispco reads 1"),
-    (json.dumps(without(GOOD.to_dict(), "method", "keep_ratios")), "lacks keep_ratios, method"),
-    (json.dumps({**GOOD.to_dict(), "keep_ratio": 1, "colour": 2}), "unknown keys: colour, keep_ratio"),
-    (json.dumps({**GOOD.to_dict(), "num_layers": 3}), "num_layers says 3, but there are 2 keep_ratios"),
-    (json.dumps({**GOOD.to_dict(), "keep_ratios": [0.5, 1]}), "must not increase"),
-    (json.dumps({**GOOD.to_dict(), "keep_ratios": "11"}), "must be a sequence of numbers"),
-    (json.dumps({**GOOD.to_dict(), "keep_ratios": [math.nan]}), "expected finite numbers, got NaN"),
-    (json.dumps({**GOOD.to_dict(), "keep_ratios": [1, 10**400]}), "expected numbers of at most 300 digits, got 1000"),
-    ('{"schema_version": 1, "method": "random", "keep_ratios": [' + "9" * 5000 + "]}", "digits|number"),
-    (json.dumps({**GOOD.to_dict(), "method": ["random"]}), "unknown method"),
-    (json.dumps({**GOOD.to_dict(), "method": None}), "unknown method None"),
-    (json.dumps({**GOOD.to_dict(), "method": "rnadom"}), "did you mean 'random'"),
-    (json.dumps({**GOOD.to_dict(), "method_options": [1]}), "method_options must be a mapping"),
-    (json.dumps({**GOOD.to_dict(), "n_visual": "many"}), "n_visual must be int"),
-    (json.dumps({**GOOD.to_dict(), "budget": []}), "budget must be"),
-])
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("nonsense", "Expecting value"),
+        (json.dumps(GOOD.to_dict())[:-9], "Expecting|Unterminated|delimiter"),
+        (b"\xff\xfe\x00\x80", "expected JSON in UTF-8, got the byte 0xff"),
+        (b"PK\x03\x04\x80\x81", "expected JSON in UTF-8, got the byte 0x80"),
+        ("[" * 100_000, "recursion|nested"),
+        ('{"a":' * 100_000, "recursion|nested"),
+        ("[1, 2]", "must be a JSON object, got list"),
+        ("null", "must be a JSON object, got NoneType"),
+        ('"x"', "must be a JSON object, got str"),
+        (
+            json.dumps(without(GOOD.to_dict(), "schema_version")),
+            "schema_version None, this vispco reads 1",
+        ),
+        (
+            json.dumps({**GOOD.to_dict(), "schema_version": 99}),
+            "schema_version 99, this vispco reads 1",
+        ),
+        (
+            json.dumps({**GOOD.to_dict(), "schema_version": "1"}),
+            "schema_version '1', this vispco reads 1",
+        ),
+        (json.dumps(without(GOOD.to_dict(), "method", "keep_ratios")), "lacks keep_ratios, method"),
+        (
+            json.dumps({**GOOD.to_dict(), "keep_ratio": 1, "colour": 2}),
+            "unknown keys: colour, keep_ratio",
+        ),
+        (
+            json.dumps({**GOOD.to_dict(), "num_layers": 3}),
+            "num_layers says 3, but there are 2 keep_ratios",
+        ),
+        (json.dumps({**GOOD.to_dict(), "keep_ratios": [0.5, 1]}), "must not increase"),
+        (json.dumps({**GOOD.to_dict(), "keep_ratios": "11"}), "must be a sequence of numbers"),
+        (
+            json.dumps({**GOOD.to_dict(), "keep_ratios": [math.nan]}),
+            "expected finite numbers, got NaN",
+        ),
+        (
+            json.dumps({**GOOD.to_dict(), "keep_ratios": [1, 10**400]}),
+            "expected numbers of at most 300 digits, got 1000",
+        ),
+        (
+            '{"schema_version": 1, "method": "random", "keep_ratios": [' + "9" * 5000 + "]}",
+            "digits|number",
+        ),
+        (json.dumps({**GOOD.to_dict(), "method": ["random"]}), "unknown method"),
+        (json.dumps({**GOOD.to_dict(), "method": None}), "unknown method None"),
+        (json.dumps({**GOOD.to_dict(), "method": "rnadom"}), "did you mean 'random'"),
+        (json.dumps({**GOOD.to_dict(), "method_options": [1]}), "method_options must be a mapping"),
+        (json.dumps({**GOOD.to_dict(), "n_visual": "many"}), "n_visual must be int"),
+        (json.dumps({**GOOD.to_dict(), "budget": []}), "budget must be"),
+    ],
+)
 def test_faults_in_files_name_the_file(tmp_path, text, fault):
     path = written(tmp_path, text)
     with pytest.raises(ValueError, match=fault) as caught:
@@ -385,11 +459,17 @@ def test_unwritable_places(tmp_path):
 # ---- published notations -------------------------------------------------------------------------
 def test_from_fastv():
     config = PruningConfig.from_fastv(num_layers=32)
-    assert config == PruningConfig("fastv", [1.0] * 2 + [0.5] * 30) and config.tokens(576)[1:3] == [576, 288]
+    assert config == PruningConfig("fastv", [1.0] * 2 + [0.5] * 30) and config.tokens(576)[1:3] == [
+        576,
+        288,
+    ]
     assert PruningConfig.from_fastv(3, 0.75, num_layers=40).tokens(576)[2:4] == [576, 144]
     assert PruningConfig.from_fastv(1, 1.0, num_layers=2).keep_ratios == (1.0, 0.0)
     for percent in range(101):
-        assert PruningConfig.from_fastv(2, percent / 100, num_layers=3).tokens(1000)[2] == 1000 - 10 * percent
+        assert (
+            PruningConfig.from_fastv(2, percent / 100, num_layers=3).tokens(1000)[2]
+            == 1000 - 10 * percent
+        )
 
 
 def test_from_pdrop():
@@ -412,20 +492,38 @@ def test_from_sparsevlm(tokens):
 @pytest.mark.parametrize(
     "build, match",
     [
-        (lambda: PruningConfig.from_fastv(4, num_layers=4), r"layers must increase within 0..3, got \[4\]"),
-        (lambda: PruningConfig.from_fastv(-1, num_layers=4), r"layers must increase within 0..3, got \[-1\]"),
+        (
+            lambda: PruningConfig.from_fastv(4, num_layers=4),
+            r"layers must increase within 0..3, got \[4\]",
+        ),
+        (
+            lambda: PruningConfig.from_fastv(-1, num_layers=4),
+            r"layers must increase within 0..3, got \[-1\]",
+        ),
         (lambda: PruningConfig.from_fastv(2, 1.5, num_layers=4), "must be a number in"),
         (lambda: PruningConfig.from_fastv(2, -0.5, num_layers=4), "must be a number in"),
-        (lambda: PruningConfig.from_pdrop([3, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
-        (lambda: PruningConfig.from_pdrop([2, 2], [0.5, 0.2], num_layers=8), "layers must increase"),
+        (
+            lambda: PruningConfig.from_pdrop([3, 2], [0.5, 0.2], num_layers=8),
+            "layers must increase",
+        ),
+        (
+            lambda: PruningConfig.from_pdrop([2, 2], [0.5, 0.2], num_layers=8),
+            "layers must increase",
+        ),
         (
             lambda: PruningConfig.from_pdrop([2], [0.5, 0.2], num_layers=8),
             "need one ratio per layer, got 1 layers and 2",
         ),
         (lambda: PruningConfig.from_pdrop([2, 3], [0.2, 0.5], num_layers=8), "must not increase"),
         (lambda: PruningConfig.from_pdrop(num_layers=12), "layers must increase within 0..11"),
-        (lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32), "tokens must be at most the n_visual=576 that there are, got 600"),
-        (lambda: PruningConfig.from_sparsevlm((300, 200), num_layers=32), "need one ratio per layer"),
+        (
+            lambda: PruningConfig.from_sparsevlm((600, 200, 100), num_layers=32),
+            "tokens must be at most the n_visual=576 that there are, got 600",
+        ),
+        (
+            lambda: PruningConfig.from_sparsevlm((300, 200), num_layers=32),
+            "need one ratio per layer",
+        ),
         (lambda: PruningConfig.from_sparsevlm(num_layers=16), "layers must increase within 0..15"),
     ],
 )
@@ -437,7 +535,8 @@ def test_published_notations_refuse_nonsense(build, match):
 # ---- apply ---------------------------------------------------------------------------------------
 def test_apply_refuses_another_number_of_layers(llava):
     with pytest.raises(
-        ValueError, match="has 4 keep_ratios, but LlavaForConditionalGeneration has 6 decoder layers"
+        ValueError,
+        match="has 4 keep_ratios, but LlavaForConditionalGeneration has 6 decoder layers",
     ):
         vispco.apply(llava, PruningConfig("random", [1, 1, 1, 0.5]))
 

@@ -61,8 +61,10 @@ def config_for(name, model, ratios=(0.75, 0.5, 0.2)):
     """Drop at the method's first layer and at every second one after it."""
     start, layers = METHODS.get(name).first_layer, layers_of(model)
     steps = {start + 2 * j: r for j, r in enumerate(ratios)}
-    return PruningConfig(name, [min([r for i, r in steps.items() if i <= layer], default=1.0)
-                                for layer in range(layers)])
+    return PruningConfig(
+        name,
+        [min([r for i, r in steps.items() if i <= layer], default=1.0) for layer in range(layers)],
+    )
 
 
 def logits(model, inputs, **kwargs):
@@ -98,11 +100,17 @@ def cases(draw, size=4):
     """A batch of any composition, and any non-increasing schedule (as cumulative factors)."""
     n = draw(st.integers(1, size))
     text = draw(st.lists(st.integers(1, 9), min_size=n, max_size=n))
-    shape = {"images": draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), "text": text,
-             # At least one word after the image.
-             "before": [draw(st.integers(0, t - 1)) for t in text],
-             "padding": draw(st.sampled_from(["left", "right"])), "seed": draw(st.integers(0, 5))}
-    levels = draw(st.lists(st.sampled_from([0.0, 0.03, 0.25, 0.29, 0.5, 0.77, 1.0]), min_size=6, max_size=6))
+    shape = {
+        "images": draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)),
+        "text": text,
+        # At least one word after the image.
+        "before": [draw(st.integers(0, t - 1)) for t in text],
+        "padding": draw(st.sampled_from(["left", "right"])),
+        "seed": draw(st.integers(0, 5)),
+    }
+    levels = draw(
+        st.lists(st.sampled_from([0.0, 0.03, 0.25, 0.29, 0.5, 0.77, 1.0]), min_size=6, max_size=6)
+    )
     return without_labels(batch(answer=0, **shape)), shape["images"], sorted(levels, reverse=True)
 
 
@@ -123,7 +131,9 @@ def test_every_registered_adapter_has_a_tiny_model():
 def test_an_adapter_without_tiny_model_fails_clearly(request):
     """The `family` fixture must not skip a plug-in it does not know."""
     definition = request._fixturemanager.getfixturedefs("family", request.node)[-1]
-    with pytest.raises(pytest.fail.Exception, match="'martian' is registered but has no tiny model"):
+    with pytest.raises(
+        pytest.fail.Exception, match="'martian' is registered but has no tiny model"
+    ):
         definition.func(type("Request", (), {"param": "martian"}))
 
 
@@ -150,7 +160,10 @@ def test_afterwards_the_model_is_bit_identical_and_unhooked(family, name, mode):
 def test_an_exception_in_the_block_leaves_the_model_as_it_was(family, name, mode):
     inputs, hooks = without_labels(batch(**MIXED)), hook_counts(family)
     before = logits(family, inputs)
-    with pytest.raises(KeyboardInterrupt), vispco.apply(family, config_for(name, family), mode=mode):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        vispco.apply(family, config_for(name, family), mode=mode),
+    ):
         logits(family, inputs)
         raise KeyboardInterrupt
     assert torch.equal(logits(family, inputs), before) and hook_counts(family) == hooks
@@ -159,7 +172,11 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was(family, name, mode
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_an_exception_in_a_forward_leaves_no_trace(family, name, mode, monkeypatch):
     """Neither on the model nor in a handle that lives on."""
-    inputs, hooks, config = without_labels(batch(**MIXED)), hook_counts(family), config_for(name, family)
+    inputs, hooks, config = (
+        without_labels(batch(**MIXED)),
+        hook_counts(family),
+        config_for(name, family),
+    )
     before, (pruned, _) = logits(family, inputs), pruned_logits(family, config, inputs, mode)
     with vispco.apply(family, config, mode=mode):
         with monkeypatch.context() as patch, pytest.raises(ArithmeticError):
@@ -188,7 +205,9 @@ def test_deterministic_whatever_ran_before(family, name, mode):
 def test_search_equals_deploy_float32(family, name, case):
     inputs, _, levels = case
     config = schedule(name, family, levels)
-    (hard, kept), (soft, kept_soft) = (pruned_logits(family, config, inputs, m) for m in ("deploy", "search"))
+    (hard, kept), (soft, kept_soft) = (
+        pruned_logits(family, config, inputs, m) for m in ("deploy", "search")
+    )
     assert kept.keys() == kept_soft.keys() and all(torch.equal(kept[i], kept_soft[i]) for i in kept)
     there = alive(inputs, kept)
     assert error(hard[there], soft[there]) <= FLOAT32
@@ -199,7 +218,9 @@ def test_search_equals_deploy_float32(family, name, case):
 def test_search_equals_deploy_float64(double, name, case):
     inputs, _, levels = case
     inputs, config = in_dtype(inputs, torch.float64), schedule(name, double, levels)
-    (hard, kept), (soft, kept_soft) = (pruned_logits(double, config, inputs, m) for m in ("deploy", "search"))
+    (hard, kept), (soft, kept_soft) = (
+        pruned_logits(double, config, inputs, m) for m in ("deploy", "search")
+    )
     assert kept.keys() == kept_soft.keys() and all(torch.equal(kept[i], kept_soft[i]) for i in kept)
     there = alive(inputs, kept)
     assert error(hard[there], soft[there]) <= FLOAT64
@@ -230,8 +251,12 @@ def test_deploy_equals_tokens_dropped_by_hand(double, name, case):
     witness = Witness(METHODS.get(name)())
     with pruned_with(double, witness, schedule(name, double, levels).keep_ratios) as handle:
         got, kept = logits(double, inputs), handle.kept()
-    reference = by_hand(double, inputs, {i: mask[0] for i, mask in kept.items()},
-                        merged={i: into[0] for i, into in witness.merged.items()}).logits
+    reference = by_hand(
+        double,
+        inputs,
+        {i: mask[0] for i, mask in kept.items()},
+        merged={i: into[0] for i, into in witness.merged.items()},
+    ).logits
     assert error(got[alive(inputs, kept)], reference[0]) <= FLOAT64
 
 
@@ -256,17 +281,26 @@ def test_exact_numbers_nested_sets_and_all_text(family, name, mode, case):
     _, kept = pruned_logits(family, config, inputs, mode)
     real = inputs["attention_mask"].bool()
     visual = (
-        torch.isin(inputs["input_ids"], torch.tensor(adapter_for(family)(family).image_token_ids())) & real
+        torch.isin(inputs["input_ids"], torch.tensor(adapter_for(family)(family).image_token_ids()))
+        & real
     )
     there = real
     for layer in range(config.num_layers):
         now = kept.get(layer, there)
         assert not (now & ~there).any(), "a dropped token came back"
         assert torch.equal(now & ~visual, real & ~visual), "text was dropped"
-        assert (now & visual).sum(1).tolist() == [config.tokens(PER_IMAGE * n)[layer] for n in images]
+        assert (now & visual).sum(1).tolist() == [
+            config.tokens(PER_IMAGE * n)[layer] for n in images
+        ]
         there = now
-    changing = {i for i in config.steps if any(config.tokens(PER_IMAGE * n)[i] < ([PER_IMAGE * n]
-                + config.tokens(PER_IMAGE * n))[i] for n in images)}
+    changing = {
+        i
+        for i in config.steps
+        if any(
+            config.tokens(PER_IMAGE * n)[i] < ([PER_IMAGE * n] + config.tokens(PER_IMAGE * n))[i]
+            for n in images
+        )
+    }
     assert kept.keys() == changing
 
 
@@ -279,7 +313,9 @@ def test_bfloat16_is_finite_and_counts_exactly(family, name, mode):
     assert got.dtype == torch.bfloat16 and got[alive(inputs, kept)].isfinite().all()
     text = inputs["attention_mask"].sum(1) - torch.tensor(MIXED["images"]) * PER_IMAGE
     for i, mask in kept.items():
-        assert (mask.sum(1) - text).tolist() == [config.tokens(n * PER_IMAGE)[i] for n in MIXED["images"]]
+        assert (mask.sum(1) - text).tolist() == [
+            config.tokens(n * PER_IMAGE)[i] for n in MIXED["images"]
+        ]
 
 
 # ---- batches -------------------------------------------------------------------------------------
@@ -316,8 +352,13 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
             rows, columns = ctx.visual
             for shift in (1, 5):
                 moved = torch.where(ctx.valid, columns, (columns + shift) % ctx.hidden.shape[1])
-                other = super().score(dataclasses.replace(
-                    ctx, visual=(rows, moved), slot=torch.where(ctx.valid, ctx.slot, ctx.slot + shift)))
+                other = super().score(
+                    dataclasses.replace(
+                        ctx,
+                        visual=(rows, moved),
+                        slot=torch.where(ctx.valid, ctx.slot, ctx.slot + shift),
+                    )
+                )
                 assert torch.equal(other[ctx.valid], scores[ctx.valid])
                 compared.append(int((~ctx.valid).sum()))
             return scores
@@ -331,7 +372,9 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
 @pytest.mark.parametrize("images", [(1, 1), (1, 0), (2, 1)])
 def test_gradients_reach_the_ratios(family, name, images):
     first = METHODS.get(name).first_layer
-    ratios = torch.tensor(config_for(name, family, (0.8, 0.6, 0.4)).keep_ratios, dtype=torch.float64)
+    ratios = torch.tensor(
+        config_for(name, family, (0.8, 0.6, 0.4)).keep_ratios, dtype=torch.float64
+    )
     ratios.requires_grad_()
     with pruned_with(family, METHODS.get(name)(), ratios, "search"):
         family(**batch(images=images)).loss.backward()
@@ -378,9 +421,16 @@ def one_pass_each(model, inputs, sequences):
     """Logits of each new token, from one pass over all that comes before it, without a cache."""
     start, steps = inputs["input_ids"].shape[1], []
     for end in range(start, sequences.shape[1]):
-        new = {k: torch.nn.functional.pad(v, (0, end - start), value=int(k == "attention_mask"))
-               for k, v in inputs.items() if v.shape == inputs["input_ids"].shape}
-        steps.append(logits(model, {**inputs, **new, "input_ids": sequences[:, :end]}, use_cache=False)[:, -1])
+        new = {
+            k: torch.nn.functional.pad(v, (0, end - start), value=int(k == "attention_mask"))
+            for k, v in inputs.items()
+            if v.shape == inputs["input_ids"].shape
+        }
+        steps.append(
+            logits(model, {**inputs, **new, "input_ids": sequences[:, :end]}, use_cache=False)[
+                :, -1
+            ]
+        )
     return torch.stack(steps, 1)
 
 
@@ -391,11 +441,18 @@ def test_generation_with_the_cache_equals_recomputation(family, name):
     """
     plain = without_labels(batch(**MIXED))
     inputs = processed(family, plain) if type(family) in PROCESSORS else plain
-    options = {"do_sample": False, "max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True,
-               "suppress_tokens": [2, 3, 4, IMAGE]}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": 3,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "suppress_tokens": [2, 3, 4, IMAGE],
+    }
     bare = family.generate(**inputs, **options)
     if error(torch.stack(bare.logits, 1), one_pass_each(family, inputs, bare.sequences)) > FLOAT32:
-        pytest.skip("one pass over prompt and answer is not what this family generates by, pruned or not")
+        pytest.skip(
+            "one pass over prompt and answer is not what this family generates by, pruned or not"
+        )
     witness, config = Witness(METHODS.get(name)()), config_for(name, family)
     with pruned_with(family, witness, config.keep_ratios) as handle:
         out = family.generate(**inputs, **options)

@@ -5,20 +5,18 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import vispco
 from tiny import batch, tiny_llava
 from vispco import testbed
 from vispco.budget import Budget, Joint, check_budget, limit_for, parse_budget
 from vispco.config import PruningConfig
-from vispco.flops import KVCacheMemory
+from vispco.flops import CostModel, Dimensions, KVCacheMemory
 from vispco.latency.table import LatencyTable
-from vispco.solvers.problem import cost_models
-from vispco.flops import CostModel, Dimensions
 from vispco.registry import adapter_for
 from vispco.solvers.descent import fit_budget
+from vispco.solvers.problem import cost_models
 
 LAYERS = 5
 DIMENSIONS = Dimensions(layers=LAYERS, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)
@@ -36,12 +34,16 @@ def one(name, budget=0.6, samples=((16, 9),), first=1):
 
 
 def descending(size):
-    return st.lists(st.floats(0, 1), min_size=size, max_size=size).map(lambda v: sorted(v, reverse=True))
+    return st.lists(st.floats(0, 1), min_size=size, max_size=size).map(
+        lambda v: sorted(v, reverse=True)
+    )
 
 
 names = st.sampled_from(list(COSTS))
 shapes = st.lists(st.tuples(st.integers(4, 40), st.integers(9, 30)), min_size=1, max_size=3)
-schedules = descending(LAYERS - 1).map(lambda ratios: torch.tensor([1.0, *ratios], dtype=torch.float64))
+schedules = descending(LAYERS - 1).map(
+    lambda ratios: torch.tensor([1.0, *ratios], dtype=torch.float64)
+)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -62,10 +64,16 @@ def test_bytes_of_the_deployed_cache(name, dtype):
     cost, layers = cost_models(adapter)["kv_cache"], len(adapter.layers)
     config = PruningConfig("fastv", [1.0, 1.0, *torch.linspace(0.9, 0.0, layers - 2).tolist()])
     for inputs in testbed.batches("test", n=2, batch_size=1, seed=3, model=name):
-        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items() if k != "labels"}
+        inputs = {
+            k: v.to(dtype) if v.is_floating_point() else v
+            for k, v in inputs.items()
+            if k != "labels"
+        }
         n_visual = int(adapter.visual_mask(inputs["input_ids"], None).sum())
         n_text = inputs["input_ids"].shape[1] - n_visual
-        assert int(cost(torch.tensor(config.tokens(n_visual)), n_visual, n_text)) == cache_bytes(model, inputs, config)
+        assert int(cost(torch.tensor(config.tokens(n_visual)), n_visual, n_text)) == cache_bytes(
+            model, inputs, config
+        )
         assert int(cost.full(n_visual, n_text)) == cache_bytes(model, inputs)
 
 
@@ -91,7 +99,10 @@ def test_times_that_fall_are_raised():
     assert LatencyTable(DIMENSIONS, (4, 8, 12), (3.0, 2.0, 5.0)).seconds == (3.0, 3.0, 5.0)
 
 
-@given(st.lists(st.floats(1e-6, 1.0), min_size=3, max_size=6), st.lists(st.floats(0, 60), min_size=2, max_size=20))
+@given(
+    st.lists(st.floats(1e-6, 1.0), min_size=3, max_size=6),
+    st.lists(st.floats(0, 60), min_size=2, max_size=20),
+)
 def test_table_never_falls(seconds, at):
     table = LatencyTable(DIMENSIONS, tuple(range(5, 5 + 7 * len(seconds), 7)), tuple(seconds))
     found = table.layer(torch.tensor(sorted(at), dtype=torch.float64))
@@ -102,24 +113,35 @@ def test_table_never_falls(seconds, at):
 def test_cost_is_the_sum_over_layers_and_its_gradient_is_right(name, ratios):
     """Against one layer at a time, and finite differences away from the table's corners."""
     cost, counts = COSTS[name], (ratios * 15.9 + 0.03).requires_grad_()
-    alone = [cost(counts[i:i + 1], 16, 9) - getattr(cost, "lm_head", 0) for i in range(LAYERS)]
+    alone = [cost(counts[i : i + 1], 16, 9) - getattr(cost, "lm_head", 0) for i in range(LAYERS)]
     total = cost(counts, 16, 9)
     assert torch.allclose(total, sum(alone) + getattr(cost, "lm_head", 0))
-    gradient, = torch.autograd.grad(total, counts)
+    (gradient,) = torch.autograd.grad(total, counts)
     for i in range(LAYERS):
         step = torch.zeros(LAYERS, dtype=torch.float64).index_fill(0, torch.tensor(i), 1e-4)
         with torch.no_grad():
-            sides = (cost(counts + step, 16, 9) - total) / 1e-4, (total - cost(counts - step, 16, 9)) / 1e-4
+            sides = (
+                (cost(counts + step, 16, 9) - total) / 1e-4,
+                (total - cost(counts - step, 16, 9)) / 1e-4,
+            )
         # At a corner, one of the two.
         assert any(torch.allclose(gradient[i], side, rtol=1e-3) for side in sides)
 
 
-@pytest.mark.parametrize("lengths, seconds, match", [
-    ((8,), (1.0,), "two or more increasing"), ((8, 8), (1.0, 2.0), "two or more increasing"),
-    ((16, 8), (1.0, 2.0), "two or more increasing"), ((0, 8), (1.0, 2.0), "two or more increasing"),
-    ((8.0, 16.0), (1.0, 2.0), "two or more increasing"), ((8, 16), (1.0,), "one positive number per length"),
-    ((8, 16), (1.0, 0.0), "one positive number"), ((8, 16), (1.0, float("nan")), "one positive number"),
-    ((8, 16), (1.0, "2"), "one positive number")])
+@pytest.mark.parametrize(
+    "lengths, seconds, match",
+    [
+        ((8,), (1.0,), "two or more increasing"),
+        ((8, 8), (1.0, 2.0), "two or more increasing"),
+        ((16, 8), (1.0, 2.0), "two or more increasing"),
+        ((0, 8), (1.0, 2.0), "two or more increasing"),
+        ((8.0, 16.0), (1.0, 2.0), "two or more increasing"),
+        ((8, 16), (1.0,), "one positive number per length"),
+        ((8, 16), (1.0, 0.0), "one positive number"),
+        ((8, 16), (1.0, float("nan")), "one positive number"),
+        ((8, 16), (1.0, "2"), "one positive number"),
+    ],
+)
 def test_bad_tables_are_refused(lengths, seconds, match):
     with pytest.raises(ValueError, match=match):
         LatencyTable(DIMENSIONS, lengths, seconds)
@@ -132,9 +154,15 @@ def test_table_as_a_file(tmp_path):
     again = LatencyTable.load(path)
     assert again == table and again.meta == table.meta
     good = json.loads(path.read_text())
-    for change, match in (({"lengths": "ab"}, "lengths"), ({"seconds": 3}, "lists"), ({"dimensions": []}, "dimensions"),
-                          ({"dimensions": {"layers": 2}}, "dimensions"), ({"schema_version": 99}, "schema_version"),
-                          ({"more": 1}, "unknown keys"), ({"seconds": [1e-3, None]}, "one positive number")):
+    for change, match in (
+        ({"lengths": "ab"}, "lengths"),
+        ({"seconds": 3}, "lists"),
+        ({"dimensions": []}, "dimensions"),
+        ({"dimensions": {"layers": 2}}, "dimensions"),
+        ({"schema_version": 99}, "schema_version"),
+        ({"more": 1}, "unknown keys"),
+        ({"seconds": [1e-3, None]}, "one positive number"),
+    ):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(ValueError, match=f"latency.json: .*{match}"):
             LatencyTable.load(path)
@@ -182,7 +210,9 @@ def test_measuring_takes_medians_of_turns(family):
 
 def test_measuring_leaves_the_model_as_it_was():
     model, modes = tiny_llava(layers=2).train(), set()
-    hook = model.get_decoder().register_forward_hook(lambda module, args, output: modes.add(module.training))
+    hook = model.get_decoder().register_forward_hook(
+        lambda module, args, output: modes.add(module.training)
+    )
     LatencyTable.measure(model, [4, 8], repeats=1)
     hook.remove()
     assert modes == {False} and model.training and all(p.requires_grad for p in model.parameters())
@@ -239,22 +269,31 @@ def test_share_and_slack(name, ratios, share):
     limit = one(name, share, ((16, 9), (11, 20)))
     counts = (ratios * 16).long().tolist()
     assert 0 <= limit.share(counts) <= 1
-    assert limit.share([16] * LAYERS) == 1 and limit.share([0] * LAYERS) == pytest.approx(0, abs=1e-12)
+    assert limit.share([16] * LAYERS) == 1 and limit.share([0] * LAYERS) == pytest.approx(
+        0, abs=1e-12
+    )
     free = (ratios * 0.98 + 0.01).requires_grad_()
-    gradient, = torch.autograd.grad(limit.slack(free), free)
+    (gradient,) = torch.autograd.grad(limit.slack(free), free)
     direction = torch.linspace(1, 2, LAYERS, dtype=torch.float64) * 1e-6
     with torch.no_grad():
-        sides = [(limit.slack(free + d) - limit.slack(free - e)) / 1e-6
-                 for d, e in ((direction, 0), (0 * direction, direction))]
+        sides = [
+            (limit.slack(free + d) - limit.slack(free - e)) / 1e-6
+            for d, e in ((direction, 0), (0 * direction, direction))
+        ]
     wanted = float(gradient @ direction / 1e-6)
     # At a corner, one of the two.
     assert any(float(side) == pytest.approx(wanted, rel=1e-3) for side in sides)
 
 
-@pytest.mark.parametrize("name, budget, match", [
-    ("kv_cache", 0.05, r"reachable range is 0\.2\d* to 1"), ("latency", 0.05, r"reachable range is 0\.\d+ to 1"),
-    ("kv_cache", "1 kB", r"reachable range is 3904 to 8000 bytes"),
-    ("latency", "1 ms", r"reachable range is 0\.01256 to 0\.02156 seconds")])
+@pytest.mark.parametrize(
+    "name, budget, match",
+    [
+        ("kv_cache", 0.05, r"reachable range is 0\.2\d* to 1"),
+        ("latency", 0.05, r"reachable range is 0\.\d+ to 1"),
+        ("kv_cache", "1 kB", r"reachable range is 3904 to 8000 bytes"),
+        ("latency", "1 ms", r"reachable range is 0\.01256 to 0\.02156 seconds"),
+    ],
+)
 def test_unreachable_budgets_name_the_range_and_the_unit(name, budget, match):
     with pytest.raises(ValueError, match=match):
         one(name, budget)
@@ -265,29 +304,55 @@ def test_the_ends_of_the_range_are_exact():
 
     Rounding matters: text + (full - text) is not always full.
     """
-    for seconds in torch.rand(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist():
+    for seconds in torch.rand(
+        300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).tolist():
         table = LatencyTable(DIMENSIONS, (9, 25), tuple(sorted(seconds)))
         assert Budget(1, table, *prompts()).holds([16] * LAYERS)
         assert Budget(0, table, *prompts(), 0).holds([0] * LAYERS)
 
 
 def test_absolute_budgets_with_units():
-    assert float(one("kv_cache", "6 kB").limit) == 6000 and float(one("kv_cache", "6KiB").limit) == 6144
+    assert (
+        float(one("kv_cache", "6 kB").limit) == 6000
+        and float(one("kv_cache", "6KiB").limit) == 6144
+    )
     assert float(one("latency", "18 ms").limit) == pytest.approx(0.018)
-    assert one("latency", "18 ms").holds([16, 16, 8, 8, 8]) and not one("latency", "18 ms").holds([16] * LAYERS)
+    assert one("latency", "18 ms").holds([16, 16, 8, 8, 8]) and not one("latency", "18 ms").holds(
+        [16] * LAYERS
+    )
     assert one("kv_cache", 1e7).harden(torch.ones(LAYERS)) == [1.0] * LAYERS
 
 
-@pytest.mark.parametrize("given_, unit, expected", [
-    ("1.5 GB", "bytes", 1.5e9), ("2GiB", "bytes", 2**31), ("512 bytes", "bytes", 512.0), (2e9, "bytes", 2e9),
-    ("20ms", "seconds", 0.02), ("0.3 s", "seconds", 0.3), ("250 us", "seconds", 2.5e-4), ("3 joules", "joules", 3.0)])
+@pytest.mark.parametrize(
+    "given_, unit, expected",
+    [
+        ("1.5 GB", "bytes", 1.5e9),
+        ("2GiB", "bytes", 2**31),
+        ("512 bytes", "bytes", 512.0),
+        (2e9, "bytes", 2e9),
+        ("20ms", "seconds", 0.02),
+        ("0.3 s", "seconds", 0.3),
+        ("250 us", "seconds", 2.5e-4),
+        ("3 joules", "joules", 3.0),
+    ],
+)
 def test_parse_units(given_, unit, expected):
     assert parse_budget(given_, unit) == (pytest.approx(expected, rel=1e-15), True)
     assert parse_budget("50%", unit) == (0.5, False)
 
 
-@pytest.mark.parametrize("bad, unit", [("1.8TFLOPs", "bytes"), ("20 ms", "FLOPs"), ("1.5 GB", "seconds"), (20, "seconds"),
-                                       ("-1 ms", "seconds"), ("1e999 GB", "bytes")])
+@pytest.mark.parametrize(
+    "bad, unit",
+    [
+        ("1.8TFLOPs", "bytes"),
+        ("20 ms", "FLOPs"),
+        ("1.5 GB", "seconds"),
+        (20, "seconds"),
+        ("-1 ms", "seconds"),
+        ("1e999 GB", "bytes"),
+    ],
+)
 def test_parse_refuses_other_units(bad, unit):
     with pytest.raises(ValueError, match=f"absolute {unit} such as"):
         parse_budget(bad, unit)
@@ -340,7 +405,10 @@ def test_joint_slacks_are_those_of_its_budgets(budget, ratios):
 
 @given(schedules, st.floats(0.45, 0.9), names)
 def test_joint_whose_first_budget_binds_is_that_budget(ratios, share, other):
-    alone, both = one("flops", share), Joint({"flops": one("flops", share), "other": one(other, 1.0)})
+    alone, both = (
+        one("flops", share),
+        Joint({"flops": one("flops", share), "other": one(other, 1.0)}),
+    )
     counts = [16, 16, 8, 3, 0]
     assert both.harden(ratios) == alone.harden(ratios)
     assert both.share(counts) == alone.share(counts) and both.holds(counts) == alone.holds(counts)
@@ -360,7 +428,10 @@ def test_joint_of_budgets_that_differ_is_refused():
 
 
 def test_kernels_are_fitted_to_the_tightest():
-    curve, limit = vispco.registry.KERNELS.get("monotone")(LAYERS, 1), joint({"flops": 0.8, "kv_cache": 0.5})
+    curve, limit = (
+        vispco.registry.KERNELS.get("monotone")(LAYERS, 1),
+        joint({"flops": 0.8, "kv_cache": 0.5}),
+    )
     fit_budget(curve, limit)
     slacks = limit.slacks(curve()).detach()
     assert abs(float(slacks[1])) < 0.02 and float(slacks[0]) > 0.1
@@ -370,20 +441,35 @@ def test_kernels_are_fitted_to_the_tightest():
 def test_limit_for():
     plain = limit_for("60%", COSTS, *prompts())
     assert type(plain) is Budget and plain.value == "60%" and plain.cost is COSTS["flops"]
-    several = limit_for({"latency": "18 ms", "kv_cache": 0.7}, COSTS, *prompts(), relative_to="total")
+    several = limit_for(
+        {"latency": "18 ms", "kv_cache": 0.7}, COSTS, *prompts(), relative_to="total"
+    )
     assert json.loads(json.dumps(several.value)) == {"kv_cache": 0.7, "latency": "18 ms"}
     assert torch.allclose(several.limit, 0.7 * COSTS["kv_cache"].full(*prompts()).double())
     with pytest.raises(ValueError, match=r"limits latency.*LatencyTable\.measure"):
-        limit_for({"flops": 0.5, "latency": 0.5}, {k: v for k, v in COSTS.items() if k != "latency"}, *prompts())
+        limit_for(
+            {"flops": 0.5, "latency": 0.5},
+            {k: v for k, v in COSTS.items() if k != "latency"},
+            *prompts(),
+        )
     with pytest.raises(ValueError, match="cannot be reached"):
         limit_for({"flops": 0.5, "kv_cache": 0.01}, COSTS, *prompts())
 
 
-@pytest.mark.parametrize("bad, match", [
-    ({}, "is empty: limit some of flops, kv_cache, latency"), ({"kvcache": 0.5}, "did you mean 'kv_cache'"),
-    ({3: 0.5}, "cannot limit 3"), ({"flops": "20 ms"}, "absolute FLOPs"), ({"latency": 3}, "absolute seconds"),
-    ({"flops": {"flops": 0.5}}, "must be a share"), ([0.5], "must be a share"), (None, "must be a share"),
-    ("1.5 GB", "absolute FLOPs")])
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        ({}, "is empty: limit some of flops, kv_cache, latency"),
+        ({"kvcache": 0.5}, "did you mean 'kv_cache'"),
+        ({3: 0.5}, "cannot limit 3"),
+        ({"flops": "20 ms"}, "absolute FLOPs"),
+        ({"latency": 3}, "absolute seconds"),
+        ({"flops": {"flops": 0.5}}, "must be a share"),
+        ([0.5], "must be a share"),
+        (None, "must be a share"),
+        ("1.5 GB", "absolute FLOPs"),
+    ],
+)
 def test_malformed_budgets_are_refused(bad, match):
     with pytest.raises(ValueError, match=match):
         check_budget(bad)
@@ -391,7 +477,9 @@ def test_malformed_budgets_are_refused(bad, match):
         limit_for(bad, COSTS, *prompts())
 
 
-@pytest.mark.parametrize("good", [0.5, "50%", "1.8TFLOPs", {"flops": 0.5}, {"kv_cache": "1.5GB", "latency": "20 ms"}])
+@pytest.mark.parametrize(
+    "good", [0.5, "50%", "1.8TFLOPs", {"flops": 0.5}, {"kv_cache": "1.5GB", "latency": "20 ms"}]
+)
 def test_well_formed_budgets_pass(good):
     check_budget(good)
 
@@ -399,9 +487,18 @@ def test_well_formed_budgets_pass(good):
 def test_slack_orders_budgets_of_any_units():
     """What is left of the full model compares shares, absolute FLOPs and several limits."""
     everything = torch.ones(LAYERS)
-    limits = [joint(b) for b in (0.5, {"kv_cache": 0.9, "latency": 0.7}, {"flops": 0.8}, 1e9, {"latency": 0.6})]
+    limits = [
+        joint(b)
+        for b in (0.5, {"kv_cache": 0.9, "latency": 0.7}, {"flops": 0.8}, 1e9, {"latency": 0.6})
+    ]
     order = sorted(limits, key=lambda limit: float(limit.slack(everything)))
-    assert [limit.value for limit in order] == [0.5, {"latency": 0.6}, {"kv_cache": 0.9, "latency": 0.7}, {"flops": 0.8}, 1e9]
+    assert [limit.value for limit in order] == [
+        0.5,
+        {"latency": 0.6},
+        {"kv_cache": 0.9, "latency": 0.7},
+        {"flops": 0.8},
+        1e9,
+    ]
 
 
 def test_deployed_within_memory_and_time(llava):
@@ -412,9 +509,18 @@ def test_deployed_within_memory_and_time(llava):
     adapter = adapter_for(llava)(llava)
     table = LatencyTable(adapter.dimensions(adapter.config), (8, 24, 48), (1e-3, 2e-3, 5e-3))
     costs = cost_models(adapter, latency=table)
-    limit = limit_for({"flops": 0.9, "kv_cache": "60%", "latency": 0.7}, costs, *prompts(((16, 8), (32, 8))))
+    limit = limit_for(
+        {"flops": 0.9, "kv_cache": "60%", "latency": 0.7}, costs, *prompts(((16, 8), (32, 8)))
+    )
     config = PruningConfig("random", limit.harden(torch.linspace(1, 0.2, 6)))
     inputs = {k: v for k, v in batch(images=(2,), text=(9,), before=(2,)).items() if k != "labels"}
     n_text = inputs["input_ids"].shape[1] - 32
-    assert cache_bytes(llava, inputs, config) == int(costs["kv_cache"](torch.tensor(config.tokens(32)), 32, n_text))
-    assert all(share <= wanted for share, wanted in zip(limit.shares(config.tokens(32)).values(), (0.9, 0.6, 0.7), strict=True))
+    assert cache_bytes(llava, inputs, config) == int(
+        costs["kv_cache"](torch.tensor(config.tokens(32)), 32, n_text)
+    )
+    assert all(
+        share <= wanted
+        for share, wanted in zip(
+            limit.shares(config.tokens(32)).values(), (0.9, 0.6, 0.7), strict=True
+        )
+    )

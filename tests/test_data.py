@@ -15,13 +15,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from vispco import data
-from vispco.data import draw, parse, reservoir, rows
-from vispco.data import lines as lines_module
+from vispco.data import draw, lines as lines_module, parse, reservoir, rows
 from vispco.data.pictures import open_picture, open_video
 
 ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
@@ -41,23 +39,36 @@ def picture(path, size=(8, 8), colour="red", **options):
 
 
 def write(path, items, **options):
-    text = json.dumps(items, **options) if options.pop("whole", path.endswith(".json")) else "".join(
-        json.dumps(item) + "\n" for item in items)
+    text = (
+        json.dumps(items, **options)
+        if options.pop("whole", path.endswith(".json"))
+        else "".join(json.dumps(item) + "\n" for item in items)
+    )
     Path(path).write_text(text, encoding="utf-8")
     return path
 
 
 # ---- reading in a stream -------------------------------------------------------------------------
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                      lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+    max_leaves=8,
+)
 
 
-@given(items=st.lists(st.dictionaries(st.text(max_size=4), values, max_size=3), max_size=5), indent=st.sampled_from([None, 0, 2]),
-       ascii_only=st.booleans(), chunk=st.integers(1, 40), blank=st.sampled_from(["", " ", "\n\n", "\r\n"]))
+@given(
+    items=st.lists(st.dictionaries(st.text(max_size=4), values, max_size=3), max_size=5),
+    indent=st.sampled_from([None, 0, 2]),
+    ascii_only=st.booleans(),
+    chunk=st.integers(1, 40),
+    blank=st.sampled_from(["", " ", "\n\n", "\r\n"]),
+)
 @settings(max_examples=150)
 def test_a_list_read_in_pieces_is_what_json_reads_at_once(items, indent, ascii_only, chunk, blank):
     text = blank + json.dumps(items, indent=indent, ensure_ascii=ascii_only) + blank
-    Path("x.json").write_bytes(text.encode("utf-8", "surrogatepass") if ascii_only else text.encode())
+    Path("x.json").write_bytes(
+        text.encode("utf-8", "surrogatepass") if ascii_only else text.encode()
+    )
     before, lines_module._CHUNK = lines_module._CHUNK, chunk
     try:
         found = list(rows("x.json"))
@@ -71,27 +82,40 @@ def test_rows_know_their_lines():
     text = Path("x.json").read_text().splitlines()
     for i, (source, row) in enumerate(rows("x.json")):
         name, line = source.split(" ")[0].split(":")
-        assert name == "x.json" and text[int(line) - 1].strip() == "{" and f'"a": {row["a"]},' in text[int(line)]
+        assert (
+            name == "x.json"
+            and text[int(line) - 1].strip() == "{"
+            and f'"a": {row["a"]},' in text[int(line)]
+        )
         assert source.endswith(f"(item {i + 1})")
     Path("x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xc3\xa9"}')
     assert list(rows("x.jsonl")) == [("x.jsonl:1", {"a": 1}), ("x.jsonl:4", {"a": "é"})]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ('{"a": 1}\n{"a": \n', "x.jsonl:2: expected a JSON object on one line, got '{\"a\":'"),
-    ('{"a": 1}\nhello\n', "x.jsonl:2: expected a JSON object on one line, got 'hello'"),
-    ('{"a": 1} {"a": 2}\n', "x.jsonl:1: expected a JSON object on one line"),
-    ("[" * 100_000, "x.jsonl:1: expected { or ] in a list of objects"),
-    ('{"a":' * 100_000, "x.jsonl:1"),
-    ('[{"a":' + '{"a":' * 100_000 + "1" + "}" * 100_000, "too deeply nested"),
-    ('[\n{"a": 1}\n{"a": 2}]', "x.jsonl:3: expected , or ] in a list of objects, got '{\"a\": 2}]'"),
-    ('[{"a": 1},]', "x.jsonl:1: expected { in a list of objects, got ']'"),
-    ('[{"a": 1}', "x.jsonl:1: expected , or ], got the end of the file"),
-    ('[{"a": 1}] more', "expected nothing more"),
-    ("[1, 2]", "expected { or ]"),
-    ('[{"a": 1}, {"b": nope}]', "x.jsonl:1 (item 2): expected a JSON object, got '{\"b\": nope}]'"),
-    (b"\x89PNG\r\n\x1a\n\xff\xff", "x.jsonl: expected text in UTF-8, got the byte 0x89"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}\n{"a": \n', "x.jsonl:2: expected a JSON object on one line, got '{\"a\":'"),
+        ('{"a": 1}\nhello\n', "x.jsonl:2: expected a JSON object on one line, got 'hello'"),
+        ('{"a": 1} {"a": 2}\n', "x.jsonl:1: expected a JSON object on one line"),
+        ("[" * 100_000, "x.jsonl:1: expected { or ] in a list of objects"),
+        ('{"a":' * 100_000, "x.jsonl:1"),
+        ('[{"a":' + '{"a":' * 100_000 + "1" + "}" * 100_000, "too deeply nested"),
+        (
+            '[\n{"a": 1}\n{"a": 2}]',
+            "x.jsonl:3: expected , or ] in a list of objects, got '{\"a\": 2}]'",
+        ),
+        ('[{"a": 1},]', "x.jsonl:1: expected { in a list of objects, got ']'"),
+        ('[{"a": 1}', "x.jsonl:1: expected , or ], got the end of the file"),
+        ('[{"a": 1}] more', "expected nothing more"),
+        ("[1, 2]", "expected { or ]"),
+        (
+            '[{"a": 1}, {"b": nope}]',
+            "x.jsonl:1 (item 2): expected a JSON object, got '{\"b\": nope}]'",
+        ),
+        (b"\x89PNG\r\n\x1a\n\xff\xff", "x.jsonl: expected text in UTF-8, got the byte 0x89"),
+    ],
+)
 def test_broken_files_are_told_by_line(text, expected):
     Path("x.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as error:
@@ -116,17 +140,40 @@ def test_a_file_never_has_to_fit_in_memory(name):
 # ---- what a row may say --------------------------------------------------------------------------
 def test_a_question_and_its_pictures():
     one = parse({**ROW, "task": "what", "id": 3}, "q.jsonl:7", "/data")
-    assert one == data.Conversation((("<image>What is it?", "a cat"),), ("/data/a.png",), "image", "/data", "q.jsonl:7", None, "what")
-    two = parse({"images": ["a.png", "sub/b.png"], "question": "Is <image> like <image>?", "answer": 6}, "q", "/data")
-    assert two.turns == (("Is <image> like <image>?", "6"),) and two.media == ("/data/a.png", "/data/sub/b.png")
-    film = parse({"video": ["a.png", "b.png"], "question": "What moves?", "answer": "it"}, "q", "/data")
-    assert film.kind == "video" and film.turns[0][0] == "<video>What moves?" and film.media == (("/data/a.png", "/data/b.png"),)
+    assert one == data.Conversation(
+        (("<image>What is it?", "a cat"),),
+        ("/data/a.png",),
+        "image",
+        "/data",
+        "q.jsonl:7",
+        None,
+        "what",
+    )
+    two = parse(
+        {"images": ["a.png", "sub/b.png"], "question": "Is <image> like <image>?", "answer": 6},
+        "q",
+        "/data",
+    )
+    assert two.turns == (("Is <image> like <image>?", "6"),) and two.media == (
+        "/data/a.png",
+        "/data/sub/b.png",
+    )
+    film = parse(
+        {"video": ["a.png", "b.png"], "question": "What moves?", "answer": "it"}, "q", "/data"
+    )
+    assert (
+        film.kind == "video"
+        and film.turns[0][0] == "<video>What moves?"
+        and film.media == (("/data/a.png", "/data/b.png"),)
+    )
     assert parse({**ROW, "image": {"bytes": b"x", "path": None}}, "q").media == (b"x",)
     votes = {**ROW, "answer": ["no", "yes", "yes", "no", "maybe"]}
     # Of ties the first.
     assert parse(votes, "q").turns[0][1] == "no"
     renamed = {"img": "a.png", "query": "What?", "label": ["x"]}
-    assert parse(renamed, "q", columns={"image": "img", "question": "query", "answer": "label"}).turns == (("<image>What?", "x"),)
+    assert parse(
+        renamed, "q", columns={"image": "img", "question": "query", "answer": "label"}
+    ).turns == (("<image>What?", "x"),)
 
 
 def said(*texts, **more):
@@ -136,7 +183,9 @@ def said(*texts, **more):
 
 def test_llava_instruct_conversations():
     talk = parse(said("<image>\nWhat?", "A cat.", "Where?", "There."), "q", "/data")
-    assert talk.turns == (("<image>\nWhat?", "A cat."), ("Where?", "There.")) and talk.media == ("/data/a.png",)
+    assert talk.turns == (("<image>\nWhat?", "A cat."), ("Where?", "There.")) and talk.media == (
+        "/data/a.png",
+    )
     unmarked = said("What?", "A cat.", images=["a.png", "b.png"])
     del unmarked["image"]
     assert parse(unmarked, "q").turns[0][0] == "<image><image>What?"
@@ -148,45 +197,70 @@ def test_llava_instruct_conversations():
     assert parse(text_only, "q") is None
 
 
-@pytest.mark.parametrize(("row", "expected"), [
-    ([], "expected an object with image, question and answer, got []"),
-    ("x" * 1000, "expected an object"),
-    ({}, "expected a picture under 'image'"),
-    ({"question": "a", "answer": "b"}, "got the keys 'question', 'answer'"),
-    ({**ROW, "images": ["b.png"]}, "expected one of image, images and video, got image and images"),
-    ({"image": "a.png", "answer": "b"}, "expected a text under 'question', got the keys 'image', 'answer'"),
-    ({"image": "a.png", "question": "q", "anwser": "b"}, "expected a text under 'answer', got the keys 'image', 'question', 'anwser'"),
-    ({**ROW, "answer": "  "}, "expected a text that is not empty under 'answer', got '  '"),
-    ({**ROW, "answer": True}, "under 'answer', got True"),
-    ({**ROW, "answer": []}, "under 'answer', got []"),
-    ({**ROW, "answer": {"text": "b"}}, "under 'answer', got {'text': 'b'}"),
-    ({**ROW, "question": ["a"]}, "under 'question', got ['a']"),
-    ({**ROW, "question": "a\ud800"}, "half of a character (a lone surrogate): 'a\\ud800'"),
-    ({**ROW, "task": ""}, "under 'task'"),
-    ({**ROW, "image": 7}, "expected a path under 'image', got 7"),
-    ({**ROW, "image": ["a.png", None]}, "expected a path under 'image', got None"),
-    ({**ROW, "image": "a\0.png"}, "expected a path"),
-    ({**ROW, "image": {"path": None, "bytes": None}}, "expected a path"),
-    ({**ROW, "image": "https://example.org/a.png"}, "nothing is downloaded"),
-    ({**ROW, "image": "../a.png"}, "lies outside of /data"),
-    ({**ROW, "image": "sub/../../a.png"}, "lies outside of /data"),
-    ({**ROW, "image": "/etc/passwd"}, "give a folder that holds all pictures as --images"),
-    ({**ROW, "image": "/database/a.png"}, "lies outside of /data"),
-    ({**ROW, "question": "Are <image> and <image> alike?"}, "expected <image> once for each of 1, got it 2 times"),
-    ({**ROW, "images": None, "answer": "an <image>"}, "a marker in an answer"),
-    ({**ROW, "question": "In <video>?"}, "expected <image> in questions only"),
-    (said(), "expected a list of turns under 'conversations'"),
-    (said("only a question"), "the last one gpt's, got user"),
-    (said("a", "b", "c"), "got user, assistant, user"),
-    ({"image": "a.png", "conversations": "hello"}, "expected a list of turns"),
-    ({"image": "a.png", "conversations": [{"from": "robot", "value": "x"}]}, "conversations[0]: expected {'from': 'human' or 'gpt'"),
-    ({"image": "a.png", "conversations": [{"from": ["human"], "value": "x"}]}, "conversations[0]"),
-    (said("a", None), "conversations[1].value"),
-])
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([], "expected an object with image, question and answer, got []"),
+        ("x" * 1000, "expected an object"),
+        ({}, "expected a picture under 'image'"),
+        ({"question": "a", "answer": "b"}, "got the keys 'question', 'answer'"),
+        (
+            {**ROW, "images": ["b.png"]},
+            "expected one of image, images and video, got image and images",
+        ),
+        (
+            {"image": "a.png", "answer": "b"},
+            "expected a text under 'question', got the keys 'image', 'answer'",
+        ),
+        (
+            {"image": "a.png", "question": "q", "anwser": "b"},
+            "expected a text under 'answer', got the keys 'image', 'question', 'anwser'",
+        ),
+        ({**ROW, "answer": "  "}, "expected a text that is not empty under 'answer', got '  '"),
+        ({**ROW, "answer": True}, "under 'answer', got True"),
+        ({**ROW, "answer": []}, "under 'answer', got []"),
+        ({**ROW, "answer": {"text": "b"}}, "under 'answer', got {'text': 'b'}"),
+        ({**ROW, "question": ["a"]}, "under 'question', got ['a']"),
+        ({**ROW, "question": "a\ud800"}, "half of a character (a lone surrogate): 'a\\ud800'"),
+        ({**ROW, "task": ""}, "under 'task'"),
+        ({**ROW, "image": 7}, "expected a path under 'image', got 7"),
+        ({**ROW, "image": ["a.png", None]}, "expected a path under 'image', got None"),
+        ({**ROW, "image": "a\0.png"}, "expected a path"),
+        ({**ROW, "image": {"path": None, "bytes": None}}, "expected a path"),
+        ({**ROW, "image": "https://example.org/a.png"}, "nothing is downloaded"),
+        ({**ROW, "image": "../a.png"}, "lies outside of /data"),
+        ({**ROW, "image": "sub/../../a.png"}, "lies outside of /data"),
+        ({**ROW, "image": "/etc/passwd"}, "give a folder that holds all pictures as --images"),
+        ({**ROW, "image": "/database/a.png"}, "lies outside of /data"),
+        (
+            {**ROW, "question": "Are <image> and <image> alike?"},
+            "expected <image> once for each of 1, got it 2 times",
+        ),
+        ({**ROW, "images": None, "answer": "an <image>"}, "a marker in an answer"),
+        ({**ROW, "question": "In <video>?"}, "expected <image> in questions only"),
+        (said(), "expected a list of turns under 'conversations'"),
+        (said("only a question"), "the last one gpt's, got user"),
+        (said("a", "b", "c"), "got user, assistant, user"),
+        ({"image": "a.png", "conversations": "hello"}, "expected a list of turns"),
+        (
+            {"image": "a.png", "conversations": [{"from": "robot", "value": "x"}]},
+            "conversations[0]: expected {'from': 'human' or 'gpt'",
+        ),
+        (
+            {"image": "a.png", "conversations": [{"from": ["human"], "value": "x"}]},
+            "conversations[0]",
+        ),
+        (said("a", None), "conversations[1].value"),
+    ],
+)
 def test_a_bad_row_says_where_what_was_expected_and_what_came(row, expected):
     with pytest.raises(ValueError) as error:
         parse(row, "q.jsonl:7", "/data")
-    assert str(error.value).startswith("q.jsonl:7: ") and expected in str(error.value) and len(str(error.value)) < 300
+    assert (
+        str(error.value).startswith("q.jsonl:7: ")
+        and expected in str(error.value)
+        and len(str(error.value)) < 300
+    )
 
 
 # ---- drawing -------------------------------------------------------------------------------------
@@ -247,9 +321,13 @@ def test_pictures_lie_in_one_folder(tmp_path):
     picture("pictures/a.png")
     Path("data").mkdir()
     write("data/q.jsonl", [ROW])
-    with pytest.raises(ValueError, match=r"q\.jsonl:1: expected the file .*data/a\.png, which is not there"):
+    with pytest.raises(
+        ValueError, match=r"q\.jsonl:1: expected the file .*data/a\.png, which is not there"
+    ):
         draw("data/q.jsonl", 1)
-    assert draw("data/q.jsonl", 1, images="pictures").conversations[0].media == (str(tmp_path / "pictures/a.png"),)
+    assert draw("data/q.jsonl", 1, images="pictures").conversations[0].media == (
+        str(tmp_path / "pictures/a.png"),
+    )
     write("data/q.jsonl", [{**ROW, "image": str(tmp_path / "pictures/a.png")}])
     # Absolute, and inside.
     assert draw("data/q.jsonl", 1, images="pictures").total == 1
@@ -264,7 +342,18 @@ def test_pictures_lie_in_one_folder(tmp_path):
 
 
 # ---- pictures ------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("mode", "colour"), [("RGB", (9, 8, 7)), ("RGBA", (9, 8, 7, 255)), ("L", 9), ("P", 3), ("1", 1), ("CMYK", (0, 9, 9, 9)), ("LA", (9, 255))])
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [
+        ("RGB", (9, 8, 7)),
+        ("RGBA", (9, 8, 7, 255)),
+        ("L", 9),
+        ("P", 3),
+        ("1", 1),
+        ("CMYK", (0, 9, 9, 9)),
+        ("LA", (9, 255)),
+    ],
+)
 def test_every_mode_becomes_rgb(mode, colour):
     Image.new(mode, (4, 6), colour).save("x.tif")
     opened = open_picture("x.tif", ".")
@@ -284,23 +373,34 @@ def test_a_picture_taken_sideways_is_turned():
 
 def bomb(width, height):
     """A PNG of that size by its header, with nothing in it."""
+
     def part(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + part(b"IDAT", b"") + part(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + part(b"IDAT", b"")
+        + part(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (
-        bomb(8000, 8000),
-        "expected at most 50,000,000 pixels, got 8000 x 8000; "
-        "make it smaller or raise --max-pixels",
-    ),
-    (bomb(60_000, 60_000), "50,000,000 pixels"),
-    (b"hello", "expected a picture, but it is none of PNG, JPEG"),
-    (b"", "expected a picture"),
-    (b"\x89PNG\r\n\x1a\n", "expected a picture"),
-])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            bomb(8000, 8000),
+            "expected at most 50,000,000 pixels, got 8000 x 8000; "
+            "make it smaller or raise --max-pixels",
+        ),
+        (bomb(60_000, 60_000), "50,000,000 pixels"),
+        (b"hello", "expected a picture, but it is none of PNG, JPEG"),
+        (b"", "expected a picture"),
+        (b"\x89PNG\r\n\x1a\n", "expected a picture"),
+    ],
+)
 def test_a_bad_picture_is_told_before_anything_is_decoded(content, expected):
     Path("a.png").write_bytes(content)
     write("q.jsonl", [ROW])
@@ -352,7 +452,9 @@ def test_a_video_file():
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     found = greys(open_video("film.mp4", frames=3))
-    assert len(found) == 3 and all(abs(a - b) < 12 for a, b in zip(found, [0, 100, 200], strict=True))
+    assert len(found) == 3 and all(
+        abs(a - b) < 12 for a, b in zip(found, [0, 100, 200], strict=True)
+    )
     with pytest.raises(ValueError, match="at most 100 pixels a frame, got 32 x 32"):
         open_video("film.mp4", max_pixels=100)
     Path("bad.mp4").write_text("hello")
@@ -363,19 +465,21 @@ def test_a_video_file():
 def test_without_the_package_that_reads_video(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     Path("film.mp4").write_text("")
-    with pytest.raises(ImportError, match=r'vispco\[video\]'):
+    with pytest.raises(ImportError, match=r"vispco\[video\]"):
         open_video("film.mp4")
 
 
 # ---- the datasets library ------------------------------------------------------------------------
 def test_without_the_datasets_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'no file, so it must be the name of a data set.*vispco\[data\]'):
+    with pytest.raises(
+        ImportError, match=r"no file, so it must be the name of a data set.*vispco\[data\]"
+    ):
         draw("owner/name", 1)
     # Nor a builder of the library.
     with pytest.raises(ValueError, match="'json' is no file and no folder here"):
         draw("json", 1)
-    with pytest.raises(ImportError, match=r'a folder of data.*vispco\[data\]'):
+    with pytest.raises(ImportError, match=r"a folder of data.*vispco\[data\]"):
         draw(".", 1)
 
 
@@ -397,26 +501,52 @@ def test_a_data_set_never_has_to_fit_in_memory(datasets, monkeypatch):
     def rows():
         for i in range(64):
             Image.new("RGB", (400, 400), (i,) * 3).save("one.bmp")
-            yield {"image": {"bytes": Path("one.bmp").read_bytes(), "path": None}, "question": f"q{i}", "answer": "a"}
+            yield {
+                "image": {"bytes": Path("one.bmp").read_bytes(), "path": None},
+                "question": f"q{i}",
+                "answer": "a",
+            }
 
-    datasets.Dataset.from_generator(rows, features=datasets.Features(
-        {"image": datasets.Image(decode=False), "question": datasets.Value("string"), "answer": datasets.Value("string")}),
-        writer_batch_size=8).save_to_disk("saved")
+    datasets.Dataset.from_generator(
+        rows,
+        features=datasets.Features(
+            {
+                "image": datasets.Image(decode=False),
+                "question": datasets.Value("string"),
+                "answer": datasets.Value("string"),
+            }
+        ),
+        writer_batch_size=8,
+    ).save_to_disk("saved")
     read, one = [], sys.modules["vispco.data.draw"].row
-    monkeypatch.setattr(sys.modules["vispco.data.draw"], "row", lambda table, i, source: read.append(i) or one(table, i, source))
+    monkeypatch.setattr(
+        sys.modules["vispco.data.draw"],
+        "row",
+        lambda table, i, source: read.append(i) or one(table, i, source),
+    )
     before = arrow.total_allocated_bytes()
     tracemalloc.start()
     sample = draw("saved", 3)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sample.total == 64 and len(read) == len(set(read)) == 3 and [len(c.media[0]) for c in sample.conversations] == [size] * 3
-    assert 3 * size <= held and peak < 12 * size and arrow.total_allocated_bytes() - before < 8 * size
+    assert (
+        sample.total == 64
+        and len(read) == len(set(read)) == 3
+        and [len(c.media[0]) for c in sample.conversations] == [size] * 3
+    )
+    assert (
+        3 * size <= held and peak < 12 * size and arrow.total_allocated_bytes() - before < 8 * size
+    )
 
 
 def test_data_sets_of_the_library(datasets, monkeypatch):
     picture("pictures/a.png", (5, 7))
     encoded = {"bytes": Path("pictures/a.png").read_bytes(), "path": None}
-    table = {"image": [encoded] * 20, "query": [f"q{i}" for i in range(20)], "label": [["x", "y", "y"]] * 20}
+    table = {
+        "image": [encoded] * 20,
+        "query": [f"q{i}" for i in range(20)],
+        "label": [["x", "y", "y"]] * 20,
+    }
     names = {"question": "query", "answer": "label"}
     stored = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
     stored.save_to_disk("saved")
@@ -431,16 +561,31 @@ def test_data_sets_of_the_library(datasets, monkeypatch):
             index = int(conversation.source.split("[")[1][:-1])
             assert conversation.turns == ((f"<image>q{index}", "y"),)
             assert open_picture(conversation.media[0], conversation.folder).size == (5, 7)
-    with pytest.raises(ValueError, match="split has no split 'train': expected one of val, as --split"):
+    with pytest.raises(
+        ValueError, match="split has no split 'train': expected one of val, as --split"
+    ):
         draw("split", 5, columns=names)
     with pytest.raises(ValueError, match="parquet: no data set could be loaded"):
         draw("parquet", 5, split="test")
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *words, **options: asked.append((*words, options)) or stored)
-    assert draw("owner/name:some", 5, columns=names, split="val").total == draw("owner/name", 5, columns=names).total == 20
-    assert asked == [("owner/name", "some", {"split": "val"}), ("owner/name", None, {"split": "train"})]
-    several = datasets.Dataset.from_dict({"images": [["pictures/a.png"] * 2], "question": ["q"], "answer": ["a"]})
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *words, **options: asked.append((*words, options)) or stored,
+    )
+    assert (
+        draw("owner/name:some", 5, columns=names, split="val").total
+        == draw("owner/name", 5, columns=names).total
+        == 20
+    )
+    assert asked == [
+        ("owner/name", "some", {"split": "val"}),
+        ("owner/name", None, {"split": "train"}),
+    ]
+    several = datasets.Dataset.from_dict(
+        {"images": [["pictures/a.png"] * 2], "question": ["q"], "answer": ["a"]}
+    )
     several = several.cast_column("images", datasets.Sequence(datasets.Image()))
     several.save_to_disk("several")
-    found, = draw("several", 5, images=".").conversations
+    (found,) = draw("several", 5, images=".").conversations
     assert len(found.media) == 2 and open_picture(found.media[1], found.folder).size == (5, 7)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import vispco
+from tests.reproduction.deep import deepen
 from vispco import testbed
 from vispco.pruning import apply
 from vispco.registry import adapter_for
-from tests.reproduction.deep import deepen
 
 
 @pytest.fixture(scope="module", params=testbed.MODELS)
@@ -52,15 +52,24 @@ def test_answers_are_the_same_to_the_bit(shallow, deep, questions):
 def test_the_shallow_model_stays_as_it_was(name, shallow, deep):
     fresh = testbed.load(name)[0]
     assert shallow.config.to_dict() == fresh.config.to_dict()
-    assert all(torch.equal(a, b) for a, b in zip(shallow.state_dict().values(), fresh.state_dict().values(), strict=True))
-    assert not {p.data_ptr() for p in shallow.parameters()} & {p.data_ptr() for p in deep.parameters()}
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(shallow.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
+    assert not {p.data_ptr() for p in shallow.parameters()} & {
+        p.data_ptr() for p in deep.parameters()
+    }
 
 
 def test_generation_is_the_same(name, shallow, deep):
     question = testbed.collate(testbed.examples("test", 1, 0), with_answers=False, model=name)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    assert torch.equal(shallow.generate(**question, **options), deep.generate(**question, **options))
-    assert torch.equal(deep.generate(**question, **options), deep.generate(**question, **options, use_cache=False))
+    assert torch.equal(
+        shallow.generate(**question, **options), deep.generate(**question, **options)
+    )
+    assert torch.equal(
+        deep.generate(**question, **options), deep.generate(**question, **options, use_cache=False)
+    )
 
 
 def test_the_configuration_follows(shallow, deep, tmp_path):
@@ -77,7 +86,10 @@ def test_the_configuration_follows(shallow, deep, tmp_path):
         assert len(config.layer_types) == len(layers)
     deep.save_pretrained(tmp_path)
     again = type(deep).from_pretrained(tmp_path).eval()
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), deep.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), deep.state_dict().values(), strict=True)
+    )
 
 
 def test_inserted_layers_have_attention(shallow, deep, questions):
@@ -109,7 +121,9 @@ def test_stretched_schedules_prune_the_same(shallow, deep, questions, method):
     layers = len(adapter_for(shallow)(shallow).layers)
     ratios = [1.0] * 2 + [0.5] * 3 + [0.25] * (layers - 5)
     expected, chosen = logits(shallow, questions, vispco.PruningConfig(method, ratios))
-    found, kept = logits(deep, questions, vispco.PruningConfig(method, [r for r in ratios for _ in range(3)]))
+    found, kept = logits(
+        deep, questions, vispco.PruningConfig(method, [r for r in ratios for _ in range(3)])
+    )
     assert torch.equal(kept[6], chosen[2]) and torch.equal(kept[15], chosen[5])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -122,13 +136,21 @@ def test_fastv_reads_the_copy(shallow, deep, questions):
     layers = len(adapter_for(shallow)(shallow).layers)
     ratios = [1.0] * 3 + [0.5] * (layers - 3)
     _, chosen = logits(shallow, questions, vispco.PruningConfig("fastv", ratios))
-    _, kept = logits(deep, questions, vispco.PruningConfig("fastv", [r for r in ratios for _ in range(3)]))
+    _, kept = logits(
+        deep, questions, vispco.PruningConfig("fastv", [r for r in ratios for _ in range(3)])
+    )
     assert torch.equal(kept[9].sum(1), chosen[3].sum(1))
     assert (kept[9] & chosen[3]).sum() > 0.5 * chosen[3].sum()
 
 
 def test_a_search_runs_on_it(name, deep):
-    found = vispco.search(deep, testbed.batches("calibration", 8, 4, 0, model=name), "fastv", budgets=[0.5], start=vispco.Gradient(steps=1))
+    found = vispco.search(
+        deep,
+        testbed.batches("calibration", 8, 4, 0, model=name),
+        "fastv",
+        budgets=[0.5],
+        start=vispco.Gradient(steps=1),
+    )
     assert found.points[0].config.num_layers == len(adapter_for(deep)(deep).layers)
 
 

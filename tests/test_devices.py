@@ -10,14 +10,14 @@ import torch
 
 import vispco
 from pretend_devices import dispatch, moved, pretending
-from tiny import FAMILIES, batch, search_with, without_labels
 from tests.reproduction import estimator_zoo  # noqa: F401
+from tiny import FAMILIES, batch, search_with, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
+from vispco.latency.timing import timed
 from vispco.pruning._attention import SoftMask
 from vispco.pruning.state import PassState
 from vispco.registry import adapter_for
-from vispco.latency.timing import timed
 
 # The layers are on cpu:1, cpu:1, cpu:2, cpu:2.
 RATIOS = (1.0, 0.8, 0.5, 0.2)
@@ -48,8 +48,14 @@ def spread(family, by=dispatch):
     model = FAMILIES[family](layers=4)
     decoder = adapter_for(model)(model).decoder
     name = next(name for name, module in model.named_modules() if module is decoder)
-    places = {f"model.{part}": "cpu:3" for part, module in model.model.named_children() if module is not decoder}
-    places |= {f"{name}.{part}": "cpu:1" for part, module in decoder.named_children() if part != "layers"}
+    places = {
+        f"model.{part}": "cpu:3"
+        for part, module in model.model.named_children()
+        if module is not decoder
+    }
+    places |= {
+        f"{name}.{part}": "cpu:1" for part, module in decoder.named_children() if part != "layers"
+    }
     places |= {f"{name}.layers.{i}": f"cpu:{1 + i // 2}" for i in range(4)}
     return by(model, {**places, f"{name}.norm": "cpu:2", "lm_head": "cpu:2"})
 
@@ -57,14 +63,21 @@ def spread(family, by=dispatch):
 def by_accelerate(model, places):
     """Accelerate's own way, with the arguments that transformers has for it."""
     accelerate = pytest.importorskip("accelerate")
-    return accelerate.dispatch_model(model, places, main_device="cpu:1", skip_keys=model._skip_keys_device_placement)
+    return accelerate.dispatch_model(
+        model, places, main_device="cpu:1", skip_keys=model._skip_keys_device_placement
+    )
 
 
 @functools.cache
 def batches(family):
     """Two, with padding, on the CPU."""
     model = single(family)
-    return [processed(model, batch(seed=seed, **SHAPES)) if family != "llava" else batch(seed=seed, **SHAPES) for seed in (0, 1)]
+    return [
+        processed(model, batch(seed=seed, **SHAPES))
+        if family != "llava"
+        else batch(seed=seed, **SHAPES)
+        for seed in (0, 1)
+    ]
 
 
 def logits(model, inputs):
@@ -76,28 +89,49 @@ def logits(model, inputs):
 def generated(model, inputs):
     """Five new tokens for each prompt of a batch."""
     inputs = moved(without_labels(inputs), model.device)
-    return model.generate(**inputs, max_new_tokens=5, do_sample=False, suppress_tokens=[2, 4, 5]).tolist()
+    return model.generate(
+        **inputs, max_new_tokens=5, do_sample=False, suppress_tokens=[2, 4, 5]
+    ).tolist()
 
 
 # ---- the pretence --------------------------------------------------------------------------------
 def test_tensors_of_two_devices_do_not_meet():
-    here, there, elsewhere = torch.ones(3, 3), torch.ones(3, 3, device="cpu:1"), torch.ones(3, 3).to("cpu:2")
+    here, there, elsewhere = (
+        torch.ones(3, 3),
+        torch.ones(3, 3, device="cpu:1"),
+        torch.ones(3, 3).to("cpu:2"),
+    )
     for left, right in ((here, there), (there, elsewhere)):
-        for operation in (torch.add, torch.matmul, lambda a, b: torch.cat([a, b]), lambda a, b: a.gather(1, b.long()),
-                          lambda a, b: a.masked_fill(b.bool(), 0), lambda a, b: torch.where(a > 0, a, b)):
+        for operation in (
+            torch.add,
+            torch.matmul,
+            lambda a, b: torch.cat([a, b]),
+            lambda a, b: a.gather(1, b.long()),
+            lambda a, b: a.masked_fill(b.bool(), 0),
+            lambda a, b: torch.where(a > 0, a, b),
+        ):
             with pytest.raises(RuntimeError, match="on the same device"):
                 operation(left, right)
     assert torch.equal((there @ elsewhere.to(there.device)).cpu(), here @ here)
-    assert there.new_zeros(2).device == torch.tensor([1], device="cpu:1").device == torch.zeros_like(there[0]).device == there.device
+    assert (
+        there.new_zeros(2).device
+        == torch.tensor([1], device="cpu:1").device
+        == torch.zeros_like(there[0]).device
+        == there.device
+    )
 
 
 def test_what_pytorch_lets_through_is_let_through():
     here, there, index = torch.arange(3.0), torch.arange(3.0, device="cpu:1"), torch.tensor([2, 0])
     assert (there * torch.tensor(2.0)).tolist() == [0, 2, 4] and there[index].tolist() == [2, 0]
     there[index] = torch.tensor(7.0)
-    assert there.tolist() == [7, 1, 7] and there.masked_fill(there > 6, torch.tensor(0.0)).tolist() == [0, 1, 0]
+    assert there.tolist() == [7, 1, 7] and there.masked_fill(
+        there > 6, torch.tensor(0.0)
+    ).tolist() == [0, 1, 0]
     for tensor in (here, there):
-        with pytest.raises(RuntimeError, match="indices should be either on cpu or on the same device"):
+        with pytest.raises(
+            RuntimeError, match="indices should be either on cpu or on the same device"
+        ):
             tensor[index.to("cpu:2")]
     with pytest.raises(TypeError, match="can't convert"):
         there.numpy()
@@ -115,7 +149,10 @@ def test_gradients_cross_devices():
 def test_a_pruner_that_leaves_its_state_behind_is_caught(family, monkeypatch):
     monkeypatch.setattr(PassState, "follow", lambda self, device, kwargs: kwargs)
     for mode in ("deploy", "search"):
-        with pytest.raises(RuntimeError, match="on the same device"), vispco.apply(spread(family), PruningConfig("pdrop", RATIOS), mode=mode):
+        with (
+            pytest.raises(RuntimeError, match="on the same device"),
+            vispco.apply(spread(family), PruningConfig("pdrop", RATIOS), mode=mode),
+        ):
             logits(spread(family), batches(family)[0])
 
 
@@ -150,37 +187,64 @@ def test_every_family_measures_the_same(family):
     """VisionZip reads the tower; PDrop each layer's projections before it runs."""
     for method, mode in (("visionzip", "deploy"), ("pdrop", "search")):
         config = PruningConfig(method, RATIOS)
-        apart, together = (vispco.evaluate(build(family), batches(family)[:1], config, mode=mode) for build in (spread, single))
-        assert apart == together and apart.kl > 1e-3 and torch.equal(apart.correct, together.correct)
+        apart, together = (
+            vispco.evaluate(build(family), batches(family)[:1], config, mode=mode)
+            for build in (spread, single)
+        )
+        assert (
+            apart == together and apart.kl > 1e-3 and torch.equal(apart.correct, together.correct)
+        )
 
 
 def searched(model, family, **options):
     """What a search finds, and the course of it."""
     steps = []
-    frontier = search_with(model, batches(family), **{"budgets": [0.4], "steps": 2, "inner": 2, "refinement": 0, **options},
-                             callback=steps.append)
+    frontier = search_with(
+        model,
+        batches(family),
+        **{"budgets": [0.4], "steps": 2, "inner": 2, "refinement": 0, **options},
+        callback=steps.append,
+    )
     return frontier.points, steps
 
 
-@pytest.mark.parametrize("family, options", [
-    ("llava", {"method": "pdrop", "objective": "task"}), ("llava", {"estimator": "fractional", "checkpoint": True}),
-    ("qwen2_5_vl", {"method": "sparsevlm"})])
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("llava", {"method": "pdrop", "objective": "task"}),
+        ("llava", {"estimator": "fractional", "checkpoint": True}),
+        ("qwen2_5_vl", {"method": "sparsevlm"}),
+    ],
+)
 def test_search_takes_the_same_course(family, options):
     points, steps = searched(spread(family), family, **options)
-    assert (points, steps) == searched(single(family), family, **options) and steps[0]["gradient"] > 0
+    assert (points, steps) == searched(single(family), family, **options) and steps[0][
+        "gradient"
+    ] > 0
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_amortised_search_learns_the_same(conditioned):
-    apart, together = (vispco.search(model, batches("llava"), budgets=(), start=vispco.Shared(steps=2, conditioned=conditioned)).frontier([0.4, 0.8]).points
-                       for model in (spread("llava"), single("llava")))
+    apart, together = (
+        vispco.search(
+            model,
+            batches("llava"),
+            budgets=(),
+            start=vispco.Shared(steps=2, conditioned=conditioned),
+        )
+        .frontier([0.4, 0.8])
+        .points
+        for model in (spread("llava"), single("llava"))
+    )
     assert apart == together
 
 
 def test_batches_may_be_on_a_device_already():
     there = [moved(inputs, "cpu:2") for inputs in batches("llava")]
     config = PruningConfig("fastv", RATIOS)
-    assert vispco.evaluate(spread("llava"), there, config) == vispco.evaluate(single("llava"), batches("llava"), config)
+    assert vispco.evaluate(spread("llava"), there, config) == vispco.evaluate(
+        single("llava"), batches("llava"), config
+    )
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -196,12 +260,19 @@ def test_the_hooks_of_accelerate_itself(family):
 
 def test_the_mask_of_a_search_moves_without_being_made():
     policy = torch.tensor([[1.0, 0.0, 1.0]], requires_grad=True)
-    mask = SoftMask.of(torch.ones(1, 1, 3, 3, dtype=torch.bool), policy, torch.float32, causal=False)
+    mask = SoftMask.of(
+        torch.ones(1, 1, 3, 3, dtype=torch.bool), policy, torch.float32, causal=False
+    )
     for place in ("cpu:1", torch.device("cpu:1"), torch.ones(1, device="cpu:1")):
         apart = mask.to(place)
-        assert type(apart) is SoftMask and apart.bias.device == apart.own.device == torch.device("cpu:1")
+        assert type(apart) is SoftMask and apart.bias.device == apart.own.device == torch.device(
+            "cpu:1"
+        )
         assert torch.equal((apart + 0).cpu(), mask + 0)
-    assert type(mask.to(torch.float64)) is torch.Tensor and mask.to(torch.float64).dtype == torch.float64
+    assert (
+        type(mask.to(torch.float64)) is torch.Tensor
+        and mask.to(torch.float64).dtype == torch.float64
+    )
 
 
 def test_clocks_wait_for_every_device(monkeypatch):

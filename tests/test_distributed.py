@@ -16,18 +16,34 @@ from PIL import Image
 
 import vispco
 from vispco import data, testbed
-from vispco.utils import distributed
 from vispco.commands.questions import load_questions
+from vispco.utils import distributed
 
 HERE = Path(__file__).parent
 
 
 def launch(processes, *arguments):
     """A module or script under torchrun; raises with its stderr."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d",
-               "--rdzv-endpoint=localhost:0"] if processes > 1 else [sys.executable]
+    command = (
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+        ]
+        if processes > 1
+        else [sys.executable]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -38,7 +54,10 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     for processes in (1, 2):
         launch(processes, HERE / "share_work.py", folder)
-    return {tuple(map(int, path.stem.split("-"))): json.loads(path.read_text()) for path in folder.iterdir()}
+    return {
+        tuple(map(int, path.stem.split("-"))): json.loads(path.read_text())
+        for path in folder.iterdir()
+    }
 
 
 def close(a, b):
@@ -58,7 +77,11 @@ def test_both_find_the_same(found):
 
 def test_an_evaluation_is_that_of_all_questions(found):
     one, two = found[1, 0]["accuracy"], found[2, 0]["accuracy"]
-    assert one.keys() == two.keys() and one["n"] == two["n"] == 24 and one["accuracy"] == two["accuracy"]
+    assert (
+        one.keys() == two.keys()
+        and one["n"] == two["n"] == 24
+        and one["accuracy"] == two["accuracy"]
+    )
     close(list(one.values()), list(two.values()))
 
 
@@ -71,7 +94,9 @@ def test_every_step_has_the_loss_and_the_gradient_of_the_whole_batch(found):
 
 def test_the_refinement_measures_the_same_schedules_to_the_same_loss(found):
     one, two = found[1, 0]["refinement"], found[2, 0]["refinement"]
-    assert one and [(s["budget"], s["schedule"]) for s in one] == [(s["budget"], s["schedule"]) for s in two]
+    assert one and [(s["budget"], s["schedule"]) for s in one] == [
+        (s["budget"], s["schedule"]) for s in two
+    ]
     for name in ("loss", "best"):
         close([s[name] for s in one], [s[name] for s in two])
 
@@ -79,7 +104,11 @@ def test_the_refinement_measures_the_same_schedules_to_the_same_loss(found):
 @pytest.mark.parametrize("name", ["search", "multi_step", "amortised", "conditioned"])
 def test_two_processes_find_what_one_finds(found, name):
     one, two = found[1, 0]["frontiers"][name], found[2, 0]["frontiers"][name]
-    assert one["tokens"] == two["tokens"] and one["passes"] == two["passes"] and one["samples"] == two["samples"] == 24
+    assert (
+        one["tokens"] == two["tokens"]
+        and one["passes"] == two["passes"]
+        and one["samples"] == two["samples"] == 24
+    )
     close(one["loss"], two["loss"])
     close(one["flops"], two["flops"])
 
@@ -91,13 +120,35 @@ def strip(line):
 
 
 def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp_path):
-    options = ["search", "--model", "testbed", "--limit", 16, "--batch-size", 8, "--budgets", "0.5", "--steps", 2, "--refinement", 1,
-               "--quiet", "--json", "--output"]
-    shown = [json.loads(launch(n, "-m", "vispco", *options, tmp_path / str(n)).stdout) for n in (1, 2)]
+    options = [
+        "search",
+        "--model",
+        "testbed",
+        "--limit",
+        16,
+        "--batch-size",
+        8,
+        "--budgets",
+        "0.5",
+        "--steps",
+        2,
+        "--refinement",
+        1,
+        "--quiet",
+        "--json",
+        "--output",
+    ]
+    shown = [
+        json.loads(launch(n, "-m", "vispco", *options, tmp_path / str(n)).stdout) for n in (1, 2)
+    ]
     one, two = (json.loads((tmp_path / str(n) / "frontier.json").read_text()) for n in (1, 2))
-    assert [p["config"]["keep_ratios"] for p in one["points"]] == [p["config"]["keep_ratios"] for p in two["points"]]
+    assert [p["config"]["keep_ratios"] for p in one["points"]] == [
+        p["config"]["keep_ratios"] for p in two["points"]
+    ]
     assert shown[0]["configurations"][0]["tokens"] == shown[1]["configurations"][0]["tokens"]
-    assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
+    assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(
+        p.name for p in (tmp_path / "2").iterdir()
+    )
     # As if both had been killed in the middle of a line. The first process tells the second what is
     # known; they end where they had ended.
     journal = tmp_path / "2" / "journal.jsonl"
@@ -105,28 +156,67 @@ def test_the_command_line_under_torchrun_writes_once_what_one_process_writes(tmp
     journal.write_bytes(b"".join(lines[:6]) + lines[6][:20])
     again = json.loads(launch(2, "-m", "vispco", *options, tmp_path / "2", "--resume").stdout)
     assert len(lines) > 8 and again["configurations"] == shown[1]["configurations"]
-    assert [strip(line) for line in lines] == [strip(line) for line in journal.read_bytes().splitlines()]
+    assert [strip(line) for line in lines] == [
+        strip(line) for line in journal.read_bytes().splitlines()
+    ]
     assert json.loads(lines[0])["of"]["processes"] == 2
 
 
 def test_an_evaluation_under_torchrun_prints_once_what_one_process_measures(tmp_path):
     vispco.PruningConfig.from_fastv(2, 0.75, num_layers=8).save(tmp_path / "c.json")
-    options = ["evaluate", "--config", tmp_path / "c.json", "--limit", 21, "--batch-size", 8, "--quiet", "--json"]
+    options = [
+        "evaluate",
+        "--config",
+        tmp_path / "c.json",
+        "--limit",
+        21,
+        "--batch-size",
+        8,
+        "--quiet",
+        "--json",
+    ]
     one, two = (json.loads(launch(n, "-m", "vispco", *options).stdout) for n in (1, 2))
-    for a, b in zip([one["full"], *one["configurations"]], [two["full"], *two["configurations"]], strict=True):
+    for a, b in zip(
+        [one["full"], *one["configurations"]], [two["full"], *two["configurations"]], strict=True
+    ):
         assert a["tasks"] == b["tasks"] and len(a["tasks"]) > 3 and a["interval"] == b["interval"]
         close([a["kl"], a["flops"]], [b["kl"], b["flops"]])
     assert 0 < one["configurations"][0]["accuracy"] < one["full"]["accuracy"]
 
 
-def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monkeypatch, tmp_path, capsys):
+def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(
+    monkeypatch, tmp_path, capsys
+):
     model, processor = testbed.load("testbed-llava")
     with open(tmp_path / "q.jsonl", "w") as file:
         for i, e in enumerate(testbed.examples("test", 14)):
             Image.fromarray(e.image).save(tmp_path / f"{i}.png")
-            file.write(json.dumps({"image": f"{i}.png", "question": e.question, "answer": e.answer, "task": str(i)}) + "\n")
-    options = SimpleNamespace(data=str(tmp_path / "q.jsonl"), limit=14, seed=0, images=None, columns=None, split=None, max_pixels=10**6,
-                              batch_size=4, tasks=None, model="testbed", chat_template=None, frames=8, quiet=False)
+            file.write(
+                json.dumps(
+                    {
+                        "image": f"{i}.png",
+                        "question": e.question,
+                        "answer": e.answer,
+                        "task": str(i),
+                    }
+                )
+                + "\n"
+            )
+    options = SimpleNamespace(
+        data=str(tmp_path / "q.jsonl"),
+        limit=14,
+        seed=0,
+        images=None,
+        columns=None,
+        split=None,
+        max_pixels=10**6,
+        batch_size=4,
+        tasks=None,
+        model="testbed",
+        chat_template=None,
+        frames=8,
+        quiet=False,
+    )
     monkeypatch.setattr(distributed, "processes", lambda: 2)
     asked = load_questions(options, "test")
     sample, parts = data.draw(options.data, 14), []
@@ -135,8 +225,12 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monke
         # Drops the progress bars that were printed.
         capsys.readouterr()
         made = asked.batches(model, processor)
-        words = [processor.tokenizer.decode(row[row != -100]) for batch in made for row in batch["labels"]]
-        own = [c for i in range(0, 14, 4) for c in sample.conversations[i:i + 4][first::2]]
+        words = [
+            processor.tokenizer.decode(row[row != -100])
+            for batch in made
+            for row in batch["labels"]
+        ]
+        own = [c for i in range(0, 14, 4) for c in sample.conversations[i : i + 4][first::2]]
         assert words == [f"{c.turns[0][1]} <eos>" for c in own]
         parts += [c.task for c in own]
         counts, *shown = capsys.readouterr().err.splitlines()
@@ -150,12 +244,18 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(monke
 def test_alone_everything_is_as_it_was():
     x = torch.arange(3.0, requires_grad=True)
     assert distributed.total(x) is x and distributed.gathered(x) is x and distributed.count(7) == 7
-    assert distributed.share([1, 2, 3]) == [1, 2, 3] and (distributed.rank(), distributed.processes()) == (0, 1)
+    assert distributed.share([1, 2, 3]) == [1, 2, 3] and (
+        distributed.rank(),
+        distributed.processes(),
+    ) == (0, 1)
 
 
 def test_a_batch_too_small_to_share_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "processes", lambda: 4)
-    with pytest.raises(ValueError, match="a batch of 3 questions cannot be shared by 4 processes: choose a batch size"):
+    with pytest.raises(
+        ValueError,
+        match="a batch of 3 questions cannot be shared by 4 processes: choose a batch size",
+    ):
         distributed.share([1, 2, 3])
 
 

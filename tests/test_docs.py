@@ -18,7 +18,12 @@ import vispco
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "vispco" / "testbed" / "README.md"]
+LINKING = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "vispco" / "testbed" / "README.md",
+]
 
 spec = importlib.util.spec_from_file_location("docs_run", ROOT / "docs" / "run.py")
 docs = importlib.util.module_from_spec(spec)
@@ -39,7 +44,9 @@ def test_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
         torch.set_printoptions(profile="default")
     for printed, record in zip(pages, docs.recorded(page), strict=True):
         if record:
-            assert not docs.differences(record[0], printed, varies=record[1]), f"python docs/run.py {name(page)} --write"
+            assert not docs.differences(record[0], printed, varies=record[1]), (
+                f"python docs/run.py {name(page)} --write"
+            )
 
 
 def test_outputs_differ_where_words_or_numbers_do():
@@ -71,7 +78,9 @@ def test_a_traceback_names_the_line_of_the_page(tmp_path):
 
 
 def prose(page):
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
 
 
 def anchors(page):
@@ -80,7 +89,9 @@ def anchors(page):
     Those that appear twice are made differently, and are left out.
     """
     headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
-    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+    slugs = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    ]
     return {slug for slug in slugs if slugs.count(slug) == 1 and "--" not in slug}
 
 
@@ -102,15 +113,26 @@ def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
     assert [int(page[:2]) for page in numbered] == list(range(11))
     assert all(f"]({page})" in prose(ROOT / "docs" / "README.md") for page in numbered)
     for page, following in pairwise(numbered):
-        assert f"]({following})" in prose(ROOT / "docs" / page)[-300:], f"{page} does not lead to {following}"
+        assert f"]({following})" in prose(ROOT / "docs" / page)[-300:], (
+            f"{page} does not lead to {following}"
+        )
     for page in numbered:
-        assert re.match(rf"# {int(page[:2])}\. ", (ROOT / "docs" / page).read_text(encoding="utf-8")), page
+        assert re.match(
+            rf"# {int(page[:2])}\. ", (ROOT / "docs" / page).read_text(encoding="utf-8")
+        ), page
 
 
 def test_the_reference_has_every_public_name():
-    reference = set(re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
-    public = {f"{v.__module__}.{k}" for k, v in vars(vispco).items()
-              if not k.startswith("_") and getattr(v, "__module__", "").startswith("vispco")}
+    reference = set(
+        re.findall(
+            r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    public = {
+        f"{v.__module__}.{k}"
+        for k, v in vars(vispco).items()
+        if not k.startswith("_") and getattr(v, "__module__", "").startswith("vispco")
+    }
     missing = {n for n in public if n not in reference and n.rsplit(".", 1)[0] not in reference}
     assert not missing
 
@@ -123,7 +145,9 @@ def test_the_reference_shows_signatures_and_docstrings():
     page = reference.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
     assert ":::" not in page and page.count("```") % 2 == 0
     assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
-    assert all(f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load"))
+    assert all(
+        f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load")
+    )
     # A method of AugmentedLagrangian.
     assert ".update(self, slack: Tensor | float | Sequence[float])" in page
 

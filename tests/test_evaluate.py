@@ -19,7 +19,13 @@ def batches(llava):
     """
     result = []
     for seed in range(2):
-        b = batch(images=(1, 2, 1, 0), text=(9, 5, 7, 8), before=(2, 0, 3, 4), padding=("left", "right")[seed], seed=seed)
+        b = batch(
+            images=(1, 2, 1, 0),
+            text=(9, 5, 7, 8),
+            before=(2, 0, 3, 4),
+            padding=("left", "right")[seed],
+            seed=seed,
+        )
         # The labels become what the model says, token by token.
         for row in range(2):
             for at in (b["labels"][row] != -100).nonzero()[:, 0].tolist():
@@ -43,10 +49,13 @@ def oracle(model, batches, config):
         image = 0
         for row in range(len(b["input_ids"])):
             real = b["attention_mask"][row].bool()
-            one = {"input_ids": b["input_ids"][row][real][None], "attention_mask": torch.ones(1, int(real.sum()))}
+            one = {
+                "input_ids": b["input_ids"][row][real][None],
+                "attention_mask": torch.ones(1, int(real.sum())),
+            }
             count = int((one["input_ids"] == IMAGE).sum()) // 16
             if count:
-                one["pixel_values"] = b["pixel_values"][image:image + count]
+                one["pixel_values"] = b["pixel_values"][image : image + count]
             image += count
             labels = b["labels"][row][real][None]
             with torch.no_grad():
@@ -66,7 +75,11 @@ def test_evaluate_equals_the_oracle(llava, batches, ratios, mode):
     config = vispco.PruningConfig("fastv", ratios)
     record = vispco.evaluate(llava, batches, config, mode=mode)
     accuracy, kl = oracle(llava, batches, config)
-    assert record.n == 8 and record.accuracy == accuracy and record.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
+    assert (
+        record.n == 8
+        and record.accuracy == accuracy
+        and record.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
+    )
 
 
 def test_full_model(llava, batches):
@@ -79,10 +92,15 @@ def test_teacher_forced_accuracy_is_greedy_decoding(llava):
     """What `generate` writes under the same configuration is what `evaluate` calls right."""
     b = batch(images=(1,), text=(9,), before=(2,), seed=3)
     config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])
-    prompt = {"input_ids": b["input_ids"][:, :-2], "attention_mask": b["attention_mask"][:, :-2],
-              "pixel_values": b["pixel_values"]}
+    prompt = {
+        "input_ids": b["input_ids"][:, :-2],
+        "attention_mask": b["attention_mask"][:, :-2],
+        "pixel_values": b["pixel_values"],
+    }
     with vispco.apply(llava, config):
-        answer = llava.generate(**prompt, max_new_tokens=2, do_sample=False, suppress_tokens=[IMAGE])[:, -2:]
+        answer = llava.generate(
+            **prompt, max_new_tokens=2, do_sample=False, suppress_tokens=[IMAGE]
+        )[:, -2:]
     b["input_ids"][:, -2:] = b["labels"][:, -2:] = answer
     assert vispco.evaluate(llava, [b], config).accuracy == 1
     b["labels"][:, -1] = b["input_ids"][:, -1] = (answer[:, -1] + 1) % 50 + 6
@@ -93,14 +111,20 @@ def test_teacher_forced_accuracy_is_greedy_decoding(llava):
 def test_flops_are_the_prompt_s_mean(llava, batches):
     config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])
     record = vispco.evaluate(llava, batches, config)
-    expected = [vispco.count_flops(llava, config, n_visual=16 * n, n_text=1 + t - 2).total
-                for n, t in ((1, 9), (2, 5), (1, 7), (0, 8))]
+    expected = [
+        vispco.count_flops(llava, config, n_visual=16 * n, n_text=1 + t - 2).total
+        for n, t in ((1, 9), (2, 5), (1, 7), (0, 8))
+    ]
     assert record.flops == sum(expected) / 4
 
 
 def test_the_full_model_runs_once_for_many_configurations(llava, batches, monkeypatch):
     prepared = run_teacher(llava, prepare(llava, batches))
-    monkeypatch.setattr(sys.modules["vispco.evaluate"], "run_teacher", lambda model, seen: [x.log_probs.shape for x in seen])
+    monkeypatch.setattr(
+        sys.modules["vispco.evaluate"],
+        "run_teacher",
+        lambda model, seen: [x.log_probs.shape for x in seen],
+    )
     config = vispco.PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])
     assert vispco.evaluate(llava, prepared, config).kl > 0
 

@@ -24,9 +24,18 @@ from vispco.models.llava_next import LlavaNext
 from vispco.registry import adapter_for
 
 IMAGES = [[2, ("image", 0), 5], [1, ("image", 1), 2, ("image", 2), 4], [7], [("image", 2), 12]]
-VIDEO_SAMPLES = [[2, ("video", 0), 5], [1, ("image", 1), 2, ("video", 1), 4], [6], [("image", 0), 3]]
-SCHEDULES = {"layer 0": [0.5] * 6, "layer 1": [1, 0.4] + [0.4] * 4, "middle": [1, 1, 1, 0.3, 0.3, 0.3],
-             "several": [0.9, 0.7, 0.5, 0.5, 0.2, 0.0]}
+VIDEO_SAMPLES = [
+    [2, ("video", 0), 5],
+    [1, ("image", 1), 2, ("video", 1), 4],
+    [6],
+    [("image", 0), 3],
+]
+SCHEDULES = {
+    "layer 0": [0.5] * 6,
+    "layer 1": [1, 0.4] + [0.4] * 4,
+    "middle": [1, 1, 1, 0.3, 0.3, 0.3],
+    "several": [0.9, 0.7, 0.5, 0.5, 0.2, 0.0],
+}
 # float32, relative to the largest logit; pruning itself moves logits by more than 0.05
 CLOSE = 5e-5
 
@@ -62,7 +71,8 @@ def there(inputs, kept):
 
 families = pytest.mark.parametrize("name", BUILDERS)
 everything = pytest.mark.parametrize(
-    "name, samples", [(n, "images") for n in BUILDERS] + [(n, "video") for n in sorted(VIDEOS)])
+    "name, samples", [(n, "images") for n in BUILDERS] + [(n, "video") for n in sorted(VIDEOS)]
+)
 
 
 @families
@@ -74,8 +84,10 @@ def test_the_adapter_is_found_by_class_and_by_configuration(name):
 
 @everything
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("schedule, method", [("layer 0", "pdrop"), ("layer 1", "fastv"),
-                                              ("middle", "sparsevlm"), ("several", "pdrop")])
+@pytest.mark.parametrize(
+    "schedule, method",
+    [("layer 0", "pdrop"), ("layer 1", "fastv"), ("middle", "sparsevlm"), ("several", "pdrop")],
+)
 def test_search_equals_deploy_and_counts_are_exact(name, samples, padding, schedule, method):
     model, (inputs, n_visual) = build(name), mixed(name, samples, padding)
     config = PruningConfig(method, SCHEDULES[schedule])
@@ -106,8 +118,10 @@ def test_keep_all_is_bit_identical(name, samples):
 def test_search_equals_deploy_in_float64(name, samples):
     model, (inputs, _) = copy.deepcopy(build(name)).double(), mixed(name, samples)
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    (hard, kept), (soft, _) = (run(model, inputs, PruningConfig("pdrop", SCHEDULES["several"]), mode)
-                               for mode in ("deploy", "search"))
+    (hard, kept), (soft, _) = (
+        run(model, inputs, PruningConfig("pdrop", SCHEDULES["several"]), mode)
+        for mode in ("deploy", "search")
+    )
     assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= 1e-10
 
 
@@ -119,7 +133,9 @@ def recomputes(name, samples):
     (5.0).
     """
     model, (inputs, _) = build(name), mixed(name, samples)
-    (ids, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
+    (ids, logits), (again, recomputed) = (
+        generate(model, inputs, use_cache=c) for c in (True, False)
+    )
     return torch.equal(ids, again) and error(logits, recomputed) <= CLOSE
 
 
@@ -128,8 +144,15 @@ def generate(model, inputs, **options):
 
     Ids that would end the text, or begin or stand for images, are not chosen.
     """
-    out = model.generate(**inputs, do_sample=False, max_new_tokens=4, suppress_tokens=[EOS, 3, IMAGE, VIDEO],
-                         output_logits=True, return_dict_in_generate=True, **options)
+    out = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=4,
+        suppress_tokens=[EOS, 3, IMAGE, VIDEO],
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
     return out.sequences, torch.stack(out.logits, 1)
 
 
@@ -142,7 +165,9 @@ def test_generation_with_cache_equals_recomputation(name, samples, padding, sche
         pytest.skip(f"transformers {version} does not recompute {name} without hooks either")
     model, (inputs, _) = build(name), mixed(name, samples, padding)
     with vispco.apply(model, PruningConfig(method, SCHEDULES[schedule])):
-        (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
+        (cached, logits), (again, recomputed) = (
+            generate(model, inputs, use_cache=c) for c in (True, False)
+        )
     assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
     assert error(logits[:, 0], run(model, inputs)[:, -1]) > 0.05
 
@@ -159,8 +184,11 @@ def test_eager_equals_sdpa(name, samples):
     assert error(eager[alive], sdpa[alive]) <= CLOSE and error(eager[alive], soft[alive]) <= CLOSE
 
 
-@pytest.mark.parametrize("name, text", [(n, {}) for n in BUILDERS] + [
-    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attn_logit_softcapping": 2.0})])
+@pytest.mark.parametrize(
+    "name, text",
+    [(n, {}) for n in BUILDERS]
+    + [("paligemma", {"text": "gemma2", "sliding_window": 9, "attn_logit_softcapping": 2.0})],
+)
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("layer", [1, 3])
 def test_fastv_scores_are_the_eager_attention(name, text, padding, layer):
@@ -174,10 +202,12 @@ def test_fastv_scores_are_the_eager_attention(name, text, padding, layer):
             return seen[-1][1]
 
     with torch.no_grad():
-        attention = model(**inputs, output_attentions=True).attentions[layer - 1].mean(1)  # (B, S, S)
+        attention = (
+            model(**inputs, output_attentions=True).attentions[layer - 1].mean(1)
+        )  # (B, S, S)
         with pruned_with(model, Probe(), [1.0] * layer + [0.5] * (6 - layer)):
             model(**inputs)
-    (ctx, scores), = seen
+    ((ctx, scores),) = seen
     places = torch.arange(inputs["input_ids"].shape[1])
     last = (inputs["attention_mask"] * places).argmax(1)
     expected = attention[torch.arange(len(last)), last][ctx.visual]
@@ -217,8 +247,13 @@ def test_flops_equal_what_ran(name, samples):
         counter = FlopCounterMode(display=False)
         with vispco.apply(model, config), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
             model(**inputs, logits_to_keep=1)
-        report = vispco.count_flops(model, config, n_visual=n_visual, images=image_sizes(name, sample),
-                                    n_text=inputs["input_ids"].shape[1] - n_visual)
+        report = vispco.count_flops(
+            model,
+            config,
+            n_visual=n_visual,
+            images=image_sizes(name, sample),
+            n_text=inputs["input_ids"].shape[1] - n_visual,
+        )
         assert counter.get_total_flops() == report.total_with_vision
 
 
@@ -230,6 +265,7 @@ def test_grids_that_give_other_numbers_of_tokens_are_refused(name):
 
 def test_tiles_of_an_image_are_those_of_transformers():
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
     config = build("llava_next").config
     for size in [(3, 50), (50, 3), (8, 8), (16, 15), (9, 40), (100, 101), (7, 9), *SIZES]:
         expected = image_size_to_num_patches(size, config.image_grid_pinpoints, 8)
@@ -248,7 +284,8 @@ def test_late_features_are_added_where_their_tokens_went():
     (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
     alive = there(inputs, kept)
     strip = model.model.language_model.register_forward_pre_hook(
-        lambda m, a, kw: (a, {**kw, "deepstack_visual_embeds": None}), with_kwargs=True)
+        lambda m, a, kw: (a, {**kw, "deepstack_visual_embeds": None}), with_kwargs=True
+    )
     without, _ = run(model, inputs, config)
     strip.remove()
     assert error(hard[alive], soft[alive]) <= CLOSE < 0.05 < error(without[alive], hard[alive])
@@ -258,16 +295,24 @@ def test_late_features_may_be_added_after_the_last_layer_too():
     """Three features in a decoder of three layers; dropped tokens stay zero."""
     model = BUILDERS["qwen3_vl"](layers=3)
     inputs, _ = prompts(model, IMAGES)
-    (hard, kept), (soft, _) = (run(model, inputs, PruningConfig("strided", [1, 1, 0.5]), mode) for mode in ("deploy", "search"))
+    (hard, kept), (soft, _) = (
+        run(model, inputs, PruningConfig("strided", [1, 1, 0.5]), mode)
+        for mode in ("deploy", "search")
+    )
     alive = there(inputs, kept)
     assert error(hard[alive], soft[alive]) <= CLOSE and not hard[~alive].any()
 
 
-@pytest.mark.parametrize("name, text, felt", [
-    ("gemma3", {"window": 20}, True), ("gemma3", {"window": 100}, False),
-    ("llava_next", {"text": "mistral", "sliding_window": 9}, True),
-    # Only new tokens feel it.
-    ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False)])
+@pytest.mark.parametrize(
+    "name, text, felt",
+    [
+        ("gemma3", {"window": 20}, True),
+        ("gemma3", {"window": 100}, False),
+        ("llava_next", {"text": "mistral", "sliding_window": 9}, True),
+        # Only new tokens feel it.
+        ("paligemma", {"text": "gemma2", "sliding_window": 9, "attention": "eager"}, False),
+    ],
+)
 def test_sliding_windows_count_original_positions(name, text, felt):
     """Windows shorter and longer than the prompt.
 
@@ -278,14 +323,20 @@ def test_sliding_windows_count_original_positions(name, text, felt):
     config = PruningConfig("strided", SCHEDULES["middle"])
     if recomputes(name, "images"):
         with vispco.apply(model, config):
-            (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c) for c in (True, False))
+            (cached, logits), (again, recomputed) = (
+                generate(model, inputs, use_cache=c) for c in (True, False)
+            )
         assert torch.equal(cached, again) and error(logits, recomputed) <= CLOSE
     # The second needs no padding, so that the mask could be forgotten.
     for samples in (IMAGES, IMAGES[1:2]):
         inputs, _ = prompts(model, samples)
-        (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
+        (hard, kept), (soft, _) = (
+            run(model, inputs, config, mode) for mode in ("deploy", "search")
+        )
         assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= CLOSE
-    full = run(BUILDERS[name](**{**text, "window" if "window" in text else "sliding_window": 999}), inputs)
+    full = run(
+        BUILDERS[name](**{**text, "window" if "window" in text else "sliding_window": 999}), inputs
+    )
     assert (error(full, run(model, inputs)) > 0.01) == felt
 
 
@@ -299,8 +350,13 @@ def test_masks_that_see_ahead_are_gathered(name):
     inputs, _ = prompts(model, IMAGES[1:2])
     (hard, kept), (soft, _) = (run(model, inputs, config, mode) for mode in ("deploy", "search"))
     assert error(hard[there(inputs, kept)], soft[there(inputs, kept)]) <= CLOSE
-    (typed, kept), (causal, _) = (run(model, {**inputs, "token_type_ids": types}, config) for types in (
-        inputs["token_type_ids"], torch.full_like(inputs["token_type_ids"], 0 if name == "gemma3" else 1)))
+    (typed, kept), (causal, _) = (
+        run(model, {**inputs, "token_type_ids": types}, config)
+        for types in (
+            inputs["token_type_ids"],
+            torch.full_like(inputs["token_type_ids"], 0 if name == "gemma3" else 1),
+        )
+    )
     assert error(typed[there(inputs, kept)], causal[there(inputs, kept)]) > 0.01
 
 
@@ -311,8 +367,13 @@ def test_rotary_embeddings_in_three_parts():
     """
     model, (inputs, _) = build("qwen2_vl"), mixed("qwen2_vl")
     adapter, rotary = adapter_for(model)(model), model.get_decoder().rotary_emb
-    ids = model.model.get_rope_index(**{k: inputs[k] for k in (
-        "input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids") if k in inputs})[0]
+    ids = model.model.get_rope_index(
+        **{
+            k: inputs[k]
+            for k in ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")
+            if k in inputs
+        }
+    )[0]
     states = torch.randn(*inputs["input_ids"].shape, 32)
     angles = (ids[..., None].float() * rotary.inv_freq).repeat(1, 1, 1, 2)  # (3, B, S, E)
     apart = adapter.rotate(0, "query", states, (angles.cos(), angles.sin()))

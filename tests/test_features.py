@@ -6,9 +6,9 @@ import torch
 import vispco
 from test_vision import CASES, mixed
 from tiny import batch, make
+from vispco.calibration import answer_logits, frozen, prepare, run_teacher
 from vispco.pruning import Masking
 from vispco.registry import adapter_for, build_method
-from vispco.calibration import answer_logits, frozen, prepare, run_teacher
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,10 @@ def results(model, prepared_batch, method="fastv"):
     """The full model's answers, and value and gradient of the objective, twice."""
     found = [run_teacher(model, [prepared_batch])[0].log_probs]
     ratios = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25], dtype=torch.float64, requires_grad=True)
-    with frozen(model), Masking(adapter_for(model)(model), build_method(method, {}), ratios).install() as pruner:
+    with (
+        frozen(model),
+        Masking(adapter_for(model)(model), build_method(method, {}), ratios).install() as pruner,
+    ):
         for _ in range(2):
             loss = pruner.losses(prepared_batch).mean()
             found += [loss.detach(), *torch.autograd.grad(loss, ratios)]
@@ -55,9 +58,15 @@ def test_the_tower_runs_once_and_the_numbers_are_the_same_to_the_bit(name, sampl
     makes_its_own = not hasattr(adapter_for(model)(model).backbone, "get_image_features")
     assert len(runs) == a_pass * (3 if makes_its_own else 1)
     assert all(map(torch.equal, expected, found)) and found[-1][1:].abs().max() > 0
-    assert not {"get_image_features", "get_video_features"} & vars(adapter_for(model)(model).backbone).keys()
+    assert (
+        not {"get_image_features", "get_video_features"}
+        & vars(adapter_for(model)(model).backbone).keys()
+    )
     if not makes_its_own:
-        assert all(not hasattr(made, "pooler_output") or made.get("hidden_states") is None for made in once.features.made.values())
+        assert all(
+            not hasattr(made, "pooler_output") or made.get("hidden_states") is None
+            for made in once.features.made.values()
+        )
 
 
 @pytest.mark.parametrize("method", ["visionzip", "pool"])
@@ -74,7 +83,9 @@ def test_a_search_runs_the_tower_once_per_batch(llava_batches):
         vispco.search(model, batches, budgets=[0.5], start=vispco.Gradient(steps=4, inner=2))
         assert len(runs) == len(batches)
         runs.clear()
-        learned = vispco.search(model, batches, budgets=(), start=vispco.Shared(steps=4, conditioned=True))
+        learned = vispco.search(
+            model, batches, budgets=(), start=vispco.Shared(steps=4, conditioned=True)
+        )
         learned.frontier([0.4, 0.6])
         assert len(runs) == len(batches)
         runs.clear()
@@ -88,7 +99,7 @@ def test_a_search_runs_the_tower_once_per_batch(llava_batches):
 
 def test_what_was_made_before_the_tower_failed_is_not_kept(llava_batches, monkeypatch):
     model, batches = llava_batches
-    prepared_batch, = prepare(model, batches[:1], keep_features=True)
+    (prepared_batch,) = prepare(model, batches[:1], keep_features=True)
     tower = adapter_for(model)(model).backbone.vision_tower
 
     def fail(*_):
@@ -99,7 +110,7 @@ def test_what_was_made_before_the_tower_failed_is_not_kept(llava_batches, monkey
         with pytest.raises(MemoryError):
             answer_logits(model, prepared_batch)
         hook.remove()
-        expected, = prepare(model, batches[:1])
+        (expected,) = prepare(model, batches[:1])
         assert torch.equal(answer_logits(model, prepared_batch), answer_logits(model, expected))
 
 

@@ -7,8 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, LlavaConfig
-from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 import vispco
 from tiny import make
@@ -37,7 +44,9 @@ def llava_7b():
 
 
 BIG = llava_7b()
-SEVEN = Dimensions(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocab=32064)
+SEVEN = Dimensions(
+    layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocab=32064
+)
 GQA = Dimensions(layers=4, hidden=96, heads=8, kv_heads=2, head_dim=16, ffn=200, vocab=500)
 
 
@@ -45,7 +54,11 @@ def measured_prefill(model, tokens, logits=1):
     """What the counter sees of a language model's prefill, on the meta device."""
     embeds = torch.empty(1, tokens, model.config.hidden_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(inputs_embeds=embeds, past_key_values=DynamicCache(config=model.config), logits_to_keep=logits)
+        model(
+            inputs_embeds=embeds,
+            past_key_values=DynamicCache(config=model.config),
+            logits_to_keep=logits,
+        )
     return counter.get_total_flops()
 
 
@@ -58,7 +71,9 @@ def test_llava_7b_at_true_size():
     embeds = torch.empty(1, VISUAL + TEXT, 4096, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         cache = DynamicCache(config=model.config.text_config)
-        states = model.model.language_model(inputs_embeds=embeds, past_key_values=cache).last_hidden_state
+        states = model.model.language_model(
+            inputs_embeds=embeds, past_key_values=cache
+        ).last_hidden_state
         model.lm_head(states[:, -1:])
     assert counter.get_total_flops() == report.total
 
@@ -86,9 +101,16 @@ def test_all_logits():
 )
 def test_any_llama(layers, heads, groups, head_dim, hidden, ffn, vocab, tokens, tied):
     """Grouped-query attention, a head size of its own, an FFN of any width."""
-    config = LlamaConfig(hidden_size=hidden * heads * groups, intermediate_size=ffn, num_hidden_layers=layers,
-                         num_attention_heads=heads * groups, num_key_value_heads=heads, head_dim=2 * head_dim,
-                         vocab_size=vocab, tie_word_embeddings=tied)
+    config = LlamaConfig(
+        hidden_size=hidden * heads * groups,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads * groups,
+        num_key_value_heads=heads,
+        head_dim=2 * head_dim,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()
     report = count_flops(
@@ -112,7 +134,11 @@ def test_vision_tower_and_projector(strategy, layers, images):
             patch_size=4,
         ),
         text_config=LlamaConfig(
-            hidden_size=32, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+            hidden_size=32,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=20,
         ),
         vision_feature_layer=layers,
         vision_feature_select_strategy=strategy,
@@ -133,7 +159,10 @@ def test_a_pruned_layer_costs_what_fewer_tokens_cost():
     for layer, visual in ((0, 576), (8, 288), (16, 144), (31, 72)):
         full = count_flops(BIG, n_visual=visual, n_text=TEXT)
         assert pruned.tokens[layer] == visual and pruned.per_layer[layer] == full.per_layer[layer]
-    assert pruned.total == sum(pruned.per_layer) + pruned.scoring + pruned.lm_head and pruned.scoring > 0
+    assert (
+        pruned.total == sum(pruned.per_layer) + pruned.scoring + pruned.lm_head
+        and pruned.scoring > 0
+    )
 
 
 # ---- one formula for integers and tensors --------------------------------------------------------
@@ -160,7 +189,10 @@ def test_fractions_count_as_integers(counts, text, name):
 @given(counts=counts, text=st.integers(0, 200), name=names)
 def test_gradient_is_the_derivative(counts, text, name):
     """A quadratic's central difference is exact, whatever the step."""
-    cost, x = CostModel(GQA, convention=name), torch.tensor(counts, dtype=torch.float64, requires_grad=True)
+    cost, x = (
+        CostModel(GQA, convention=name),
+        torch.tensor(counts, dtype=torch.float64, requires_grad=True),
+    )
     cost(x, 700, text).backward()
     for i in range(4):
         step = torch.zeros(4, dtype=torch.float64)
@@ -187,19 +219,27 @@ def test_batches_of_counts(method):
         [3, 4, 0],
     )
     totals = cost(many, visual, torch.tensor(text))
-    assert totals.tolist() == [cost(c, int(v), t).item() for c, v, t in zip(many, visual, text, strict=True)]
-    assert cost.full(visual, torch.tensor(text)).tolist() == [cost(torch.full((4,), v), v, t).item()
-                                                             for v, t in zip(visual.tolist(), text, strict=True)]
-    assert cost.text_only(torch.tensor(text)).tolist() == [cost(torch.zeros(4, dtype=torch.long), 0, t).item()
-                                                           for t in text]
+    assert totals.tolist() == [
+        cost(c, int(v), t).item() for c, v, t in zip(many, visual, text, strict=True)
+    ]
+    assert cost.full(visual, torch.tensor(text)).tolist() == [
+        cost(torch.full((4,), v), v, t).item() for v, t in zip(visual.tolist(), text, strict=True)
+    ]
+    assert cost.text_only(torch.tensor(text)).tolist() == [
+        cost(torch.zeros(4, dtype=torch.long), 0, t).item() for t in text
+    ]
 
 
 # ---- conventions in the literature ---------------------------------------------------------------
 def test_pyramiddrop_published():
     """3.82 T in full, 1.78 T at layers 8, 16, 24 with lambda 1/2, over the visual tokens alone."""
-    report = count_flops(BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 0, convention="pdrop")
+    report = count_flops(
+        BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 0, convention="pdrop"
+    )
     assert f"{report.full / 1e12:.2f}" == "3.82" and f"{report.total / 1e12:.2f}" == "1.78"
-    with_text = count_flops(BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 64, convention="pdrop")
+    with_text = count_flops(
+        BIG, PruningConfig.from_pdrop(num_layers=32), VISUAL, 64, convention="pdrop"
+    )
     assert with_text.total == report.total
 
 
@@ -221,12 +261,19 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-@pytest.mark.parametrize("config", [PruningConfig.from_fastv(2, 0.5, num_layers=32),
-                                    PruningConfig.from_fastv(3, 0.75, num_layers=32),
-                                    PruningConfig.from_sparsevlm(num_layers=32)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PruningConfig.from_fastv(2, 0.5, num_layers=32),
+        PruningConfig.from_fastv(3, 0.75, num_layers=32),
+        PruningConfig.from_sparsevlm(num_layers=32),
+    ],
+)
 def test_formulas_as_printed(name, config):
     report = count_flops(BIG, config, VISUAL, TEXT, convention=name)
-    assert report.per_layer == [BY_HAND[name](int(VISUAL * r + 0.5) + TEXT) for r in config.keep_ratios]
+    assert report.per_layer == [
+        BY_HAND[name](int(VISUAL * r + 0.5) + TEXT) for r in config.keep_ratios
+    ]
     if name != "exact":
         assert report.scoring == report.lm_head == report.vision == report.projector == 0
 
@@ -248,22 +295,33 @@ def test_the_papers_formula_ignores_grouped_queries():
     That is why `exact` is the default.
     """
     other = dataclasses.replace(SEVEN, kv_heads=4, ffn=99)
-    assert CostModel(SEVEN, convention="vispco").full(5, 5) == CostModel(other, convention="vispco").full(
-        5, 5
-    )
+    assert CostModel(SEVEN, convention="vispco").full(5, 5) == CostModel(
+        other, convention="vispco"
+    ).full(5, 5)
     assert CostModel(SEVEN).full(5, 5) > CostModel(other).full(5, 5)
 
 
 # ---- the report ----------------------------------------------------------------------------------
-SMALL = LlavaConfig(vision_config=CLIPVisionConfig(), text_config=LlamaConfig(
-    hidden_size=32, intermediate_size=80, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2))
+SMALL = LlavaConfig(
+    vision_config=CLIPVisionConfig(),
+    text_config=LlamaConfig(
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+)
 ratios = st.lists(st.floats(0, 1), min_size=5, max_size=5).map(lambda r: sorted(r, reverse=True))
 
 
 @given(low=ratios, high=ratios, n=st.integers(1, 600), text=st.integers(0, 100), name=names)
 def test_more_tokens_never_cost_less(low, high, n, text, name):
     high = [max(pair) for pair in zip(low, high, strict=True)]
-    a, b = (count_flops(SMALL, PruningConfig("random", r), n, text, convention=name) for r in (low, high))
+    a, b = (
+        count_flops(SMALL, PruningConfig("random", r), n, text, convention=name)
+        for r in (low, high)
+    )
     assert a.total <= b.total <= b.full == a.full and 0 <= a.prunable_share <= b.prunable_share <= 1
     assert 0 <= a.share <= b.share <= 1
     assert (a.total < b.total) == (a.tokens != b.tokens)
@@ -274,7 +332,10 @@ def test_more_tokens_never_cost_less(low, high, n, text, name):
 def test_a_sample_without_images_costs_what_it_costs(name, text):
     """Also where a convention counts nothing at all."""
     report = count_flops(SMALL, PruningConfig("random", [0.5] * 5), 0, text, convention=name)
-    assert report.share == report.prunable_share == 1 and report.total == report.full == report.text_only
+    assert (
+        report.share == report.prunable_share == 1
+        and report.total == report.full == report.text_only
+    )
     assert "100.0% of the full model" in report.table()
 
 
@@ -292,11 +353,16 @@ def test_prunable_share_is_linear_in_the_prunable_cost():
     assert report.prunable_share == pytest.approx(0.5, abs=1e-12) and report.share > 0.5
 
 
-@pytest.mark.parametrize("method, per_step", [
-    ("fastv", lambda n, t: 2 * 4096 * (n + t)),
-    ("pdrop", lambda n, t: 2 * (n + t) * 4096 * 4096 + 2 * 4096 * 4096 + 2 * (n + t) * 4096),
-    ("sparsevlm", lambda n, t: 2 * t * 4096 * (n + t) + 2 * n * t * 4096),
-    ("random", lambda n, t: 0), ("strided", lambda n, t: 0)])
+@pytest.mark.parametrize(
+    "method, per_step",
+    [
+        ("fastv", lambda n, t: 2 * 4096 * (n + t)),
+        ("pdrop", lambda n, t: 2 * (n + t) * 4096 * 4096 + 2 * 4096 * 4096 + 2 * (n + t) * 4096),
+        ("sparsevlm", lambda n, t: 2 * t * 4096 * (n + t) + 2 * n * t * 4096),
+        ("random", lambda n, t: 0),
+        ("strided", lambda n, t: 0),
+    ],
+)
 def test_scoring_is_paid_for_what_is_ranked(method, per_step):
     """At each step, over the tokens present BEFORE it."""
     config = PruningConfig(method, [1.0] * 2 + [0.5] * 10 + [0.25] * 20)
@@ -315,24 +381,34 @@ def test_whole_counts_include_the_scoring_and_fractional_ones_do_not():
 
 def test_a_methods_options_are_paid_for():
     """Recycling ranks a second time."""
-    once, twice = (count_flops(BIG, PruningConfig("sparsevlm", [1.0] * 16 + [0.5] * 16, options)).scoring
-                   for options in ({}, {"recycle": 0.1}))
+    once, twice = (
+        count_flops(BIG, PruningConfig("sparsevlm", [1.0] * 16 + [0.5] * 16, options)).scoring
+        for options in ({}, {"recycle": 0.1})
+    )
     assert twice == 2 * once > 0
 
 
 def test_reading_a_tower_without_class_token_is_paid_for_where_something_is_dropped():
     """VisionZip needs q k^T of one layer: 2 * 25^2 patches * 24, for each of two images."""
-    tower = SiglipVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2,
-                               image_size=20, patch_size=4)
-    model = LlavaConfig(vision_config=tower, text_config=SMALL.text_config, vision_feature_select_strategy="full")
+    tower = SiglipVisionConfig(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=20,
+        patch_size=4,
+    )
+    model = LlavaConfig(
+        vision_config=tower, text_config=SMALL.text_config, vision_feature_select_strategy="full"
+    )
 
     def vision(method, ratios, **options):
         return count_flops(model, PruningConfig(method, ratios), n_visual=50, **options).vision
 
     full = count_flops(model, n_visual=50).vision
-    assert vision("visionzip", [1, 1, 1, .5, .5]) == full + 2 * (2 * 25**2 * 24)
-    assert vision("visionzip", [1] * 5) == vision("fastv", [1, 1, 1, .5, .5]) == full
-    assert vision("visionzip", [1, 1, 1, .5, .5], convention="vispco") == 0
+    assert vision("visionzip", [1, 1, 1, 0.5, 0.5]) == full + 2 * (2 * 25**2 * 24)
+    assert vision("visionzip", [1] * 5) == vision("fastv", [1, 1, 1, 0.5, 0.5]) == full
+    assert vision("visionzip", [1, 1, 1, 0.5, 0.5], convention="vispco") == 0
 
 
 def test_images_of_another_shape_cost_the_tower_something_else():
@@ -359,9 +435,17 @@ def test_table_shows_every_layer_and_the_totals():
         for i, (n, f) in enumerate(zip(report.tokens, report.per_layer, strict=True))
     ]
     assert lines[0].split() == ["layer", "visual", "text", "GFLOPs"]
-    parts = {"scoring": report.scoring, "lm_head": report.lm_head, "total": report.total, "vision tower": report.vision,
-             "projector": report.projector, "with vision": report.total_with_vision}
-    assert [line.split() for line in lines[33:-1]] == [[*k.split(), f"{f / 1e9:.4f}"] for k, f in parts.items()]
+    parts = {
+        "scoring": report.scoring,
+        "lm_head": report.lm_head,
+        "total": report.total,
+        "vision tower": report.vision,
+        "projector": report.projector,
+        "with vision": report.total_with_vision,
+    }
+    assert [line.split() for line in lines[33:-1]] == [
+        [*k.split(), f"{f / 1e9:.4f}"] for k, f in parts.items()
+    ]
     assert (
         "% of the full model" in lines[-1]
         and "'exact'" in lines[-1]
@@ -380,7 +464,9 @@ def test_unknown_convention_lists_those_there_are():
 @pytest.mark.parametrize("name", ["n_visual", "n_text", "n_logits"])
 @pytest.mark.parametrize("value", [-1, 1.5, "4"])
 def test_tokens_are_whole_numbers(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a whole number of tokens, got {value!r}$"):
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a whole number of tokens, got {value!r}$"
+    ):
         count_flops(BIG, **{name: value})
 
 

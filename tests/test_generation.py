@@ -28,7 +28,12 @@ BATCHES = {
     "one": {"images": (1,), "text": (9,), "before": (2,)},
     "equal": {"images": (1, 1, 1), "text": (9, 9, 9), "before": (0, 3, 8)},
     "left": {"images": (2, 1, 0, 3), "text": (7, 9, 12, 3), "before": (1, 2, 5, 0)},
-    "right": {"images": (2, 1, 0, 3), "text": (7, 9, 12, 3), "before": (1, 2, 5, 0), "padding": "right"},
+    "right": {
+        "images": (2, 1, 0, 3),
+        "text": (7, 9, 12, 3),
+        "before": (1, 2, 5, 0),
+        "padding": "right",
+    },
 }
 IDS = {"suppress_tokens": [IMAGE, 2]}
 
@@ -47,7 +52,11 @@ def model(request):
 
 def methods_for(ratios):
     """The registered methods that can prune so early."""
-    return [m for m in vispco.list_methods() if min(ratios[:METHODS.get(m).first_layer], default=1) == 1]
+    return [
+        m
+        for m in vispco.list_methods()
+        if min(ratios[: METHODS.get(m).first_layer], default=1) == 1
+    ]
 
 
 def generate(model, inputs, new=6, **options):
@@ -66,8 +75,9 @@ def positions_of(model, run):
     These are the ids that Hugging Face gave to all the tokens on the way.
     """
     seen = []
-    hook = model.get_decoder().register_forward_pre_hook(lambda m, a, kw: seen.append(kw["position_ids"]),
-                                                         with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda m, a, kw: seen.append(kw["position_ids"]), with_kwargs=True
+    )
     result = run()
     hook.remove()
     return result, torch.cat(seen, -1)
@@ -82,14 +92,23 @@ def recomputed(model, inputs, sequences, kept, ratios, position_ids, merged=None
     with pruned_with(model, Replay(kept, merged), ratios), torch.no_grad():
         for end in range(start, sequences.shape[1]):
             mask = torch.nn.functional.pad(inputs["attention_mask"], (0, end - start), value=1)
-            again = {**inputs, "input_ids": sequences[:, :end], "attention_mask": mask,
-                     "position_ids": position_ids[:, :end]}
+            again = {
+                **inputs,
+                "input_ids": sequences[:, :end],
+                "attention_mask": mask,
+                "position_ids": position_ids[:, :end],
+            }
             steps.append(model(**again, use_cache=False).logits[:, -1])
     return torch.stack(steps, 1)
 
 
-CASES = [(attention, s, m) for attention in ("sdpa", "eager") for s, ratios in SCHEDULES.items()
-         for m in methods_for(ratios) if attention == "sdpa" or m in ("fastv", "random")]
+CASES = [
+    (attention, s, m)
+    for attention in ("sdpa", "eager")
+    for s, ratios in SCHEDULES.items()
+    for m in methods_for(ratios)
+    if attention == "sdpa" or m in ("fastv", "random")
+]
 
 
 @pytest.mark.parametrize("shape", BATCHES)
@@ -99,9 +118,14 @@ def test_cached_generation_equals_recomputation(model, schedule, method, shape):
     inputs, config = without_labels(batch(**shape)), PruningConfig(method, ratios)
     witness = Witness(METHODS.get(method)())
     with pruned_with(model, witness, ratios) as handle:
-        (sequences, logits, cache), positions = positions_of(model, lambda: generate(model, inputs, new=4))
+        (sequences, logits, cache), positions = positions_of(
+            model, lambda: generate(model, inputs, new=4)
+        )
         kept = handle.kept()
-    assert error(logits, recomputed(model, inputs, sequences, kept, ratios, positions, witness.merged)) <= CLOSE
+    assert (
+        error(logits, recomputed(model, inputs, sequences, kept, ratios, positions, witness.merged))
+        <= CLOSE
+    )
     # Pruning is felt, in the first token already.
     with torch.no_grad():
         full = model(**inputs).logits[:, -1]
@@ -131,7 +155,9 @@ def test_generation_equals_an_unhooked_model_that_may_not_look(model, method, ra
     """
     inputs = without_labels(batch(**BATCHES[shape]))
     with vispco.apply(model, PruningConfig(method, [ratio] * 6)) as handle:
-        (sequences, found, _), positions = positions_of(model, lambda: generate(model, inputs, new=4))
+        (sequences, found, _), positions = positions_of(
+            model, lambda: generate(model, inputs, new=4)
+        )
         kept = handle.kept()[0]
     size = sequences.shape[1] - 1
     visible = torch.nn.functional.pad(kept, (0, 3), value=True)[:, None, None]
@@ -187,7 +213,9 @@ def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, 
     torch.manual_seed(3)
     full = generate(llava, inputs, new=5, **options)
     assert torch.equal(found[0][0], found[1][0])
-    assert error(found[0][1], found[1][1]) <= CLOSE and error(found[0][1][:, 0], full[1][:, 0]) > 0.1
+    assert (
+        error(found[0][1], found[1][1]) <= CLOSE and error(found[0][1][:, 0], full[1][:, 0]) > 0.1
+    )
 
 
 @pytest.mark.parametrize("method", vispco.list_methods())
@@ -201,22 +229,43 @@ def test_beams_keep_what_greedy_keeps(llava, method):
     with pruned_with(llava, witness, ratios) as handle:
         generate(llava, inputs, new=1)
         greedy = handle.kept()
-        out, positions = positions_of(llava, lambda: llava.generate(
-            **inputs, num_beams=3, num_return_sequences=3, max_new_tokens=4, do_sample=False, **IDS,
-            length_penalty=0.0, return_dict_in_generate=True, output_scores=True))
+        out, positions = positions_of(
+            llava,
+            lambda: llava.generate(
+                **inputs,
+                num_beams=3,
+                num_return_sequences=3,
+                max_new_tokens=4,
+                do_sample=False,
+                **IDS,
+                length_penalty=0.0,
+                return_dict_in_generate=True,
+                output_scores=True,
+            ),
+        )
         beams = handle.kept()
-    assert greedy and all(torch.equal(mask.repeat_interleave(3, 0), beams[i]) for i, mask in greedy.items())
+    assert greedy and all(
+        torch.equal(mask.repeat_interleave(3, 0), beams[i]) for i, mask in greedy.items()
+    )
     wide = {k: v.repeat_interleave(3, 0) for k, v in inputs.items() if k != "pixel_values"}
-    wide["pixel_values"] = torch.cat([i for i in inputs["pixel_values"].split(BATCHES["left"]["images"])
-                                      for _ in range(3)])
+    wide["pixel_values"] = torch.cat(
+        [i for i in inputs["pixel_values"].split(BATCHES["left"]["images"]) for _ in range(3)]
+    )
     logits = recomputed(llava, wide, out.sequences, beams, ratios, positions, witness.merged)
-    new = out.sequences[:, inputs["input_ids"].shape[1]:]
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
     score = logits.log_softmax(-1).gather(-1, new[..., None]).sum((1, 2))
     assert torch.allclose(score, out.sequences_scores, atol=1e-3)
 
 
-@pytest.mark.parametrize("method, schedule", [("random", "layer 1"), ("strided", "layer 0"),
-                                              ("random", "several"), ("strided", "drop all at 3")])
+@pytest.mark.parametrize(
+    "method, schedule",
+    [
+        ("random", "layer 1"),
+        ("strided", "layer 0"),
+        ("random", "several"),
+        ("strided", "drop all at 3"),
+    ],
+)
 def test_prompt_lookup_equals_greedy(model, method, schedule):
     """Speculative decoding: several tokens at a step.
 
@@ -249,13 +298,25 @@ def test_prompt_lookup_equals_greedy(model, method, schedule):
 def test_assisted_generation_equals_greedy(model, schedule):
     """A text-only draft model; the pruned model verifies."""
     torch.manual_seed(1)
-    draft = LlamaForCausalLM(LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCAB,
-        pad_token_id=PAD, bos_token_id=BOS, eos_token_id=2, initializer_range=0.3)).eval()
+    draft = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=VOCAB,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=2,
+            initializer_range=0.3,
+        )
+    ).eval()
     inputs = without_labels(batch(**BATCHES["one"]))
     with vispco.apply(model, PruningConfig("random", SCHEDULES[schedule])):
         greedy, _, _ = generate(model, inputs, new=10)
-        found = model.generate(**inputs, assistant_model=draft, max_new_tokens=10, do_sample=False, **IDS)
+        found = model.generate(
+            **inputs, assistant_model=draft, max_new_tokens=10, do_sample=False, **IDS
+        )
     assert torch.equal(found, greedy)
 
 
@@ -271,14 +332,17 @@ def test_manual_decoding_equals_one_pass(model, schedule, padded, chunk):
     inputs, size = without_labels(batch(**shape)), len(shape["text"])
     new = torch.randint(6, VOCAB, (size, 7), generator=torch.Generator().manual_seed(0))
     mask, ids = inputs["attention_mask"], inputs["input_ids"]
-    whole = {**inputs, "input_ids": torch.cat([ids, new], 1),
-             "attention_mask": torch.cat([mask, torch.ones_like(new)], 1)}
+    whole = {
+        **inputs,
+        "input_ids": torch.cat([ids, new], 1),
+        "attention_mask": torch.cat([mask, torch.ones_like(new)], 1),
+    }
     with vispco.apply(model, PruningConfig("random", SCHEDULES[schedule])), torch.no_grad():
         expected = model(**whole, use_cache=False).logits[:, -7:]
         cache, parts = model(**inputs, use_cache=True).past_key_values, []
         for at in range(0, 7, chunk):
-            part = new[:, at:at + chunk]
-            seen = whole["attention_mask"][:, :ids.shape[1] + at + part.shape[1]]
+            part = new[:, at : at + chunk]
+            seen = whole["attention_mask"][:, : ids.shape[1] + at + part.shape[1]]
             parts.append(model(input_ids=part, attention_mask=seen, past_key_values=cache).logits)
         assert cache.get_seq_length() == whole["input_ids"].shape[1] or schedule != "layer 0"
     with torch.no_grad():
@@ -297,10 +361,13 @@ def test_decoding_without_an_attention_mask(model):
         expected, got = model(**inputs), model(**bare)
         step = torch.full((3, 1), 7)
         longer = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-        next_expected = model(input_ids=step, attention_mask=longer, past_key_values=expected.past_key_values)
+        next_expected = model(
+            input_ids=step, attention_mask=longer, past_key_values=expected.past_key_values
+        )
         next_got = model(input_ids=step, past_key_values=got.past_key_values)
     assert (
-        error(got.logits, expected.logits) <= CLOSE and error(next_got.logits, next_expected.logits) <= CLOSE
+        error(got.logits, expected.logits) <= CLOSE
+        and error(next_got.logits, next_expected.logits) <= CLOSE
     )
 
 
@@ -308,7 +375,9 @@ def test_decoding_without_an_attention_mask(model):
 def test_several_generations_in_a_row(llava, method):
     """Each is as if it were the first, whatever shape the one before had."""
     config = PruningConfig(method, SCHEDULES["several"])
-    prompts = [without_labels(batch(**BATCHES[name], seed=3)) for name in ("left", "one", "equal", "one")]
+    prompts = [
+        without_labels(batch(**BATCHES[name], seed=3)) for name in ("left", "one", "equal", "one")
+    ]
     with vispco.apply(llava, config):
         row = [generate(llava, p)[1] for p in prompts]
     for prompt, logits in zip(prompts, row, strict=True):
@@ -350,8 +419,14 @@ def test_a_conversation_goes_on_with_text(llava):
             max_new_tokens=4,
             do_sample=False,
         )
-        again = llava.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **IDS, max_new_tokens=4,
-                               pixel_values=inputs["pixel_values"], do_sample=False)
+        again = llava.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **IDS,
+            max_new_tokens=4,
+            pixel_values=inputs["pixel_values"],
+            do_sample=False,
+        )
     assert torch.equal(second, again)
 
 
@@ -378,7 +453,9 @@ def test_a_prompt_that_ends_in_an_image(model, padding):
     for mode in ("deploy", "search"):
         with vispco.apply(model, config, mode=mode) as handle, torch.no_grad():
             last.append(model(**inputs).logits[inputs["attention_mask"][:, -1].bool(), -1])
-            texts = [int((mask & inputs["input_ids"].ne(IMAGE)).sum()) for mask in handle.kept().values()]
+            texts = [
+                int((mask & inputs["input_ids"].ne(IMAGE)).sum()) for mask in handle.kept().values()
+            ]
             # Whatever happens to the image, no text is lost.
             assert set(texts) == {16}
     assert error(*last) <= CLOSE
@@ -387,7 +464,10 @@ def test_a_prompt_that_ends_in_an_image(model, padding):
 @pytest.mark.parametrize("method", ["random", "fastv"])
 def test_search_mode_generates_as_deploy_or_refuses(llava, method):
     """Masked tokens are in the cache; decoding must not see them."""
-    inputs, config = without_labels(batch(**BATCHES["left"])), PruningConfig(method, SCHEDULES["several"])
+    inputs, config = (
+        without_labels(batch(**BATCHES["left"])),
+        PruningConfig(method, SCHEDULES["several"]),
+    )
     with vispco.apply(llava, config):
         expected = generate(llava, inputs)[1]
     with vispco.apply(llava, config, mode="search"):
@@ -413,7 +493,11 @@ def test_a_second_image_on_a_running_conversation_is_refused(llava):
     with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])), torch.no_grad():
         cache = llava(**inputs).past_key_values
         with pytest.raises(ValueError, match="second image.*start again from the whole prompt"):
-            llava(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+            llava(
+                input_ids=inputs["input_ids"],
+                pixel_values=inputs["pixel_values"],
+                past_key_values=cache,
+            )
 
 
 def test_a_cache_of_ones_own_is_used(llava):

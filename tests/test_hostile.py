@@ -14,8 +14,14 @@ from hostile_readers import READERS
 from mutations import harmless, mutations, within
 
 torch.set_num_threads(1)
-QUICK = {"a video": 300, "a data set on disk": 200, "a chat template": 2000, "a training state": 1000, "a model folder": 20,
-         "a shipped checkpoint": 10}
+QUICK = {
+    "a video": 300,
+    "a data set on disk": 200,
+    "a chat template": 2000,
+    "a training state": 1000,
+    "a model folder": 20,
+    "a shipped checkpoint": 10,
+}
 CASES = [(name, QUICK.get(name, 5000), 0) for name in READERS]
 CASES += [pytest.param(name, 5000, 1, marks=pytest.mark.slow) for name in READERS]
 
@@ -39,7 +45,9 @@ def test_a_damaged_file_is_told_by_name_or_read_right(name, count, seed, tmp_pat
             except (ValueError, OSError) as error:
                 told += 1
                 text = str(error)
-                assert reader.file.split("/")[0] in text or reader.file in str(getattr(error, "filename", "")), (text, content[:500])
+                assert reader.file.split("/")[0] in text or reader.file in str(
+                    getattr(error, "filename", "")
+                ), (text, content[:500])
                 assert len(text) < 1500, text
             except Exception as error:
                 pytest.fail(f"{type(error).__name__}: {error}; of {content[:2000]!r}")

@@ -65,7 +65,7 @@ def imports(name, lazy=True):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
@@ -81,7 +81,9 @@ def inside(name, **kwargs):
         parts = target.split(".")
         if parts[0] == "vispco" and len(parts) > 1:
             options = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
-            yield next((o for o in options if o in MODULES or f"{o}.__init__" in MODULES), "__init__")
+            yield next(
+                (o for o in options if o in MODULES or f"{o}.__init__" in MODULES), "__init__"
+            )
 
 
 def outside(name, **kwargs):
@@ -91,7 +93,9 @@ def outside(name, **kwargs):
 
 def test_the_reader_sees_imports():
     """The oracle itself: relative, absolute and lazy imports are all found."""
-    assert {"registry", "utils.files"} <= set(inside("config")) and "flops" in set(inside("models.costs"))
+    assert {"registry", "utils.files"} <= set(inside("config")) and "flops" in set(
+        inside("models.costs")
+    )
     assert "transformers" in outside("pruning._cache") and "torch" in outside("alm")
     assert {m for m in inside("methods.fastv")} == {"registry", "methods.base", "methods.shared"}
 
@@ -104,7 +108,11 @@ def test_every_module_has_a_floor():
 def test_every_room_is_on_the_reading_list():
     page = (ROOT.parent / "docs" / "reading-the-code.md").read_text(encoding="utf-8")
     rooms = {room(name) for name in MODULES} - {"__init__", "__main__"}
-    missing = [r for r in rooms if f"`{r}.py`" not in page and f"`{r}/`" not in page and f"`{r}/base.py`" not in page]
+    missing = [
+        r
+        for r in rooms
+        if f"`{r}.py`" not in page and f"`{r}/`" not in page and f"`{r}/base.py`" not in page
+    ]
     assert not missing, f"docs/reading-the-code.md does not say what {sorted(missing)} is for"
 
 
@@ -121,7 +129,9 @@ def test_arrows_point_down(name):
 def test_no_circles():
     """Between modules, lazy imports included."""
     graph = {
-        name: set(inside(name)) & set(MODULES) - {name} for name in MODULES if not name.endswith("__init__")
+        name: set(inside(name)) & set(MODULES) - {name}
+        for name in MODULES
+        if not name.endswith("__init__")
     }
     # Raises CycleError with the circle.
     TopologicalSorter(graph).prepare()
@@ -141,7 +151,13 @@ def test_a_plug_in_imports_no_core_but_its_base():
     """
     for name in MODULES:
         if room(name) == "methods" and not name.endswith("__init__"):
-            assert {room(t) for t in inside(name)} <= {"methods", "registry", "pruning", "flops", "relaxation"}, name
+            assert {room(t) for t in inside(name)} <= {
+                "methods",
+                "registry",
+                "pruning",
+                "flops",
+                "relaxation",
+            }, name
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -168,7 +184,9 @@ def test_optional_packages_are_imported_where_they_are_used():
 def test_no_asserts_for_users():
     """`python -O` removes them: users are told by ValueError."""
     asserting = [
-        name for name, tree in MODULES.items() if any(isinstance(n, ast.Assert) for n in ast.walk(tree))
+        name
+        for name, tree in MODULES.items()
+        if any(isinstance(n, ast.Assert) for n in ast.walk(tree))
     ]
     assert not asserting
 
@@ -190,7 +208,21 @@ def test_importing_vispco_is_light():
 
 def test_the_public_names():
     """What the README uses is there; and `import *` of the package needs no private name."""
-    for name in ("apply", "search", "count_flops", "evaluate", "PruningConfig", "Method", "Adapter", "Kernel",
-                 "register_method", "register_adapter", "register_kernel", "list_methods", "list_adapters",
-                 "list_kernels", "__version__"):
+    for name in (
+        "apply",
+        "search",
+        "count_flops",
+        "evaluate",
+        "PruningConfig",
+        "Method",
+        "Adapter",
+        "Kernel",
+        "register_method",
+        "register_adapter",
+        "register_kernel",
+        "list_methods",
+        "list_adapters",
+        "list_kernels",
+        "__version__",
+    ):
         assert hasattr(vispco, name), name

@@ -61,9 +61,13 @@ def task(items, tmp_path_factory):
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("task")
-    Dataset.from_dict({"image": [Image.fromarray(item.image) for item in items],
-                       "question": [item.question for item in items],
-                       "answer": [item.answer for item in items]}).to_parquet(folder / "boards.parquet")
+    Dataset.from_dict(
+        {
+            "image": [Image.fromarray(item.image) for item in items],
+            "question": [item.question for item in items],
+            "answer": [item.answer for item in items],
+        }
+    ).to_parquet(folder / "boards.parquet")
     (folder / "boards.yaml").write_text(TASK.format(data=folder / "boards.parquet"))
     (folder / "utils.py").write_text(UTILS)
     return folder
@@ -87,16 +91,44 @@ def command_line(folder, task, output, model_args=""):
     Returns the score it reports and its answers, in the order of the questions.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--model", "vispco", "--model_args", f"pretrained={folder}{model_args}",
-         "--include_path", task, "--tasks", "boards", "--batch_size", "16", "--device", "cpu", "--log_samples",
-         "--output_path", output],
-        capture_output=True, text=True, cwd=output, timeout=500,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(output / "cache"), "OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "lmms_eval",
+            "--model",
+            "vispco",
+            "--model_args",
+            f"pretrained={folder}{model_args}",
+            "--include_path",
+            task,
+            "--tasks",
+            "boards",
+            "--batch_size",
+            "16",
+            "--device",
+            "cpu",
+            "--log_samples",
+            "--output_path",
+            output,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=output,
+        timeout=500,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(output / "cache"),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
     results = list(output.rglob("*_results.json"))
     assert done.returncode == 0 and len(results) == 1, done.stdout[-3000:] + done.stderr[-3000:]
     score = json.loads(results[0].read_text())["results"]["boards"]["right,none"]
     (samples,) = output.rglob("*_samples_boards.jsonl")
-    samples = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    samples = sorted(
+        map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"]
+    )
     return score, [sample["filtered_resps"] for sample in samples]
 
 
@@ -111,7 +143,9 @@ def independent(folder, items, config):
     with torch.inference_mode(), nullcontext() if config is None else vispco.apply(model, config):
         for item in items:
             inputs = collate([item], with_answers=False, model=name)
-            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)[
+                0, inputs["input_ids"].shape[1] :
+            ]
             answers.append(processor.tokenizer.decode(output, skip_special_tokens=True))
     return answers
 
@@ -126,12 +160,17 @@ def test_lmms_eval_finds_the_model_by_the_entry_point():
 
 def test_scores_agree_with_an_independent_count_in_full_and_pruned(folder, task, items, tmp_path):
     right = {}
-    for name, model_args in (("full", ""), ("pruned", f",pruning_config={folder / 'pruning.json'}")):
+    for name, model_args in (
+        ("full", ""),
+        ("pruned", f",pruning_config={folder / 'pruning.json'}"),
+    ):
         config = vispco.PruningConfig.load(folder / "pruning.json") if name == "pruned" else None
         (tmp_path / name).mkdir()
         score, answers = command_line(folder, task, tmp_path / name, model_args)
         assert answers == independent(folder, items, config)
-        right[name] = sum(answer == item.answer for answer, item in zip(answers, items, strict=True))
+        right[name] = sum(
+            answer == item.answer for answer, item in zip(answers, items, strict=True)
+        )
         assert score == pytest.approx(right[name] / N)
     assert right["full"] > 0.9 * N and 0 < right["pruned"] < right["full"]
 
@@ -142,7 +181,16 @@ def test_the_page_of_the_eight_benchmarks_names_tasks_and_metrics_that_there_are
     manager = TaskManager()
     page = (Path(vispco.__file__).parents[1] / "docs/lmms-eval.md").read_text(encoding="utf-8")
     rows = [row.split("|")[1:5] for row in page.split("| benchmark |")[1].splitlines()[2:10]]
-    assert [row[0].strip() for row in rows] == ["A-OKVQA", "VizWiz", "SEED-Evaluator", "MMBench", "MME", "ChartQA", "OCRBench", "TextVQA"]
+    assert [row[0].strip() for row in rows] == [
+        "A-OKVQA",
+        "VizWiz",
+        "SEED-Evaluator",
+        "MMBench",
+        "MME",
+        "ChartQA",
+        "OCRBench",
+        "TextVQA",
+    ]
     # In place of A-OKVQA.
     tasks = ["ok_vqa_val2014"]
     assert not [name for name in manager.all_tasks if "aokvqa" in name.replace("_", "")]
@@ -151,17 +199,25 @@ def test_the_page_of_the_eight_benchmarks_names_tasks_and_metrics_that_there_are
         for name in named:
             config = manager._get_config(name)
             assert config["output_type"] == "generate_until"
-            assert set(re.findall("`(.*?)`", metrics)) <= {metric["metric"] for metric in config["metric_list"]}
-        assert {name for name in re.findall("`(.*?)`", mind) if name != "general"} <= set(manager.all_tasks)
+            assert set(re.findall("`(.*?)`", metrics)) <= {
+                metric["metric"] for metric in config["metric_list"]
+            }
+        assert {name for name in re.findall("`(.*?)`", mind) if name != "general"} <= set(
+            manager.all_tasks
+        )
     assert re.search("TASKS=(.*)", page)[1].split(",") == tasks
-    assert "general" in {metric["metric"] for metric in manager._get_config("vmcbench")["metric_list"]}
+    assert "general" in {
+        metric["metric"] for metric in manager._get_config("vmcbench")["metric_list"]
+    }
     assert manager._get_config("seedbench_ppl")["output_type"] != "generate_until"
 
 
 def request(model, item, options, number=0):
     """One request, as lmms-eval makes it for a chat model."""
     content = [{"type": "image", "url": item.image}, {"type": "text", "text": item.question}]
-    model.task_dict.setdefault("t", {"test": {}})["test"][number] = [{"role": "user", "content": content}]
+    model.task_dict.setdefault("t", {"test": {}})["test"][number] = [
+        {"role": "user", "content": content}
+    ]
     return SimpleNamespace(args=("", lambda messages: messages, options, number, "t", "test"))
 
 
@@ -169,7 +225,9 @@ def test_answers_keep_the_order_of_their_requests_when_options_differ(folder, it
     """Requests with other options run in other batches; every answer goes back to its question."""
     model = VispcoModel(str(folder), device="cpu", batch_size="5")
     options = [{"max_new_tokens": 4}, {"max_new_tokens": 3, "until": "ASSISTANT:"}]
-    got = model.generate_until([request(model, item, options[i % 2], i) for i, item in enumerate(items[:12])])
+    got = model.generate_until(
+        [request(model, item, options[i % 2], i) for i, item in enumerate(items[:12])]
+    )
     assert got == independent(folder, items[:12], None)
 
 
@@ -197,7 +255,9 @@ def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
         stream = file.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for i in range(length):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * i, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((64, 64, 3), 10 * i, np.uint8), format="rgb24"
+            )
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     model = SimpleNamespace(max_num_frames=5)
@@ -211,14 +271,20 @@ def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
         VispcoModel._frames(model, {"video": "v.mp4", "video_start": 1.0})
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({}, "lacks pretrained"),
-    ({"pretrained": "x", "prunning_config": "y"}, "unknown names: prunning_config"),
-    ({"pretrained": "x", "dtype": "int8"}, "dtype must be one of auto, float32"),
-    ({"pretrained": "x", "batch_size": "auto"}, "batch_size must be a whole number"),
-    ({"pretrained": "x", "max_num_frames": 0}, "max_num_frames must be"),
-    ({"pretrained": "x", "trust_remote_code": "yes"}, "trust_remote_code must be True or False"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "lacks pretrained"),
+        ({"pretrained": "x", "prunning_config": "y"}, "unknown names: prunning_config"),
+        ({"pretrained": "x", "dtype": "int8"}, "dtype must be one of auto, float32"),
+        ({"pretrained": "x", "batch_size": "auto"}, "batch_size must be a whole number"),
+        ({"pretrained": "x", "max_num_frames": 0}, "max_num_frames must be"),
+        (
+            {"pretrained": "x", "trust_remote_code": "yes"},
+            "trust_remote_code must be True or False",
+        ),
+    ],
+)
 def test_bad_arguments_are_refused_before_anything_is_loaded(arguments, message):
     with pytest.raises(ValueError, match=message):
         VispcoModel(**arguments)
@@ -234,7 +300,11 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_question(folder
 
 def test_a_processor_without_a_chat_template_needs_one(tmp_path):
     model, processor = testbed.load("testbed-llava")
-    template, processor.chat_template, processor.tokenizer.chat_template = processor.chat_template, None, None
+    template, processor.chat_template, processor.tokenizer.chat_template = (
+        processor.chat_template,
+        None,
+        None,
+    )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no chat template: pass chat_template=FILE"):
@@ -243,19 +313,32 @@ def test_a_processor_without_a_chat_template_needs_one(tmp_path):
     with pytest.raises(ValueError, match="broken.jinja: expected a Jinja template in UTF-8"):
         VispcoModel(str(tmp_path), device="cpu", chat_template=str(tmp_path / "broken.jinja"))
     (tmp_path / "mine.jinja").write_text(template)
-    assert VispcoModel(str(tmp_path), device="cpu", chat_template=str(tmp_path / "mine.jinja")).processor.chat_template
+    assert VispcoModel(
+        str(tmp_path), device="cpu", chat_template=str(tmp_path / "mine.jinja")
+    ).processor.chat_template
 
 
 def test_other_kinds_of_request_are_refused_with_advice():
     for refused in (VispcoModel.loglikelihood, VispcoModel.generate_until_multi_round):
-        with pytest.raises(NotImplementedError, match="choose a task with output_type generate_until"):
+        with pytest.raises(
+            NotImplementedError, match="choose a task with output_type generate_until"
+        ):
             refused(None, [])
 
 
 def test_decoding_is_greedy_unless_the_task_asks_for_a_temperature():
     assert generation_options({"temperature": 0.7, "top_p": 0.9})[0] == {
-        "max_new_tokens": 1024, "temperature": 0.7, "top_p": 0.9, "do_sample": True}
-    for greedy in ({}, {"temperature": 0, "do_sample": True}, {"temperature": 0.7, "do_sample": False}, {"top_p": 0.5}):
+        "max_new_tokens": 1024,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "do_sample": True,
+    }
+    for greedy in (
+        {},
+        {"temperature": 0, "do_sample": True},
+        {"temperature": 0.7, "do_sample": False},
+        {"top_p": 0.5},
+    ):
         assert generation_options(greedy) == ({"max_new_tokens": 1024, "do_sample": False}, [])
 
 

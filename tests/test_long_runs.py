@@ -35,9 +35,18 @@ def things(model):
     Hooks and attributes of modules, files, threads, what vispco keeps count of.
     """
     modules = list(model.modules())
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules)
+    hooks = sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in modules
+    )
     files = len(os.listdir("/proc/self/fd")) if STATM.exists() else 0
-    return hooks, sum(len(vars(m)) for m in modules), files, threading.active_count(), len(_applied), Eagerly._count
+    return (
+        hooks,
+        sum(len(vars(m)) for m in modules),
+        files,
+        threading.active_count(),
+        len(_applied),
+        Eagerly._count,
+    )
 
 
 def runs(model, once, times):
@@ -62,11 +71,17 @@ def check(model, once, times):
     (before, objects, held), (after, more, now) = runs(model, once, times)
     assert after == before
     assert more - objects < max(10, times / 10), f"{more - objects} more objects after {times} runs"
-    assert now - held < max(times * 4096, 2**22), f"{(now - held) / 2**20:.1f} MiB more after {times} runs"
+    assert now - held < max(times * 4096, 2**22), (
+        f"{(now - held) / 2**20:.1f} MiB more after {times} runs"
+    )
 
 
-CONFIGS = [PruningConfig("random", [0.5, 0.5]), PruningConfig("fastv", [1, 0.3]), PruningConfig("visionzip", [0.5, 0.25]),
-           PruningConfig("strided", [1, 1])]
+CONFIGS = [
+    PruningConfig("random", [0.5, 0.5]),
+    PruningConfig("fastv", [1, 0.3]),
+    PruningConfig("visionzip", [0.5, 0.25]),
+    PruningConfig("strided", [1, 1]),
+]
 
 
 def apply_and_generate(model):
@@ -74,6 +89,7 @@ def apply_and_generate(model):
 
     Now and then one that fails, or a handle left to the garbage collector.
     """
+
     def once(i):
         config = CONFIGS[i % 4]
         with vispco.apply(model, config, mode="search" if i % 5 == 4 else "deploy") as handle:
@@ -81,7 +97,9 @@ def apply_and_generate(model):
                 with torch.no_grad():
                     model(**PROMPT)
             else:
-                model.generate(**PROMPT, max_new_tokens=2, do_sample=False, suppress_tokens=[IMAGE, 2])
+                model.generate(
+                    **PROMPT, max_new_tokens=2, do_sample=False, suppress_tokens=[IMAGE, 2]
+                )
             handle.kept()
             if i % 7 == 6:
                 with pytest.raises(ValueError):
@@ -94,8 +112,17 @@ def apply_and_generate(model):
 
 def search(model):
     """One search: half of the FLOPs, one step."""
+
     def once(i):
-        found = vispco.search(model, [QUESTIONS], "random", budgets=[0.5], refinement=0, seed=i, start=vispco.Gradient(steps=1))
+        found = vispco.search(
+            model,
+            [QUESTIONS],
+            "random",
+            budgets=[0.5],
+            refinement=0,
+            seed=i,
+            start=vispco.Gradient(steps=1),
+        )
         assert len(found.points) == 1
 
     return once
@@ -142,6 +169,7 @@ def test_a_leak_is_seen(model, leak, tmp_path):
 
 def test_models_that_come_and_go_while_pruned_leave_nothing_behind(model):
     """Without `.remove()`: the model, its handle and the compiler's stance go together."""
+
     def once(i):
         other = tiny_llava(layers=2)
         vispco.apply(other, CONFIGS[i % 4])

@@ -18,7 +18,6 @@ from naive import NAIVE, naive_kept, naive_rank, naive_recycled, ranked, step_at
 from oracles import Constant, Witness, pruned_with, rows_alone
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, without_labels
 from vispco import PruningConfig
-from vispco.pruning.context import Context
 from vispco.methods import fitprune
 from vispco.methods.cdpruner import CDPruner
 from vispco.methods.dart import DART
@@ -26,16 +25,28 @@ from vispco.methods.divprune import DivPrune
 from vispco.methods.random import Random, hashed
 from vispco.methods.sparsevlm import SparseVLM
 from vispco.methods.strided import Strided
+from vispco.pruning.context import Context
 from vispco.registry import METHODS
 
 SHAPE = {"images": (1, 2, 0, 1), "text": (9, 7, 6, 12), "before": (2, 0, 3, 8)}
-SCHEDULES = [[1, 0.5, 0.5, 0.5, 0.5, 0.5], [1, 1, 0.7, 0.7, 0.3, 0.3], [1, 0.9, 0.7, 0.5, 0.3, 0.1],
-             [1, 1, 1, 1, 1, 0.4]]
+SCHEDULES = [
+    [1, 0.5, 0.5, 0.5, 0.5, 0.5],
+    [1, 1, 0.7, 0.7, 0.3, 0.3],
+    [1, 0.9, 0.7, 0.5, 0.3, 0.1],
+    [1, 1, 1, 1, 1, 0.4],
+]
 
 
 #: family, schedule, padding, number of samples
-CASES = [("llava", 0, "right", 4), ("llava", 1, "left", 4), ("llava", 2, "left", 3), ("llava", 2, "right", 2),
-         ("llava", 3, "left", 1), ("qwen2_5_vl", 2, "left", 2), ("qwen2_5_vl", 1, "right", 4)]
+CASES = [
+    ("llava", 0, "right", 4),
+    ("llava", 1, "left", 4),
+    ("llava", 2, "left", 3),
+    ("llava", 2, "right", 2),
+    ("llava", 3, "left", 1),
+    ("qwen2_5_vl", 2, "left", 2),
+    ("qwen2_5_vl", 1, "right", 4),
+]
 
 
 @functools.cache
@@ -59,12 +70,16 @@ def kept_by(model, config, inputs, mode="deploy"):
 def test_every_built_in_method_has_a_naive_counterpart():
     built_in = {n for n in vispco.list_methods() if METHODS.get(n).__module__.startswith("vispco.")}
     written = {n.removeprefix("naive_") for module in (naive, naive_vision) for n in vars(module)}
-    assert built_in <= written, f"write a naive implementation of {built_in - written} in tests/naive.py"
+    assert built_in <= written, (
+        f"write a naive implementation of {built_in - written} in tests/naive.py"
+    )
 
 
 def fitting(name, ratios):
     """The schedule, a layer earlier for methods that can prune layer 0."""
-    return PruningConfig(name, ratios if METHODS.get(name).first_layer else [*ratios[1:], ratios[-1]])
+    return PruningConfig(
+        name, ratios if METHODS.get(name).first_layer else [*ratios[1:], ratios[-1]]
+    )
 
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
@@ -92,7 +107,7 @@ def test_search_sees_the_naive_order_of_all_tokens(name, layer):
     """Not only which come first: the soft threshold looks past the last one kept."""
     sdpa, eager = models()
     inputs = without_labels(batch(images=(2,), text=(7,), before=(1,)))
-    (ctx, scores), = scores_of(name, sdpa, inputs, [1.0] * layer + [0.5] * (6 - layer), "search")
+    ((ctx, scores),) = scores_of(name, sdpa, inputs, [1.0] * layer + [0.5] * (6 - layer), "search")
     order = ctx.visual[1][0, scores[0].argsort(descending=True, stable=True)].tolist()
     assert order == ranked(NAIVE[name](step_at(eager, inputs, layer, {}, 16)))
 
@@ -155,8 +170,10 @@ def test_scores_are_the_models_own_attention_weights(name, at, layer):
     sdpa, eager = models()
     inputs = without_labels(batch(images=(1, 1), text=(9, 9), before=(2, 5)))
     with torch.no_grad():
-        weights = eager(**inputs, output_attentions=True).attentions[layer + at][:, :, -1].mean(1)  # (B, S)
-    (_, scores), = scores_of(name, sdpa, inputs, [1.0] * layer + [0.5] * (6 - layer))
+        weights = (
+            eager(**inputs, output_attentions=True).attentions[layer + at][:, :, -1].mean(1)
+        )  # (B, S)
+    ((_, scores),) = scores_of(name, sdpa, inputs, [1.0] * layer + [0.5] * (6 - layer))
     expected = weights[inputs["input_ids"] == IMAGE].view(2, PER_IMAGE)
     assert torch.allclose(scores, expected, rtol=1e-4, atol=1e-7) and expected.std() > 0.01
 
@@ -200,6 +217,7 @@ def test_ties_go_to_the_lowest_index(mode):
 @pytest.mark.parametrize("seed", range(4))
 def test_coarse_scores_are_ranked_stably(seed):
     """Scores with many ties, a different set at each layer."""
+
     class Coarse(Constant):
         def score(self, ctx):
             return table[ctx.layer][ctx.slot]
@@ -222,7 +240,7 @@ def test_sparsevlm_has_raters_whatever_the_text():
     for words in (1, 2, 6, 9, 10, 13):
         inputs = without_labels(batch(images=(1,), text=(words,), before=(0,)))
         inputs["input_ids"][inputs["input_ids"] != IMAGE] = 7
-        (_, scores), = scores_of("sparsevlm", model, inputs, [1, 1, 0.5, 0.5, 0.5, 0.5])
+        ((_, scores),) = scores_of("sparsevlm", model, inputs, [1, 1, 0.5, 0.5, 0.5, 0.5])
         assert (scores > 0).any()
 
 
@@ -234,7 +252,7 @@ def test_sparsevlm_rates_when_much_text_precedes_the_image():
     model = models()[0]
     for seed in range(30):
         inputs = without_labels(batch(images=(1,), text=(9,), before=(8,), seed=seed))
-        (_, scores), = scores_of("sparsevlm", model, inputs, [1, 1, 0.5, 0.5, 0.5, 0.5])
+        ((_, scores),) = scores_of("sparsevlm", model, inputs, [1, 1, 0.5, 0.5, 0.5, 0.5])
         assert (scores > 0).any(), f"seed {seed}: every score is 0, so the first tokens are kept"
 
 
@@ -244,14 +262,25 @@ def test_adaptive_keeps_as_many_as_the_rank_allows(family, schedule, padding, si
     """At every step, and no more than configured."""
     sdpa, eager = models(family)
     config = PruningConfig("sparsevlm", SCHEDULES[schedule], {"adaptive": 1.5})
-    inputs = without_labels(batch(**{k: v[:size] for k, v in SHAPE.items()}, padding=padding, seed=schedule))
-    got, plain = (kept_by(sdpa, PruningConfig("sparsevlm", SCHEDULES[schedule], o), inputs, mode)
-                  for o in (config.method_options, {}))
-    assert sum(int(mask.sum()) for mask in got.values()) < sum(int(mask.sum()) for mask in plain.values())
+    inputs = without_labels(
+        batch(**{k: v[:size] for k, v in SHAPE.items()}, padding=padding, seed=schedule)
+    )
+    got, plain = (
+        kept_by(sdpa, PruningConfig("sparsevlm", SCHEDULES[schedule], o), inputs, mode)
+        for o in (config.method_options, {})
+    )
+    assert sum(int(mask.sum()) for mask in got.values()) < sum(
+        int(mask.sum()) for mask in plain.values()
+    )
     for b in range(size):
         alone, real = rows_alone(inputs, SHAPE["images"], b)
-        expected = naive_kept(eager, alone, config, NAIVE["sparsevlm"],
-                              lambda step: max(1, math.floor(1.5 * naive_rank(step))))
+        expected = naive_kept(
+            eager,
+            alone,
+            config,
+            NAIVE["sparsevlm"],
+            lambda step: max(1, math.floor(1.5 * naive_rank(step))),
+        )
         for layer, mask in expected.items():
             assert torch.equal(got[layer][b, real], mask)
 
@@ -266,7 +295,9 @@ def test_adaptive_without_raters_leaves_the_count():
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("keep, share", [(0.5, 0.3), (0.375, 1.0), (0.2, 1.0), (0.05, 0.9), (0.9, 0.3)])
+@pytest.mark.parametrize(
+    "keep, share", [(0.5, 0.3), (0.375, 1.0), (0.2, 1.0), (0.05, 0.9), (0.9, 0.3)]
+)
 def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mode):
     """Which tokens stay, which are merged, and into which.
 
@@ -277,7 +308,7 @@ def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mo
     probe, layer = Merges(SparseVLM(recycle=share)), 2
     with pruned_with(sdpa, probe, [1.0, 1.0] + [keep] * 4, mode), torch.no_grad():
         sdpa(**inputs)
-    (ctx, kept, into), = probe.seen
+    ((ctx, kept, into),) = probe.seen
     for b, images in enumerate(SHAPE["images"]):
         alone, real = rows_alone(inputs, SHAPE["images"], b)
         if not images:
@@ -288,7 +319,9 @@ def test_recycled_tokens_join_the_naive_centres(family, keep, share, padding, mo
         place = dict(zip(real.nonzero()[:, 0].tolist(), step.now.places[-1].tolist(), strict=True))
         slots = {place[p]: j for j, p in enumerate(ctx.visual[1][b].tolist()) if ctx.valid[b, j]}
         assert len(stay) == count and {p for p, j in slots.items() if kept[b, j]} == stay
-        expected = {p: slots[p] if p in stay else slots[homes[p]] if p in homes else -1 for p in slots}
+        expected = {
+            p: slots[p] if p in stay else slots[homes[p]] if p in homes else -1 for p in slots
+        }
         assert {p: int(into[b, j]) for p, j in slots.items()} == expected
 
 
@@ -296,13 +329,18 @@ def test_recycling_changes_states_not_counts():
     """And with both options the budget is still an upper bound."""
     model, inputs = models()[0], without_labels(batch(**SHAPE))
     plain, recycled, both = (
-        kept_by(model, PruningConfig("sparsevlm", [1, 1, 0.25, 0.25, 0.25, 0.25], options), inputs)[2]
-        for options in ({}, {"recycle": 0.3}, {"recycle": 0.3, "adaptive": 1.0}))
+        kept_by(model, PruningConfig("sparsevlm", [1, 1, 0.25, 0.25, 0.25, 0.25], options), inputs)[
+            2
+        ]
+        for options in ({}, {"recycle": 0.3}, {"recycle": 0.3, "adaptive": 1.0})
+    )
     assert torch.equal(plain.sum(1), recycled.sum(1)) and not torch.equal(plain, recycled)
     assert (both.sum(1) <= plain.sum(1)).all() and both.sum() < plain.sum()
 
 
-@pytest.mark.parametrize("options", [{"adaptive": 1e9}, {"recycle": 0.3}, {"adaptive": 1e9, "recycle": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"adaptive": 1e9}, {"recycle": 0.3}, {"adaptive": 1e9, "recycle": 0.3}]
+)
 def test_sparsevlm_options_are_counted(options):
     """To the FLOP: `adaptive` and `recycle` rate the tokens again."""
     inputs = without_labels(batch(images=(2,) * 3, text=(9,) * 3, before=(2,) * 3))
@@ -313,10 +351,17 @@ def test_sparsevlm_options_are_counted(options):
     assert counter.get_total_flops() == 3 * report.total_with_vision
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"adaptive": 0}, "adaptive must be None or a positive number"), ({"adaptive": "1"}, "adaptive must be"),
-    ({"adaptive": True}, "adaptive must be"), ({"recycle": 1.1}, "recycle must be a share"),
-    ({"recycle": -0.1}, "recycle must be"), ({"recycle": None}, "recycle must be")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"adaptive": 0}, "adaptive must be None or a positive number"),
+        ({"adaptive": "1"}, "adaptive must be"),
+        ({"adaptive": True}, "adaptive must be"),
+        ({"recycle": 1.1}, "recycle must be a share"),
+        ({"recycle": -0.1}, "recycle must be"),
+        ({"recycle": None}, "recycle must be"),
+    ],
+)
 def test_sparsevlm_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         SparseVLM(**options)
@@ -326,22 +371,23 @@ def test_sparsevlm_refuses(options, message):
 def test_fitprune_in_blocks_of_rows(monkeypatch):
     """However many rows of attention are computed at a time, the scores are the same."""
     model, inputs = models()[0], without_labels(batch(**SHAPE))
-    (ctx, whole), = scores_of("fitprune", model, inputs, SCHEDULES[3])
+    ((ctx, whole),) = scores_of("fitprune", model, inputs, SCHEDULES[3])
     monkeypatch.setattr(fitprune, "ROWS", 7)
-    (_, blocks), = scores_of("fitprune", model, inputs, SCHEDULES[3])
+    ((_, blocks),) = scores_of("fitprune", model, inputs, SCHEDULES[3])
     assert torch.allclose(whole[ctx.valid], blocks[ctx.valid], rtol=1e-5, atol=0)
 
 
 def test_fitprune_without_text_after_the_image():
     """The image's own attention ranks alone then."""
     inputs = without_labels(batch(images=(1,), text=(3,), before=(3,)))
-    (_, scores), = scores_of("fitprune", models()[0], inputs, SCHEDULES[3])
+    ((_, scores),) = scores_of("fitprune", models()[0], inputs, SCHEDULES[3])
     assert (scores > 0).all() and len(scores.unique()) == PER_IMAGE
 
 
 # ---- dart ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "options", [{"visual": 1, "text": 0}, {"visual": 0, "text": 2}, {"visual": 20, "text": 9}])
+    "options", [{"visual": 1, "text": 0}, {"visual": 0, "text": 2}, {"visual": 20, "text": 9}]
+)
 def test_dart_with_other_pivots(options):
     """Fewer, none of a kind, or more than there are tokens."""
     sdpa, eager = models()
@@ -354,7 +400,8 @@ def test_dart_with_other_pivots(options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"visual": -1}, {"text": 1.5}, {"visual": True}, {"visual": 0, "text": 0}])
+    "options", [{"visual": -1}, {"text": 1.5}, {"visual": True}, {"visual": 0, "text": 0}]
+)
 def test_dart_refuses(options):
     with pytest.raises(ValueError, match="pivot"):
         DART(**options)
@@ -366,9 +413,16 @@ def features(image, text=None, keep=None, exhaustive=True):
     v, x = len(image), torch.tensor([*image, *(text or [])])[None]
     order = torch.arange(x.shape[1])[None]
     visual = order < v
-    return context(inputs=x, order=order, visual=(torch.zeros(1, 1).long(), order[:, :v]),
-                   valid=visual[:, :v], visual_mask=visual, text_mask=~visual, exhaustive=exhaustive,
-                   keep=torch.tensor([v if keep is None else keep]))
+    return context(
+        inputs=x,
+        order=order,
+        visual=(torch.zeros(1, 1).long(), order[:, :v]),
+        valid=visual[:, :v],
+        visual_mask=visual,
+        text_mask=~visual,
+        exhaustive=exhaustive,
+        keep=torch.tensor([v if keep is None else keep]),
+    )
 
 
 def picked(method, *args, **kwargs):
@@ -388,7 +442,9 @@ def test_divprune_by_hand():
 def test_divprune_does_not_see_lengths():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(20, 8, generator=g)
-    assert picked(DivPrune(), x.tolist()) == picked(DivPrune(), (x * torch.rand(20, 1, generator=g)).tolist())
+    assert picked(DivPrune(), x.tolist()) == picked(
+        DivPrune(), (x * torch.rand(20, 1, generator=g)).tolist()
+    )
 
 
 def test_cdpruner_takes_orthogonal_tokens_by_relevance():
@@ -418,7 +474,9 @@ def test_cdpruner_without_text_is_greedy_volume():
 
 
 @pytest.mark.parametrize("method", [DivPrune(), CDPruner()])
-@given(n=st.integers(1, 12), keep=st.integers(0, 12), kinds=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 12), keep=st.integers(0, 12), kinds=st.integers(1, 4), seed=st.integers(0, 99)
+)
 def test_greedy_methods_may_stop_early(method, n, keep, kinds, seed):
     """What comes first does not depend on how far the order is needed.
 
@@ -437,7 +495,9 @@ def test_vtw_drops_all_or_the_last():
     inputs = without_labels(batch(images=(2,), text=(5,), before=(1,)))
     visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
     kept = kept_by(models()[0], PruningConfig("vtw", [1, 0.5, 0.5, 0, 0, 0]), inputs)
-    assert kept[1][0, visual].tolist() == [True] * 16 + [False] * 16 and not kept[3][0, visual].any()
+    assert (
+        kept[1][0, visual].tolist() == [True] * 16 + [False] * 16 and not kept[3][0, visual].any()
+    )
 
 
 # ---- random and strided --------------------------------------------------------------------------
@@ -477,21 +537,25 @@ def test_random_is_uniform():
     Every pair is kept together as often as chance has it.
     """
     n, seeds = 64, 400
-    ranks = torch.stack([hashed(torch.arange(n), s).argsort().argsort() for s in range(seeds)]).double()
+    ranks = torch.stack(
+        [hashed(torch.arange(n), s).argsort().argsort() for s in range(seeds)]
+    ).double()
     sigma = math.sqrt((n * n - 1) / 12 / seeds)
     assert ((ranks.mean(0) - (n - 1) / 2).abs() < 4.5 * sigma).all()
     kept = (ranks < n / 4).double()
     together = kept.T @ kept / seeds
     p = 16 * 15 / (64 * 63)
     off = together[~torch.eye(n, dtype=torch.bool)]
-    assert (off - p).abs().max() < 5.5 * math.sqrt(p * (1 - p) / seeds) and abs(off.mean() - p) < 1e-3
+    assert (off - p).abs().max() < 5.5 * math.sqrt(p * (1 - p) / seeds) and abs(
+        off.mean() - p
+    ) < 1e-3
     # Neighbouring seeds, and a seed and its neighbour's tokens, have nothing to do with each other.
     z = (ranks - ranks.mean(1, keepdim=True)) / ranks.std(1, keepdim=True)
-    assert ((z[1:] * z[:-1]).mean(1).mean().abs() < 4 / math.sqrt(n * seeds))
-    assert ((z[1:, :-1] * z[:-1, 1:]).mean(1).mean().abs() < 4 / math.sqrt(n * seeds))
+    assert (z[1:] * z[:-1]).mean(1).mean().abs() < 4 / math.sqrt(n * seeds)
+    assert (z[1:, :-1] * z[:-1, 1:]).mean(1).mean().abs() < 4 / math.sqrt(n * seeds)
 
 
-@given(seed=st.integers(-2**40, 2**40) | st.integers(2**62, 2**70), n=st.integers(1, 100))
+@given(seed=st.integers(-(2**40), 2**40) | st.integers(2**62, 2**70), n=st.integers(1, 100))
 def test_random_hash_for_any_seed(seed, n):
     step = SimpleNamespace(visual=range(n), numbers=range(n))
     expected = NAIVE["random"](step, seed)
@@ -503,7 +567,9 @@ def test_random_hash_for_any_seed(seed, n):
 
 def test_random_seeds_differ_and_repeat():
     drawn = [tuple(top(Random(seed), 576, 288)) for seed in range(30)]
-    assert len(set(drawn)) == 30 and drawn[3] == tuple(top(Random(3), 576, 288)) and Random().seed == 0
+    assert (
+        len(set(drawn)) == 30 and drawn[3] == tuple(top(Random(3), 576, 288)) and Random().seed == 0
+    )
     model, inputs = models()[0], without_labels(batch(**SHAPE))
     kept = []
     for seed in (0, 1, 1):

@@ -13,7 +13,11 @@ torch.set_num_threads(1)
 def page():
     """The page's text, and its rows."""
     text = PAGE.read_text(encoding="utf-8")
-    return text, [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
+    return text, [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and not line.startswith(("| what", "| ---"))
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +36,13 @@ def test_a_mistake_is_told_as_the_documentation_says(mistake, page):
 
 def test_the_page_has_these_mistakes_and_no_others(page):
     text, rows = page
-    said = dict(zip(MISTAKES, (line.rsplit(" | ", 1)[1].removesuffix(" |").strip("` ") for line in rows), strict=True))
+    said = dict(
+        zip(
+            MISTAKES,
+            (line.rsplit(" | ", 1)[1].removesuffix(" |").strip("` ") for line in rows),
+            strict=True,
+        )
+    )
     assert text == mistakes.page(said), "python tests/mistakes.py --write"
     assert len(rows) >= 60 and len({(m.did, m.without) for m in MISTAKES}) == len(MISTAKES)
 

@@ -14,6 +14,7 @@ import torch
 import test_contract
 import vispco
 from oracles import error
+
 # These are fixtures.
 from test_contract import double as double, name as name
 from tiny import IMAGE, PAD, PER_IMAGE, batch, without_labels
@@ -21,17 +22,32 @@ from tiny_families import TEXT
 from vispco.registry import ADAPTERS, METHODS, adapter_for
 
 PAGE = Path(__file__).parent.parent / "docs" / "08-add-a-model-family.md"
-VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "image_size": 16, "patch_size": 4, "vision_use_head": False, "initializer_range": 0.2}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+    "vision_use_head": False,
+    "initializer_range": 0.2,
+}
 
 #: The contract's tests, all of them, on the `family` below instead of those that are registered.
-globals().update({key: check for key, check in vars(test_contract).items()
-                  if key.startswith("test_") and "adapter" not in key})
+globals().update(
+    {
+        key: check
+        for key, check in vars(test_contract).items()
+        if key.startswith("test_") and "adapter" not in key
+    }
+)
 
 
 def blocks():
     """The page's code: the model, the adapter, and what follows."""
-    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +73,9 @@ def family(request, page):
     """
     torch.manual_seed(0)
     text = {**TEXT, "model_type": request.param, "head_dim": 8, "num_hidden_layers": 6}
-    model = page.GlanceForConditionalGeneration(page.GlanceConfig(text, VISION, picture_token=IMAGE)).eval()
+    model = page.GlanceForConditionalGeneration(
+        page.GlanceConfig(text, VISION, picture_token=IMAGE)
+    ).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=0.3)
     model.generation_config.pad_token_id = PAD
     return model
@@ -78,10 +96,17 @@ def test_found_by_class_and_by_configuration(family, page):
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("levels", [(0.5,), (0.75, 0.3, 0.0)])
 def test_generation_with_cache_equals_recomputation(family, padding, levels):
-    inputs = without_labels(batch(images=(1, 2, 0), text=(9, 7, 6), before=(2, 0, 3), padding=padding))
+    inputs = without_labels(
+        batch(images=(1, 2, 0), text=(9, 7, 6), before=(2, 0, 3), padding=padding)
+    )
     config = test_contract.config_for("random", family, levels)
-    options = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [IMAGE, 2], "output_logits": True,
-               "return_dict_in_generate": True}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": 5,
+        "suppress_tokens": [IMAGE, 2],
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     with vispco.apply(family, config) as handle:
         cached = family.generate(**inputs, **options)
         kept = handle.kept()
@@ -96,7 +121,13 @@ def test_generation_with_cache_equals_recomputation(family, padding, levels):
 
 def test_search_finds_a_configuration_within_the_budget(family, name):
     first = METHODS.get(name).first_layer
-    frontier = vispco.search(family, [batch(seed=s) for s in range(2)], name, budgets=[0.6], start=vispco.Gradient(steps=3))
+    frontier = vispco.search(
+        family,
+        [batch(seed=s) for s in range(2)],
+        name,
+        budgets=[0.6],
+        start=vispco.Gradient(steps=3),
+    )
     config = frontier.points[0].config
     n_text = int((batch()["labels"][0] == -100).sum()) - PER_IMAGE
     report = vispco.count_flops(family, config, n_visual=PER_IMAGE, n_text=n_text)

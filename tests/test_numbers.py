@@ -22,10 +22,10 @@ import vispco
 from oracles import Constant, pruned_with, rows_alone
 from tiny import IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco import PruningConfig, testbed
+from vispco.pruning._tower import received
 from vispco.pruning.context import column_sum, masked_softmax
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
-from vispco.pruning._tower import received
 
 HERE = Path(__file__).parent
 CONFIG = PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25])
@@ -38,7 +38,11 @@ class Probe(vispco.Method):
 
     def __init__(self, method):
         self.method, self.seen = method, []
-        self.first_layer, self.reads_vision, self.reads_grid = method.first_layer, method.reads_vision, method.reads_grid
+        self.first_layer, self.reads_vision, self.reads_grid = (
+            method.first_layer,
+            method.reads_vision,
+            method.reads_grid,
+        )
         self.limit, self.merge = method.limit, method.merge
 
     def score(self, ctx):
@@ -50,7 +54,7 @@ class Probe(vispco.Method):
 def steep(name, layers=6):
     """A schedule with three drops, from the first layer that the method can prune on."""
     first = METHODS.get(name).first_layer
-    return [1.0] * first + [0.7, 0.7, 0.4, 0.4, 0.1, 0.1, *[0.1] * layers][:layers - first]
+    return [1.0] * first + [0.7, 0.7, 0.4, 0.4, 0.1, 0.1, *[0.1] * layers][: layers - first]
 
 
 def kept_by(model, method, ratios, inputs, mode="deploy"):
@@ -64,6 +68,7 @@ def kept_by(model, method, ratios, inputs, mode="deploy"):
 # ---- what is not finite stops, and says where ----------------------------------------------------
 def spoilt(model, layer, value, when=lambda module, output: True):
     """A hook that puts `value` into what a layer puts out."""
+
     def hook(module, args, output):
         return output.index_fill(-1, torch.tensor([3]), value) if when(module, output) else output
 
@@ -77,33 +82,53 @@ def model():
 
 
 BATCHES = [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
-RUNS = {"evaluate": lambda model: vispco.evaluate(model, BATCHES, CONFIG),
-        "search": lambda model: vispco.search(model, BATCHES, budgets=[0.5], start=vispco.Gradient(steps=2)),
-        "amortise": lambda model: vispco.search(model, BATCHES, budgets=(), start=vispco.Shared(steps=2))}
+RUNS = {
+    "evaluate": lambda model: vispco.evaluate(model, BATCHES, CONFIG),
+    "search": lambda model: vispco.search(
+        model, BATCHES, budgets=[0.5], start=vispco.Gradient(steps=2)
+    ),
+    "amortise": lambda model: vispco.search(
+        model, BATCHES, budgets=(), start=vispco.Shared(steps=2)
+    ),
+}
 
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("layer, value", [(0, math.nan), (3, math.inf), (5, -math.inf)])
 def test_a_layer_that_fails_is_named(model, run, layer, value):
     spoilt(model, layer, value)
-    with pytest.raises(FloatingPointError, match=rf"batches\[0\]: the full model's logits .* from the output of layer {layer} on"):
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"batches\[0\]: the full model's logits .* from the output of layer {layer} on",
+    ):
         RUNS[run](model)
     assert not our_hooks(model)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_picture_that_is_not_finite_is_told_from_a_layer_that_fails(model, run, monkeypatch):
-    monkeypatch.setitem(BATCHES[1], "pixel_values", torch.full_like(BATCHES[1]["pixel_values"], math.nan))
-    with pytest.raises(FloatingPointError, match=r"batches\[1\]: .* already in what enters layer 0"):
+    monkeypatch.setitem(
+        BATCHES[1], "pixel_values", torch.full_like(BATCHES[1]["pixel_values"], math.nan)
+    )
+    with pytest.raises(
+        FloatingPointError, match=r"batches\[1\]: .* already in what enters layer 0"
+    ):
         RUNS[run](model)
 
 
 @pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("layer, where", [(3, "the hidden states that enter layer 4 are not finite"),
-                                          (5, "the pruned model's logits are not finite, from the output of layer 5 on")])
+@pytest.mark.parametrize(
+    "layer, where",
+    [
+        (3, "the hidden states that enter layer 4 are not finite"),
+        (5, "the pruned model's logits are not finite, from the output of layer 5 on"),
+    ],
+)
 def test_evaluate_names_the_layer_that_fails_under_pruning_only(model, layer, where, value):
     real = BATCHES[0]["attention_mask"].bool()
-    spoilt(model, layer, value, lambda module, output: bool((output[real] == 0).all(-1).any()))  # dropped ones are zero
+    spoilt(
+        model, layer, value, lambda module, output: bool((output[real] == 0).all(-1).any())
+    )  # dropped ones are zero
     vispco.evaluate(model, BATCHES[:1])
     with pytest.raises(FloatingPointError, match=rf"batches\[0\]: {where}"):
         vispco.evaluate(model, BATCHES[:1], CONFIG)
@@ -127,7 +152,10 @@ def test_a_search_names_budget_step_and_layer(model):
     The layer that is named is the next that is pruned, or the last one, seen in the logits.
     """
     calls = []
-    for layer, where in ((2, "the hidden states that enter layer 3"), (5, "the pruned .* from the output of layer 5 on")):
+    for layer, where in (
+        (2, "the hidden states that enter layer 3"),
+        (5, "the pruned .* from the output of layer 5 on"),
+    ):
         calls.clear()
 
         def third(module, output):
@@ -136,7 +164,13 @@ def test_a_search_names_budget_step_and_layer(model):
 
         hook, seen = spoilt(model, layer, math.nan, third), []
         with pytest.raises(FloatingPointError, match=f"budget '50%', step 2: {where}"):
-            vispco.search(model, BATCHES, budgets=["50%"], callback=seen.append, start=vispco.Gradient(steps=4))
+            vispco.search(
+                model,
+                BATCHES,
+                budgets=["50%"],
+                callback=seen.append,
+                start=vispco.Gradient(steps=4),
+            )
         hook.remove()
         assert len(seen) == 2 and not our_hooks(model)
 
@@ -145,13 +179,19 @@ def test_scores_that_fail_late_are_named_by_layer_and_step(model):
     class Late(Constant):
         def score(self, ctx):
             Late.calls += ctx.exhaustive and ctx.layer == 4
-            return super().score(ctx) / (0.0 if ctx.exhaustive and ctx.layer == 4 and Late.calls == 2 else 1.0)
+            return super().score(ctx) / (
+                0.0 if ctx.exhaustive and ctx.layer == 4 and Late.calls == 2 else 1.0
+            )
 
     Late.calls = 0
     vispco.register_method("late", Late)
     try:
-        with pytest.raises(FloatingPointError, match="budget 0.5, step 1: the scores at layer 4 contain NaN"):
-            vispco.search(model, BATCHES, method="late", budgets=[0.5], start=vispco.Gradient(steps=3))
+        with pytest.raises(
+            FloatingPointError, match="budget 0.5, step 1: the scores at layer 4 contain NaN"
+        ):
+            vispco.search(
+                model, BATCHES, method="late", budgets=[0.5], start=vispco.Gradient(steps=3)
+            )
     finally:
         METHODS.remove("late")
 
@@ -163,14 +203,19 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_on(model, run, where):
             output.register_hook(lambda gradient: gradient * math.nan)
 
     model.get_decoder().layers[4].register_forward_hook(hook)
-    with pytest.raises(FloatingPointError, match=rf"^{where}: the loss is [-0-9.e]+, its gradient nan"):
+    with pytest.raises(
+        FloatingPointError, match=rf"^{where}: the loss is [-0-9.e]+, its gradient nan"
+    ):
         RUNS[run](model)
 
 
 def test_hardening_refuses_ratios_that_are_not_finite():
     from vispco.budget import Budget
     from vispco.flops import CostModel, Dimensions
-    limit = Budget(0.5, CostModel(Dimensions(2, 8, 2, 2, 4, 16, 10)), torch.tensor([16]), torch.tensor([4]))
+
+    limit = Budget(
+        0.5, CostModel(Dimensions(2, 8, 2, 2, 4, 16, 10)), torch.tensor([16]), torch.tensor([4])
+    )
     with pytest.raises(FloatingPointError, match="must be finite"):
         limit.harden(torch.tensor([1.0, math.nan]))
 
@@ -203,7 +248,14 @@ def test_scores_do_not_overflow_in_float16(name, mode):
     class Loud(Probe):
         def score(self, ctx):
             if ctx.layer:
-                largest.append((ctx.queries().float() @ ctx.keys().float().repeat_interleave(2, 1).transpose(-1, -2)).abs().max())
+                largest.append(
+                    (
+                        ctx.queries().float()
+                        @ ctx.keys().float().repeat_interleave(2, 1).transpose(-1, -2)
+                    )
+                    .abs()
+                    .max()
+                )
                 rows = ctx.attention(at=ctx.last).sum(-1)
                 assert torch.allclose(rows, torch.ones(()), atol=1e-3)
             return super().score(ctx)
@@ -212,10 +264,14 @@ def test_scores_do_not_overflow_in_float16(name, mode):
     with pruned_with(model, probe, steep(name), mode) as handle, torch.no_grad():
         assert model(**inputs).logits.isfinite().all()
         kept = handle.kept()
-    assert max(largest) > 65504 and all(scores[ctx.valid].isfinite().all() for ctx, scores in probe.seen)
+    assert max(largest) > 65504 and all(
+        scores[ctx.valid].isfinite().all() for ctx, scores in probe.seen
+    )
     text = inputs["attention_mask"].sum(1) - PER_IMAGE * torch.tensor(SHAPE["images"])
     for layer, mask in kept.items():
-        assert (mask.sum(1) - text).tolist() == [PruningConfig(name, steep(name)).tokens(PER_IMAGE * n)[layer] for n in SHAPE["images"]]
+        assert (mask.sum(1) - text).tolist() == [
+            PruningConfig(name, steep(name)).tokens(PER_IMAGE * n)[layer] for n in SHAPE["images"]
+        ]
 
 
 def test_the_towers_attention_does_not_overflow_in_float16():
@@ -234,12 +290,20 @@ def test_a_softmax_of_nothing_is_zero_forward_and_backward(rows, n, seed):
     hidden = torch.rand(rows, n, generator=generator) < 0.6
     hidden[0] = True
     out = masked_softmax(scores, hidden)
-    gradient, = torch.autograd.grad((out * torch.randn(rows, n, generator=generator)).sum(), scores)
+    (gradient,) = torch.autograd.grad(
+        (out * torch.randn(rows, n, generator=generator)).sum(), scores
+    )
     assert gradient.isfinite().all() and (gradient[hidden] == 0).all()
     for s, h, row in zip(scores.tolist(), hidden.tolist(), out.tolist(), strict=True):
         total = math.fsum(math.exp(x) for x, gone in zip(s, h, strict=True) if not gone)
-        assert row == pytest.approx([0 if gone else math.exp(x) / total for x, gone in zip(s, h, strict=True)], rel=1e-4)
-    assert not masked_softmax(torch.tensor([[math.nan, 0.0]]), torch.tensor([[False, False]])).isfinite().any()
+        assert row == pytest.approx(
+            [0 if gone else math.exp(x) / total for x, gone in zip(s, h, strict=True)], rel=1e-4
+        )
+    assert (
+        not masked_softmax(torch.tensor([[math.nan, 0.0]]), torch.tensor([[False, False]]))
+        .isfinite()
+        .any()
+    )
 
 
 def test_a_picture_of_padding_receives_nothing():
@@ -254,7 +318,9 @@ def test_samples_without_images_or_without_anything_are_no_nan(model, name, padd
 
     Finite forward in both modes, and backward.
     """
-    inputs = without_labels(batch(images=(1, 0, 2, 0), text=(9, 6, 3, 4), before=(1, 2, 0, 0), padding=padding))
+    inputs = without_labels(
+        batch(images=(1, 0, 2, 0), text=(9, 6, 3, 4), before=(1, 2, 0, 0), padding=padding)
+    )
     inputs["attention_mask"][3] = 0
     real = inputs["attention_mask"].bool()
     ratios = torch.tensor(steep(name), dtype=torch.float64, requires_grad=True)
@@ -269,9 +335,13 @@ def test_samples_without_images_or_without_anything_are_no_nan(model, name, padd
 # ---- ties ----------------------------------------------------------------------------------------
 #: Methods whose tokens differ even where all look alike, and what decides then.
 #: tests/test_methods.py compares each with a naive one.
-OTHERWISE = {"random": "a hash of the running number", "strided": "every second, fourth, ... running number",
-             "pool": "every second, fourth, ... place of the grid", "visionzip": "every n-th of those not attended to most",
-             "vispruner": "of the duplicates, every other one goes"}
+OTHERWISE = {
+    "random": "a hash of the running number",
+    "strided": "every second, fourth, ... running number",
+    "pool": "every second, fourth, ... place of the grid",
+    "visionzip": "every n-th of those not attended to most",
+    "vispruner": "of the duplicates, every other one goes",
+}
 
 
 @functools.cache
@@ -309,7 +379,9 @@ def test_where_all_tokens_are_alike_the_first_are_kept(name, mode):
                 assert layer not in single or torch.equal(single[layer][0], mask[b, real])
                 found.append((padding, layer, b, places))
                 first = places == sorted(places, reverse=True)
-                assert first or name in OTHERWISE, f"{name} keeps {places} of equal tokens: the first, or say what in OTHERWISE"
+                assert first or name in OTHERWISE, (
+                    f"{name} keeps {places} of equal tokens: the first, or say what in OTHERWISE"
+                )
     half = len(found) // 2
     assert [f[1:] for f in found[:half]] == [f[1:] for f in found[half:]]
 
@@ -325,24 +397,35 @@ def test_equal_columns_have_equal_sums(heads, n, batch_size, seed):
     assert (sums == sums[:, :1]).all() and torch.allclose(sums[:, 0], row.sum((1, 2)))
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=4), st.floats(0, 1),
-       st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]), st.booleans())
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=4),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    st.booleans(),
+)
 def test_ties_are_broken_as_python_sorts_them(table, share, dtype, left):
     """By (-score, index), of each sample, alone and in a batch.
 
     Padded on either side with the best score of all.
     """
     width = max(map(len, table))
-    scores, alive = torch.full((len(table), width), 9.0), torch.zeros(len(table), width, dtype=torch.bool)
+    scores, alive = (
+        torch.full((len(table), width), 9.0),
+        torch.zeros(len(table), width, dtype=torch.bool),
+    )
     for b, row in enumerate(table):
         at = slice(width - len(row), width) if left else slice(0, len(row))
         scores[b, at], alive[b, at] = torch.tensor(row).float(), True
     keep = torch.tensor([round(share * len(row)) for row in table])
     mask = hard_mask(scores.to(dtype), keep, alive)
     for b, row in enumerate(table):
-        best = sorted(range(len(row)), key=lambda j: (-row[j], j))[:round(share * len(row))]
+        best = sorted(range(len(row)), key=lambda j: (-row[j], j))[: round(share * len(row))]
         assert mask[b, alive[b]].nonzero()[:, 0].tolist() == sorted(best)
-        alone = hard_mask(torch.tensor([row]).to(dtype), keep[b:b + 1], torch.ones(1, len(row), dtype=torch.bool))
+        alone = hard_mask(
+            torch.tensor([row]).to(dtype),
+            keep[b : b + 1],
+            torch.ones(1, len(row), dtype=torch.bool),
+        )
         assert torch.equal(alone[0], mask[b, alive[b]])
 
 
@@ -356,12 +439,32 @@ def test_every_sort_is_stable():
             continue
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text if "sort(" in text or "topk" in text or "kthvalue" in text else "")
-        values = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "values"}
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-            options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg == "stable"}
-            stable = options.get("stable") is True or id(call) in values or any(word.arg == "key" for word in call.keywords)
-            assert call.func.attr not in ("topk", "kthvalue"), f"{path}:{call.lineno}: topk breaks ties as it likes"
-            if call.func.attr in ("sort", "argsort") and not (isinstance(call.func.value, ast.Name) and call.func.value.id == "np"):
+        values = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr == "values"
+        }
+        for call in (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        ):
+            options = {
+                word.arg: ast.literal_eval(word.value)
+                for word in call.keywords
+                if word.arg == "stable"
+            }
+            stable = (
+                options.get("stable") is True
+                or id(call) in values
+                or any(word.arg == "key" for word in call.keywords)
+            )
+            assert call.func.attr not in ("topk", "kthvalue"), (
+                f"{path}:{call.lineno}: topk breaks ties as it likes"
+            )
+            if call.func.attr in ("sort", "argsort") and not (
+                isinstance(call.func.value, ast.Name) and call.func.value.id == "np"
+            ):
                 assert stable, f"{path}:{call.lineno}: pass stable=True"
 
 
@@ -379,7 +482,10 @@ class Several(Constant):
 
     def score(self, ctx):
         self.valid = ctx.valid
-        self.scores = {name: METHODS.get(name)().score(ctx) for name in ("fastv", "sparsevlm", "pdrop", "fitprune")}
+        self.scores = {
+            name: METHODS.get(name)().score(ctx)
+            for name in ("fastv", "sparsevlm", "pdrop", "fitprune")
+        }
         return super().score(ctx)
 
 
@@ -393,7 +499,10 @@ def test_half_precision_keeps_what_float32_keeps(which):
     inputs = without_labels(testbed.batches("test", n=32, batch_size=32, model=which)[0])
     for dtype in (torch.float32, *TOLERANCE):
         given_ = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        low, ratios = copy.deepcopy(model).to(dtype), [1.0] * 3 + [0.0] * (len(model.get_decoder().layers) - 3)
+        low, ratios = (
+            copy.deepcopy(model).to(dtype),
+            [1.0] * 3 + [0.0] * (len(model.get_decoder().layers) - 3),
+        )
         with pruned_with(low, Several(), ratios) as handle:
             with torch.no_grad():
                 low(**given_)
@@ -404,7 +513,9 @@ def test_half_precision_keeps_what_float32_keeps(which):
             kept, other = (hard_mask(s, keep, valid) for s in (scores, found[dtype][name]))
             threshold = scores.masked_fill(~kept, math.inf).amin(1, keepdim=True)
             assert ((kept & other).sum(1) / keep).mean() >= least, f"{name}, {dtype}, {share}"
-            assert (((scores - threshold).abs() / threshold)[kept ^ other] <= nearest).all(), f"{name}, {dtype}, {share}"
+            assert (((scores - threshold).abs() / threshold)[kept ^ other] <= nearest).all(), (
+                f"{name}, {dtype}, {share}"
+            )
 
 
 # ---- the same again ------------------------------------------------------------------------------
@@ -413,10 +524,21 @@ def test_a_seed_means_the_same_in_every_process_and_thread():
 
     With two threads sums may round otherwise; what is found is the same.
     """
+
     def run(threads):
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        done = subprocess.run([sys.executable, str(HERE / "search_once.py"), str(threads)], env=environment,
-                              capture_output=True, text=True, timeout=600)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE.parent),
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        done = subprocess.run(
+            [sys.executable, str(HERE / "search_once.py"), str(threads)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 

@@ -13,16 +13,27 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_collate import Films
 
 import vispco
+from test_collate import Films
 from vispco import Frontier, PruningConfig, testbed
 from vispco.commands.main import main
 from vispco.commands.notations import parse_notation
 from vispco.data import draw
 
 N = 12
-FAST = ["--steps", "2", "--limit", "8", "--batch-size", "4", "--kernel", "linear", "--refinement", "0"]
+FAST = [
+    "--steps",
+    "2",
+    "--limit",
+    "8",
+    "--batch-size",
+    "4",
+    "--kernel",
+    "linear",
+    "--refinement",
+    "0",
+]
 
 
 @pytest.fixture(scope="module", params=testbed.MODELS)
@@ -40,11 +51,37 @@ def own(request, tmp_path_factory):
     with open(folder / "questions.jsonl", "w") as file:
         for i, e in enumerate(examples):
             Image.fromarray(e.image).save(folder / "pictures" / f"{i}.png")
-            file.write(json.dumps({"image": f"{i}.png", "question": e.question + "?", "answer": e.answer, "task": e.task}) + "\n")
-    talks = [{"id": str(i), "image": f"{i}.png", "conversations": [
-        {"from": "human", "value": f"<image>\n{e.question}?"}, {"from": "gpt", "value": e.answer},
-        {"from": "human", "value": f"{e.question}?"}, {"from": "gpt", "value": e.answer}]} for i, e in enumerate(examples)]
-    talks.insert(3, {"id": "text", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes"}]})
+            file.write(
+                json.dumps(
+                    {
+                        "image": f"{i}.png",
+                        "question": e.question + "?",
+                        "answer": e.answer,
+                        "task": e.task,
+                    }
+                )
+                + "\n"
+            )
+    talks = [
+        {
+            "id": str(i),
+            "image": f"{i}.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{e.question}?"},
+                {"from": "gpt", "value": e.answer},
+                {"from": "human", "value": f"{e.question}?"},
+                {"from": "gpt", "value": e.answer},
+            ],
+        }
+        for i, e in enumerate(examples)
+    ]
+    talks.insert(
+        3,
+        {
+            "id": "text",
+            "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes"}],
+        },
+    )
     (folder / "llava.json").write_text(json.dumps(talks, indent=1))
     return folder, request.param, examples
 
@@ -69,34 +106,79 @@ def drawn(examples, limit, seed=0):
 def test_search_is_the_librarys_own_on_the_same_batches(here, tmp_path, capsys):
     name, examples = here
     run = tmp_path / "run"
-    assert main(["search", *OWN, *FAST, "--budgets", "0.4,flops=0.6+kv_cache=70%", "-o", str(run)]) == 0
+    assert (
+        main(["search", *OWN, *FAST, "--budgets", "0.4,flops=0.6+kv_cache=70%", "-o", str(run)])
+        == 0
+    )
     out, err = capsys.readouterr()
     found = Frontier.load(run / "frontier.json")
     chosen = drawn(examples, 8)
-    batches = [testbed.collate(chosen[i:i + 4], model=name) for i in (0, 4)]
-    want = vispco.search(testbed.load(name)[0], batches, kernel="linear", budgets=[0.4, {"flops": 0.6, "kv_cache": "70%"}], refinement=0, start=vispco.Gradient(steps=2))
+    batches = [testbed.collate(chosen[i : i + 4], model=name) for i in (0, 4)]
+    want = vispco.search(
+        testbed.load(name)[0],
+        batches,
+        kernel="linear",
+        budgets=[0.4, {"flops": 0.6, "kv_cache": "70%"}],
+        refinement=0,
+        start=vispco.Gradient(steps=2),
+    )
     assert [p.config for p in found.points] == [p.config for p in want.points]
-    assert [p.loss for p in found.points] == pytest.approx([p.loss for p in want.points], rel=1e-4, abs=1e-6)
+    assert [p.loss for p in found.points] == pytest.approx(
+        [p.loss for p in want.points], rel=1e-4, abs=1e-6
+    )
     assert found.meta["model"] == "model" and found.meta["data"] == "questions.jsonl"
     files = {p.name for p in run.iterdir()}
-    assert files == {"frontier.json", "log.jsonl", "report.html", "journal.jsonl", "config-0.4.json", "config-flops-0.6+kv_cache-70.json"}
+    assert files == {
+        "frontier.json",
+        "log.jsonl",
+        "report.html",
+        "journal.jsonl",
+        "config-0.4.json",
+        "config-flops-0.6+kv_cache-70.json",
+    }
     assert "flops=0.6+kv_cache=70%" in out
     counts, *shown = err.splitlines()
-    assert f"{N} questions, 8 drawn with seed 0" in counts and "64 visual tokens" in counts and "2 of answers" in counts
+    assert (
+        f"{N} questions, 8 drawn with seed 0" in counts
+        and "64 visual tokens" in counts
+        and "2 of answers" in counts
+    )
     assert len(shown) == 3
     for line, example in zip(shown, chosen, strict=False):
-        assert f"{example.question}? -> {example.answer}; labelled: '{example.answer} <eos>'" in line
+        assert (
+            f"{example.question}? -> {example.answer}; labelled: '{example.answer} <eos>'" in line
+        )
     PruningConfig.load(run / "config-0.4.json")
 
 
 def test_a_llava_instruct_file(here, tmp_path, capsys):
-    command = ["search", "--model", "model", "--data", "llava.json", "--images", "pictures", *FAST, "--objective", "task",
-               "--estimator", "paper", "--budgets", "0.5", "-o", str(tmp_path / "run"), "--json"]
+    command = [
+        "search",
+        "--model",
+        "model",
+        "--data",
+        "llava.json",
+        "--images",
+        "pictures",
+        *FAST,
+        "--objective",
+        "task",
+        "--estimator",
+        "paper",
+        "--budgets",
+        "0.5",
+        "-o",
+        str(tmp_path / "run"),
+        "--json",
+    ]
     assert main(command) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result["meta"]["objective"] == "task" and "task" in result["configurations"][0]
-    assert f"{N} questions, 8 drawn with seed 0, 1 without a picture left out" in err and "4 of answers" in err
+    assert (
+        f"{N} questions, 8 drawn with seed 0, 1 without a picture left out" in err
+        and "4 of answers" in err
+    )
     assert "(and 1 more turns)" in err and "llava.json:" in err
 
 
@@ -110,10 +192,15 @@ def test_evaluate_gives_the_librarys_figures(here, tmp_path, capsys):
     result = json.loads(out)
     chosen = drawn(examples, 512)
     model = testbed.load(name)[0]
-    batches = [testbed.collate(chosen[i:i + 4], model=name) for i in range(0, N, 4)]
-    for found, want in ((result["full"], vispco.evaluate(model, batches)), (result["configurations"][0], vispco.evaluate(model, batches, config))):
+    batches = [testbed.collate(chosen[i : i + 4], model=name) for i in range(0, N, 4)]
+    for found, want in (
+        (result["full"], vispco.evaluate(model, batches)),
+        (result["configurations"][0], vispco.evaluate(model, batches, config)),
+    ):
         assert (found["n"], found["accuracy"]) == (N, want.accuracy)
-        assert found["kl"] == pytest.approx(want.kl, rel=1e-3, abs=1e-6) and found["flops"] == pytest.approx(want.flops)
+        assert found["kl"] == pytest.approx(want.kl, rel=1e-3, abs=1e-6) and found[
+            "flops"
+        ] == pytest.approx(want.flops)
         right = {task: [] for task in {e.task for e in chosen}}
         for e, correct in zip(chosen, want.correct.tolist(), strict=True):
             right[e.task].append(correct)
@@ -128,27 +215,62 @@ def test_apply_answers_as_generate_does(here, tmp_path, capsys):
     PruningConfig("fastv", [1.0] * layers).save(tmp_path / "c.json")
     model, processor = testbed.load(name)
     for i in (0, 1):
-        words = ["apply", "--model", "model", "--config", str(tmp_path / "c.json"), "--image", f"pictures/{i}.png",
-                 "--question", examples[i].question + "?"]
+        words = [
+            "apply",
+            "--model",
+            "model",
+            "--config",
+            str(tmp_path / "c.json"),
+            "--image",
+            f"pictures/{i}.png",
+            "--question",
+            examples[i].question + "?",
+        ]
         assert main([*words, "--json", "--repeats", "0"]) == 0
         result = json.loads(capsys.readouterr().out)
-        inputs = testbed.collate(examples[i:i + 1], with_answers=False, model=name)
+        inputs = testbed.collate(examples[i : i + 1], with_answers=False, model=name)
         with torch.no_grad():
-            output = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+            output = model.generate(**inputs, max_new_tokens=32, do_sample=False)[
+                0, inputs["input_ids"].shape[1] :
+            ]
         want = processor.decode(output, skip_special_tokens=True).strip()
         assert result["full"]["answer"] == result["pruned"]["answer"] == want
         assert result["full"]["tokens"] == [64] * layers and result["speeds"] is None
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out.count(" ms ") == 2 and "first token" in out and out.count("tokens/s") == 2 and "attention: sdpa" in out
+    assert (
+        out.count(" ms ") == 2
+        and "first token" in out
+        and out.count("tokens/s") == 2
+        and "attention: sdpa" in out
+    )
 
 
 def test_other_number_types(here, tmp_path, capsys):
     config = PruningConfig("fastv", [1.0] * {"testbed-llava": 8, "testbed-qwen": 16}[here[0]])
     config.save(tmp_path / "c.json")
-    assert main(["evaluate", *OWN, "--config", str(tmp_path / "c.json"), "--json", "-q", "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                *OWN,
+                "--config",
+                str(tmp_path / "c.json"),
+                "--json",
+                "-q",
+                "--dtype",
+                "bfloat16",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
-    assert result["configurations"][0]["kl"] == pytest.approx(0, abs=1e-6) and result["full"]["accuracy"] > 0.8
+    assert (
+        result["configurations"][0]["kl"] == pytest.approx(0, abs=1e-6)
+        and result["full"]["accuracy"] > 0.8
+    )
 
 
 def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch, capsys):
@@ -159,67 +281,106 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     import transformers
 
     model, processor = testbed.load("testbed-llava")
-    asked, testbed_parts = [], {"AutoModelForImageTextToText": (model, {"missing_keys": set()}), "AutoProcessor": processor}
+    asked, testbed_parts = (
+        [],
+        {
+            "AutoModelForImageTextToText": (model, {"missing_keys": set()}),
+            "AutoProcessor": processor,
+        },
+    )
     for cls in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
-        monkeypatch.setattr(cls, "from_pretrained", lambda name, which=cls.__name__, **options: asked.append((which, name, options))
-                            or testbed_parts[which])
+        monkeypatch.setattr(
+            cls,
+            "from_pretrained",
+            lambda name, which=cls.__name__, **options: (
+                asked.append((which, name, options)) or testbed_parts[which]
+            ),
+        )
     monkeypatch.chdir(tmp_path)
     PruningConfig("fastv", [1.0] * 8).save("c.json")
     words = ["apply", "--config", "c.json", "--repeats", "0", "--device", "cpu", "--model"]
-    assert main([*words, "owner/model", "--dtype", "bfloat16"]) == main([*words, str(tmp_path), "--trust-remote-code"]) == 0
+    assert (
+        main([*words, "owner/model", "--dtype", "bfloat16"])
+        == main([*words, str(tmp_path), "--trust-remote-code"])
+        == 0
+    )
     (_, name, first), (_, _, second), (_, _, third), (_, _, fourth) = asked
-    assert name == "owner/model" and first == {"trust_remote_code": False, "local_files_only": False}
-    assert second == {**first, "dtype": "bfloat16", "use_safetensors": True, "output_loading_info": True}
-    assert third == {"trust_remote_code": True, "local_files_only": True} and fourth["use_safetensors"] is True
+    assert name == "owner/model" and first == {
+        "trust_remote_code": False,
+        "local_files_only": False,
+    }
+    assert second == {
+        **first,
+        "dtype": "bfloat16",
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    assert (
+        third == {"trust_remote_code": True, "local_files_only": True}
+        and fourth["use_safetensors"] is True
+    )
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
-@pytest.mark.parametrize(("words", "expected"), [
-    (["--data", "nothing.jsonl"], "nothing.jsonl: No such file"),
-    (["--data", "nothing"], "'nothing' is no file and no folder here, and not the OWNER/NAME of a data set"),
-    (["--data", "bad.jsonl"], "bad.jsonl:2: expected a JSON object on one line"),
-    (["--data", "empty.jsonl"], "empty.jsonl holds no question about a picture"),
-    (["--data", "keys.jsonl"],
-     "keys.jsonl:1: expected a text under 'question', "
-     "got the keys 'image', 'query', 'label'"),
-    (["--data", "keys.jsonl", "--columns", "question=query"], "keys.jsonl:1: expected a text under 'answer'"),
-    (["--data", "keys.jsonl", "--columns", "prompt=query"], "--columns: expected OURS=THEIRS"),
-    (["--columns", "question="], "expected OURS=THEIRS"),
-    (["--data", "outside.jsonl"], "outside.jsonl:1: '../model/config.json' lies outside of"),
-    (["--data", "gone.jsonl"], "gone.jsonl:1: expected the file"),
-    (["--data", "nopicture.jsonl", "--images", "."], "nopicture.jsonl:1: "),
-    (["--data", "video.jsonl"], "takes no video"),
-    (["--images", "nowhere"], "nowhere is no folder"),
-    (["--max-pixels", "100"], "questions.jsonl:"),
-    (["--max-pixels", "many"], "whole number"),
-    (["--split", "test"], "questions.jsonl is a file, which has no splits"),
-    (["--tasks", "count"], "--tasks are the testbed's"),
-    (["--chat-template", "none.jinja"], "none.jinja: No such file"),
-    (["--chat-template", "questions.jsonl"], "questions.jsonl:"),
-    (["--batch-size", "0"], "from 1"),
-    (["--frames", "0"], "from 1"),
-    (["--dtype", "int8"], "invalid choice: 'int8'"),
-    (["--device", "gpu"], "expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
-    (["--device", "cuda:99"], "cuda"),
-    (["--model", "nowhere"], "unknown model 'nowhere'"),
-    (["--model", "pictures"], "pictures: no image-text-to-text model could be loaded"),
-    (["--model", "huge"], "weights, which its"),
-    (["--model", "pickled"], "pickled: no image-text-to-text model could be loaded"),
-    (["--model", "custom"], "with --trust-remote-code it may"),
-    (["--model", "text-only"], "text-only: no image-text-to-text model could be loaded"),
-    (["--objective", "accuracy"], "invalid choice: 'accuracy'"),
-    (["--estimator", "boundry"], "did you mean 'boundary'?"),
-    (["--budgets", "flop=0.5"], "did you mean 'flops'?"),
-    (["--budgets", "flops=0.5+flops=0.4"], "limits the same twice"),
-    (["--budgets", "flops=0.5+kv_cache=half"], "'half' is not understood"),
-    (["--budgets", "flops=0.0001+kv_cache=0.5", "--quiet"], "the reachable range is"),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data", "nothing.jsonl"], "nothing.jsonl: No such file"),
+        (
+            ["--data", "nothing"],
+            "'nothing' is no file and no folder here, and not the OWNER/NAME of a data set",
+        ),
+        (["--data", "bad.jsonl"], "bad.jsonl:2: expected a JSON object on one line"),
+        (["--data", "empty.jsonl"], "empty.jsonl holds no question about a picture"),
+        (
+            ["--data", "keys.jsonl"],
+            "keys.jsonl:1: expected a text under 'question', "
+            "got the keys 'image', 'query', 'label'",
+        ),
+        (
+            ["--data", "keys.jsonl", "--columns", "question=query"],
+            "keys.jsonl:1: expected a text under 'answer'",
+        ),
+        (["--data", "keys.jsonl", "--columns", "prompt=query"], "--columns: expected OURS=THEIRS"),
+        (["--columns", "question="], "expected OURS=THEIRS"),
+        (["--data", "outside.jsonl"], "outside.jsonl:1: '../model/config.json' lies outside of"),
+        (["--data", "gone.jsonl"], "gone.jsonl:1: expected the file"),
+        (["--data", "nopicture.jsonl", "--images", "."], "nopicture.jsonl:1: "),
+        (["--data", "video.jsonl"], "takes no video"),
+        (["--images", "nowhere"], "nowhere is no folder"),
+        (["--max-pixels", "100"], "questions.jsonl:"),
+        (["--max-pixels", "many"], "whole number"),
+        (["--split", "test"], "questions.jsonl is a file, which has no splits"),
+        (["--tasks", "count"], "--tasks are the testbed's"),
+        (["--chat-template", "none.jinja"], "none.jinja: No such file"),
+        (["--chat-template", "questions.jsonl"], "questions.jsonl:"),
+        (["--batch-size", "0"], "from 1"),
+        (["--frames", "0"], "from 1"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--device", "gpu"], "expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
+        (["--device", "cuda:99"], "cuda"),
+        (["--model", "nowhere"], "unknown model 'nowhere'"),
+        (["--model", "pictures"], "pictures: no image-text-to-text model could be loaded"),
+        (["--model", "huge"], "weights, which its"),
+        (["--model", "pickled"], "pickled: no image-text-to-text model could be loaded"),
+        (["--model", "custom"], "with --trust-remote-code it may"),
+        (["--model", "text-only"], "text-only: no image-text-to-text model could be loaded"),
+        (["--objective", "accuracy"], "invalid choice: 'accuracy'"),
+        (["--estimator", "boundry"], "did you mean 'boundary'?"),
+        (["--budgets", "flop=0.5"], "did you mean 'flops'?"),
+        (["--budgets", "flops=0.5+flops=0.4"], "limits the same twice"),
+        (["--budgets", "flops=0.5+kv_cache=half"], "'half' is not understood"),
+        (["--budgets", "flops=0.0001+kv_cache=0.5", "--quiet"], "the reachable range is"),
+    ],
+)
 def test_every_fault_is_one_line(words, expected, tmp_path, monkeypatch, capsys, stand_in_folder):
     monkeypatch.chdir(stand_in_folder)
     before = sorted(map(str, Path(".").rglob("*")))
     assert main(["search", *OWN, "-o", str(tmp_path / "run"), *words]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.count("\n") == 1 and err.startswith("vispco: error: ") and expected in err, err
+    assert (
+        not out and err.count("\n") == 1 and err.startswith("vispco: error: ") and expected in err
+    ), err
     assert "Traceback" not in err and len(err) < 700
     assert sorted(map(str, Path(".").rglob("*"))) == before and not (tmp_path / "run").exists()
 
@@ -235,7 +396,10 @@ def stand_in_folder(tmp_path_factory):
     (folder / "pickled/config.json").write_text((folder / "model/config.json").read_text())
     torch.save(model.state_dict(), folder / "pickled/pytorch_model.bin")
     custom = json.loads((folder / "model/config.json").read_text())
-    custom |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"}}
+    custom |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"},
+    }
     (folder / "custom/config.json").write_text(json.dumps(custom))
     (folder / "custom/mine.py").write_text("raise SystemExit('this must never run')")
     shutil.copytree(folder / "model", folder / "huge")
@@ -248,36 +412,53 @@ def stand_in_folder(tmp_path_factory):
     (folder / "pictures").mkdir()
     Image.new("RGB", (64, 64)).save(folder / "pictures/a.png")
     good = {"image": "a.png", "question": "what shape is in red?", "answer": "circle"}
-    for name, rows in {"questions": [good] * 3, "keys": [{"image": "a.png", "query": "x", "label": "y"}],
-                       "outside": [{**good, "image": "../model/config.json"}], "gone": [{**good, "image": "b.png"}], "empty": [],
-                       "nopicture": [{**good, "image": "questions.jsonl"}],
-                       "video": [{"video": ["a.png", "a.png"], "question": "what?", "answer": "yes"}]}.items():
+    for name, rows in {
+        "questions": [good] * 3,
+        "keys": [{"image": "a.png", "query": "x", "label": "y"}],
+        "outside": [{**good, "image": "../model/config.json"}],
+        "gone": [{**good, "image": "b.png"}],
+        "empty": [],
+        "nopicture": [{**good, "image": "questions.jsonl"}],
+        "video": [{"video": ["a.png", "a.png"], "question": "what?", "answer": "yes"}],
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bad.jsonl").write_text(json.dumps(good) + "\n{'image': 'a.png'}\n")
     return folder
 
 
-@pytest.mark.parametrize("words", [
-    ["apply", "--config", "c.json", "--image", "a.png", "--video", "b.mp4", "--question", "x"],
-    ["apply", "--config", "c.json", "--question", "x"],
-    ["apply", "--config", "c.json", "--video", "b.mp4", "--question", "what"],
-    ["convert"],
-    ["convert", "--from", "fastv", "K=2 R=0.5"],
-    ["convert", "--config", "c.json", "--num-layers", "8"],
-    ["convert", "--config", "c.json", "--to", "fastvv"],
-    ["convert", "--from", "lexico", "K=2", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=2", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=2 R=1.5", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=2.5 R=0.5", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=9 R=0.5", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=nan R=0.5", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=2 K=3 R=0.5", "--num-layers", "8"],
-    ["convert", "--from", "pdrop", "layers=1,2 ratios=0.5", "--num-layers", "8"],
-    ["convert", "--from", "pdrop", "layers=1,2 ratios=0.5,0.7", "--num-layers", "8"],
-    ["convert", "--from", "sparsevlm", "layers=1 tokens=700", "--num-layers", "8"],
-    ["convert", "--from", "sparsevlm", "layers=7 tokens=7", "--num-layers", "8"],
-    ["convert", "--from", "fastv", "K=2 R=0.5", "--num-layers", "8", "--output", "no/such/folder.json"],
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["apply", "--config", "c.json", "--image", "a.png", "--video", "b.mp4", "--question", "x"],
+        ["apply", "--config", "c.json", "--question", "x"],
+        ["apply", "--config", "c.json", "--video", "b.mp4", "--question", "what"],
+        ["convert"],
+        ["convert", "--from", "fastv", "K=2 R=0.5"],
+        ["convert", "--config", "c.json", "--num-layers", "8"],
+        ["convert", "--config", "c.json", "--to", "fastvv"],
+        ["convert", "--from", "lexico", "K=2", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=2", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=2 R=1.5", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=2.5 R=0.5", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=9 R=0.5", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=nan R=0.5", "--num-layers", "8"],
+        ["convert", "--from", "fastv", "K=2 K=3 R=0.5", "--num-layers", "8"],
+        ["convert", "--from", "pdrop", "layers=1,2 ratios=0.5", "--num-layers", "8"],
+        ["convert", "--from", "pdrop", "layers=1,2 ratios=0.5,0.7", "--num-layers", "8"],
+        ["convert", "--from", "sparsevlm", "layers=1 tokens=700", "--num-layers", "8"],
+        ["convert", "--from", "sparsevlm", "layers=7 tokens=7", "--num-layers", "8"],
+        [
+            "convert",
+            "--from",
+            "fastv",
+            "K=2 R=0.5",
+            "--num-layers",
+            "8",
+            "--output",
+            "no/such/folder.json",
+        ],
+    ],
+)
 def test_faults_of_apply_and_convert_are_one_line(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     PruningConfig("fastv", [1, 1, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25]).save("c.json")
@@ -289,9 +470,15 @@ def test_faults_of_apply_and_convert_are_one_line(words, tmp_path, monkeypatch, 
 
 def test_convert_there_and_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for notation, text, layers in (("fastv", "K=2 R=0.75", 8), ("pdrop", "layers=8,16,24 ratios=0.5,0.25,0.125", 32),
-                                   ("sparsevlm", "layers=2,6,15 tokens=300,200,110", 32)):
-        assert main(["convert", "--from", notation, text, "--num-layers", str(layers), "-o", "c.json"]) == 0
+    for notation, text, layers in (
+        ("fastv", "K=2 R=0.75", 8),
+        ("pdrop", "layers=8,16,24 ratios=0.5,0.25,0.125", 32),
+        ("sparsevlm", "layers=2,6,15 tokens=300,200,110", 32),
+    ):
+        assert (
+            main(["convert", "--from", notation, text, "--num-layers", str(layers), "-o", "c.json"])
+            == 0
+        )
         assert capsys.readouterr().out.endswith("c.json\n")
         assert PruningConfig.load("c.json") == parse_notation(notation, text, layers)
         assert main(["convert", "--config", "c.json", "--to", notation]) == 0
@@ -320,8 +507,12 @@ def film(path, image):
         file.mux(stream.encode())
 
 
-@pytest.mark.parametrize("whose, suffix", [("a stand-in", ""), ("a stand-in", ".mkv"), ("Qwen's own", ".mkv")])
-def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, suffix, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "whose, suffix", [("a stand-in", ""), ("a stand-in", ".mkv"), ("Qwen's own", ".mkv")]
+)
+def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(
+    whose, suffix, tmp_path, monkeypatch, capsys
+):
     """Two equal frames make the patches that Qwen2.5-VL makes of one picture.
 
     From the files to the answer, all must agree.
@@ -333,13 +524,28 @@ def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, su
         pytest.importorskip("torchvision")
         from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
-        like = {key: getattr(processor.image_processor, key) for key in
-                ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")}
-        films = Qwen2_5_VLProcessor(processor.image_processor, processor.tokenizer, Qwen2VLVideoProcessor(**like),
-                                    chat_template=films.chat_template)
+        like = {
+            key: getattr(processor.image_processor, key)
+            for key in (
+                "patch_size",
+                "merge_size",
+                "temporal_patch_size",
+                "image_mean",
+                "image_std",
+                "size",
+            )
+        }
+        films = Qwen2_5_VLProcessor(
+            processor.image_processor,
+            processor.tokenizer,
+            Qwen2VLVideoProcessor(**like),
+            chat_template=films.chat_template,
+        )
     for name, its in {"image": processor, "video": films}.items():
         model.save_pretrained(f"{name}-model")
-        (processor if its is films and whose == "a stand-in" else its).save_pretrained(f"{name}-model")
+        (processor if its is films and whose == "a stand-in" else its).save_pretrained(
+            f"{name}-model"
+        )
     examples = testbed.examples("test", 4, seed=2)
     for i, e in enumerate(examples):
         film(tmp_path / f"{i}{suffix or '-frames'}", e.image)
@@ -347,19 +553,66 @@ def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, su
     found, answers = {}, {}
     for kind, end in {"image": ".png", "video": suffix or "-frames"}.items():
         if kind == "video" and whose == "a stand-in":
-            monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: films)
-        rows = [{kind: f"{i}{end}", "question": e.question + "?", "answer": e.answer} for i, e in enumerate(examples)]
+            monkeypatch.setattr(
+                "transformers.AutoProcessor.from_pretrained", lambda *_, **__: films
+            )
+        rows = [
+            {kind: f"{i}{end}", "question": e.question + "?", "answer": e.answer}
+            for i, e in enumerate(examples)
+        ]
         Path(f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         own = ["--model", f"{kind}-model", "--frames", "2", "--json"]
-        assert main(["search", *own, "--data", f"{kind}.jsonl", "--batch-size", "2", "--budgets", "0.5", "--kernel", "linear",
-                     "--steps", "2", "--refinement", "0", "-o", kind]) == 0
+        assert (
+            main(
+                [
+                    "search",
+                    *own,
+                    "--data",
+                    f"{kind}.jsonl",
+                    "--batch-size",
+                    "2",
+                    "--budgets",
+                    "0.5",
+                    "--kernel",
+                    "linear",
+                    "--steps",
+                    "2",
+                    "--refinement",
+                    "0",
+                    "-o",
+                    kind,
+                ]
+            )
+            == 0
+        )
         out, err = capsys.readouterr()
-        assert "4 questions, 4 drawn" in err and "64 visual tokens" in err and f"<{kind}>{examples[0].question}? -> " in err
+        assert (
+            "4 questions, 4 drawn" in err
+            and "64 visual tokens" in err
+            and f"<{kind}>{examples[0].question}? -> " in err
+        )
         found[kind] = json.loads(out)["configurations"][0]
-        assert main(["apply", *own, "--config", f"{kind}/config-0.5.json", f"--{kind}", f"0{end}", "--question", examples[0].question + "?",
-                     "--repeats", "0"]) == 0
+        assert (
+            main(
+                [
+                    "apply",
+                    *own,
+                    "--config",
+                    f"{kind}/config-0.5.json",
+                    f"--{kind}",
+                    f"0{end}",
+                    "--question",
+                    examples[0].question + "?",
+                    "--repeats",
+                    "0",
+                ]
+            )
+            == 0
+        )
         answers[kind] = json.loads(capsys.readouterr().out)
-    assert found["video"]["keep_ratios"] == found["image"]["keep_ratios"] and found["video"]["kl"] == pytest.approx(found["image"]["kl"], rel=1e-3)
+    assert found["video"]["keep_ratios"] == found["image"]["keep_ratios"] and found["video"][
+        "kl"
+    ] == pytest.approx(found["image"]["kl"], rel=1e-3)
     assert answers["video"] == answers["image"] and answers["video"]["pruned"]["tokens"][-1] < 64
 
 
@@ -367,9 +620,32 @@ def test_a_film_of_one_picture_is_searched_and_answered_as_the_picture(whose, su
 @pytest.mark.parametrize("own", ["testbed-llava"], indirect=True)
 def test_as_a_process(own, tmp_path):
     folder, _, _ = own
-    environment = {**os.environ, "PYTHONPATH": str(Path(vispco.__file__).parents[1]), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "vispco", "search", *OWN, *FAST, "--budgets", "0.5", "-o", str(tmp_path / "run"), "--json"],
-                          cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(vispco.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vispco",
+            "search",
+            *OWN,
+            *FAST,
+            "--budgets",
+            "0.5",
+            "-o",
+            str(tmp_path / "run"),
+            "--json",
+        ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["configurations"][0]["share"] <= 0.5 and Path(result["frontier"]).exists()

@@ -52,16 +52,30 @@ def test_the_wheel_holds_the_code_the_testbeds_and_the_types_and_nothing_else(tm
         if p.is_file() and (p.suffix == ".py" or p.name == "py.typed" or "testbed" in p.parts)
     }
     assert names == {name for name in there if "__pycache__" not in name}
-    assert f"\nVersion: {vispco.__version__}\n" in metadata and "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert (
+        f"\nVersion: {vispco.__version__}\n" in metadata
+        and "\nLicense-Expression: Apache-2.0\n" in metadata
+    )
 
 
 def test_the_source_archive_can_run_its_tests_and_build_its_site(tmp_path):
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {
-        "tests/conftest.py", "tests/oracles.py", "docs/run.py", "docs/images/kernels.png", "benchmarks/overhead.py",
-        "mkdocs.yml", "constraints.txt", "constraints-oldest.txt", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff",
-        ".ci/run", ".github/workflows/tests.yml", ".pre-commit-config.yaml",
+        "tests/conftest.py",
+        "tests/oracles.py",
+        "docs/run.py",
+        "docs/images/kernels.png",
+        "benchmarks/overhead.py",
+        "mkdocs.yml",
+        "constraints.txt",
+        "constraints-oldest.txt",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+        ".ci/run",
+        ".github/workflows/tests.yml",
+        ".pre-commit-config.yaml",
     }
     assert needed <= names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)

@@ -12,27 +12,74 @@ BUDGETS = (0.2, 0.5, "1.2 GFLOPs")
 
 
 def point(budget, ratios=(1, 0.6, 0.2), share=0.5, **metrics):
-    return FrontierPoint(PruningConfig("fastv", ratios), budget, 1e9 * share, share, 0.5 - share / 3, metrics)
+    return FrontierPoint(
+        PruningConfig("fastv", ratios), budget, 1e9 * share, share, 0.5 - share / 3, metrics
+    )
 
 
 def competitors():
-    grid = [{"kind": "grid", "label": f"layer 1, keep {k}", "share": k / 8, "flops": k * 1e8,
-             "accuracy": 0.3 + k / 16, "kl": 2 - k / 8} for k in range(8)]
-    chance = [{"kind": "random", "label": f"random {i}", "budget": b, "share": b, "flops": b * 1e9,
-               "accuracy": b - i / 20, "kl": 1 - b + i / 9} for b in (0.2, 0.5) for i in range(4)]
+    grid = [
+        {
+            "kind": "grid",
+            "label": f"layer 1, keep {k}",
+            "share": k / 8,
+            "flops": k * 1e8,
+            "accuracy": 0.3 + k / 16,
+            "kl": 2 - k / 8,
+        }
+        for k in range(8)
+    ]
+    chance = [
+        {
+            "kind": "random",
+            "label": f"random {i}",
+            "budget": b,
+            "share": b,
+            "flops": b * 1e9,
+            "accuracy": b - i / 20,
+            "kl": 1 - b + i / 9,
+        }
+        for b in (0.2, 0.5)
+        for i in range(4)
+    ]
     single = {"flops": 6e8, "accuracy": 0.7, "kl": 0.4}
-    return grid + chance + [{"kind": "selected", "label": "layer 1, keep 3", "share": 0.3, **single},
-                            {"kind": "published", "label": "K=2, drop 50%", "share": 0.6, **single},
-                            {"kind": "published", "label": "K=3, drop 50%", "share": 0.97, **single}]
+    return (
+        grid
+        + chance
+        + [
+            {"kind": "selected", "label": "layer 1, keep 3", "share": 0.3, **single},
+            {"kind": "published", "label": "K=2, drop 50%", "share": 0.6, **single},
+            {"kind": "published", "label": "K=3, drop 50%", "share": 0.97, **single},
+        ]
+    )
 
 
 @pytest.fixture
 def full():
     """A frontier with everything that a plot can show."""
-    points = [point(b, (1, s, s / 2), s, accuracy=0.4 + s / 2, interval=[0.3 + s / 2, 0.45 + s / 2],
-                    kl=0.4 - s / 3) for b, s in zip(BUDGETS, (0.19, 0.49, 0.8), strict=True)]
-    return Frontier(points, {"method": "fastv", "kernel": "monotone", "competitors": competitors(),
-                             "full_accuracy": 0.9, "floor_accuracy": 0.25, "floor": "blind", "floor_kl": 3.0})
+    points = [
+        point(
+            b,
+            (1, s, s / 2),
+            s,
+            accuracy=0.4 + s / 2,
+            interval=[0.3 + s / 2, 0.45 + s / 2],
+            kl=0.4 - s / 3,
+        )
+        for b, s in zip(BUDGETS, (0.19, 0.49, 0.8), strict=True)
+    ]
+    return Frontier(
+        points,
+        {
+            "method": "fastv",
+            "kernel": "monotone",
+            "competitors": competitors(),
+            "full_accuracy": 0.9,
+            "floor_accuracy": 0.25,
+            "floor": "blind",
+            "floor_kl": 3.0,
+        },
+    )
 
 
 def texts(path):
@@ -45,10 +92,23 @@ def texts(path):
 def test_svg_holds_every_label_as_text(full, tmp_path):
     plot_frontier(full, tmp_path / "a.svg")
     shown = texts(tmp_path / "a.svg")
-    for label in ("fastv, monotone kernel", "full model: 90.0 %", "blind: 25.0 %", "K=2, drop 50%",
-                  "K=3, drop 50%", "20 %", "50 %", "1.2 GFLOPs", "every single-layer configuration (8)",
-                  "the best of them by KL", "random schedules (8; bar: mean ± s.d.)",
-                  "published defaults", "held-out accuracy", "decoder layer", "keep ratio"):
+    for label in (
+        "fastv, monotone kernel",
+        "full model: 90.0 %",
+        "blind: 25.0 %",
+        "K=2, drop 50%",
+        "K=3, drop 50%",
+        "20 %",
+        "50 %",
+        "1.2 GFLOPs",
+        "every single-layer configuration (8)",
+        "the best of them by KL",
+        "random schedules (8; bar: mean ± s.d.)",
+        "published defaults",
+        "held-out accuracy",
+        "decoder layer",
+        "keep ratio",
+    ):
         assert label in shown, label
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
 
@@ -79,8 +139,10 @@ def test_nothing_is_clipped(full, tmp_path):
     """No ink touches the border of the picture."""
     from PIL import Image, ImageChops
 
-    plot_frontier({"a very long name of a frontier, longer than any kernel's": full, "b": full},
-                  tmp_path / "a.png")
+    plot_frontier(
+        {"a very long name of a frontier, longer than any kernel's": full, "b": full},
+        tmp_path / "a.png",
+    )
     picture = Image.open(tmp_path / "a.png").convert("L")
     ink = ImageChops.invert(picture).getbbox()
     assert ink[0] > 0 and ink[1] > 0 and ink[2] < picture.width and ink[3] < picture.height
@@ -98,8 +160,12 @@ def test_one_point(tmp_path, ratios):
 
 
 def test_many_budgets_and_a_kl_of_zero(tmp_path):
-    points = [FrontierPoint(PruningConfig("fastv", [1, i / 15]), i / 15, i, i / 15, max(0, 1 - i / 15) ** 8)
-              for i in range(16)]
+    points = [
+        FrontierPoint(
+            PruningConfig("fastv", [1, i / 15]), i / 15, i, i / 15, max(0, 1 - i / 15) ** 8
+        )
+        for i in range(16)
+    ]
     plot_frontier(Frontier(points), tmp_path / "a.svg")
     assert "100 %" in texts(tmp_path / "a.svg")
 
@@ -118,20 +184,31 @@ def with_meta(**meta):
     return Frontier([point(0.5, accuracy=0.6)], meta)
 
 
-@pytest.mark.parametrize(("frontiers", "options", "words"), [
-    (with_meta(), {"x": "latency"}, "x must be one of share, flops"),
-    (with_meta(), {"y": "loss"}, "y must be one of accuracy, kl"),
-    (Frontier([]), {}, "empty"),
-    ([], {}, "empty"),
-    (Frontier([point(0.5)]), {"y": "accuracy"}, "no point has an accuracy"),
-    (Frontier([FrontierPoint(point(0.5).config, 0.5, 1, 1, 1, None)]), {}, "metrics must be an object"),
-    (Frontier([point([0.5])]), {}, "budget a number or text"),
-    (with_meta(competitors={}), {}, "list of objects"),
-    (with_meta(competitors=[{"kind": "rival"}]), {}, "kind must be one of"),
-    (with_meta(competitors=[{"kind": "grid", "share": "x", "accuracy": 1}]), {}, "share must be a finite"),
-    (with_meta(full_accuracy="high"), {}, "full_accuracy must be a finite number"),
-    (Frontier([point(0.5, accuracy="high")]), {}, "accuracy must be a finite number"),
-])
+@pytest.mark.parametrize(
+    ("frontiers", "options", "words"),
+    [
+        (with_meta(), {"x": "latency"}, "x must be one of share, flops"),
+        (with_meta(), {"y": "loss"}, "y must be one of accuracy, kl"),
+        (Frontier([]), {}, "empty"),
+        ([], {}, "empty"),
+        (Frontier([point(0.5)]), {"y": "accuracy"}, "no point has an accuracy"),
+        (
+            Frontier([FrontierPoint(point(0.5).config, 0.5, 1, 1, 1, None)]),
+            {},
+            "metrics must be an object",
+        ),
+        (Frontier([point([0.5])]), {}, "budget a number or text"),
+        (with_meta(competitors={}), {}, "list of objects"),
+        (with_meta(competitors=[{"kind": "rival"}]), {}, "kind must be one of"),
+        (
+            with_meta(competitors=[{"kind": "grid", "share": "x", "accuracy": 1}]),
+            {},
+            "share must be a finite",
+        ),
+        (with_meta(full_accuracy="high"), {}, "full_accuracy must be a finite number"),
+        (Frontier([point(0.5, accuracy="high")]), {}, "accuracy must be a finite number"),
+    ],
+)
 def test_bad_input(tmp_path, frontiers, options, words):
     with pytest.raises(ValueError, match=words):
         plot_frontier(frontiers, tmp_path / "a.svg", **options)

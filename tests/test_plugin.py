@@ -25,17 +25,37 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugin")
     # Building leaves files there.
     shutil.copytree(PLUGIN, folder / "source")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", ROOT))),
-                   "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (folder / "site", ROOT))),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def run(*arguments):
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder,
-                              env=environment, timeout=300)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=environment,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
-    run("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation",
-        "--target", "site", "./source")
+    run(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        "site",
+        "./source",
+    )
     return run
 
 
@@ -79,7 +99,9 @@ def test_configurations_apply_and_search_take_it(run):
     assert result["unknown"] and result["adapter"] == "BorderVL"
     assert (result["of"], result["n"]) == (64, 32)
     assert result["kept"] == [*range(16), *range(48, 64)]
-    assert result["method"] == "border" and result["kernel"] == "line" and 0 < result["share"] <= 0.6
+    assert (
+        result["method"] == "border" and result["kernel"] == "line" and 0 < result["share"] <= 0.6
+    )
 
 
 def test_without_it_the_core_has_never_heard_of_it():

@@ -9,20 +9,43 @@ import vispco
 from vispco.baselines.presets import PUBLISHED
 from vispco.registry import METHODS
 
-SEVEN = LlavaConfig(text_config=LlamaConfig(vocab_size=32064), vision_config=CLIPVisionConfig(
-    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-    patch_size=14))
+SEVEN = LlavaConfig(
+    text_config=LlamaConfig(vocab_size=32064),
+    vision_config=CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    ),
+)
 ALL = [(method, name) for method in PUBLISHED for name in PUBLISHED[method]]
-FIRST = {"fastv": {"k2-r50": [2], "k3-r50": [3], "k3-r75": [3]}, "pdrop": {"lambda-0.5": [8, 16, 24]},
-         "sparsevlm": dict.fromkeys(("192", "128", "64"), [3, 7, 16]), "vtw": {"k15": [15], "k16": [16]},
-         "visionzip": dict.fromkeys(("192", "128", "64"), [0]),
-         "vispruner": dict.fromkeys(("128", "64", "32"), [0]), "dart": {"128": [2]},
-         "divprune": {"0.098": [0]}, "cdpruner": dict.fromkeys(("128", "64", "32"), [0])}
-TOKENS = {("fastv", "k3-r75"): [144], ("pdrop", "lambda-0.5"): [288, 144, 72],
-          ("sparsevlm", "192"): [300, 200, 110], ("sparsevlm", "128"): [303, 110, 36],
-          ("sparsevlm", "64"): [66, 30, 17], ("vtw", "k15"): [0], ("visionzip", "192"): [162 + 30],
-          ("visionzip", "128"): [108 + 20], ("visionzip", "64"): [54 + 10], ("dart", "128"): [4 + 8 * 16],
-          ("divprune", "0.098"): [56], ("cdpruner", "32"): [32]}
+FIRST = {
+    "fastv": {"k2-r50": [2], "k3-r50": [3], "k3-r75": [3]},
+    "pdrop": {"lambda-0.5": [8, 16, 24]},
+    "sparsevlm": dict.fromkeys(("192", "128", "64"), [3, 7, 16]),
+    "vtw": {"k15": [15], "k16": [16]},
+    "visionzip": dict.fromkeys(("192", "128", "64"), [0]),
+    "vispruner": dict.fromkeys(("128", "64", "32"), [0]),
+    "dart": {"128": [2]},
+    "divprune": {"0.098": [0]},
+    "cdpruner": dict.fromkeys(("128", "64", "32"), [0]),
+}
+TOKENS = {
+    ("fastv", "k3-r75"): [144],
+    ("pdrop", "lambda-0.5"): [288, 144, 72],
+    ("sparsevlm", "192"): [300, 200, 110],
+    ("sparsevlm", "128"): [303, 110, 36],
+    ("sparsevlm", "64"): [66, 30, 17],
+    ("vtw", "k15"): [0],
+    ("visionzip", "192"): [162 + 30],
+    ("visionzip", "128"): [108 + 20],
+    ("visionzip", "64"): [54 + 10],
+    ("dart", "128"): [4 + 8 * 16],
+    ("divprune", "0.098"): [56],
+    ("cdpruner", "32"): [32],
+}
 
 
 def preset(method, name, **kwargs):
@@ -98,7 +121,9 @@ def test_vispruners_two_kinds():
     assert METHODS.get("vispruner")().important == 0.5
 
 
-@pytest.mark.parametrize("method, name", [(m, n) for m, n in ALL if m in ("fastv", "pdrop", "sparsevlm")])
+@pytest.mark.parametrize(
+    "method, name", [(m, n) for m, n in ALL if m in ("fastv", "pdrop", "sparsevlm")]
+)
 def test_presets_equal_the_published_notations(method, name):
     """`PruningConfig.from_...` and the presets say the same."""
     build = getattr(vispco.PruningConfig, f"from_{method}")
@@ -111,7 +136,11 @@ def test_presets_equal_the_published_notations(method, name):
 def test_another_depth_has_its_steps_at_the_same_relative_depth():
     # 2.5, rounded
     assert preset("fastv", "k2-r50", num_layers=40).config.steps == {3: 0.5}
-    assert preset("pdrop", "lambda-0.5", num_layers=28).config.steps == {7: 0.5, 14: 0.25, 21: 0.125}
+    assert preset("pdrop", "lambda-0.5", num_layers=28).config.steps == {
+        7: 0.5,
+        14: 0.25,
+        21: 0.125,
+    }
     assert list(preset("sparsevlm", "192", num_layers=64).config.steps) == [6, 14, 32]
 
 
@@ -134,8 +163,12 @@ def test_every_depth_can_be_had(method, layers):
 def test_schedules_that_coincide_are_given_once(method, layers):
     """Under all of their names; no two are the same, and no name is lost."""
     found = vispco.presets(method, num_layers=layers)
-    assert [name for names in found for name in names.split(", ")] == list(PUBLISHED[method]) or layers < 6
-    assert sorted(name for names in found for name in names.split(", ")) == sorted(PUBLISHED[method])
+    assert [name for names in found for name in names.split(", ")] == list(
+        PUBLISHED[method]
+    ) or layers < 6
+    assert sorted(name for names in found for name in names.split(", ")) == sorted(
+        PUBLISHED[method]
+    )
     schedules = [p.config.keep_ratios for p in found.values()]
     assert len(set(schedules)) == len(schedules)
     for names, p in found.items():
@@ -175,7 +208,9 @@ def test_a_method_without_published_configurations_has_none(method):
 
 @pytest.mark.parametrize("layers", [0, -1, 2.0, True, None, "32"])
 def test_number_of_layers(layers):
-    with pytest.raises(ValueError, match="num_layers must be the model's number of decoder layers, got"):
+    with pytest.raises(
+        ValueError, match="num_layers must be the model's number of decoder layers, got"
+    ):
         vispco.presets("fastv", num_layers=layers)
 
 

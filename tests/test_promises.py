@@ -24,10 +24,9 @@ import vispco
 from tiny import PER_IMAGE, batch, make, without_labels
 from vispco.budget import limit_for
 from vispco.config import PruningConfig
-from vispco.flops import KVCacheMemory
-from vispco.latency.table import LatencyTable
-from vispco.flops import CostModel, Dimensions
+from vispco.flops import CostModel, Dimensions, KVCacheMemory
 from vispco.kernels import Kernel
+from vispco.latency.table import LatencyTable
 from vispco.registry import KERNELS, METHODS, adapter_for
 from vispco.solvers.descent import harden_theta
 
@@ -46,7 +45,9 @@ class Naive:
         s, total = self.size, 2 * self.size.hidden * self.size.vocab
         for before, now in pairwise([n, *counts]):
             width = s.heads * s.head_dim
-            matrices = 2 * s.hidden * width + 2 * s.hidden * s.kv_heads * s.head_dim + 3 * s.hidden * s.ffn
+            matrices = (
+                2 * s.hidden * width + 2 * s.hidden * s.kv_heads * s.head_dim + 3 * s.hidden * s.ffn
+            )
             total += 2 * (now + t) * matrices + 4 * (now + t) ** 2 * width
             total += int(self.method.flops(s, before, t)) if now < before else 0
         return total
@@ -70,7 +71,10 @@ def seconds(tokens):
 def limits_of(naive, name, number, form, sample):
     """What the budget `number` (four decimals) means for one sample, as an exact fraction."""
     cost, layers = getattr(naive, name), naive.size.layers
-    full, text = Fraction(cost([sample[0]] * layers, *sample)), Fraction(cost([0] * layers, 0, sample[1]))
+    full, text = (
+        Fraction(cost([sample[0]] * layers, *sample)),
+        Fraction(cost([0] * layers, 0, sample[1])),
+    )
     floor = 0 if form == "total" else text
     return number if form == "absolute" else floor + number * (full - floor)
 
@@ -83,25 +87,48 @@ class Case:
         self.name = rng.choice(vispco.list_methods())
         self.method = METHODS.get(self.name)()
         self.first = self.method.first_layer
-        self.size = Dimensions(rng.randint(self.first + 1, layers), rng.choice([8, 32, 96]), heads=4,
-                               kv_heads=rng.choice([1, 2, 4]), head_dim=8, ffn=rng.choice([16, 88, 256]), vocab=60,
-                               vision_head_dim=8)
-        self.samples = [(rng.randint(1, tokens), rng.randint(0, 40)) for _ in range(rng.randint(1, samples))]
+        self.size = Dimensions(
+            rng.randint(self.first + 1, layers),
+            rng.choice([8, 32, 96]),
+            heads=4,
+            kv_heads=rng.choice([1, 2, 4]),
+            head_dim=8,
+            ffn=rng.choice([16, 88, 256]),
+            vocab=60,
+            vision_head_dim=8,
+        )
+        self.samples = [
+            (rng.randint(1, tokens), rng.randint(0, 40)) for _ in range(rng.randint(1, samples))
+        ]
         self.tokens = max(n for n, _ in self.samples)
-        self.naive, self.form = Naive(self.size, self.method), rng.choice(["share", "percent", "total", "absolute"])
-        kinds = rng.choice([["flops"], ["flops"], ["kv_cache"], ["latency"], ["flops", "kv_cache"], list(UNITS)])
+        self.naive, self.form = (
+            Naive(self.size, self.method),
+            rng.choice(["share", "percent", "total", "absolute"]),
+        )
+        kinds = rng.choice(
+            [["flops"], ["flops"], ["kv_cache"], ["latency"], ["flops", "kv_cache"], list(UNITS)]
+        )
         self.numbers = {name: self.number(name) for name in kinds}
 
     def number(self, name):
         """A budget that mostly can be reached."""
-        cost, least = getattr(self.naive, name), [self.tokens] * self.first + [0] * (self.size.layers - self.first)
+        cost, least = (
+            getattr(self.naive, name),
+            [self.tokens] * self.first + [0] * (self.size.layers - self.first),
+        )
         lowest = 0.0
         for n, t in self.samples:
             full, text = cost([n] * self.size.layers, n, t), cost([0] * self.size.layers, 0, t)
             floor = 0 if self.form == "total" else text
             own = cost(self.own(least, n), n, t)
-            lowest = max(lowest, own if self.form == "absolute" else (own - floor) / max(full - floor, 1e-9))
-            high = max(cost([n] * self.size.layers, n, t) for n, t in self.samples) if self.form == "absolute" else 1.0
+            lowest = max(
+                lowest, own if self.form == "absolute" else (own - floor) / max(full - floor, 1e-9)
+            )
+            high = (
+                max(cost([n] * self.size.layers, n, t) for n, t in self.samples)
+                if self.form == "absolute"
+                else 1.0
+            )
         value = lowest + self.rng.uniform(-0.05, 1) * (high - lowest)
         digits = 0 if self.form == "absolute" and name != "latency" else 4
         # Dear ranking: the least may cost more than all.
@@ -117,25 +144,45 @@ class Case:
 
         slack: measured times are sums of floats, and get a hair of it.
         """
-        return all(getattr(self.naive, name)(self.own(counts, n), n, t) <= limits_of(
-            self.naive, name, number, self.form, (n, t)) * (1 + (slack if name == "latency" else 0))
-            for name, number in self.numbers.items() for n, t in self.samples)
+        return all(
+            getattr(self.naive, name)(self.own(counts, n), n, t)
+            <= limits_of(self.naive, name, number, self.form, (n, t))
+            * (1 + (slack if name == "latency" else 0))
+            for name, number in self.numbers.items()
+            for n, t in self.samples
+        )
 
     def limit(self):
         """The library's own."""
-        costs = {"flops": CostModel(self.size, self.method), "kv_cache": KVCacheMemory(self.size),
-                 "latency": LatencyTable(self.size, LENGTHS, SECONDS)}
-        written = {name: {"percent": f"{float(100 * x):.8g}%", "absolute": f"{float(x)!r} {UNITS[name]}"}.get(self.form, float(x))
-                   for name, x in self.numbers.items()}
+        costs = {
+            "flops": CostModel(self.size, self.method),
+            "kv_cache": KVCacheMemory(self.size),
+            "latency": LatencyTable(self.size, LENGTHS, SECONDS),
+        }
+        written = {
+            name: {
+                "percent": f"{float(100 * x):.8g}%",
+                "absolute": f"{float(x)!r} {UNITS[name]}",
+            }.get(self.form, float(x))
+            for name, x in self.numbers.items()
+        }
         n_visual, n_text = map(torch.tensor, zip(*self.samples, strict=True))
-        return limit_for(written if list(written) != ["flops"] else written["flops"], costs, n_visual, n_text, self.first,
-                         "total" if self.form == "total" else "prunable")
+        return limit_for(
+            written if list(written) != ["flops"] else written["flops"],
+            costs,
+            n_visual,
+            n_text,
+            self.first,
+            "total" if self.form == "total" else "prunable",
+        )
 
     def kernel(self) -> tuple[Kernel, torch.Tensor]:
         """Any curve."""
         curve = KERNELS.get(self.rng.choice(vispco.list_kernels()))(self.size.layers, self.first)
         generator = torch.Generator().manual_seed(self.rng.randrange(2**31))
-        return curve, self.rng.choice([0.3, 1, 4]) * torch.randn(curve.theta.shape, generator=generator)
+        return curve, self.rng.choice([0.3, 1, 4]) * torch.randn(
+            curve.theta.shape, generator=generator
+        )
 
     def harden(self, limit):
         """Whole tokens, as deployed to every sample.
@@ -143,18 +190,27 @@ class Case:
         Now and then they come by way of the kernel's own form.
         """
         curve, theta = self.kernel()
-        hardened = harden_theta(curve, theta, limit) if self.rng.random() < 0.05 else limit.harden(
-            curve.schedule(theta) if self.rng.random() < 0.5 else curve.settled(theta))
+        hardened = (
+            harden_theta(curve, theta, limit)
+            if self.rng.random() < 0.05
+            else limit.harden(
+                curve.schedule(theta) if self.rng.random() < 0.5 else curve.settled(theta)
+            )
+        )
         config = PruningConfig(self.name, hardened)
         counts = config.tokens(self.tokens)
         assert all(config.tokens(n) == self.own(counts, n) for n, _ in self.samples)
-        assert counts[:self.first] == [self.tokens] * self.first
+        assert counts[: self.first] == [self.tokens] * self.first
         return counts
 
     def raised(self, counts):
         """All that one token more in one layer can give."""
         above = [self.tokens, *counts]
-        return [[c + (i == j) for j, c in enumerate(counts)] for i in range(self.first, len(counts)) if counts[i] < above[i]]
+        return [
+            [c + (i == j) for j, c in enumerate(counts)]
+            for i in range(self.first, len(counts))
+            if counts[i] < above[i]
+        ]
 
 
 def check(seeds):
@@ -171,12 +227,20 @@ def check(seeds):
             limit = case.limit()
         except ValueError as error:
             refused += 1
-            assert "cannot be reached" in str(error) or "pruning saves none" in str(error), f"seed {seed}: {error}"
-            assert "saves none" in str(error) or not case.within(least, -1e-12), f"seed {seed} was refused and fits"
+            assert "cannot be reached" in str(error) or "pruning saves none" in str(error), (
+                f"seed {seed}: {error}"
+            )
+            assert "saves none" in str(error) or not case.within(least, -1e-12), (
+                f"seed {seed} was refused and fits"
+            )
             continue
         counts = case.harden(limit)
-        assert case.within(counts, 1e-12), f"seed {seed}: {counts} exceeds {case.form} {case.numbers}"
-        assert not any(case.within(more, -1e-12) for more in case.raised(counts)), f"seed {seed}: {counts} wastes a token"
+        assert case.within(counts, 1e-12), (
+            f"seed {seed}: {counts} exceeds {case.form} {case.numbers}"
+        )
+        assert not any(case.within(more, -1e-12) for more in case.raised(counts)), (
+            f"seed {seed}: {counts} wastes a token"
+        )
         spare += counts == [case.tokens] * len(counts)
     return refused, spare
 
@@ -206,8 +270,13 @@ def test_nothing_that_keeps_more_fits_by_brute_force():
         except ValueError:
             continue
         free = "flops" not in case.numbers or not case.method.flops(case.size, 7, 7)
-        more = [s for s in itertools.product(*(range(c, case.tokens + 1) for c in counts))
-                if s != tuple(counts) and list(s) == sorted(s, reverse=True) and s[:case.first] == (case.tokens,) * case.first]
+        more = [
+            s
+            for s in itertools.product(*(range(c, case.tokens + 1) for c in counts))
+            if s != tuple(counts)
+            and list(s) == sorted(s, reverse=True)
+            and s[: case.first] == (case.tokens,) * case.first
+        ]
         fitting = [s for s in more if case.within(s, -1e-12)]
         assert not (free and fitting), f"seed {seed}: {counts}, but {fitting[0]} fits"
         seen, ranked, wasted = seen + free, ranked + (not free), wasted + bool(fitting)
@@ -238,20 +307,31 @@ def test_the_flop_counter_finds_no_hardened_schedule_above_its_budget():
     The counter on the pruned, the full and the text-only prompt decides.
     """
     model = make("llava")
-    size, layers = adapter_for(model)(model).dimensions(model.config), len(model.get_decoder().layers)
+    size, layers = (
+        adapter_for(model)(model).dimensions(model.config),
+        len(model.get_decoder().layers),
+    )
     for seed in range(2 * len(vispco.list_methods())):
         rng, name = random.Random(seed), vispco.list_methods()[seed % len(vispco.list_methods())]
         method = METHODS.get(name)()
         samples = [(rng.randint(1, 2), rng.randint(1, 12)) for _ in range(2)]
-        n_visual, n_text = (torch.tensor(x) for x in zip(*((PER_IMAGE * i, t + 1) for i, t in samples), strict=True))
+        n_visual, n_text = (
+            torch.tensor(x) for x in zip(*((PER_IMAGE * i, t + 1) for i, t in samples), strict=True)
+        )
         curve = KERNELS.get(rng.choice(vispco.list_kernels()))(layers, method.first_layer)
         share = rng.randint(30, 95)
-        limit = limit_for(f"{share}%", {"flops": CostModel(size, method)}, n_visual, n_text, method.first_layer)
+        limit = limit_for(
+            f"{share}%", {"flops": CostModel(size, method)}, n_visual, n_text, method.first_layer
+        )
         torch.manual_seed(seed)
-        config = PruningConfig(name, limit.harden(curve.settled(2 * torch.randn(curve.theta.shape))))
+        config = PruningConfig(
+            name, limit.harden(curve.settled(2 * torch.randn(curve.theta.shape)))
+        )
         for images, text in samples:
             full, alone = measured(images, text), measured(0, text)
-            assert 100 * (pruned(images, text, config) - alone) <= share * (full - alone), f"seed {seed}: {config}"
+            assert 100 * (pruned(images, text, config) - alone) <= share * (full - alone), (
+                f"seed {seed}: {config}"
+            )
 
 
 def pruned(images, text, config):
@@ -266,8 +346,11 @@ def test_every_promise_names_what_states_it_and_tests_that_exist():
     Also a name or page that states it, and tests that are there.
     """
     root = Path(__file__).parent.parent
-    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")]
-            for line in (root / "docs" / "promises.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in (root / "docs" / "promises.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     assert rows.pop(0) == ["promise", "where it is stated", "test"] and len(rows) >= 8
     for promise, stated, tests in rows:
         for name in re.findall(r"`(vispco[\w.]*)`", stated):
@@ -278,4 +361,6 @@ def test_every_promise_names_what_states_it_and_tests_that_exist():
         named = re.findall(r"`tests/(test_\w+\.py)::(test_\w+)`", tests)
         assert named and len(named) == tests.count("`") / 2, f"no test holds: {promise}"
         for file, test in named:
-            assert re.search(rf"^def {test}\(", (root / "tests" / file).read_text(encoding="utf-8"), re.M), f"{file} lacks {test}"
+            assert re.search(
+                rf"^def {test}\(", (root / "tests" / file).read_text(encoding="utf-8"), re.M
+            ), f"{file} lacks {test}"

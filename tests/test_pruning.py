@@ -18,9 +18,9 @@ import vispco
 from oracles import Constant, Replay, by_hand, decoder_inputs, error, hook_counts, pruned_with
 from tiny import IMAGE, PER_IMAGE, batch, make, tiny_llava, without_labels
 from vispco import PruningConfig
-from vispco.pruning.context import positions, take, take_rotary
 from vispco.methods.random import hashed
 from vispco.pruning._masks import Packed, log_policy, pack, soft_bias
+from vispco.pruning.context import positions, take, take_rotary
 from vispco.registry import METHODS
 from vispco.relaxation import normalise, soft_mask
 from vispco.utils.version import versions
@@ -38,8 +38,9 @@ def logits(model, inputs, **kwargs):
 
 
 # ---- small parts against brute force -------------------------------------------------------------
-masks = st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n),
-                                                     min_size=1, max_size=4))
+masks = st.integers(1, 6).flatmap(
+    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4)
+)
 
 
 @given(mask=masks)
@@ -52,9 +53,10 @@ def test_positions_and_pack(mask):
     packed = pack(table, width)
     for b, row in enumerate(mask):
         where = [i for i, x in enumerate(row) if x]
-        assert places[b, real[b]].tolist() == where and real[b].tolist() == [True] * len(where) + [False] * (
-            width - len(where))
-        assert packed[b].tolist()[width - len(where):] == where
+        assert places[b, real[b]].tolist() == where and real[b].tolist() == [True] * len(where) + [
+            False
+        ] * (width - len(where))
+        assert packed[b].tolist()[width - len(where) :] == where
         assert len(set(packed[b].tolist())) == width
 
 
@@ -72,13 +74,17 @@ def test_packed_states_go_back_where_they_were(mask, seed):
 def test_rotary_embeddings_of_any_layout(shape):
     """Batch 1 for all samples, one per sample, or three sections (multimodal rotary embeddings)."""
     x, index = torch.randn(shape), torch.tensor([[0, 3, 6], [5, 5, 1]])
-    got, = take_rotary((x,), index)
+    (got,) = take_rotary((x,), index)
     full = x.expand(*shape[:-3], 2, 7, 4)
     for b, k in itertools.product(range(2), range(3)):
         assert torch.equal(got[..., b, k, :], full[..., b, index[b, k], :])
 
 
-@given(seed=st.integers(0, 50), size=st.integers(1, 6), kind=st.sampled_from(["none", "bool", "additive"]))
+@given(
+    seed=st.integers(0, 50),
+    size=st.integers(1, 6),
+    kind=st.sampled_from(["none", "bool", "additive"]),
+)
 def test_soft_bias_is_softmax_with_policy(seed, size, kind):
     """m_n exp(a_n) / sum m exp(a), each token seeing itself.
 
@@ -90,8 +96,11 @@ def test_soft_bias_is_softmax_with_policy(seed, size, kind):
     policy = torch.rand(1, size, generator=g, dtype=torch.float64)
     policy[policy < 0.4] = 0.0
     weight = torch.randn(scores.shape, generator=g, dtype=torch.float64)
-    mask = {"none": None, "bool": causal,
-            "additive": torch.zeros_like(scores).masked_fill(~causal, torch.finfo(torch.float64).min)}[kind]
+    mask = {
+        "none": None,
+        "bool": causal,
+        "additive": torch.zeros_like(scores).masked_fill(~causal, torch.finfo(torch.float64).min),
+    }[kind]
 
     def multiplied(p):
         p = torch.where(torch.eye(size, dtype=torch.bool), 1.0, p[:, None, None, :]) * causal
@@ -99,7 +108,10 @@ def test_soft_bias_is_softmax_with_policy(seed, size, kind):
         return e / e.sum(-1, keepdim=True)
 
     results = []
-    for f in (multiplied, lambda p: (scores + soft_bias(mask, log_policy(p), torch.float64)).softmax(-1)):
+    for f in (
+        multiplied,
+        lambda p: (scores + soft_bias(mask, log_policy(p), torch.float64)).softmax(-1),
+    ):
         p = policy.clone().requires_grad_()
         value = f(p)
         (value * weight).sum().backward()
@@ -121,16 +133,25 @@ def forward_with_policies(model, inputs, policies):
     policies: {layer: (S,) policy}, cumulative.
     """
     decoder, (seen, given) = model.get_decoder(), decoder_inputs(model, without_labels(inputs))
-    hidden, policy = seen["inputs_embeds"], torch.ones(seen["inputs_embeds"].shape[1], dtype=torch.float64)
+    hidden, policy = (
+        seen["inputs_embeds"],
+        torch.ones(seen["inputs_embeds"].shape[1], dtype=torch.float64),
+    )
     size = hidden.shape[1]
     for i, layer in enumerate(decoder.layers):
         policy = policy * policies[i] if i in policies else policy
         a, x = layer.self_attn, layer.input_layernorm(hidden)
-        q, k, v = (p(x).view(1, size, -1, a.head_dim).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
+        q, k, v = (
+            p(x).view(1, size, -1, a.head_dim).transpose(1, 2)
+            for p in (a.q_proj, a.k_proj, a.v_proj)
+        )
         cos, sin = (part[:, None] for part in given[i]["position_embeddings"])
         q, k = turn(q, cos, sin), turn(k, cos, sin)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-        weights = torch.where(torch.eye(size, dtype=torch.bool), 1.0, policy) * torch.ones(size, size).tril()
+        weights = (
+            torch.where(torch.eye(size, dtype=torch.bool), 1.0, policy)
+            * torch.ones(size, size).tril()
+        )
         e = weights * (q @ k.transpose(-1, -2) * a.scaling).exp()
         out = (e / e.sum(-1, keepdim=True)) @ v
         hidden = hidden + a.o_proj(out.transpose(1, 2).reshape(1, size, -1))
@@ -145,7 +166,9 @@ def soft_mask_of(ranked, alive, k):
 
 def answer_loss(result, inputs):
     """Cross entropy of the answer (Hugging Face's own would be float32)."""
-    return torch.nn.functional.cross_entropy(result[0, :-1], inputs["labels"][0, 1:], ignore_index=-100)
+    return torch.nn.functional.cross_entropy(
+        result[0, :-1], inputs["labels"][0, 1:], ignore_index=-100
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,16 +191,23 @@ def test_search_gradients_by_the_chain_rule(llava, ratios):
     visual, scores = inputs["input_ids"][0] == IMAGE, hashed(torch.arange(PER_IMAGE), 4)[None]
     policies, slopes, alive = {}, [], torch.ones(1, PER_IMAGE, dtype=torch.bool)
     for i in range(6):
-        ranked, k = normalise(scores, alive), torch.tensor([ratios[i] * PER_IMAGE], dtype=torch.float64)
+        ranked, k = (
+            normalise(scores, alive),
+            torch.tensor([ratios[i] * PER_IMAGE], dtype=torch.float64),
+        )
         mask = functools.partial(soft_mask_of, ranked, alive)
         slopes.append(torch.autograd.functional.jacobian(mask, k)[:, 0])
         alive = kept[i][:, visual]
         policies[i] = (
-            torch.ones(len(visual), dtype=torch.float64).masked_fill(~kept[i][0], 0).requires_grad_()
+            torch.ones(len(visual), dtype=torch.float64)
+            .masked_fill(~kept[i][0], 0)
+            .requires_grad_()
         )
     expected_loss = answer_loss(forward_with_policies(model, inputs, policies), inputs)
     by_policy = torch.autograd.grad(expected_loss, list(policies.values()))
-    expected = torch.stack([(g[visual] * slope).sum() * PER_IMAGE for g, slope in zip(by_policy, slopes, strict=True)])
+    expected = torch.stack(
+        [(g[visual] * slope).sum() * PER_IMAGE for g, slope in zip(by_policy, slopes, strict=True)]
+    )
     assert abs(loss - expected_loss) < 1e-10
     assert torch.allclose(r.grad, expected, rtol=1e-4, atol=1e-8) and expected.abs().max() > 1e-3
 
@@ -192,7 +222,10 @@ def test_gradient_checkpointing_changes_nothing(llava):
         with pruned_with(model, METHODS.get("fastv")(), r, "search"):
             loss = model(**batch(**SHAPE)).loss
             if checkpointing and TRANSFORMERS < (5, 23):
-                with pytest.raises(ValueError, match="gradient checkpointing does so before transformers 5.23: update it"):
+                with pytest.raises(
+                    ValueError,
+                    match="gradient checkpointing does so before transformers 5.23: update it",
+                ):
                     loss.backward()
                 return
             loss.backward()
@@ -237,7 +270,9 @@ def test_deploy_ratios_may_be_replaced_too(llava, mode):
 def test_nested_apply_is_refused(llava):
     config = PruningConfig("random", [0.5] * 6)
     with vispco.apply(llava, config):
-        with pytest.raises(ValueError, match="is pruned already: leave that `with` block or call .remove()"):
+        with pytest.raises(
+            ValueError, match="is pruned already: leave that `with` block or call .remove()"
+        ):
             vispco.apply(llava, config)
         with pytest.raises(ValueError, match="is pruned already"):
             vispco.apply(llava, PruningConfig("strided", [0.5] * 6), mode="search")
@@ -303,7 +338,9 @@ def test_a_pruned_model_can_be_collected():
 def test_eager_attention_equals_sdpa(llava, method, mode, padded):
     """No attention implementation is forced, and none changes the result."""
     eager = tiny_llava(attention="eager")
-    inputs = without_labels(batch(**SHAPE) if padded else batch(images=(1, 1), text=(9, 9), before=(2, 5)))
+    inputs = without_labels(
+        batch(**SHAPE) if padded else batch(images=(1, 1), text=(9, 9), before=(2, 5))
+    )
     results = []
     for model in (llava, eager):
         with vispco.apply(model, PruningConfig(method, RATIOS), mode=mode) as handle:
@@ -311,7 +348,9 @@ def test_eager_attention_equals_sdpa(llava, method, mode, padded):
     (a, kept), (b, kept_eager) = results
     assert all(torch.equal(kept[i], kept_eager[i]) for i in kept)
     there = torch.stack([inputs["attention_mask"].bool(), *kept.values()]).all(0)
-    assert error(b[there], a[there]) <= CLOSE and error(logits(llava, inputs)[there], a[there]) > 0.1
+    assert (
+        error(b[there], a[there]) <= CLOSE and error(logits(llava, inputs)[there], a[there]) > 0.1
+    )
 
 
 def test_the_mask_may_be_left_out_or_four_dimensional(llava):
@@ -351,10 +390,18 @@ def test_embeddings_instead_of_ids(llava, mode):
 
 
 @pytest.mark.parametrize("mode", ["deploy", "search"])
-@pytest.mark.parametrize("kwargs", [{"use_cache": False}, {"use_cache": True}, {"logits_to_keep": 3},
-                                    {"logits_to_keep": torch.tensor([-2, -1])}, {"return_dict": False},
-                                    {"output_hidden_states": True}],
-                         ids=["no cache", "cache", "last 3", "indices", "tuple", "hidden states"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"use_cache": False},
+        {"use_cache": True},
+        {"logits_to_keep": 3},
+        {"logits_to_keep": torch.tensor([-2, -1])},
+        {"return_dict": False},
+        {"output_hidden_states": True},
+    ],
+    ids=["no cache", "cache", "last 3", "indices", "tuple", "hidden states"],
+)
 def test_the_callers_options_work_as_before(llava, mode, kwargs):
     inputs = without_labels(batch(**SHAPE))
     with vispco.apply(llava, PruningConfig("fastv", RATIOS), mode=mode), torch.no_grad():
@@ -379,7 +426,10 @@ def test_loss_of_deploy_equals_that_of_search(llava):
 
 def test_labels_do_not_stick(llava):
     """Labels of one call say nothing about the next."""
-    inputs, config = batch(images=(1,), text=(9,), before=(2,), answer=5), PruningConfig("fastv", RATIOS)
+    inputs, config = (
+        batch(images=(1,), text=(9,), before=(2,), answer=5),
+        PruningConfig("fastv", RATIOS),
+    )
     with vispco.apply(llava, config) as handle, torch.no_grad():
         llava(**without_labels(inputs))
         plain = handle.kept()
@@ -404,9 +454,9 @@ def test_a_cache_holds_what_was_kept(llava):
     trace, (_, given) = by_hand(llava, inputs, kept), decoder_inputs(llava, inputs)
     for i, layer in enumerate(llava.get_decoder().layers):
         k = layer.self_attn.k_proj(layer.input_layernorm(trace.hidden[i])).detach()
-        k = k.view(1, -1, layer.self_attn.config.num_key_value_heads, layer.self_attn.head_dim).transpose(
-            1, 2
-        )
+        k = k.view(
+            1, -1, layer.self_attn.config.num_key_value_heads, layer.self_attn.head_dim
+        ).transpose(1, 2)
         cos, sin = (part[:, None, trace.places[i]] for part in given[i]["position_embeddings"])
         half = k.shape[-1] // 2
         k = k * cos + torch.cat([-k[..., half:], k[..., :half]], -1) * sin
@@ -424,8 +474,14 @@ def test_a_cache_holds_what_was_kept(llava):
             r"\(4, 32\): index with \[ctx.visual\]",
         ),
         (lambda ctx: ctx.hidden.norm(dim=-1)[ctx.visual][0], "returned shape"),
-        (lambda ctx: torch.full(ctx.valid.shape, float("nan")), "scores at layer 1 contain NaN or infinity: expected numbers"),
-        (lambda ctx: torch.full(ctx.valid.shape, float("inf")), "scores at layer 1 contain NaN or infinity"),
+        (
+            lambda ctx: torch.full(ctx.valid.shape, float("nan")),
+            "scores at layer 1 contain NaN or infinity: expected numbers",
+        ),
+        (
+            lambda ctx: torch.full(ctx.valid.shape, float("inf")),
+            "scores at layer 1 contain NaN or infinity",
+        ),
     ],
 )
 def test_faulty_scores_are_explained(llava, mode, wrong, match):
@@ -435,7 +491,10 @@ def test_faulty_scores_are_explained(llava, mode, wrong, match):
 
     inputs = without_labels(batch(**SHAPE))
     before = logits(llava, inputs)
-    with pytest.raises((ValueError, FloatingPointError), match=match), pruned_with(llava, Faulty(), RATIOS, mode):
+    with (
+        pytest.raises((ValueError, FloatingPointError), match=match),
+        pruned_with(llava, Faulty(), RATIOS, mode),
+    ):
         logits(llava, inputs)
     assert torch.equal(logits(llava, inputs), before)
 
@@ -443,6 +502,7 @@ def test_faulty_scores_are_explained(llava, mode, wrong, match):
 @pytest.mark.parametrize("layer", [0, 1, 4, 5, -1])
 def test_layers_that_a_method_cannot_read(llava, layer):
     """Only the layer just run and the next have queries and keys for these tokens."""
+
     class Reader(Constant):
         def score(self, ctx):
             return ctx.attention(layer).mean(1)[:, 0][ctx.visual]
@@ -480,6 +540,7 @@ def test_replayed_sets_give_the_same_logits(llava):
 
 def test_a_limit_is_for_samples_that_drop_something():
     """One that keeps all it has left, and is only there for its batch mates, is as it is alone."""
+
     class Limited(Constant):
         def limit(self, ctx, scores):
             first = ctx.inputs[:, -1, 0] == marker

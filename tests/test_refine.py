@@ -43,7 +43,9 @@ class Known(Evaluator):
         numbers = range(len(self.prepared)) if part is None else part
         self.asked.append((schedule, len(numbers)))
         self.passes += 4 * len(numbers)
-        kl = (torch.tensor(schedule) - self.target).square().sum() + self.noise[list(numbers)].mean()
+        kl = (torch.tensor(schedule) - self.target).square().sum() + self.noise[
+            list(numbers)
+        ].mean()
         record = types.SimpleNamespace(kl=float(kl), task_loss=0.0)
         if part is None:
             self.records[schedule] = record
@@ -54,7 +56,11 @@ def schedules(first_layer=0):
     """A few schedules (C, L), drawn by hypothesis."""
     one = st.lists(st.floats(0, 1), min_size=LAYERS, max_size=LAYERS)
     return st.lists(one, min_size=1, max_size=4).map(
-        lambda rows: torch.tensor([[1.0] * first_layer + sorted(r, reverse=True)[first_layer:] for r in rows], dtype=torch.float64))
+        lambda rows: torch.tensor(
+            [[1.0] * first_layer + sorted(r, reverse=True)[first_layer:] for r in rows],
+            dtype=torch.float64,
+        )
+    )
 
 
 def check_schedules(found, first_layer):
@@ -112,7 +118,7 @@ def test_walks_to_the_optimum_within_the_budget(budget, noise):
     target = tuple(b.harden(torch.tensor([1.0, 1, 1, 0.8, 0.6, 0.3, 0.1, 0, 0, 0])))
     start = tuple(b.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))
     evaluator = Known(target, noise)
-    before, = evaluator.losses([start])
+    (before,) = evaluator.losses([start])
     refine([evaluator], [b], rounds=25)
     after = evaluator.losses([evaluator.best])[0]
     assert after < 0.3 * before
@@ -158,7 +164,9 @@ def test_neighbours_learn_from_each_other():
     small, large = limit(0.3), limit(0.5)
     target = torch.tensor([1.0, 1, 1, 1, 0.9, 0, 0, 0, 0, 0], dtype=torch.float64)
     evaluators = [Known(small.harden(target)), Known(large.harden(target))]
-    evaluators[0].losses([tuple(small.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))])
+    evaluators[0].losses(
+        [tuple(small.harden(torch.full((LAYERS,), 0.5).index_fill(0, torch.tensor([0]), 1.0)))]
+    )
     evaluators[1].losses([tuple(large.harden(target))])
     refine(evaluators, [small, large], 2)
     assert evaluators[0].losses([evaluators[0].best])[0] < 0.1
@@ -168,7 +176,10 @@ def test_where_nothing_is_to_be_gained_nothing_is_spent():
     """Of two budgets, one is at its optimum, 0: the other gets nearly all of the rounds."""
     small, large = limit(0.3), limit(0.8)
     flat = torch.full((LAYERS,), 0.6).index_fill(0, torch.tensor([0]), 1.0)
-    evaluators = [Known(small.harden(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]))), Known(large.harden(flat))]
+    evaluators = [
+        Known(small.harden(torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0]))),
+        Known(large.harden(flat)),
+    ]
     for evaluator, b in zip(evaluators, (small, large), strict=True):
         evaluator.losses([tuple(b.harden(flat))])
     refine(evaluators, [small, large], 6)
@@ -188,11 +199,13 @@ def test_stops_when_every_schedule_has_been_measured():
 def test_a_cut_stays_a_cut_when_the_budget_is_filled():
     b = limit(0.6)
     cut = torch.tensor([[1.0, 0.5, 0.4, 0.3, 0.2, 0.2, 0, 0, 0, 0]], dtype=torch.float64)
-    grown, = fit(cut, b)
+    (grown,) = fit(cut, b)
     assert (grown[6:] == 0).all() and (grown >= cut[0]).all() and 0 <= float(b.slack(grown)) < 1e-3
-    scaled, = fit(cut, b, hold_cuts=False)
+    (scaled,) = fit(cut, b, hold_cuts=False)
     assert (scaled[6:] > 0).all() and 0 <= float(b.slack(scaled)) < 1e-3
-    torch.testing.assert_close((1 - scaled) / (1 - cut[0]).clamp(min=1e-9), (1 - scaled[1]) / 0.5 * (cut[0] < 1).double())
+    torch.testing.assert_close(
+        (1 - scaled) / (1 - cut[0]).clamp(min=1e-9), (1 - scaled[1]) / 0.5 * (cut[0] < 1).double()
+    )
 
 
 def test_same_seed_same_moves():
@@ -206,9 +219,16 @@ def test_same_seed_same_moves():
 
 def test_search_is_better_for_it_and_other_kernels_keep_their_form(llava):
     batches = [batch(images=(1, 1, 1, 1), text=(9,) * 4, before=(2,) * 4, seed=s) for s in range(4)]
-    plain, refined = (vispco.search(llava, batches, budgets=[0.4], refinement=n, start=vispco.Gradient(steps=2)).points[0] for n in (0, 4))
+    plain, refined = (
+        vispco.search(
+            llava, batches, budgets=[0.4], refinement=n, start=vispco.Gradient(steps=2)
+        ).points[0]
+        for n in (0, 4)
+    )
     assert refined.loss <= plain.loss and refined.share <= 0.4
-    single = vispco.search(llava, batches, kernel="single_layer", budgets=[0.4], start=vispco.Gradient(steps=2)).points[0]
+    single = vispco.search(
+        llava, batches, kernel="single_layer", budgets=[0.4], start=vispco.Gradient(steps=2)
+    ).points[0]
     # One step, and the tokens that filling up the budget adds before it.
     assert len(single.config.steps) <= 2
 

@@ -24,12 +24,18 @@ def colours():
 
 def test_decorator_and_direct_call(colours):
     assert colours.register("red")(Red) is Red and colours.register("blue", Blue) is Blue
-    assert colours.get("red") is Red and colours.get("blue") is Blue and colours.names() == ["blue", "red"]
+    assert (
+        colours.get("red") is Red
+        and colours.get("blue") is Blue
+        and colours.names() == ["blue", "red"]
+    )
 
 
 def test_a_name_is_taken_once(colours):
     colours.register("red", Red)
-    with pytest.raises(ValueError, match=r"colour 'red' is already registered \(Red\).*overwrite=True"):
+    with pytest.raises(
+        ValueError, match=r"colour 'red' is already registered \(Red\).*overwrite=True"
+    ):
         colours.register("red", Blue)
     with pytest.raises(ValueError, match="already registered"):
         colours.register("red")(Blue)
@@ -43,13 +49,17 @@ def test_a_name_is_taken_once(colours):
 @pytest.mark.parametrize("name", ["", None, 3, Red])
 def test_a_name_is_a_non_empty_string(colours, name):
     with pytest.raises(
-        ValueError, match=r"a colour's name must be a non-empty string, got .*@register_colour\('name'\)"
+        ValueError,
+        match=r"a colour's name must be a non-empty string, got .*@register_colour\('name'\)",
     ):
         colours.register(name, Red)
 
 
 def test_forgetting_the_parentheses_is_explained(colours):
-    with pytest.raises(ValueError, match="must be a non-empty string, got <class .*write @register_colour"):
+    with pytest.raises(
+        ValueError, match="must be a non-empty string, got <class .*write @register_colour"
+    ):
+
         @colours.register
         class _(Red):
             pass
@@ -63,7 +73,9 @@ def test_unknown_name_comes_with_the_nearest_and_the_list(colours):
         r"teal; add your own with vispco.register_colour\(\)",
     ):
         colours.get("crimsom")
-    with pytest.raises(ValueError, match="unknown colour 'xyz': registered are crimson, teal") as caught:
+    with pytest.raises(
+        ValueError, match="unknown colour 'xyz': registered are crimson, teal"
+    ) as caught:
         colours.get("xyz")
     assert "did you mean" not in str(caught.value)
 
@@ -81,7 +93,9 @@ def test_wildcards(colours):
         colours.register(name, Red)
     assert colours.names("s*") == ["sand", "sea", "sky"] and colours.names("s?a") == ["sea"]
     assert (
-        colours.names("[S]*") == ["Sun"] and colours.names("*d*") == ["sand"] and colours.names("none") == []
+        colours.names("[S]*") == ["Sun"]
+        and colours.names("*d*") == ["sand"]
+        and colours.names("none") == []
     )
 
 
@@ -167,16 +181,24 @@ def test_a_broken_package_is_named_and_does_not_hide_the_others(installed):
 
 def test_the_real_groups():
     from importlib.metadata import entry_points
-    for kind, names in (("methods", vispco.list_methods()), ("adapters", vispco.list_adapters()),
-                        ("kernels", vispco.list_kernels())):
-        assert {point.name for point in entry_points(group=f"vispco.{kind}")} <= set(names) and names
+
+    for kind, names in (
+        ("methods", vispco.list_methods()),
+        ("adapters", vispco.list_adapters()),
+        ("kernels", vispco.list_kernels()),
+    ):
+        assert {point.name for point in entry_points(group=f"vispco.{kind}")} <= set(
+            names
+        ) and names
 
 
 # ---- vispco's own --------------------------------------------------------------------------------
 def test_built_in_names():
     assert {"fastv", "pdrop", "sparsevlm", "random", "strided"} <= set(vispco.list_methods())
     assert "llava" in vispco.list_adapters("ll*")
-    with pytest.raises(ValueError, match=r"unknown method 'fastvv': did you mean 'fastv'\?.*register_method"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'fastvv': did you mean 'fastv'\?.*register_method"
+    ):
         vispco.PruningConfig("fastvv", [1.0])
 
 
@@ -193,8 +215,13 @@ def test_adapter_for_a_model_a_subclass_and_a_configuration(llava):
     assert adapter_for(llava) is adapter_for(llava.config) is adapter_for(child) is cls
 
 
-@pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), object(), None, "llava-hf/llava-1.5-7b-hf"])
+@pytest.mark.parametrize(
+    "model", [torch.nn.Linear(2, 2), object(), None, "llava-hf/llava-1.5-7b-hf"]
+)
 def test_no_adapter(model):
-    with pytest.raises(ValueError, match=f"no adapter for {type(model).__name__}: registered are .*llava.*"
-                                         r"vispco.register_adapter\(\)"):
+    with pytest.raises(
+        ValueError,
+        match=f"no adapter for {type(model).__name__}: registered are .*llava.*"
+        r"vispco.register_adapter\(\)",
+    ):
         adapter_for(model)

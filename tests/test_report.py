@@ -13,24 +13,40 @@ import torch
 
 from vispco import Frontier, FrontierPoint, PruningConfig, testbed
 from vispco.data import prompt
-from vispco.plot import plot_convergence, plot_frontier, plot_tokens
+from vispco.plot import Overlay, plot_convergence, plot_frontier, plot_tokens, write_report
 from vispco.plot.read import dots
 from vispco.plot.tokens import kept_patches, seen
 from vispco.pruning import Pruner
-from vispco.plot import Overlay, write_report
 
 torch.set_num_threads(1)
 HOSTILE = (
     "</title><script>alert('x')</script><img src=x onerror=\"alert(1)\"> "
     "$\\frac $ & \x1b[31m \ud800"
 )
-STEPS = [{"budget": b, "step": i, "loss": 1 / (1 + i), "violation": 0.1 / (1 + i), "multiplier": float(i), "penalty": 100.0,
-          "gradient": 0.5} for b in (0.3, 0.7) for i in range(3)]
+STEPS = [
+    {
+        "budget": b,
+        "step": i,
+        "loss": 1 / (1 + i),
+        "violation": 0.1 / (1 + i),
+        "multiplier": float(i),
+        "penalty": 100.0,
+        "gradient": 0.5,
+    }
+    for b in (0.3, 0.7)
+    for i in range(3)
+]
 
 
 def frontier(**meta):
-    points = [FrontierPoint(PruningConfig("fastv", (1, s, s / 2)), s, 1e9 * s, s, 1 - s) for s in (0.3, 0.7)]
-    return Frontier(points, {"method": "fastv", "kernel": "monotone", "seed": 3, "versions": {"torch": "2"}, **meta})
+    points = [
+        FrontierPoint(PruningConfig("fastv", (1, s, s / 2)), s, 1e9 * s, s, 1 - s)
+        for s in (0.3, 0.7)
+    ]
+    return Frontier(
+        points,
+        {"method": "fastv", "kernel": "monotone", "seed": 3, "versions": {"torch": "2"}, **meta},
+    )
 
 
 class Page(HTMLParser):
@@ -49,13 +65,24 @@ class Page(HTMLParser):
 
 
 def overlay(title, body="<g id='a'><path clip-path='url(#a)'/></g>"):
-    return Overlay(title, lambda path: path.write_text(f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'>{body}</svg>"))
+    return Overlay(
+        title,
+        lambda path: path.write_text(
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 9 9'>{body}</svg>"
+        ),
+    )
 
 
 def test_hostile_names_and_questions_are_shown_as_text(tmp_path):
     pytest.importorskip("matplotlib")
     named = frontier(model=HOSTILE, data=HOSTILE, label=HOSTILE)
-    write_report(tmp_path / "r.html", named, [{**s, "budget": HOSTILE} for s in STEPS], HOSTILE, [overlay(HOSTILE)])
+    write_report(
+        tmp_path / "r.html",
+        named,
+        [{**s, "budget": HOSTILE} for s in STEPS],
+        HOSTILE,
+        [overlay(HOSTILE)],
+    )
     page = Page(tmp_path / "r.html")
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "img"}
@@ -63,11 +90,38 @@ def test_hostile_names_and_questions_are_shown_as_text(tmp_path):
     assert page.text.count("<script>alert('x')</script>") >= 5
 
 
-PAYLOADS = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)", "<svg/onload=alert(1)>", "</title><script>alert(1)",
-            "</style><script>alert(1)</script>", "</pre></td></table><iframe src=//x>", "</svg><script>alert(1)</script>", "]]><script>alert(1)</script>",
-            "<![CDATA[<script>", "<!-- <script>", "--><script>", "javascript:alert(1)", "<a href=javascript:alert(1)>x</a>", "&lt;script&gt;", "&#60;script>",
-            "<?xml version='1.0'?>", "<!DOCTYPE x [<!ENTITY y SYSTEM 'file:///etc/passwd'>]>&y;", "url(javascript:alert(1))", "expression(alert(1))",
-            "{{7*7}}${7*7}", "\0<b>", "\u202e<b>", "\ud800<b>", "<b\n>", "\u2028<b>", "`<b>`", "<plaintext>", "<base href=//x>", "<meta http-equiv=refresh>"]
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "<svg/onload=alert(1)>",
+    "</title><script>alert(1)",
+    "</style><script>alert(1)</script>",
+    "</pre></td></table><iframe src=//x>",
+    "</svg><script>alert(1)</script>",
+    "]]><script>alert(1)</script>",
+    "<![CDATA[<script>",
+    "<!-- <script>",
+    "--><script>",
+    "javascript:alert(1)",
+    "<a href=javascript:alert(1)>x</a>",
+    "&lt;script&gt;",
+    "&#60;script>",
+    "<?xml version='1.0'?>",
+    "<!DOCTYPE x [<!ENTITY y SYSTEM 'file:///etc/passwd'>]>&y;",
+    "url(javascript:alert(1))",
+    "expression(alert(1))",
+    "{{7*7}}${7*7}",
+    "\0<b>",
+    "\u202e<b>",
+    "\ud800<b>",
+    "<b\n>",
+    "\u2028<b>",
+    "`<b>`",
+    "<plaintext>",
+    "<base href=//x>",
+    "<meta http-equiv=refresh>",
+]
 
 
 class Outline(HTMLParser):
@@ -85,7 +139,9 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements |= {(tag, name) for name, _ in attrs} | {(tag, None)}
-        self.values += [(name, value or "") for name, value in attrs if name not in ("aria-label", "content")]
+        self.values += [
+            (name, value or "") for name, value in attrs if name not in ("aria-label", "content")
+        ]
 
     def handle_data(self, data):
         self.text += data
@@ -103,11 +159,24 @@ def pictured(payload):
     def drawing(path):
         plot_frontier({payload: frontier(label=payload, floor=payload, floor_kl=1)}, path)
 
-    found = frontier(**{name: payload for name in ("method", "kernel", "label", "model", "data", "objective", "device")})
-    found.meta |= {payload: payload, "versions": {payload: payload}, "nested": {"a": [payload]}, "list": [payload]}
+    found = frontier(
+        **{
+            name: payload
+            for name in ("method", "kernel", "label", "model", "data", "objective", "device")
+        }
+    )
+    found.meta |= {
+        payload: payload,
+        "versions": {payload: payload},
+        "nested": {"a": [payload]},
+        "list": [payload],
+    }
     found.points[0].metrics.update({payload: 0.5, "other": 0.5})
     found.points[1].metrics.update({"other": payload})
-    points = [FrontierPoint(p.config, b, p.flops, p.share, p.loss, p.metrics) for p, b in zip(found.points, (payload, {payload: payload}), strict=True)]
+    points = [
+        FrontierPoint(p.config, b, p.flops, p.share, p.loss, p.metrics)
+        for p, b in zip(found.points, (payload, {payload: payload}), strict=True)
+    ]
     steps = [{**s, "budget": payload} for s in STEPS]
     return clean(payload), Frontier(points, found.meta), steps, [Overlay(payload, drawing)]
 
@@ -121,7 +190,11 @@ def written(folder, payload):
 def check_outline(outline, plain):
     """Nothing is on the page that is not on one with plain words, but for words."""
     assert outline.elements <= plain.elements and not outline.others
-    assert not [v for name, v in outline.values if name in ("href", "xlink:href", "src") and not v.startswith(("#", "data:image/"))]
+    assert not [
+        v
+        for name, v in outline.values
+        if name in ("href", "xlink:href", "src") and not v.startswith(("#", "data:image/"))
+    ]
     assert not [v for _, v in outline.values if "alert" in v or "javascript" in v or "<" in v]
 
 
@@ -146,15 +219,29 @@ def test_no_name_adds_an_element_or_an_attribute_to_a_picture(tmp_path):
 
 def test_the_page_needs_no_network(tmp_path):
     pytest.importorskip("matplotlib")
-    write_report(tmp_path / "r.html", frontier(), STEPS, "vispco search", [overlay("q"), overlay("q")])
+    write_report(
+        tmp_path / "r.html", frontier(), STEPS, "vispco search", [overlay("q"), overlay("q")]
+    )
     page = Page(tmp_path / "r.html")
-    links = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
+    links = [
+        v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href", "xlink:href")
+    ]
     assert all(v.startswith(("#", "data:image/")) for v in links)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids)) > 20
     assert {v[1:] for v in links if v.startswith("#")} <= set(ids)
     assert [tag for tag, _ in page.tags].count("svg") == 4
-    for word in ("vispco search", "seed", "torch 2", "violation", "multiplier", "penalty", "gradient", "70.0 %", "0.3000"):
+    for word in (
+        "vispco search",
+        "seed",
+        "torch 2",
+        "violation",
+        "multiplier",
+        "penalty",
+        "gradient",
+        "70.0 %",
+        "0.3000",
+    ):
         assert word in page.text
 
 
@@ -178,11 +265,15 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
 
 
 def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
-    tried = [{"budget": b, "schedule": i, "loss": 1.0, "best": b / i} for b in (0.3, 0.7) for i in (1, 2)]
+    tried = [
+        {"budget": b, "schedule": i, "loss": 1.0, "best": b / i} for b in (0.3, 0.7) for i in (1, 2)
+    ]
     for steps in ([], STEPS):
         write_report(tmp_path / "r.html", frontier(), [*steps, *tried])
         text = "".join(Page(tmp_path / "r.html").text.split())
-        assert "schedulesloss0.320.150.720.35" in text and ("Nogradientstepwasmade" in text) is (not steps)
+        assert "schedulesloss0.320.150.720.35" in text and ("Nogradientstepwasmade" in text) is (
+            not steps
+        )
         assert ("budgetstepslossviolation" in text) is bool(steps)
 
 
@@ -201,7 +292,12 @@ def asked(name, side=None):
 def test_kept_patches_are_as_many_as_the_configuration_says_and_nested(name):
     model, _, inputs, _ = asked(name)
     layers = model.config.text_config.num_hidden_layers
-    config = PruningConfig("fastv", [1] * (layers // 2) + [0.5] * (layers // 4) + [0.125] * (layers - layers // 2 - layers // 4))
+    config = PruningConfig(
+        "fastv",
+        [1] * (layers // 2)
+        + [0.5] * (layers // 4)
+        + [0.125] * (layers - layers // 2 - layers // 4),
+    )
     kept = kept_patches(model, inputs, config)
     first, second = kept.layers.values()
     assert list(kept.layers) == [layers // 2, layers // 2 + layers // 4]
@@ -231,18 +327,31 @@ def test_tokens_are_drawn_and_several_prompts_refused(tmp_path):
 
 def test_what_a_processor_crops_off_is_not_shown():
     Image = pytest.importorskip("PIL.Image")
-    images = type("I", (), {"do_center_crop": True, "do_resize": True, "size": {"shortest_edge": 100},
-                            "crop_size": {"height": 100, "width": 100}})
-    assert seen(type("P", (), {"image_processor": images}), Image.new("RGB", (300, 200))).size == (200, 200)
+    images = type(
+        "I",
+        (),
+        {
+            "do_center_crop": True,
+            "do_resize": True,
+            "size": {"shortest_edge": 100},
+            "crop_size": {"height": 100, "width": 100},
+        },
+    )
+    assert seen(type("P", (), {"image_processor": images}), Image.new("RGB", (300, 200))).size == (
+        200,
+        200,
+    )
     assert seen(type("P", (), {}), Image.new("RGB", (300, 200))).size == (300, 200)
 
 
 # ---- several seeds, dominated points -------------------------------------------------------------
 def test_seeds_become_means_with_standard_deviations():
     def seeded(loss):
-        return Frontier([FrontierPoint(PruningConfig("fastv", (1, 0.5)), 0.5, 1e9, 0.5, loss)], {"seed": loss})
+        return Frontier(
+            [FrontierPoint(PruningConfig("fastv", (1, 0.5)), 0.5, 1e9, 0.5, loss)], {"seed": loss}
+        )
 
-    dot, = dots([seeded(0.1), seeded(0.2), seeded(0.3)], "share", "kl")
+    (dot,) = dots([seeded(0.1), seeded(0.2), seeded(0.3)], "share", "kl")
     assert dot.y == pytest.approx(0.2) and dot.bar == pytest.approx((0.1, 0.3))
 
 
@@ -254,9 +363,17 @@ def test_a_point_that_costs_more_and_gives_less_is_not_best():
 
 def test_frontiers_of_other_seeds_are_one_run(tmp_path):
     pytest.importorskip("matplotlib")
-    plot_frontier([frontier(seed=0), frontier(seed=1), frontier(seed=0, kernel="linear")], tmp_path / "a.svg")
-    text = [t.text for t in ElementTree.parse(tmp_path / "a.svg").getroot().iter() if t.tag.endswith("}text")]
-    assert "fastv, monotone kernel (mean ± s.d. of 2 seeds)" in text and "fastv, linear kernel" in text
+    plot_frontier(
+        [frontier(seed=0), frontier(seed=1), frontier(seed=0, kernel="linear")], tmp_path / "a.svg"
+    )
+    text = [
+        t.text
+        for t in ElementTree.parse(tmp_path / "a.svg").getroot().iter()
+        if t.tag.endswith("}text")
+    ]
+    assert (
+        "fastv, monotone kernel (mean ± s.d. of 2 seeds)" in text and "fastv, linear kernel" in text
+    )
     with pytest.raises(ValueError, match="no steps"):
         plot_convergence([], tmp_path / "b.svg")
 
@@ -264,7 +381,9 @@ def test_frontiers_of_other_seeds_are_one_run(tmp_path):
 # ---- in a browser --------------------------------------------------------------------------------
 def chromium():
     """A browser that is installed: on the path, or playwright's."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if found:
         return found
     try:
@@ -284,8 +403,20 @@ def test_chromium_shows_it(tmp_path):
     if browser is None:
         pytest.skip("no Chromium is installed")
     write_report(tmp_path / "r.html", frontier(), STEPS, "vispco search", [overlay("q")])
-    subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2400",
-                    f"--screenshot={tmp_path / 's.png'}", (tmp_path / "r.html").as_uri()], check=True, timeout=60, capture_output=True)
+    subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1200,2400",
+            f"--screenshot={tmp_path / 's.png'}",
+            (tmp_path / "r.html").as_uri(),
+        ],
+        check=True,
+        timeout=60,
+        capture_output=True,
+    )
     picture = Image.open(tmp_path / "s.png").convert("RGB")
     assert picture.width == 1200
     # The first frontier's blue.

@@ -27,14 +27,18 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduction")
     cache = Path(os.environ.get("VISPCO_REPRODUCTION_CACHE", folder / "cache"))
     size = sized(os.environ.get("VISPCO_REPRODUCTION_SIZE", "quick"))
-    return reproduce(folder / "results", cache, size, fresh=os.environ.get("VISPCO_REPRODUCTION_FRESH") == "1")
+    return reproduce(
+        folder / "results", cache, size, fresh=os.environ.get("VISPCO_REPRODUCTION_FRESH") == "1"
+    )
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claim(name, results):
     """The target that was stated, not one that was moved to what came out."""
     result = results[name]
-    assert result["verdict"] in (MET, MEASURED), f"{result['title']}: {result['verdict']}. {result['measured']}. Target: {result['target']}"
+    assert result["verdict"] in (MET, MEASURED), (
+        f"{result['title']}: {result['verdict']}. {result['measured']}. Target: {result['target']}"
+    )
 
 
 def test_every_budget_is_there(results):

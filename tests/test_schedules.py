@@ -7,23 +7,24 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import vispco
 from oracles import by_hand, rows_alone
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco.baselines.rules import attention_masses, fitprune_schedule, remaining, vtw_schedule
 from vispco.budget import Budget
+from vispco.calibration import prepare, shapes
 from vispco.flops import CostModel
 from vispco.registry import METHODS, adapter_for
-from vispco.calibration import prepare, shapes
 
 
 @pytest.fixture(scope="module")
 def batches():
-    return [batch(images=(1, 2, 0), text=(9, 6, 4), before=(2, 0, 1)),
-            batch(images=(2,), text=(8,), before=(3,))]
+    return [
+        batch(images=(1, 2, 0), text=(9, 6, 4), before=(2, 0, 1)),
+        batch(images=(2,), text=(8,), before=(3,)),
+    ]
 
 
 # ---- FitPrune ------------------------------------------------------------------------------------
@@ -45,7 +46,9 @@ def naive_remaining(masses, alpha):
     return shares
 
 
-tables = st.lists(st.lists(st.integers(0, 9), min_size=3 * 2 * 5, max_size=3 * 2 * 5), min_size=1, max_size=3)
+tables = st.lists(
+    st.lists(st.integers(0, 9), min_size=3 * 2 * 5, max_size=3 * 2 * 5), min_size=1, max_size=3
+)
 
 
 @given(tables, st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.875, 1.0]), st.integers(1, 5))
@@ -54,8 +57,10 @@ def test_remaining_is_what_loops_leave(table, alpha, fewest):
     masses = torch.tensor(table, dtype=torch.float64).view(-1, 3, 2, 5)
     sizes = [max(fewest, 5 - i) for i in range(len(masses))]
     valid = torch.arange(5) < torch.tensor(sizes)[:, None]
-    expected = [naive_remaining([[m[:n] for m in layer] for layer in masses[i].tolist()], alpha)
-                for i, n in enumerate(sizes)]
+    expected = [
+        naive_remaining([[m[:n] for m in layer] for layer in masses[i].tolist()], alpha)
+        for i, n in enumerate(sizes)
+    ]
     mean = [sum(column) / len(column) for column in zip(*expected, strict=True)]
     assert remaining(masses, valid, alpha).tolist() == pytest.approx(mean, abs=1e-12)
 
@@ -92,11 +97,14 @@ def test_masses_are_the_full_models_attention(family, batches):
         for layer in range(5):
             most = trace.attention[layer][0].amax(0)
             expected = torch.stack([most[text][:, visual].mean(0), most[visual][:, visual].mean(0)])
-            assert torch.allclose(masses[s, layer, :, :len(visual)], expected, rtol=1e-4, atol=1e-7)
+            assert torch.allclose(
+                masses[s, layer, :, : len(visual)], expected, rtol=1e-4, atol=1e-7
+            )
 
 
 @pytest.mark.parametrize(
-    "method, budget", [("fitprune", 0.6), ("fastv", "40%"), ("random", 0.5), ("fastv", 0.9)])
+    "method, budget", [("fitprune", 0.6), ("fastv", "40%"), ("random", 0.5), ("fastv", 0.9)]
+)
 def test_fitprune_schedule_is_the_least_alpha_hardened(method, budget, batches):
     """Against a scan of all alphas at which anything changes, with the loops above."""
     model = tiny_llava()
@@ -106,8 +114,10 @@ def test_fitprune_schedule_is_the_least_alpha_hardened(method, budget, batches):
     masses, valid = attention_masses(model, prepared)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get(method)())
     limit = Budget(budget, cost, *shapes(prepared))
-    tables = [[[m[:int(v.sum())] for m in layer] for layer in mass.tolist()]
-              for mass, v in zip(masses.double(), valid, strict=True)]
+    tables = [
+        [[m[: int(v.sum())] for m in layer] for layer in mass.tolist()]
+        for mass, v in zip(masses.double(), valid, strict=True)
+    ]
     for i in range(1, 4001):
         columns = zip(*(naive_remaining(t, i / 4000) for t in tables), strict=True)
         mean = torch.tensor([sum(c) / len(c) for c in columns], dtype=torch.float64)
@@ -118,12 +128,19 @@ def test_fitprune_schedule_is_the_least_alpha_hardened(method, budget, batches):
     assert limit.holds(counts) and counts[0] == 32 and limit.share(counts) > limit.share([0] * 6)
     record = vispco.evaluate(model, batches, config)
     assert config.flops == record.flops and record.prunable_share <= limit.share(counts) + 1e-9
-    assert (config.method, config.budget, config.n_visual, config.model_type) == (method, budget, 32, "llava")
+    assert (config.method, config.budget, config.n_visual, config.model_type) == (
+        method,
+        budget,
+        32,
+        "llava",
+    )
 
 
 def test_fitprune_schedule_follows_the_budget(llava, batches):
     """Fewer tokens for less; all of them for the whole budget."""
-    sums = [sum(fitprune_schedule(llava, batches, b).keep_ratios) for b in (0.3, 0.5, 0.7, 0.9, 1.0)]
+    sums = [
+        sum(fitprune_schedule(llava, batches, b).keep_ratios) for b in (0.3, 0.5, 0.7, 0.9, 1.0)
+    ]
     assert sums == sorted(sums) and sums[-1] == 6 and len(set(sums)) == 5
 
 
@@ -142,7 +159,9 @@ def test_the_model_is_as_before(batches):
     model.train()
     fitprune_schedule(model, batches, 0.5)
     vtw_schedule(model, batches)
-    assert model.training and not our_hooks(model) and all(p.requires_grad for p in model.parameters())
+    assert (
+        model.training and not our_hooks(model) and all(p.requires_grad for p in model.parameters())
+    )
 
 
 # ---- VTW -----------------------------------------------------------------------------------------
@@ -154,7 +173,10 @@ def test_vtw_schedule_is_the_first_layer_under_the_threshold(scale, batches):
     for threshold in [0, 0.003, *divergences]:
         config = vtw_schedule(model, batches, threshold)
         first = next((k for k in range(6) if divergences[k] <= threshold), 6)
-        assert config.keep_ratios == (1.0,) * first + (0.0,) * (6 - first) and config.model_type == "llava"
+        assert (
+            config.keep_ratios == (1.0,) * first + (0.0,) * (6 - first)
+            and config.model_type == "llava"
+        )
 
 
 def test_vtw_schedule_looks_at_the_first_samples_only(llava, batches):

@@ -31,8 +31,14 @@ from vispco import PruningConfig
 from vispco.utils.version import versions
 
 CLOSE = 2e-5
-STEPS, EARLY = PruningConfig("strided", [1, 0.8, 0.8, 0.5, 0.3, 0.1]), PruningConfig("random", [0.5] * 6)
-FASTV, TOWER = PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25]), PruningConfig("visionzip", [0.5] * 6)
+STEPS, EARLY = (
+    PruningConfig("strided", [1, 0.8, 0.8, 0.5, 0.3, 0.1]),
+    PruningConfig("random", [0.5] * 6),
+)
+FASTV, TOWER = (
+    PruningConfig("fastv", [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    PruningConfig("visionzip", [0.5] * 6),
+)
 IDS = {"suppress_tokens": [IMAGE, 2], "do_sample": False}
 ONE = without_labels(batch(images=(1,), text=(9,), before=(2,)))
 MANY = without_labels(batch(images=(2, 1, 0, 3), text=(7, 9, 12, 3), before=(1, 2, 5, 0)))
@@ -60,8 +66,14 @@ def attributes(model):
 
     Names, the objects themselves, and what the dicts of hooks hold.
     """
-    return [(name, type(module), {k: list(v.items()) if isinstance(v, dict) else v for k, v in vars(module).items()})
-            for name, module in model.named_modules()]
+    return [
+        (
+            name,
+            type(module),
+            {k: list(v.items()) if isinstance(v, dict) else v for k, v in vars(module).items()},
+        )
+        for name, module in model.named_modules()
+    ]
 
 
 @pytest.fixture
@@ -71,7 +83,12 @@ def model():
     Attributes, hooks, configuration, and outputs to the bit.
     """
     model = shared()
-    before = attributes(model), model.config.to_dict(), model.generation_config.to_dict(), logits(model, MANY)
+    before = (
+        attributes(model),
+        model.config.to_dict(),
+        model.generation_config.to_dict(),
+        logits(model, MANY),
+    )
     threads = threading.active_count()
     yield model
     assert attributes(model) == before[0]
@@ -109,8 +126,14 @@ def broken(model, error, after=0, layer=3):
 
 # ---- exceptions ----------------------------------------------------------------------------------
 section("Exceptions and interruptions")
-also("an exception, or Ctrl-C, in the `with` block", "test_contract.py::test_an_exception_in_the_block_leaves_the_model_as_it_was")
-also("an exception inside a forward pass", "test_contract.py::test_an_exception_in_a_forward_leaves_no_trace")
+also(
+    "an exception, or Ctrl-C, in the `with` block",
+    "test_contract.py::test_an_exception_in_the_block_leaves_the_model_as_it_was",
+)
+also(
+    "an exception inside a forward pass",
+    "test_contract.py::test_an_exception_in_a_forward_leaves_no_trace",
+)
 
 
 class Stops(BaseStreamer, StoppingCriteria):
@@ -159,7 +182,10 @@ def test_generation_that_is_stopped_early(model):
             return torch.full((len(ids),), ids.shape[1] >= ONE["input_ids"].shape[1] + 2)
 
     with vispco.apply(model, STEPS):
-        assert torch.equal(generate(model, stopping_criteria=StoppingCriteriaList([Enough()])), generate(model)[:, :-4])
+        assert torch.equal(
+            generate(model, stopping_criteria=StoppingCriteriaList([Enough()])),
+            generate(model)[:, :-4],
+        )
 
 
 @works("an exception in a method's `score`, in a forward pass or in `generate`")
@@ -184,8 +210,11 @@ def test_a_method_that_breaks_off(model, mode, error):
         assert torch.equal(logits(model, MANY), expected)
 
 
-@refused("running a pruned model within its own forward pass (in a method's `score`, or a hook)", "a pruned model cannot run within its own "
-         "forward pass: not in a method's `score`, nor in a hook")
+@refused(
+    "running a pruned model within its own forward pass (in a method's `score`, or a hook)",
+    "a pruned model cannot run within its own "
+    "forward pass: not in a method's `score`, nor in a hook",
+)
 def test_a_model_within_itself(model, refusal):
     class Asks(Constant):
         def score(self, ctx):
@@ -232,9 +261,11 @@ def test_labels_of_a_failed_call_are_forgotten(model):
         assert all(torch.equal(mask, kept[i]) for i, mask in handle.kept().items())
 
 
-@refused("ready-made `inputs_embeds` for a method that reads the vision tower, "
-         "also after a call that failed",
-         "the method reads the vision tower, which did not run for this prompt's image tokens")
+@refused(
+    "ready-made `inputs_embeds` for a method that reads the vision tower, "
+    "also after a call that failed",
+    "the method reads the vision tower, which did not run for this prompt's image tokens",
+)
 def test_what_the_tower_said_in_a_failed_call_is_forgotten(model, refusal):
     """Patches of the picture before would fit."""
     embeds = {"inputs_embeds": model.get_input_embeddings()(ONE["input_ids"]).detach()}
@@ -252,8 +283,11 @@ def test_what_the_tower_said_in_a_failed_call_is_forgotten(model, refusal):
 section("Several times, one in another")
 
 
-@refused("two configurations on one model at once", "this LlavaForConditionalGeneration is pruned already: leave that `with` block "
-         "or call .remove() on its handle first")
+@refused(
+    "two configurations on one model at once",
+    "this LlavaForConditionalGeneration is pruned already: leave that `with` block "
+    "or call .remove() on its handle first",
+)
 def test_a_second_apply_is_refused(model, refusal):
     expected = pruned(model, STEPS)
     with vispco.apply(model, STEPS):
@@ -264,7 +298,9 @@ def test_a_second_apply_is_refused(model, refusal):
         assert torch.equal(logits(model, MANY), expected)
 
 
-also("two models at once, one `with` block in the other", "test_pruning.py::test_two_models_at_once")
+also(
+    "two models at once, one `with` block in the other", "test_pruning.py::test_two_models_at_once"
+)
 
 
 @works("one configuration after the other, in any order")
@@ -285,7 +321,10 @@ def test_a_handle_is_entered_again(model):
             assert torch.equal(logits(model, MANY), expected)
 
 
-@refused("a `with` block on a handle whose `with` block is open", "the `with` block of this handle is open already: one at a time")
+@refused(
+    "a `with` block on a handle whose `with` block is open",
+    "the `with` block of this handle is open already: one at a time",
+)
 def test_an_open_handle_is_not_entered(model, refusal):
     expected = pruned(model, STEPS)
     with vispco.apply(model, STEPS) as handle:
@@ -295,7 +334,10 @@ def test_an_open_handle_is_not_entered(model, refusal):
 
 
 also("`.remove()` twice", "test_pruning.py::test_remove_twice_is_harmless")
-also("another schedule on the same handle (`handle.ratios`)", "test_pruning.py::test_deploy_ratios_may_be_replaced_too")
+also(
+    "another schedule on the same handle (`handle.ratios`)",
+    "test_pruning.py::test_deploy_ratios_may_be_replaced_too",
+)
 
 
 @works("another schedule on a handle that kept all")
@@ -351,16 +393,23 @@ def test_two_models_in_two_threads(model):
     expected = [[pruned(model, config) for config in (FASTV, TOWER)], generate(model)]
 
     def job(mine):
-        return [([pruned(mine, config) for config in (FASTV, TOWER)], generate(mine)) for _ in range(4)]
+        return [
+            ([pruned(mine, config) for config in (FASTV, TOWER)], generate(mine)) for _ in range(4)
+        ]
 
     for rounds in in_threads(lambda: job(model), lambda: job(other)):
         for found, answer in rounds:
-            assert all(torch.equal(*pair) for pair in zip(found, expected[0], strict=True)) and torch.equal(answer, expected[1])
+            assert all(
+                torch.equal(*pair) for pair in zip(found, expected[0], strict=True)
+            ) and torch.equal(answer, expected[1])
     assert not vispco.pruning._hooks.Eagerly._count
 
 
-@refused("one pruned model in two threads at once", "this pruned model is running already, in another thread: let threads take turns, "
-         "or give each a model of its own")
+@refused(
+    "one pruned model in two threads at once",
+    "this pruned model is running already, in another thread: let threads take turns, "
+    "or give each a model of its own",
+)
 def test_one_model_in_two_threads(model, refusal):
     """The first thread waits inside a layer until the second was refused.
 
@@ -405,7 +454,9 @@ def test_threads_that_take_turns(model):
 
     with vispco.apply(model, STEPS):
         results = in_threads(lambda: job(ONE), lambda: job(MANY))
-    assert all(torch.equal(x, want) for row, want in zip(results, expected, strict=True) for x in row)
+    assert all(
+        torch.equal(x, want) for row, want in zip(results, expected, strict=True) for x in row
+    )
 
 
 @works("`apply` on one model from two threads at once: one prunes, the other is refused")
@@ -428,7 +479,7 @@ class Words:
 @works("`generate` in a thread with a `TextIteratorStreamer`")
 def test_text_that_is_streamed_from_a_thread(model):
     with vispco.apply(model, STEPS):
-        expected = generate(model)[0, ONE["input_ids"].shape[1]:].tolist()
+        expected = generate(model)[0, ONE["input_ids"].shape[1] :].tolist()
         streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
         thread = threading.Thread(target=generate, args=(model,), kwargs={"streamer": streamer})
         thread.start()
@@ -437,9 +488,11 @@ def test_text_that_is_streamed_from_a_thread(model):
     assert [int(word) for word in text.split()] == expected
 
 
-@refused("a thread that goes on generating after the `with` block has ended",
-         "this KV cache was filled while the model was pruned, and now it is not: "
-         "go on inside the `with` block of vispco.apply")
+@refused(
+    "a thread that goes on generating after the `with` block has ended",
+    "this KV cache was filled while the model was pruned, and now it is not: "
+    "go on inside the `with` block of vispco.apply",
+)
 def test_a_thread_that_outlives_the_block(model, refusal):
     third, go_on, raised = threading.Event(), threading.Event(), []
 
@@ -464,8 +517,11 @@ def test_a_thread_that_outlives_the_block(model, refusal):
     assert raised
 
 
-@refused("DataParallel", "a DataParallel model runs copies of itself in threads, and cannot be pruned: "
-         "prune its .module on one device, or run one process per device")
+@refused(
+    "DataParallel",
+    "a DataParallel model runs copies of itself in threads, and cannot be pruned: "
+    "prune its .module on one device, or run one process per device",
+)
 def test_data_parallel_is_refused(model, refusal):
     with refusal():
         vispco.apply(nn.DataParallel(model), STEPS)
@@ -475,34 +531,53 @@ def test_data_parallel_is_refused(model, refusal):
 @works("DistributedDataParallel, the wrapper or its `.module`")
 def test_distributed_data_parallel(tmp_path):
     model = tiny_llava()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)
         with vispco.apply(wrapped, STEPS):
             found = logits(wrapped, MANY)
-        assert torch.equal(found, pruned(model, STEPS)) and not torch.equal(found, logits(wrapped, MANY))
+        assert torch.equal(found, pruned(model, STEPS)) and not torch.equal(
+            found, logits(wrapped, MANY)
+        )
     finally:
         torch.distributed.destroy_process_group()
 
 
 @works("a process that ends while a model is pruned: quietly")
 def test_a_process_that_ends_while_a_model_is_pruned():
-    code = ("from tiny import *; import vispco; model = tiny_llava(layers=2);"
-            "handle = vispco.apply(model, vispco.PruningConfig('random', [.5, .5]));"
-            "model(**without_labels(batch()))")
+    code = (
+        "from tiny import *; import vispco; model = tiny_llava(layers=2);"
+        "handle = vispco.apply(model, vispco.PruningConfig('random', [.5, .5]));"
+        "model(**without_labels(batch()))"
+    )
     path = [str(Path(__file__).parent), str(Path(vispco.__file__).parent.parent)]
     code = f"import sys; sys.path[:0] = {path!r}; {code}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and "Error" not in done.stderr and "Exception" not in done.stderr
 
 
 # ---- generation ----------------------------------------------------------------------------------
 section("Generation")
-also("greedy, with the default KV cache", "test_generation.py::test_cached_generation_equals_recomputation")
-also("sampling, beam search, beam sampling, `num_return_sequences`", "test_generation.py::test_strategies_equal_those_without_a_cache")
-also("beams keep what greedy decoding keeps", "test_generation.py::test_beams_keep_what_greedy_keeps")
+also(
+    "greedy, with the default KV cache",
+    "test_generation.py::test_cached_generation_equals_recomputation",
+)
+also(
+    "sampling, beam search, beam sampling, `num_return_sequences`",
+    "test_generation.py::test_strategies_equal_those_without_a_cache",
+)
+also(
+    "beams keep what greedy decoding keeps", "test_generation.py::test_beams_keep_what_greedy_keeps"
+)
 also("prompt-lookup decoding", "test_generation.py::test_prompt_lookup_equals_greedy")
-also("assisted decoding with a draft model of text", "test_generation.py::test_assisted_generation_equals_greedy")
+also(
+    "assisted decoding with a draft model of text",
+    "test_generation.py::test_assisted_generation_equals_greedy",
+)
 
 
 @works("assisted decoding with a vision-language draft model, pruned as well or not")
@@ -511,25 +586,41 @@ def test_a_draft_model_that_sees(model, both):
     draft = tiny_llava(layers=2)
     with vispco.apply(model, STEPS):
         expected = generate(model, new=8)
-        with vispco.apply(draft, PruningConfig("strided", [1, 0.5])) if both else contextlib.nullcontext():
+        with (
+            vispco.apply(draft, PruningConfig("strided", [1, 0.5]))
+            if both
+            else contextlib.nullcontext()
+        ):
             assert torch.equal(generate(model, new=8, assistant_model=draft), expected)
 
 
-also("decoding by hand, one token at a time or several", "test_generation.py::test_manual_decoding_equals_one_pass")
-also("one generation after the other, of any shape", "test_generation.py::test_several_generations_in_a_row")
+also(
+    "decoding by hand, one token at a time or several",
+    "test_generation.py::test_manual_decoding_equals_one_pass",
+)
+also(
+    "one generation after the other, of any shape",
+    "test_generation.py::test_several_generations_in_a_row",
+)
 also("text-only prompts", "test_generation.py::test_text_only_prompts_generate_as_unhooked")
 also("a prompt that ends in an image", "test_generation.py::test_a_prompt_that_ends_in_an_image")
 
 
-@refused("a prompt that ends in an image, under a keep ratio of 0", "a prompt ends in a visual token, from which its answer would be "
-         "read, and the configuration drops them all")
+@refused(
+    "a prompt that ends in an image, under a keep ratio of 0",
+    "a prompt ends in a visual token, from which its answer would be "
+    "read, and the configuration drops them all",
+)
 def test_nothing_is_read_off_a_dropped_token(model, refusal):
     with vispco.apply(model, PruningConfig("strided", [1, 1, 0, 0, 0, 0])), refusal():
         logits(model, without_labels(batch(images=(1,), text=(9,), before=(9,))))
 
 
-@refused("generating in search mode", "search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
-         "configuration with mode='deploy'")
+@refused(
+    "generating in search mode",
+    "search mode only masks tokens, and the KV cache still holds them: to generate, apply the "
+    "configuration with mode='deploy'",
+)
 def test_search_mode_does_not_generate(model, refusal):
     with vispco.apply(model, STEPS, mode="search"), torch.no_grad():
         with refusal():
@@ -540,9 +631,12 @@ def test_search_mode_does_not_generate(model, refusal):
         model(input_ids=torch.tensor([[9]]), past_key_values=cache)
 
 
-@refused("chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens", "visual tokens after the first forward pass "
-         "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-         "start again from the whole prompt")
+@refused(
+    "chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens",
+    "visual tokens after the first forward pass "
+    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
+    "start again from the whole prompt",
+)
 def test_chunked_prefill_is_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
         generate(model, prefill_chunk_size=8, past_key_values=DynamicCache())
@@ -563,7 +657,10 @@ def test_other_ways_to_the_same_cache(model, config):
         assert torch.equal(generate(model, use_cache=False), expected)
 
 
-also("sliding windows and hybrid layers (Gemma 3, Mistral, Gemma 2)", "test_families.py::test_sliding_windows_count_original_positions")
+also(
+    "sliding windows and hybrid layers (Gemma 3, Mistral, Gemma 2)",
+    "test_families.py::test_sliding_windows_count_original_positions",
+)
 
 
 @works("the offloaded cache", "not run yet: needs a GPU")
@@ -572,11 +669,16 @@ def test_the_offloaded_cache():
     model, inputs = tiny_llava().cuda(), {k: v.cuda() for k, v in ONE.items()}
     for config in (STEPS, EARLY):
         with vispco.apply(model, config):
-            assert torch.equal(generate(model, inputs, cache_implementation="offloaded"), generate(model, inputs))
+            assert torch.equal(
+                generate(model, inputs, cache_implementation="offloaded"), generate(model, inputs)
+            )
 
 
-@refused("static caches, of any name", "a static KV cache has one length for all layers and cannot hold pruned ones: "
-         "use the default cache (leave cache_implementation out)")
+@refused(
+    "static caches, of any name",
+    "a static KV cache has one length for all layers and cannot hold pruned ones: "
+    "use the default cache (leave cache_implementation out)",
+)
 @pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
 def test_static_caches_are_refused(refusal, name):
     # A model of its own: transformers attaches a static cache to it, refused or not.
@@ -594,33 +696,54 @@ class QuantizedLayer(DynamicLayer):
     """
 
 
-@refused("quantised caches, and other kinds of layers", "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
-         "default cache (leave cache_implementation out)")
+@refused(
+    "quantised caches, and other kinds of layers",
+    "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
+    "default cache (leave cache_implementation out)",
+)
 def test_quantised_caches_are_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
         logits(model, ONE, past_key_values=Cache(layers=[QuantizedLayer() for _ in range(6)]))
 
 
-also("two conversations in turns, each with its cache", "test_generation.py::test_two_caches_side_by_side")
-also("a second turn of text on the same cache", "test_generation.py::test_a_conversation_goes_on_with_text")
+also(
+    "two conversations in turns, each with its cache",
+    "test_generation.py::test_two_caches_side_by_side",
+)
+also(
+    "a second turn of text on the same cache",
+    "test_generation.py::test_a_conversation_goes_on_with_text",
+)
 
 
-@refused("a second turn with a new image on the same cache "
-         "(works from the whole prompt, without the cache)",
-         "visual tokens after the first forward pass "
-         "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-         "start again from the whole prompt")
+@refused(
+    "a second turn with a new image on the same cache "
+    "(works from the whole prompt, without the cache)",
+    "visual tokens after the first forward pass "
+    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
+    "start again from the whole prompt",
+)
 def test_a_new_image_in_the_second_turn(model, refusal):
     with vispco.apply(model, EARLY):
         out = generate(model, return_dict_in_generate=True)
         ids = torch.cat([out.sequences, ONE["input_ids"]], 1)
-        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1)}
+        whole = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
+        }
         with refusal():
-            generate(model, {**whole, "pixel_values": ONE["pixel_values"]}, past_key_values=out.past_key_values)
+            generate(
+                model,
+                {**whole, "pixel_values": ONE["pixel_values"]},
+                past_key_values=out.past_key_values,
+            )
         assert torch.equal(generate(model, whole), generate(model, whole, use_cache=False))
 
 
-@works("several questions to one image, each on a copy of the image's cache: pruned by what came first")
+@works(
+    "several questions to one image, each on a copy of the image's cache: pruned by what came first"
+)
 def test_several_questions_on_copies_of_a_cache(model):
     """`random` looks at places only, so one pass over prefix and question is exact."""
     more = torch.randint(6, 60, (3, 4), generator=torch.Generator().manual_seed(1))
@@ -633,8 +756,11 @@ def test_several_questions_on_copies_of_a_cache(model):
             assert error(got, whole[:, -4:]) <= CLOSE
 
 
-@refused("a cache filled inside the `with` block and used outside", "this KV cache was filled while the model was pruned, and now it is "
-         "not: go on inside the `with` block of vispco.apply")
+@refused(
+    "a cache filled inside the `with` block and used outside",
+    "this KV cache was filled while the model was pruned, and now it is "
+    "not: go on inside the `with` block of vispco.apply",
+)
 @pytest.mark.parametrize("config", [STEPS, EARLY, FASTV])
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_a_pruned_cache_is_of_no_use_outside(model, refusal, config, mode):
@@ -662,7 +788,12 @@ def test_a_cache_in_another_block(model):
         caches = [model(**MANY).past_key_values for _ in range(2)]
         expected = model(input_ids=step, attention_mask=mask, past_key_values=caches[0]).logits
     with vispco.apply(model, FASTV):
-        assert torch.equal(logits(model, {"input_ids": step, "attention_mask": mask, "past_key_values": caches[1]}), expected)
+        assert torch.equal(
+            logits(
+                model, {"input_ids": step, "attention_mask": mask, "past_key_values": caches[1]}
+            ),
+            expected,
+        )
 
 
 @works("a cache filled before the `with` block and used inside: nothing is pruned")
@@ -676,7 +807,11 @@ def test_a_cache_from_before(model):
 
 
 @works("a cache that is reset and used for another prompt")
-@pytest.mark.parametrize("second", [MANY, without_labels(batch(images=(0,), text=(7,), before=(2,)))], ids=["images", "text"])
+@pytest.mark.parametrize(
+    "second",
+    [MANY, without_labels(batch(images=(0,), text=(7,), before=(2,)))],
+    ids=["images", "text"],
+)
 def test_a_cache_that_is_used_again(model, second):
     """Of the prompt before, nothing is left."""
     mask = nn.functional.pad(second["attention_mask"], (0, 1), value=1)
@@ -729,30 +864,48 @@ def weight_gradients(model, config, mode="deploy"):
     """Of the loss of a batch whose answers come after the images."""
     with vispco.apply(model, config, mode=mode):
         loss = model(**batch(images=(1, 2), text=(9, 7), before=(2, 1))).loss
-        return [g for g in torch.autograd.grad(loss, list(model.get_decoder().parameters()), allow_unused=True) if g is not None]
+        return [
+            g
+            for g in torch.autograd.grad(
+                loss, list(model.get_decoder().parameters()), allow_unused=True
+            )
+            if g is not None
+        ]
 
 
 @works("training a pruned model: gradients of the weights are those with the dropped tokens masked")
 def test_gradients_of_the_weights(model):
     a, b = (weight_gradients(model, STEPS, mode) for mode in ("deploy", "search"))
-    assert all(error(x, y) < 1e-3 for x, y in zip(a, b, strict=True)) and any(x.abs().max() > 1e-3 for x in a)
+    assert all(error(x, y) < 1e-3 for x, y in zip(a, b, strict=True)) and any(
+        x.abs().max() > 1e-3 for x in a
+    )
 
 
-also("gradient checkpointing, in search "
-     "(`vispco.search(..., checkpoint=True)` has its own, with any)",
-     "test_pruning.py::test_gradient_checkpointing_changes_nothing", "works; refused before transformers 5.23")
+also(
+    "gradient checkpointing, in search "
+    "(`vispco.search(..., checkpoint=True)` has its own, with any)",
+    "test_pruning.py::test_gradient_checkpointing_changes_nothing",
+    "works; refused before transformers 5.23",
+)
 
 
-@works("gradient checkpointing, in training a pruned model", "works; refused before transformers 5.23")
+@works(
+    "gradient checkpointing, in training a pruned model", "works; refused before transformers 5.23"
+)
 def test_gradient_checkpointing_of_a_pruned_model(model):
     training = copy.deepcopy(model).train()
     expected = weight_gradients(training, FASTV)
     training.gradient_checkpointing_enable()
     if tuple(map(int, versions()["transformers"].split(".")[:2])) < (5, 23):
-        with pytest.raises(ValueError, match="gradient checkpointing does so before transformers 5.23: update it"):
+        with pytest.raises(
+            ValueError, match="gradient checkpointing does so before transformers 5.23: update it"
+        ):
             weight_gradients(training, FASTV)
     else:
-        assert all(error(x, y) <= 1e-4 for x, y in zip(weight_gradients(training, FASTV), expected, strict=True))
+        assert all(
+            error(x, y) <= 1e-4
+            for x, y in zip(weight_gradients(training, FASTV), expected, strict=True)
+        )
 
 
 @works("`model.train()` and `.eval()` inside")
@@ -770,7 +923,9 @@ def test_dropout_in_search():
     model = tiny_llava(layers=2, attention_dropout=0.3).train()
     config = PruningConfig("strided", [0.5, 0.5])
     layer, expected = model.get_decoder().layers[0].self_attn, []
-    hook = layer.register_forward_hook(lambda module, args, output: expected.append(output[0].detach()))
+    hook = layer.register_forward_hook(
+        lambda module, args, output: expected.append(output[0].detach())
+    )
     with vispco.apply(model, config, mode="search"):
         for _ in range(200):
             logits(model, ONE)
@@ -791,10 +946,16 @@ def test_autocast(model, mode):
             got, kept = logits(model, ONE), {i: mask[0] for i, mask in handle.kept().items()}
         expected = by_hand(model, ONE, kept).logits
     there = torch.stack(list(kept.values())).all(0)
-    assert error(got[0, there].float(), expected[0].float()) < 0.05 < error(logits(model, ONE)[0, there], expected[0].float())
+    assert (
+        error(got[0, there].float(), expected[0].float())
+        < 0.05
+        < error(logits(model, ONE)[0, there], expected[0].float())
+    )
 
 
-@works("`torch.inference_mode`, `no_grad` in it or around it, a handle made inside and used outside")
+@works(
+    "`torch.inference_mode`, `no_grad` in it or around it, a handle made inside and used outside"
+)
 def test_inference_mode(model):
     expected, bare = pruned(model, FASTV), generate(model)
     with torch.inference_mode():
@@ -831,7 +992,9 @@ class Int8(nn.Module):
     def __init__(self, linear):
         super().__init__()
         self.scale = nn.Buffer(linear.weight.detach().abs().amax(1) / 127)
-        self.weight = nn.Buffer((linear.weight.detach() / self.scale[:, None]).round().to(torch.int8))
+        self.weight = nn.Buffer(
+            (linear.weight.detach() / self.scale[:, None]).round().to(torch.int8)
+        )
 
     def forward(self, x):
         return x @ (self.weight.to(x.dtype) * self.scale[:, None]).T
@@ -852,9 +1015,14 @@ def test_quantised_weights():
 
 # ---- wrappers ------------------------------------------------------------------------------------
 section("Compilers, wrappers, copies")
-also("`torch.compile`, of the model or in place, before or after: outside the `with` block",
-     "test_compile.py::test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside")
-also("compiled code inside the `with` block: it runs as plain PyTorch", "test_compile.py::test_compiled_code_stays_off_until_the_last_model_is_let_go")
+also(
+    "`torch.compile`, of the model or in place, before or after: outside the `with` block",
+    "test_compile.py::test_a_compiled_model_is_pruned_within_apply_and_compiled_again_outside",
+)
+also(
+    "compiled code inside the `with` block: it runs as plain PyTorch",
+    "test_compile.py::test_compiled_code_stays_off_until_the_last_model_is_let_go",
+)
 
 
 @works("`model.compile()` inside the `with` block")
@@ -865,15 +1033,20 @@ def test_compiling_inside():
     try:
         with vispco.apply(model, config):
             model.compile(backend=lambda graph, example: runs.append(1) or graph.forward)
-            assert torch.equal(logits(model, MANY), expected) and torch.equal(torch.compile(model)(**MANY).logits, expected)
+            assert torch.equal(logits(model, MANY), expected) and torch.equal(
+                torch.compile(model)(**MANY).logits, expected
+            )
         assert not runs
     finally:
         torch._dynamo.reset()
 
 
-@refused("copying or pickling a pruned model, or one of its layers", "a model cannot be copied or pickled while it is pruned: leave the `with` "
-         "block, or call .remove() on the handle, first "
-         "(save_pretrained works, for the weights are as always)")
+@refused(
+    "copying or pickling a pruned model, or one of its layers",
+    "a model cannot be copied or pickled while it is pruned: leave the `with` "
+    "block, or call .remove() on the handle, first "
+    "(save_pretrained works, for the weights are as always)",
+)
 @pytest.mark.parametrize("config", [STEPS, TOWER])
 @pytest.mark.parametrize("mode", ["deploy", "search"])
 def test_copies_of_a_pruned_model_are_refused(refusal, config, mode):
@@ -903,7 +1076,9 @@ def test_saving_a_pruned_model(config, tmp_path):
 def lora(model):
     """The model with LoRA on its projections, with weights that do something."""
     peft = pytest.importorskip("peft", reason="needs peft")
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"])
+    )
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(name)))
@@ -932,21 +1107,44 @@ def test_lora(when, inner):
 @works("prompt tuning (PEFT), whose virtual tokens are kept")
 def test_prompt_tuning():
     peft = pytest.importorskip("peft", reason="needs peft")
-    wrapped = peft.get_peft_model(tiny_llava(), peft.PromptTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=32, num_transformer_submodules=1, num_attention_heads=4, num_layers=6)).eval()
+    wrapped = peft.get_peft_model(
+        tiny_llava(),
+        peft.PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=3,
+            token_dim=32,
+            num_transformer_submodules=1,
+            num_attention_heads=4,
+            num_layers=6,
+        ),
+    ).eval()
     found = []
     for mode in ("deploy", "search"):
         with vispco.apply(wrapped, STEPS, mode=mode) as handle:
             found.append(logits(wrapped, ONE)[:, -6:])
-        assert [int(mask.sum()) for mask in handle.kept().values()] == [3 + 10 + n for n in (12, 8, 4, 1)]
+        assert [int(mask.sum()) for mask in handle.kept().values()] == [
+            3 + 10 + n for n in (12, 8, 4, 1)
+        ]
     assert error(*found) <= CLOSE < error(logits(wrapped, ONE)[:, -6:], found[0])
 
 
-@refused("prefix tuning (PEFT): its virtual tokens are in the KV cache before the image", "visual tokens after the first forward pass")
+@refused(
+    "prefix tuning (PEFT): its virtual tokens are in the KV cache before the image",
+    "visual tokens after the first forward pass",
+)
 def test_prefix_tuning(refusal):
     peft = pytest.importorskip("peft", reason="needs peft")
-    wrapped = peft.get_peft_model(tiny_llava(kv_heads=4), peft.PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=32, num_transformer_submodules=1, num_attention_heads=4, num_layers=6)).eval()
+    wrapped = peft.get_peft_model(
+        tiny_llava(kv_heads=4),
+        peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=3,
+            token_dim=32,
+            num_transformer_submodules=1,
+            num_attention_heads=4,
+            num_layers=6,
+        ),
+    ).eval()
     bare = logits(wrapped, ONE)
     with vispco.apply(wrapped, STEPS), refusal():
         logits(wrapped, ONE)
@@ -973,8 +1171,14 @@ def test_accelerate(how, config, tmp_path):
         accelerate.disk_offload(model, str(tmp_path), execution_device="cpu")
     logits(model, MANY)
     before = forwards(model)
-    assert torch.equal(pruned(model, config), expected[0]) and torch.equal(logits(model, MANY), bare)
-    assert torch.equal(generate(model), expected[1]) and forwards(model) == before and not our_hooks(model)
+    assert torch.equal(pruned(model, config), expected[0]) and torch.equal(
+        logits(model, MANY), bare
+    )
+    assert (
+        torch.equal(generate(model), expected[1])
+        and forwards(model) == before
+        and not our_hooks(model)
+    )
     with vispco.apply(model, config, mode="search") as handle:
         handle.ratios = handle.ratios.clone().requires_grad_()
         model(**batch(images=(1, 2), text=(9, 7), before=(2, 1))).loss.backward()
@@ -995,17 +1199,33 @@ def test_accelerate_inside():
 
 # ---- inputs and outputs --------------------------------------------------------------------------
 section("Inputs and outputs")
-also("a batch of prompts of any length, padded left or right, with several images or none: "
-     "each as alone",
-     "test_contract.py::test_a_sample_alone_is_as_in_a_batch")
+also(
+    "a batch of prompts of any length, padded left or right, with several images or none: "
+    "each as alone",
+    "test_contract.py::test_a_sample_alone_is_as_in_a_batch",
+)
 also("`inputs_embeds` instead of `input_ids`", "test_pruning.py::test_embeddings_instead_of_ids")
-also("`attention_mask` left out, or of four dimensions", "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional")
-also("`labels`: the loss is that with the dropped tokens masked", "test_pruning.py::test_loss_of_deploy_equals_that_of_search")
-also("`labels`: no score looks at the answer", "test_evaluate.py::test_answers_cannot_be_seen_by_the_scores")
-also("`logits_to_keep`, `return_dict=False`, `output_hidden_states` (zeros for dropped tokens)", "test_pruning.py::test_the_callers_options_work_as_before")
+also(
+    "`attention_mask` left out, or of four dimensions",
+    "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional",
+)
+also(
+    "`labels`: the loss is that with the dropped tokens masked",
+    "test_pruning.py::test_loss_of_deploy_equals_that_of_search",
+)
+also(
+    "`labels`: no score looks at the answer",
+    "test_evaluate.py::test_answers_cannot_be_seen_by_the_scores",
+)
+also(
+    "`logits_to_keep`, `return_dict=False`, `output_hidden_states` (zeros for dropped tokens)",
+    "test_pruning.py::test_the_callers_options_work_as_before",
+)
 
 
-@works("arguments by place instead of by name, of the model and of its backbone; `model.forward(...)`")
+@works(
+    "arguments by place instead of by name, of the model and of its backbone; `model.forward(...)`"
+)
 def test_arguments_by_place(model):
     inputs = batch(images=(1, 2), text=(9, 7), before=(2, 1), answer=5)
     ids, pixels, mask = inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]
@@ -1028,13 +1248,20 @@ def test_attentions_are_handed_out():
         assert ours.shape == expected.shape and error(ours, expected) <= CLOSE
 
 
-@refused("several prompts packed into one row", "several prompts are packed into one row "
-         "(position_ids start again, or cu_seq_lens_q is given), "
-         "and would be pruned as one: give each a row of its own, padded")
+@refused(
+    "several prompts packed into one row",
+    "several prompts are packed into one row "
+    "(position_ids start again, or cu_seq_lens_q is given), "
+    "and would be pruned as one: give each a row of its own, padded",
+)
 def test_packed_prompts_are_refused(model, refusal):
     ids, size = ONE["input_ids"].repeat(1, 2), ONE["input_ids"].shape[1]
-    packed = {"input_ids": ids, "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
-              "position_ids": torch.arange(size).repeat(1, 2), "use_cache": False}
+    packed = {
+        "input_ids": ids,
+        "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
+        "position_ids": torch.arange(size).repeat(1, 2),
+        "use_cache": False,
+    }
     # Transformers keeps them apart.
     assert error(logits(model, packed)[:, size:], logits(model, ONE)) <= CLOSE
     with vispco.apply(model, STEPS):
@@ -1044,9 +1271,12 @@ def test_packed_prompts_are_refused(model, refusal):
             logits(model, {**ONE, "cu_seq_lens_q": torch.tensor([0, 9, size])})
 
 
-@refused("flash, flex and paged attention, continuous batching", "attention implementation 'flex_attention' takes no mask, or finds one in "
-         "position_ids, and would not see which tokens are left: "
-         "model.set_attn_implementation('sdpa') has fast kernels too")
+@refused(
+    "flash, flex and paged attention, continuous batching",
+    "attention implementation 'flex_attention' takes no mask, or finds one in "
+    "position_ids, and would not see which tokens are left: "
+    "model.set_attn_implementation('sdpa') has fast kernels too",
+)
 def test_other_attention_implementations_are_refused(model, refusal):
     expected, config = pruned(model, STEPS), model.get_decoder().config
     with vispco.apply(model, STEPS):
@@ -1062,8 +1292,11 @@ def test_other_attention_implementations_are_refused(model, refusal):
 also("eager attention and sdpa", "test_pruning.py::test_eager_attention_equals_sdpa")
 
 
-@refused("the decoder of a pruned model, called by itself", "the decoder of a pruned model was called by itself, where no token is known to be "
-         "visual: call the whole LlavaForConditionalGeneration")
+@refused(
+    "the decoder of a pruned model, called by itself",
+    "the decoder of a pruned model was called by itself, where no token is known to be "
+    "visual: call the whole LlavaForConditionalGeneration",
+)
 @pytest.mark.parametrize("before", [False, True])
 def test_the_decoder_alone_is_refused(model, refusal, before):
     embeds = decoder_inputs(model, ONE)[0]["inputs_embeds"]
@@ -1080,7 +1313,8 @@ def test_the_decoder_alone_is_refused(model, refusal, before):
 def test_the_page_is_current():
     written = Path(__file__).parent.parent / "docs" / "compatibility.md"
     assert written.read_text(encoding="utf-8") == compatibility.page(), (
-        "PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md")
+        "PYTHONPATH=tests python tests/compatibility.py > docs/compatibility.md"
+    )
 
 
 @pytest.mark.parametrize("case", compatibility.CASES, ids=lambda case: case.test)

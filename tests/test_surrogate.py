@@ -14,7 +14,11 @@ from vispco.solvers.surrogate import NOISES, Surrogate, log_loss
 def known(count=12, layers=6, seed=0):
     """Schedules (N, L) and their losses, smooth in them."""
     generator = torch.Generator().manual_seed(seed)
-    ratios = torch.rand(count, layers, generator=generator, dtype=torch.float64).sort(1, descending=True).values
+    ratios = (
+        torch.rand(count, layers, generator=generator, dtype=torch.float64)
+        .sort(1, descending=True)
+        .values
+    )
     return ratios, (ratios - 0.5).square().sum(1)
 
 
@@ -61,7 +65,9 @@ def test_length_and_noise_have_the_largest_likelihood_of_the_grid():
             d = math.sqrt(3) * torch.cdist(points, points) / length
             shape = (1 + d) * torch.exp(-d) + noise * torch.eye(12, dtype=torch.float64)
             s2 = values @ torch.linalg.inv(shape) @ values / 12
-            normal = torch.distributions.MultivariateNormal(torch.zeros(12, dtype=torch.float64), s2 * shape)
+            normal = torch.distributions.MultivariateNormal(
+                torch.zeros(12, dtype=torch.float64), s2 * shape
+            )
             found[length, noise] = float(normal.log_prob(values))
     process = Surrogate(ratios, losses)
     noise = float((process.root @ process.root.T)[0, 0]) - 1
@@ -77,7 +83,12 @@ def test_expected_improvement_is_the_integral(loss, seed):
     x = torch.linspace(-9, 9, 20001, dtype=torch.float64)
     gain = (math.log(loss + 0.01) - (mean[:, None] + deviation[:, None] * x)).clamp(min=0)
     density = torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
-    torch.testing.assert_close(process.expected_improvement(new, loss), torch.trapezoid(gain * density, x), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        process.expected_improvement(new, loss),
+        torch.trapezoid(gain * density, x),
+        atol=1e-6,
+        rtol=1e-4,
+    )
 
 
 def test_it_ranks_schedules_that_it_has_not_seen():

@@ -71,7 +71,9 @@ class Board:
             return str(sum(c == colour and w[2] in (t, "object") for c, t in self.cells.values()))
         # Is there more C than COLOUR.
         if w[:3] == ["is", "there", "more"]:
-            first, second = (sum(c == k for c, _ in self.cells.values()) for k in (w[3], self.colour(w[5:])))
+            first, second = (
+                sum(c == k for c, _ in self.cells.values()) for k in (w[3], self.colour(w[5:]))
+            )
             assert abs(first - second) >= 2
             return "yes" if first > second else "no"
         # Is there a S in COLOUR.
@@ -80,7 +82,11 @@ class Board:
         # What A is in COLOUR.
         if w[3] == "in":
             colour = self.colour(w[4:])
-            found = [t for c, t in self.cells.values() if c == colour and t.isdigit() == (w[1] == "digit")]
+            found = [
+                t
+                for c, t in self.cells.values()
+                if c == colour and t.isdigit() == (w[1] == "digit")
+            ]
             assert len(found) == 1, "the question has no unique object"
             return found[0]
         # What A is D of the S in COLOUR.
@@ -112,8 +118,16 @@ def test_pictures_show_the_boards():
     """Every object's strongest pixel has the object's colour; every empty cell is plain paper."""
     rng = np.random.default_rng(0)
     boards = scenes.sample(rng, 20, "test")
-    cells = scenes.render(rng, boards).reshape(20, 8, 8, 8, 8, 3).swapaxes(2, 3).reshape(20, 64, 64, 3).astype(float)
-    away = abs(cells - np.median(cells[boards.colour < 0], axis=(0, 1))).sum(-1)  # (20, 64, 64 pixels)
+    cells = (
+        scenes.render(rng, boards)
+        .reshape(20, 8, 8, 8, 8, 3)
+        .swapaxes(2, 3)
+        .reshape(20, 64, 64, 3)
+        .astype(float)
+    )
+    away = abs(cells - np.median(cells[boards.colour < 0], axis=(0, 1))).sum(
+        -1
+    )  # (20, 64, 64 pixels)
     assert away[boards.colour < 0].max() < 110
     strongest = np.take_along_axis(cells, away.argmax(2)[..., None, None], axis=2)[:, :, 0]
     nearest = abs(strongest[:, :, None] - scenes._RGB).sum(-1).argmin(-1)
@@ -134,11 +148,16 @@ def _parts(seed: int):
 
 
 def _state(modules, optims) -> list:
-    return [*modules["model"].parameters(), *(v for s in optims[0].state_dict()["state"].values() for v in s.values())]
+    return [
+        *modules["model"].parameters(),
+        *(v for s in optims[0].state_dict()["state"].values() for v in s.values()),
+    ]
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
-def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(written, tmp_path, monkeypatch):
+def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(
+    written, tmp_path, monkeypatch
+):
     """The tensors of one step never go with the step number of another.
 
     There is no third file in the end.
@@ -163,7 +182,9 @@ def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(writte
     fresh = _parts(2)
     step, entries = state.load_state(tmp_path / "state", *fresh, Curriculum())
     assert step == len(entries) == 1 + (written == 2)
-    assert all(torch.equal(a, b) for a, b in zip(_state(*fresh), _state(*states[step - 1]), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(_state(*fresh), _state(*states[step - 1]), strict=True)
+    )
     left[0] = 2
     state.save_state(tmp_path / "state", 3, *states[0], Curriculum(), log)
     assert len(list((tmp_path / "state").iterdir())) == 2
@@ -171,7 +192,7 @@ def test_training_killed_while_it_saves_goes_on_from_the_last_whole_state(writte
 
 def test_a_training_state_whose_tensors_were_damaged_is_refused(tmp_path):
     state.save_state(tmp_path / "state", 1, *_parts(0), Curriculum(), [])
-    path, = (tmp_path / "state").glob("*.safetensors")
+    (path,) = (tmp_path / "state").glob("*.safetensors")
     data = bytearray(path.read_bytes())
     # One bit of a number: safetensors would not notice.
     data[-1] ^= 1
@@ -208,7 +229,10 @@ def test_splits_are_disjoint():
 def test_examples_are_deterministic_and_balanced():
     first = testbed.examples("test", 512, seed=3)
     again, other = testbed.examples("test", 512, seed=3), testbed.examples("test", 512, seed=4)
-    same = [np.array_equal(a.image, b.image) and a.question == b.question for a, b in zip(first, again, strict=True)]
+    same = [
+        np.array_equal(a.image, b.image) and a.question == b.question
+        for a, b in zip(first, again, strict=True)
+    ]
     assert all(same) and [x.answer for x in first] == [x.answer for x in again]
     assert [x.question for x in first] != [x.question for x in other]
     assert [sum(x.task == task for x in first) for task in testbed.TASKS] == [64] * 8
@@ -238,7 +262,12 @@ def test_a_task_keeps_its_examples_when_asked_alone():
         (lambda: testbed.enlarge(testbed.examples(n=1), 64, 70), "multiples of 8"),
         (lambda: testbed.enlarge(testbed.examples(n=1), 64, 56), "from 64 and 64"),
         (lambda: testbed.collate(testbed.enlarge(testbed.examples(n=1), 64, 72)), "testbed-qwen"),
-        (lambda: testbed.collate([Example(np.zeros((64, 60, 3), np.uint8), "a", "b", "c")], model="testbed-qwen"), "64x60"),
+        (
+            lambda: testbed.collate(
+                [Example(np.zeros((64, 60, 3), np.uint8), "a", "b", "c")], model="testbed-qwen"
+            ),
+            "64x60",
+        ),
     ],
 )
 def test_bad_input_says_what_is_valid(call, words):
@@ -289,7 +318,9 @@ def test_collate_layout(side, name):
 
 @models
 def test_batches_follow_the_examples(name):
-    got = testbed.batches("calibration", n=40, batch_size=16, seed=2, padding_side="right", model=name)
+    got = testbed.batches(
+        "calibration", n=40, batch_size=16, seed=2, padding_side="right", model=name
+    )
     assert [len(b["input_ids"]) for b in got] == [16, 16, 8]
     want = testbed.collate(testbed.examples("calibration", 40, seed=2)[16:32], "right", model=name)
     assert got[1].keys() == want.keys()
@@ -302,11 +333,18 @@ def _prompts(name, items):
 
 
 def _agree(processor, items, name):
-    made = processor(images=[x.image for x in items], text=_prompts(name, items), return_tensors="pt", padding=True)
+    made = processor(
+        images=[x.image for x in items],
+        text=_prompts(name, items),
+        return_tensors="pt",
+        padding=True,
+    )
     want = testbed.collate(items, with_answers=False, model=name)
     assert set(made) == set(want)
     for key in want:
-        assert made[key].shape == want[key].shape and torch.allclose(made[key], want[key], atol=1e-5), key
+        assert made[key].shape == want[key].shape and torch.allclose(
+            made[key], want[key], atol=1e-5
+        ), key
 
 
 @models
@@ -324,12 +362,32 @@ def test_the_chat_template_writes_the_prompt_that_the_model_was_trained_on(name,
     from transformers import AutoProcessor
 
     testbed.load(name)[1].save_pretrained(tmp_path)
-    processor, items = AutoProcessor.from_pretrained(tmp_path), testbed.examples("test", 24, seed=11)
-    turns = [[{"role": "user", "content": [{"type": "image", "image": Image.fromarray(x.image)}, {"type": "text", "text": x.question + "?"}]},
-              {"role": "assistant", "content": [{"type": "text", "text": x.answer}]}] for x in items]
+    processor, items = (
+        AutoProcessor.from_pretrained(tmp_path),
+        testbed.examples("test", 24, seed=11),
+    )
+    turns = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": Image.fromarray(x.image)},
+                    {"type": "text", "text": x.question + "?"},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": x.answer}]},
+        ]
+        for x in items
+    ]
     for answered in (False, True):
-        made = processor.apply_chat_template([turn[:1 + answered] for turn in turns], add_generation_prompt=not answered, tokenize=True,
-                                             return_dict=True, return_tensors="pt", processor_kwargs={"padding": True})
+        made = processor.apply_chat_template(
+            [turn[: 1 + answered] for turn in turns],
+            add_generation_prompt=not answered,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
         want = testbed.collate(items, with_answers=answered, model=name)
         assert set(made) == set(want) - {"labels"}
         assert all(torch.allclose(made[key].float(), want[key].float(), atol=1e-5) for key in made)
@@ -345,7 +403,11 @@ def test_qwens_own_processor_class_agrees_too():
 
     ours = build_processor("testbed-qwen")
     items = testbed.examples("test", 16, seed=10)
-    _agree(Pictures(ours.image_processor, ours.tokenizer), items[:8] + testbed.enlarge(items[8:], 64, 72), "testbed-qwen")
+    _agree(
+        Pictures(ours.image_processor, ours.tokenizer),
+        items[:8] + testbed.enlarge(items[8:], 64, 72),
+        "testbed-qwen",
+    )
 
 
 # ---------------------------------------------------------------- training's own forward
@@ -400,10 +462,16 @@ def test_loads_without_network(monkeypatch, name):
 
     monkeypatch.setattr(socket, "socket", refuse)
     model, _ = testbed.load(name)
-    classes = {"testbed-llava": "LlavaForConditionalGeneration", "testbed-qwen": "Qwen2_5_VLForConditionalGeneration"}
+    classes = {
+        "testbed-llava": "LlavaForConditionalGeneration",
+        "testbed-qwen": "Qwen2_5_VLForConditionalGeneration",
+    }
     assert type(model).__name__ == classes[name]
     assert not model.training and {weight.dtype for weight in model.parameters()} == {torch.float32}
-    assert model.config.text_config.num_hidden_layers == build_config(name).text_config.num_hidden_layers
+    assert (
+        model.config.text_config.num_hidden_layers
+        == build_config(name).text_config.num_hidden_layers
+    )
 
 
 def test_the_short_name_is_llava():
@@ -425,7 +493,9 @@ def test_accuracy_and_depth(shipped):
     assert full["mean"] >= 0.85
     assert all(full[task] >= common[task] + 0.15 for task in testbed.TASKS)
     early = evaluate.by_task(items, evaluate.hits(model, items, [64] * 2 + [0] * (layers - 2)))
-    late = evaluate.by_task(items, evaluate.hits(model, items, [64] * closes + [0] * (layers - closes)))
+    late = evaluate.by_task(
+        items, evaluate.hits(model, items, [64] * closes + [0] * (layers - closes))
+    )
     assert early["mean"] <= full["mean"] - 0.25
     assert late["mean"] >= full["mean"] - 0.06
 

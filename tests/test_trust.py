@@ -15,11 +15,11 @@ from PIL import Image
 
 import vispco
 from mutations import harmless, within
+from tests.reproduction.training.build import build_processor
 from vispco import PruningConfig, testbed
 from vispco.commands.main import main
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
-from tests.reproduction.training.build import build_processor
 
 torch.set_num_threads(1)
 ROOT = Path(vispco.__file__).parent.parent
@@ -28,11 +28,47 @@ ROOT = Path(vispco.__file__).parent.parent
 #: Whoever imports one of these can run code that a file holds. `multiprocessing`, in
 #: `tests.reproduction`, pickles as well, but only what our own processes send each other; no file
 #: is read by it.
-MODULES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "jsonpickle", "code", "runpy"}
-NAMES = {"torch.load", "torch.jit.load", "torch.hub.load", "torch.package", "numpy.load", "pandas.read_pickle", "yaml.load",
-         "yaml.unsafe_load", "yaml.full_load", "yaml.UnsafeLoader", "yaml.Loader", "os.system", "os.popen", "eval", "exec",
-         "compile", "__import__", "builtins.eval", "builtins.exec"}
-OPTIONS = {"allow_pickle": True, "weights_only": False, "shell": True, "trust_remote_code": True, "use_safetensors": False}
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "joblib",
+    "cloudpickle",
+    "jsonpickle",
+    "code",
+    "runpy",
+}
+NAMES = {
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.package",
+    "numpy.load",
+    "pandas.read_pickle",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.UnsafeLoader",
+    "yaml.Loader",
+    "os.system",
+    "os.popen",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "builtins.eval",
+    "builtins.exec",
+}
+OPTIONS = {
+    "allow_pickle": True,
+    "weights_only": False,
+    "shell": True,
+    "trust_remote_code": True,
+    "use_safetensors": False,
+}
 
 
 def dangers(source):
@@ -40,33 +76,76 @@ def dangers(source):
     tree, known, found = ast.parse(source), {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            known |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in MODULES or alias.name in NAMES}
+            known |= {
+                alias.asname or alias.name.split(".")[0]: alias.name
+                if alias.asname
+                else alias.name.split(".")[0]
+                for alias in node.names
+            }
+            found |= {
+                alias.name
+                for alias in node.names
+                if alias.name.split(".")[0] in MODULES or alias.name in NAMES
+            }
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            known |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
             found |= {node.module} if node.module.split(".")[0] in MODULES else set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Attribute)):
             first, _, rest = ast.unparse(node).partition(".")
             name = known.get(first, first) + (f".{rest}" if rest else "")
             found |= {name} & NAMES
-        elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant) and node.arg in OPTIONS and \
-                node.value.value is OPTIONS[node.arg]:
+        elif (
+            isinstance(node, ast.keyword)
+            and isinstance(node.value, ast.Constant)
+            and node.arg in OPTIONS
+            and node.value.value is OPTIONS[node.arg]
+        ):
             found.add(node.arg)
     return found
 
 
-@pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for folder in ("vispco", "benchmarks") for p in (ROOT / folder).rglob("*.py")))
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        p.relative_to(ROOT).as_posix()
+        for folder in ("vispco", "benchmarks")
+        for p in (ROOT / folder).rglob("*.py")
+    ),
+)
 def test_nothing_that_is_read_is_run(path):
     assert not dangers((ROOT / path).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("line", [
-    "import pickle", "import pickle as p", "from pickle import loads", "import marshal, os", "import torch; torch.load('x')",
-    "import torch as t\nt.load('x')", "from torch import load", "from torch import load as read\nread('x')", "import numpy as np\nnp.load('x')",
-    "f(x, allow_pickle=True)", "f(x, weights_only=False)", "import yaml\nyaml.load(x)", "from yaml import UnsafeLoader\nUnsafeLoader",
-    "eval('1')", "x = exec", "import os\nos.system('x')", "import subprocess\nsubprocess.run('x', shell=True)", "import joblib.numpy_pickle",
-    "M.from_pretrained(n, trust_remote_code=True)", "__import__('x')", "import shelve", "from dill import *"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "import pickle as p",
+        "from pickle import loads",
+        "import marshal, os",
+        "import torch; torch.load('x')",
+        "import torch as t\nt.load('x')",
+        "from torch import load",
+        "from torch import load as read\nread('x')",
+        "import numpy as np\nnp.load('x')",
+        "f(x, allow_pickle=True)",
+        "f(x, weights_only=False)",
+        "import yaml\nyaml.load(x)",
+        "from yaml import UnsafeLoader\nUnsafeLoader",
+        "eval('1')",
+        "x = exec",
+        "import os\nos.system('x')",
+        "import subprocess\nsubprocess.run('x', shell=True)",
+        "import joblib.numpy_pickle",
+        "M.from_pretrained(n, trust_remote_code=True)",
+        "__import__('x')",
+        "import shelve",
+        "from dill import *",
+    ],
+)
 def test_the_search_for_dangers_finds_them(line):
     # Harmless until it is used.
     assert dangers(line) or line == "from torch import load"
@@ -113,7 +192,11 @@ def own_code(tmp_path, monkeypatch):
     def make(model, processor):
         testbed.load("testbed-llava")[0].save_pretrained("model")
         build_processor().save_pretrained("model")
-        for name, auto in (("config.json", model), ("processor_config.json", processor), ("tokenizer_config.json", {})):
+        for name, auto in (
+            ("config.json", model),
+            ("processor_config.json", processor),
+            ("tokenizer_config.json", {}),
+        ):
             held = json.loads(Path("model", name).read_text())
             Path("model", name).write_text(json.dumps({**held, **auto}))
         for place in ("model/mine.py", "model/custom_generate/generate.py"):
@@ -123,8 +206,23 @@ def own_code(tmp_path, monkeypatch):
     return make
 
 
-ASK = ["apply", "--model", "model", "--config", "c.json", "--repeats", "0", "--device", "cpu", "--max-new-tokens", "2"]
-MODEL = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"}}
+ASK = [
+    "apply",
+    "--model",
+    "model",
+    "--config",
+    "c.json",
+    "--repeats",
+    "0",
+    "--device",
+    "cpu",
+    "--max-new-tokens",
+    "2",
+]
+MODEL = {
+    "model_type": "mine",
+    "auto_map": {"AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"},
+}
 PROCESSOR = {"processor_class": "Processor", "auto_map": {"AutoProcessor": "mine.Processor"}}
 
 
@@ -187,12 +285,53 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
-OUTSIDE = ["../secret.png", "../in-too/b.png", "sub/../../secret.png", "./.././secret.png", "/etc/passwd", "//etc/passwd", "link.png", "up/secret.png",
-           "relative.png", "zero.png", "loop.png", "pipe.png", "folder.png", ".", "", "..", "up/in/../secret.png", "..\\secret.png",
-           "..\\..\\secret.png", "C:\\Windows\\win.ini", "\\\\host\\share\\a.png", "file:///etc/passwd", "file:secret.png", "file://localhost/a.png",
-           "http://127.0.0.1/a.png", "https://example.org/a.png", "ftp://a/b.png", "s3://bucket/a.png", "data:image/png;base64,AAAA",
-           "a.png\0.txt", "\ud800.png", "~/a.png", "$HOME/a.png", "a.png\n", "x" * 5000, "a/" * 3000, None, 7, True, {"path": "../secret.png"},
-           {"path": None, "bytes": None}, {"bytes": "AAAA", "path": "/etc/passwd"}, ["a.png", "../secret.png"], [["a.png"]], [None]]
+OUTSIDE = [
+    "../secret.png",
+    "../in-too/b.png",
+    "sub/../../secret.png",
+    "./.././secret.png",
+    "/etc/passwd",
+    "//etc/passwd",
+    "link.png",
+    "up/secret.png",
+    "relative.png",
+    "zero.png",
+    "loop.png",
+    "pipe.png",
+    "folder.png",
+    ".",
+    "",
+    "..",
+    "up/in/../secret.png",
+    "..\\secret.png",
+    "..\\..\\secret.png",
+    "C:\\Windows\\win.ini",
+    "\\\\host\\share\\a.png",
+    "file:///etc/passwd",
+    "file:secret.png",
+    "file://localhost/a.png",
+    "http://127.0.0.1/a.png",
+    "https://example.org/a.png",
+    "ftp://a/b.png",
+    "s3://bucket/a.png",
+    "data:image/png;base64,AAAA",
+    "a.png\0.txt",
+    "\ud800.png",
+    "~/a.png",
+    "$HOME/a.png",
+    "a.png\n",
+    "x" * 5000,
+    "a/" * 3000,
+    None,
+    7,
+    True,
+    {"path": "../secret.png"},
+    {"path": None, "bytes": None},
+    {"bytes": "AAAA", "path": "/etc/passwd"},
+    ["a.png", "../secret.png"],
+    [["a.png"]],
+    [None],
+]
 
 
 @pytest.mark.parametrize("images", ["in", None], ids=["--images", "the file's folder"])
@@ -206,21 +345,28 @@ def test_no_picture_is_read_from_outside_of_its_folder(path, images, pictures, m
     assert len(str(error.value)) < 900
 
 
-@pytest.mark.parametrize("path", [p for p in OUTSIDE if isinstance(p, str)], ids=lambda p: repr(p)[:40])
+@pytest.mark.parametrize(
+    "path", [p for p in OUTSIDE if isinstance(p, str)], ids=lambda p: repr(p)[:40]
+)
 def test_no_frame_of_a_video_is_read_from_outside_either(path, pictures):
-    rows = [{"video": path, "question": "q", "answer": "a"}, {"video": ["a.png", path], "question": "q", "answer": "a"}]
+    rows = [
+        {"video": path, "question": "q", "answer": "a"},
+        {"video": ["a.png", path], "question": "q", "answer": "a"},
+    ]
     # A folder is a fine place for frames, but here without any.
-    for row in rows[path in (".", "folder.png", ""):]:
+    for row in rows[path in (".", "folder.png", "") :]:
         with harmless(), within(2), pytest.raises((ValueError, OSError, ImportError)):
             conversation = parse(row, "q.jsonl:1", "in")
             open_video(conversation.media[0], conversation.folder)
 
 
-@pytest.mark.parametrize("path", ["a.png", "./a.png", "fine.png", "sub/../a.png", {"path": "a.png"}])
+@pytest.mark.parametrize(
+    "path", ["a.png", "./a.png", "fine.png", "sub/../a.png", {"path": "a.png"}]
+)
 def test_a_picture_inside_is_read(path, pictures):
     Path("in/sub").mkdir()
     Path("q.jsonl").write_text(json.dumps({"image": path, "question": "q", "answer": "a"}))
-    conversation, = draw("q.jsonl", 1, images="in").conversations
+    (conversation,) = draw("q.jsonl", 1, images="in").conversations
     assert open_picture(conversation.media[0], conversation.folder).size == (4, 4)
 
 
@@ -236,7 +382,11 @@ def test_a_picture_that_becomes_a_link_later_is_refused(pictures):
 def test_formats_that_start_programs_are_not_opened(tmp_path, monkeypatch):
     """PIL hands EPS to Ghostscript; and whatever else it can open is not looked at."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n"
-    for name, content in {"a.eps": eps, "a.png": eps, "b.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}.items():
+    for name, content in {
+        "a.eps": eps,
+        "a.png": eps,
+        "b.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }.items():
         (tmp_path / name).write_bytes(content)
         with harmless(), pytest.raises(ValueError, match=f"{name}: expected a picture"):
             open_picture(str(tmp_path / name))
@@ -246,13 +396,20 @@ def test_a_playlist_does_not_lead_a_video_elsewhere(tmp_path, monkeypatch):
     pytest.importorskip("av")
     monkeypatch.chdir(tmp_path)
     Path("p.ts").write_bytes(b"G" * 188 * 5)
-    lists = {"hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n", "concat.mp4": "ffconcat version 1.0\nfile {}\n",
-             "sdp.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"}
+    lists = {
+        "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+        "concat.mp4": "ffconcat version 1.0\nfile {}\n",
+        "sdp.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    }
     for name, text in lists.items():
         for target in ("/etc/passwd", "p.ts", "http://127.0.0.1:9/a.ts"):
             Path(name).write_text(text.replace("{}", target))
             start = time.monotonic()
-            with harmless(), within(5), pytest.raises(ValueError, match=f"{name}: expected a video"):
+            with (
+                harmless(),
+                within(5),
+                pytest.raises(ValueError, match=f"{name}: expected a video"),
+            ):
                 open_video(name)
             assert time.monotonic() - start < 60
 
@@ -262,7 +419,13 @@ def test_a_file_has_no_more_bytes_than_its_pixels_can_need(tmp_path):
     with open(tmp_path / "a.png", "ab") as file:
         # A sparse file.
         file.truncate(2**24 + 8 * 100 + 1)
-    with harmless(50), pytest.raises(ValueError, match=r"a\.png: expected at most 16,778,016 bytes for 100 pixels.*raise --max-pixels"):
+    with (
+        harmless(50),
+        pytest.raises(
+            ValueError,
+            match=r"a\.png: expected at most 16,778,016 bytes for 100 pixels.*raise --max-pixels",
+        ),
+    ):
         open_picture(str(tmp_path / "a.png"), max_pixels=100)
     with pytest.raises(ValueError, match="a picture of 16,778,017 bytes: expected at most"):
         open_picture((tmp_path / "a.png").read_bytes(), max_pixels=100)
@@ -274,7 +437,11 @@ def test_a_large_picture_is_told_once_whatever_pil_would_warn_of(tmp_path, capfd
     """PIL warns from 89 million pixels on, and refuses twice as many: both are one fault here."""
     from test_data import bomb
 
-    for side, words in ((9000, "50,000,000 pixels, got 9000 x 9000"), (10_000, "got 10000 x 10000"), (20_000, "more than PIL would ever open")):
+    for side, words in (
+        (9000, "50,000,000 pixels, got 9000 x 9000"),
+        (10_000, "got 10000 x 10000"),
+        (20_000, "more than PIL would ever open"),
+    ):
         with harmless(50), pytest.raises(ValueError, match=words):
             open_picture(bomb(side, side))
     # This picture is no more than a header.
@@ -302,14 +469,24 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
         file.write(b'{"a": "')
         # Sparse: half a gigabyte of zeros.
         file.truncate(2**29)
-    with harmless(200), within(10), pytest.raises(ValueError, match=r"q\.jsonl:1: expected at most 16,777,216 characters on a line"):
+    with (
+        harmless(200),
+        within(10),
+        pytest.raises(
+            ValueError, match=r"q\.jsonl:1: expected at most 16,777,216 characters on a line"
+        ),
+    ):
         draw(tmp_path / "q.jsonl", 1)
 
 
 def test_a_configuration_without_end_is_not_read_to_its_end(tmp_path):
     with open(tmp_path / "c.json", "wb") as file:
         file.truncate(2**29)
-    with harmless(300), within(10), pytest.raises(ValueError, match=r"c\.json: expected at most 33,554,432 characters"):
+    with (
+        harmless(300),
+        within(10),
+        pytest.raises(ValueError, match=r"c\.json: expected at most 33,554,432 characters"),
+    ):
         PruningConfig.load(tmp_path / "c.json")
 
 

@@ -21,8 +21,8 @@ from tiny import FAMILIES, PER_IMAGE, batch, make, without_labels
 from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompts
 from vispco import PruningConfig
 from vispco.methods.pool import Pool
-from vispco.registry import METHODS, adapter_for
 from vispco.pruning._tower import Replaced, Tower, placed, received
+from vispco.registry import METHODS, adapter_for
 
 # Its plain batches are what its processor gives.
 PROCESSORS.setdefault(type(make("llava")), None)
@@ -59,11 +59,15 @@ def listen(model, inputs, run=None):
 # ---- attention and keys --------------------------------------------------------------------------
 # By hand: the attention whose layer's output becomes the visual tokens.
 LAYER = {
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3", "paligemma"),
-                    "vision_tower.encoder.layers.1.self_attn"),
+    **dict.fromkeys(
+        ("llava", "llava_next", "llava_onevision", "gemma3", "paligemma"),
+        "vision_tower.encoder.layers.1.self_attn",
+    ),
     **dict.fromkeys(("idefics3", "smolvlm"), "vision_model.encoder.layers.1.self_attn"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "visual.blocks.1.attn"),
-    "qwen3_vl": "visual.blocks.3.attn", "internvl": "vision_tower.encoder.layer.1.attention"}
+    "qwen3_vl": "visual.blocks.3.attn",
+    "internvl": "vision_tower.encoder.layer.1.attention",
+}
 
 
 def heard(model, name, inputs, monkeypatch):
@@ -83,13 +87,21 @@ def heard(model, name, inputs, monkeypatch):
 
     monkeypatch.setattr(module, "eager_attention_forward", recording)
     if name in QWEN:
-        hook = attention.qkv.register_forward_hook(lambda m, a, out: keys.append(out.chunk(3, -1)[1]))
+        hook = attention.qkv.register_forward_hook(
+            lambda m, a, out: keys.append(out.chunk(3, -1)[1])
+        )
     else:
-        hook = attention.k_proj.register_forward_hook(lambda m, a, out: keys.append(out.flatten(0, 1)))
+        hook = attention.k_proj.register_forward_hook(
+            lambda m, a, out: keys.append(out.flatten(0, 1))
+        )
     with torch.no_grad():
         model(**inputs)
     hook.remove()
-    keys = torch.cat(keys).unflatten(-1, (attention.num_heads, -1)).split([w.shape[-1] for w in pieces])
+    keys = (
+        torch.cat(keys)
+        .unflatten(-1, (attention.num_heads, -1))
+        .split([w.shape[-1] for w in pieces])
+    )
     return list(zip(pieces, keys, strict=True))
 
 
@@ -101,9 +113,16 @@ def by_patch(weights, keys, class_token):
     heads, n, _ = weights.shape
     rows = [0] if class_token else range(n)
     table = weights.tolist()
-    return [[math.fsum(table[h][i][j] for h in range(heads) for i in rows) / (heads * len(rows)),
-             *(math.fsum(keys[j, h, e].item() for h in range(heads)) / heads for e in range(keys.shape[-1]))]
-            for j in range(n)]
+    return [
+        [
+            math.fsum(table[h][i][j] for h in range(heads) for i in rows) / (heads * len(rows)),
+            *(
+                math.fsum(keys[j, h, e].item() for h in range(heads)) / heads
+                for e in range(keys.shape[-1])
+            ),
+        ]
+        for j in range(n)
+    ]
 
 
 @everything
@@ -111,8 +130,10 @@ def by_patch(weights, keys, class_token):
 def test_read_is_the_towers_own_attention(name, samples, padding, monkeypatch):
     """Under eager attention, which shows its weights, and under sdpa, which does not."""
     inputs = mixed(name, samples, padding)
-    tiles = [torch.tensor(by_patch(w, k, name in ("llava", "llava_next", "internvl")))
-             for w, k in heard(eager(name), name, inputs, monkeypatch)]
+    tiles = [
+        torch.tensor(by_patch(w, k, name in ("llava", "llava_next", "internvl")))
+        for w, k in heard(eager(name), name, inputs, monkeypatch)
+    ]
     for model in (eager(name), make(name)):
         tower, adapter, visual = listen(model, inputs)
         expected = torch.zeros(*visual.shape, tiles[0].shape[1])
@@ -121,7 +142,7 @@ def test_read_is_the_towers_own_attention(name, samples, padding, monkeypatch):
             mask = inputs["input_ids"] == token
             if mask.any():
                 count = tile_count(name, kind, inputs)
-                part = tiles[start:start + count]
+                part = tiles[start : start + count]
                 values = torch.cat(part) if name in QWEN else torch.stack(part)
                 # Tested below.
                 expected[mask] = adapter.tokens_from_patches(values, tower.inputs, kind)
@@ -130,7 +151,9 @@ def test_read_is_the_towers_own_attention(name, samples, padding, monkeypatch):
         attention, keys = tower.read(inputs, visual)
         assert torch.allclose(attention, expected[..., 0], atol=1e-6) and attention.std() > 0
         assert torch.allclose(keys, expected[..., 1:], atol=1e-5) and keys.std() > 0.01
-        assert (attention[~visual] == 0).all() and (keys[~visual] == 0).all() and bool((~visual).any())
+        assert (
+            (attention[~visual] == 0).all() and (keys[~visual] == 0).all() and bool((~visual).any())
+        )
 
 
 def tile_count(name, kind, inputs):
@@ -143,19 +166,26 @@ def tile_count(name, kind, inputs):
     # LLaVA-OneVision: alone in its sample, an image is cut.
     if "batch_num_images" in inputs:
         cut = [n == 1 for n in inputs["batch_num_images"].tolist() for _ in range(n)]
-        return sum(int((tiles != 0).flatten(1).any(1).sum()) if c else 1 for tiles, c in zip(pixels, cut, strict=True))
+        return sum(
+            int((tiles != 0).flatten(1).any(1).sum()) if c else 1
+            for tiles, c in zip(pixels, cut, strict=True)
+        )
     return int((pixels != 0).flatten(-3).any(-1).sum())
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
-@pytest.mark.parametrize("layer, expected", [(-2, 0), (-1, 1), (1, 0), (2, 1), ([-2, 1], 0), ([1, -1], 1),
-                                             (0, 0)])
+@pytest.mark.parametrize(
+    "layer, expected", [(-2, 0), (-1, 1), (1, 0), (2, 1), ([-2, 1], 0), ([1, -1], 1), (0, 0)]
+)
 def test_the_layer_read_is_the_one_whose_output_is_taken(name, layer, expected):
     model = make(name)
     adapter, before = adapter_for(model)(model), model.config.vision_feature_layer
     model.config.vision_feature_layer = layer
     try:
-        assert adapter.vision_attention() is model.model.vision_tower.encoder.layers[expected].self_attn
+        assert (
+            adapter.vision_attention()
+            is model.model.vision_tower.encoder.layers[expected].self_attn
+        )
     finally:
         model.config.vision_feature_layer = before
 
@@ -175,12 +205,15 @@ def test_patches_of_padding_neither_get_nor_give(name, attention, monkeypatch):
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     mask[..., :12, :8] = True
     inputs = {**inputs, "pixel_attention_mask": mask}
-    (weights, _), = heard(eager(name), name, inputs, monkeypatch)
+    ((weights, _),) = heard(eager(name), name, inputs, monkeypatch)
     real = mask[0, 0, ::2, ::2].flatten()
     patches = (weights.mean(0)[real].mean(0)).view(4, 2, 4, 2).mean((1, 3)).flatten()
     tower, _, visual = listen(make(name) if attention == "sdpa" else eager(name), inputs)
     got = tower.read(inputs, visual)[0]
-    assert torch.allclose(got[visual], patches, atol=1e-6) and (got[visual].view(4, 4)[:, 2:] == 0).all()
+    assert (
+        torch.allclose(got[visual], patches, atol=1e-6)
+        and (got[visual].view(4, 4)[:, 2:] == 0).all()
+    )
 
 
 @everything
@@ -189,10 +222,14 @@ def test_precisions(name, samples):
     expected = read(make(name), mixed(name, samples))
     for dtype, close in ((torch.bfloat16, 0.1), (torch.float64, 1e-5)):
         model = copy.deepcopy(make(name)).to(dtype)
-        inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in mixed(name, samples).items()}
+        inputs = {
+            k: v.to(dtype) if v.is_floating_point() else v for k, v in mixed(name, samples).items()
+        }
         got = read(model, inputs)
         assert all(x.dtype == max(dtype, torch.float32, key=lambda d: d.itemsize) for x in got)
-        assert all((x - y).abs().max() <= close * y.abs().max() for x, y in zip(got, expected, strict=True))
+        assert all(
+            (x - y).abs().max() <= close * y.abs().max() for x, y in zip(got, expected, strict=True)
+        )
 
 
 def read(model, inputs):
@@ -238,8 +275,10 @@ def check_tokens(model, inputs, kind):
     """Against `get_image_features`, `get_video_features`, from the tower's hidden states."""
     adapter, seen = adapter_for(model)(model), []
     pixels = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
-    others = {"image": ("image_sizes", "image_grid_thw", "batch_num_images"),
-              "video": ("video_grid_thw",)}[kind]
+    others = {
+        "image": ("image_sizes", "image_grid_thw", "batch_num_images"),
+        "video": ("video_grid_thw",),
+    }[kind]
     inputs = {k: inputs[k] for k in (pixels, *others) if k in inputs}
     tower = model.model.get_submodule(adapter.tower)
     # A hidden state, which no norm follows.
@@ -252,7 +291,9 @@ def check_tokens(model, inputs, kind):
     hook.remove()
     expected = torch.cat([x.flatten(0, -2) for x in out])
     got = adapter.tokens_from_patches(seen[0], inputs, kind)
-    assert got.shape == expected.shape and torch.allclose(got, expected, atol=1e-5) and got.std() > 0.1
+    assert (
+        got.shape == expected.shape and torch.allclose(got, expected, atol=1e-5) and got.std() > 0.1
+    )
 
 
 @everything
@@ -293,7 +334,9 @@ def test_class_tokens_that_are_visual_tokens(strategy, tokens):
     It has its own attention, and the place of the first patch.
     """
     model = copy.deepcopy(make("llava"))
-    model.config.vision_feature_select_strategy = model.model.config.vision_feature_select_strategy = strategy
+    model.config.vision_feature_select_strategy = (
+        model.model.config.vision_feature_select_strategy
+    ) = strategy
     ids = torch.tensor([[1, *[IMAGE] * tokens, 7, 8, *[IMAGE] * tokens, 9]])
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
@@ -302,7 +345,8 @@ def test_class_tokens_that_are_visual_tokens(strategy, tokens):
     assert torch.allclose(attention.sum(1), torch.ones(2)) == (strategy == "full")
     first = [[0, 0, 0]] if strategy == "full" else []
     assert adapter.grid(inputs, visual)[visual].tolist() == [
-        [frame, r, c] for frame in (0, 1) for _, r, c in (*first, *rows(0, 4, 4))]
+        [frame, r, c] for frame in (0, 1) for _, r, c in (*first, *rows(0, 4, 4))
+    ]
 
 
 # ---- places --------------------------------------------------------------------------------------
@@ -344,7 +388,10 @@ def expected_places(name, sample):
 @everything
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_places(name, samples, padding):
-    inputs, shapes = mixed(name, samples, padding), {"images": IMAGES, "video": VIDEO_SAMPLES}[samples]
+    inputs, shapes = (
+        mixed(name, samples, padding),
+        {"images": IMAGES, "video": VIDEO_SAMPLES}[samples],
+    )
     adapter = adapter_for(make(name))(make(name))
     visual = adapter.visual_mask(inputs["input_ids"], None)
     grid = adapter.grid(inputs, visual)
@@ -356,10 +403,27 @@ def test_places(name, samples, padding):
 def test_places_in_a_video():
     """Two frames by hand."""
     inputs, _ = prompts(make("qwen2_5_vl"), [[1, ("video", 0), 2]])
-    grid = adapter_for(make("qwen2_5_vl"))(make("qwen2_5_vl")).grid(inputs, inputs["input_ids"] == VIDEO)
+    grid = adapter_for(make("qwen2_5_vl"))(make("qwen2_5_vl")).grid(
+        inputs, inputs["input_ids"] == VIDEO
+    )
     assert grid[0, 3:-3].tolist() == [
-        [0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 1, 0], [0, 1, 1], [0, 1, 2], [0, 1, 3],
-        [1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 0, 3], [1, 1, 0], [1, 1, 1], [1, 1, 2], [1, 1, 3]]
+        [0, 0, 0],
+        [0, 0, 1],
+        [0, 0, 2],
+        [0, 0, 3],
+        [0, 1, 0],
+        [0, 1, 1],
+        [0, 1, 2],
+        [0, 1, 3],
+        [1, 0, 0],
+        [1, 0, 1],
+        [1, 0, 2],
+        [1, 0, 3],
+        [1, 1, 0],
+        [1, 1, 1],
+        [1, 1, 2],
+        [1, 1, 3],
+    ]
 
 
 # ---- when the tower runs, and when not -----------------------------------------------------------
@@ -402,7 +466,9 @@ def test_features_made_elsewhere_are_refused():
     model, inputs = make("llava"), without_labels(batch(images=(1, 0)))
     tower, adapter, visual = listen(model, inputs)
     tower.clear()
-    with pytest.raises(ValueError, match="vision tower, which did not run for this prompt's image tokens"):
+    with pytest.raises(
+        ValueError, match="vision tower, which did not run for this prompt's image tokens"
+    ):
         tower.read(inputs, visual)
     assert adapter.grid(inputs, visual).any()
 
@@ -413,7 +479,9 @@ def test_embeddings_instead_of_ids():
     tower, adapter, visual = listen(model, inputs)
     embeds = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
     others = {k: v for k, v in inputs.items() if k != "input_ids"}
-    got, expected = ((*tower.read(x, visual), adapter.grid(x, visual)) for x in (others | embeds, inputs))
+    got, expected = (
+        (*tower.read(x, visual), adapter.grid(x, visual)) for x in (others | embeds, inputs)
+    )
     assert visual.any() and all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
 
 
@@ -421,7 +489,7 @@ def test_numbers_that_do_not_fit_are_refused():
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="make 4 tokens, but the prompt has 6 visual ones"):
         placed(torch.zeros(4, 1), mask)
-    assert placed(torch.arange(3.)[:, None], mask)[..., 0].tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert placed(torch.arange(3.0)[:, None], mask)[..., 0].tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
 @families
@@ -475,13 +543,20 @@ def test_chunks_of_query_rows_change_nothing(monkeypatch):
 
 
 def test_head_sizes():
-    sizes = {name: adapter_for(make(name)).dimensions(make(name).config).vision_head_dim for name in FAMILIES}
+    sizes = {
+        name: adapter_for(make(name)).dimensions(make(name).config).vision_head_dim
+        for name in FAMILIES
+    }
     assert sizes == {name: 8 if name in QWEN else 12 for name in FAMILIES}
 
 
 # ---- methods -------------------------------------------------------------------------------------
-RATIOS = {"quarter": [0.25] * 6, "two steps": [0.8, 0.8, 0.8, 0.3, 0.3, 0.3],
-          "few": [1, 0.1, 0.1, 0.05, 0.05, 0.05], "many": [1, 1, 0.9, 0.9, 0.9, 0.9]}
+RATIOS = {
+    "quarter": [0.25] * 6,
+    "two steps": [0.8, 0.8, 0.8, 0.3, 0.3, 0.3],
+    "few": [1, 0.1, 0.1, 0.05, 0.05, 0.05],
+    "many": [1, 1, 0.9, 0.9, 0.9, 0.9],
+}
 BATCHES = {1: [IMAGES[1]], 2: IMAGES[:2], 3: [IMAGES[3], IMAGES[2], IMAGES[1]], 4: VIDEO_SAMPLES}
 
 
@@ -494,17 +569,29 @@ def traced(model, config, inputs):
 
     class Probe(METHODS.get(config.method)):
         def score(self, ctx):
-            steps.append((ctx, dict(attention=ctx.vision_attention if self.reads_vision else None,
-                                    keys=ctx.vision_keys if self.reads_vision else None,
-                                    grid=ctx.grid if self.reads_grid else None, keep=ctx.keep.clone())))
+            steps.append(
+                (
+                    ctx,
+                    dict(
+                        attention=ctx.vision_attention if self.reads_vision else None,
+                        keys=ctx.vision_keys if self.reads_vision else None,
+                        grid=ctx.grid if self.reads_grid else None,
+                        keep=ctx.keep.clone(),
+                    ),
+                )
+            )
             return super().score(ctx)
 
     layers = model.get_decoder().layers
     method = Probe(**config.method_options)
     with pruned_with(model, method, config.keep_ratios) as handle, torch.no_grad():
-        hooks = [layer.register_forward_pre_hook(
-            lambda m, a, kw, i=i: entered.update({i: a[0] if a else kw["hidden_states"]}), with_kwargs=True)
-            for i, layer in enumerate(layers)]
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda m, a, kw, i=i: entered.update({i: a[0] if a else kw["hidden_states"]}),
+                with_kwargs=True,
+            )
+            for i, layer in enumerate(layers)
+        ]
         model(**inputs)
         packed = handle.steps
         for hook in hooks:
@@ -537,10 +624,18 @@ def assert_as_naive(naive, ctx, seen, entered, packed, b):
     at = ctx.visual[1][b, slots]
     lists = {k: None if v is None else v[b, slots].tolist() for k, v in seen.items() if k != "keep"}
     groups = naive(**lists, features=ctx.embeddings[b, at].tolist(), k=int(seen["keep"][b]))
-    expected = {p: x for p, x, text in zip(ctx.order[b].tolist(), ctx.hidden[b], ctx.text_mask[b], strict=True) if text}
+    expected = {
+        p: x
+        for p, x, text in zip(ctx.order[b].tolist(), ctx.hidden[b], ctx.text_mask[b], strict=True)
+        if text
+    }
     means = {j: ctx.hidden[b, at[members]].mean(0) for j, members in groups.items()}
     expected |= {int(ctx.order[b, at[j]]): mean for j, mean in means.items()}
-    got = {int(p): x for p, x, there in zip(packed.order[b], entered[b], packed.valid[b], strict=True) if there}
+    got = {
+        int(p): x
+        for p, x, there in zip(packed.order[b], entered[b], packed.valid[b], strict=True)
+        if there
+    }
     # Less the padding at the end.
     got = {p: x for p, x in got.items() if p in expected or p < max(expected)}
     assert got.keys() == expected.keys()
@@ -553,7 +648,7 @@ def test_pool_is_average_pooling(name, ratio, window):
     """On an even square: 2 x 2 at a quarter; halves of rows at a half."""
     model = make(name)
     inputs = prompts(model, [[2, ("image", 0), 5]])[0]
-    (ctx, _, entered, packed), = traced(model, PruningConfig("pool", [ratio] * 6), inputs)
+    ((ctx, _, entered, packed),) = traced(model, PruningConfig("pool", [ratio] * 6), inputs)
     image = ctx.hidden[ctx.visual].view(1, 4, 4, -1).permute(0, 3, 1, 2)
     expected = nn.functional.avg_pool2d(image, window).flatten(2).transpose(1, 2)[0]
     visual = (inputs["input_ids"] == IMAGE)[0, packed.order[0]]
@@ -568,7 +663,7 @@ def test_pool_shares_frames_evenly():
     model = make("qwen2_vl")
     inputs = prompts(model, [[2, ("video", 1), 5]])[0]
     for ratio, expected in ((0.25, [0, 1, 2, 3]), (0.125, [0, 2]), (0.5, [0, 0, 1, 1, 2, 2, 3, 3])):
-        (ctx, seen, _, packed), = traced(model, PruningConfig("pool", [ratio] * 6), inputs)
+        ((ctx, seen, _, packed),) = traced(model, PruningConfig("pool", [ratio] * 6), inputs)
         assert seen["grid"][0, packed.kept()[inputs["input_ids"] == VIDEO], 0].tolist() == expected
 
 
@@ -586,30 +681,59 @@ def test_visionzip_numbers_are_the_published_ones():
     assert [math.floor(k * share + 0.5) for k in (192, 128, 64)] == [30, 20, 10]
 
 
-@pytest.mark.parametrize("method, options", [
-    ("visionzip", {"contextual": 0.0}), ("visionzip", {"contextual": 1.0}), ("vispruner", {"important": 0.0}),
-    ("vispruner", {"important": 1.0}), ("vispruner", {"step": 1}), ("vispruner", {"step": 100})])
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("visionzip", {"contextual": 0.0}),
+        ("visionzip", {"contextual": 1.0}),
+        ("vispruner", {"important": 0.0}),
+        ("vispruner", {"important": 1.0}),
+        ("vispruner", {"step": 1}),
+        ("vispruner", {"step": 100}),
+    ],
+)
 def test_options(method, options):
     model = make("llava")
     inputs, n_visual = prompts(model, IMAGES)
     for ratio in (0.03, 0.3, 0.9):
-        (ctx, seen, entered, packed), = traced(model, PruningConfig(method, [ratio] * 6, options), inputs)
+        ((ctx, seen, entered, packed),) = traced(
+            model, PruningConfig(method, [ratio] * 6, options), inputs
+        )
         for b in range(len(n_visual)):
-            assert_as_naive(functools.partial(NAIVE_VISION[method], **options), ctx, seen, entered, packed, b)
+            assert_as_naive(
+                functools.partial(NAIVE_VISION[method], **options), ctx, seen, entered, packed, b
+            )
 
 
-@pytest.mark.parametrize("method, options, message", [
-    ("visionzip", {"contextual": 1.5}, "contextual must be a share of the kept tokens, 0 to 1, got 1.5"),
-    ("vispruner", {"important": -1}, "important must be a share of the kept tokens, 0 to 1, got -1"),
-    ("vispruner", {"step": 0}, "step must be a number of tokens to remove at once, 1 or more, got 0")])
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        (
+            "visionzip",
+            {"contextual": 1.5},
+            "contextual must be a share of the kept tokens, 0 to 1, got 1.5",
+        ),
+        (
+            "vispruner",
+            {"important": -1},
+            "important must be a share of the kept tokens, 0 to 1, got -1",
+        ),
+        (
+            "vispruner",
+            {"step": 0},
+            "step must be a number of tokens to remove at once, 1 or more, got 0",
+        ),
+    ],
+)
 def test_options_that_make_no_sense(method, options, message):
     with pytest.raises(ValueError, match=message):
         METHODS.get(method)(**options)
 
 
 @pytest.mark.parametrize("method", sorted(NAIVE_VISION))
-@pytest.mark.parametrize("name, samples", [("llava", "images"), ("qwen2_5_vl", "video"),
-                                           ("llava_onevision", "video")])
+@pytest.mark.parametrize(
+    "name, samples", [("llava", "images"), ("qwen2_5_vl", "video"), ("llava_onevision", "video")]
+)
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_keeps_what_a_forward_pass_keeps(method, name, samples, beams):
     model, inputs = make(name), mixed(name, samples)
@@ -624,15 +748,17 @@ def test_generation_keeps_what_a_forward_pass_keeps(method, name, samples, beams
 
 
 @pytest.mark.parametrize("method", sorted(NAIVE_VISION))
-@pytest.mark.parametrize("name, samples", [("llava", "images"), ("qwen2_5_vl", "video"),
-                                           ("llava_next", "images")])
+@pytest.mark.parametrize(
+    "name, samples", [("llava", "images"), ("qwen2_5_vl", "video"), ("llava_next", "images")]
+)
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_without_a_cache(method, name, samples, beams):
     """The same features at every step, and the same tokens of the prompt."""
     model, inputs = make(name), mixed(name, samples)
     with vispco.apply(model, PruningConfig(method, RATIOS["two steps"])):
-        (cached, logits), (again, recomputed) = (generate(model, inputs, use_cache=c, num_beams=beams)
-                                                 for c in (True, False))
+        (cached, logits), (again, recomputed) = (
+            generate(model, inputs, use_cache=c, num_beams=beams) for c in (True, False)
+        )
     assert torch.equal(cached, again) and error(logits, recomputed) <= 5e-5
 
 
@@ -642,8 +768,10 @@ def test_features_made_by_the_pruned_model_are_as_good_as_pixels(method):
     model, inputs = make("qwen2_vl"), mixed("qwen2_vl")
     with vispco.apply(model, PruningConfig(method, RATIOS["quarter"])) as handle, torch.no_grad():
         expected, kept = model(**inputs).logits, handle.kept()[0]
-        made = [model.get_image_features(x, inputs["image_grid_thw"], return_dict=True)
-                for x in (inputs["pixel_values"], inputs["pixel_values"].flip(0))]
+        made = [
+            model.get_image_features(x, inputs["image_grid_thw"], return_dict=True)
+            for x in (inputs["pixel_values"], inputs["pixel_values"].flip(0))
+        ]
         ready = {k: v for k, v in inputs.items() if k != "pixel_values"}
         assert torch.equal(model(**ready, mm_encoder_outputs={"image": made[0]}).logits, expected)
         assert torch.equal(handle.kept()[0], kept)

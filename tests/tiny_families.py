@@ -12,11 +12,24 @@ import torch
 import transformers as tf
 
 IMAGE, VIDEO, PAD, BOS, EOS, VOCAB = 5, 4, 0, 1, 2, 60
-TEXT = {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
-        "initializer_range": 0.3}
-IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 3, "vision_end_token_id": 3,
-       "tie_word_embeddings": False}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "initializer_range": 0.3,
+}
+IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": 3,
+    "vision_end_token_id": 3,
+    "tie_word_embeddings": False,
+}
 
 
 def finish(model_class, config, processor=None, attention="sdpa"):
@@ -26,6 +39,7 @@ def finish(model_class, config, processor=None, attention="sdpa"):
     model = model_class(config).eval()
     model.generation_config.pad_token_id = PAD
     if processor is not None:
+
         def wear(module, args, kwargs):
             kwargs = {"input_ids": args[0], **kwargs} if args else kwargs
             return args[1:], processor(config, kwargs)
@@ -46,7 +60,9 @@ def processed(model, inputs):
 
 # ---- Qwen ----------------------------------------------------------------------------------------
 #: The first releases of transformers 5 find images and videos by the ids themselves.
-TYPED = "mm_token_type_ids" in inspect.signature(tf.Qwen2VLForConditionalGeneration.forward).parameters
+TYPED = (
+    "mm_token_type_ids" in inspect.signature(tf.Qwen2VLForConditionalGeneration.forward).parameters
+)
 
 
 def grid_inputs(config, inputs):
@@ -56,8 +72,12 @@ def grid_inputs(config, inputs):
     image.
     """
     ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
-    if ids is None or inputs.get("mm_token_type_ids") is not None or inputs.get("past_key_values") and (
-            inputs["past_key_values"].get_seq_length()):
+    if (
+        ids is None
+        or inputs.get("mm_token_type_ids") is not None
+        or inputs.get("past_key_values")
+        and (inputs["past_key_values"].get_seq_length())
+    ):
         return inputs
     types = {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
     inputs = {**inputs, **(types if TYPED else {})}
@@ -79,8 +99,16 @@ def patches(pixels, size=2):
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(-1, channels * 2 * size * size)
 
 
-QWEN_VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 40, "num_heads": 2, "patch_size": 2,
-               "spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.2}
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_heads": 2,
+    "patch_size": 2,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "initializer_range": 0.2,
+}
 
 
 def tiny_qwen2_vl(layers=6, attention="sdpa", **text):
@@ -107,16 +135,26 @@ def tiny_qwen3_vl(layers=6, attention="sdpa", **text):
     Heads of 16, more than hidden / heads.
     """
     rope = {"rope_type": "default", "mrope_section": [3, 3, 2], "rope_theta": 1000.0}
-    vision = {**QWEN_VISION, "depth": 4, "out_hidden_size": 32, "deepstack_visual_indexes": [0, 1, 2],
-              "num_position_embeddings": 16}
+    vision = {
+        **QWEN_VISION,
+        "depth": 4,
+        "out_hidden_size": 32,
+        "deepstack_visual_indexes": [0, 1, 2],
+        "num_position_embeddings": 16,
+    }
     text = {**TEXT, "head_dim": 16, "num_hidden_layers": layers, "rope_parameters": rope, **text}
     config = tf.Qwen3VLConfig(text_config=text, vision_config=vision, **IDS)
     return finish(tf.Qwen3VLForConditionalGeneration, config, grid_inputs, attention)
 
 
 # ---- tiles ---------------------------------------------------------------------------------------
-VIT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-       "initializer_range": 0.2}
+VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
 PINPOINTS = [[16, 8], [8, 16], [16, 16], [8, 24]]
 
 
@@ -126,9 +164,11 @@ def tiled(pixels, sizes):
     sizes: of the images that the tiles stand for. Unused tiles are zero.
     """
     most = max(tile_count(s) for s in sizes)
-    flat = pixels.flatten(1).repeat(1, 2)[:, :most * 192].reshape(len(pixels), most, 3, 8, 8).clone()
+    flat = (
+        pixels.flatten(1).repeat(1, 2)[:, : most * 192].reshape(len(pixels), most, 3, 8, 8).clone()
+    )
     for row, size in zip(flat, sizes, strict=True):
-        row[tile_count(size):] = 0
+        row[tile_count(size) :] = 0
     return flat
 
 
@@ -146,25 +186,36 @@ def tile_inputs(config, inputs):
     pixels = inputs.get("pixel_values")
     if pixels is None or pixels.ndim == 5:
         return inputs
-    return {**inputs, "pixel_values": tiled(pixels, [(16, 8)] * len(pixels)),
-            "image_sizes": torch.tensor([[16, 8]] * len(pixels))}
+    return {
+        **inputs,
+        "pixel_values": tiled(pixels, [(16, 8)] * len(pixels)),
+        "image_sizes": torch.tensor([[16, 8]] * len(pixels)),
+    }
 
 
 def tiny_llava_next(layers=6, attention="sdpa", text="llama", **options):
     """CLIP on tiles of 2 x 2 patches, image-newline tokens."""
     config = tf.LlavaNextConfig(
-        vision_config=tf.CLIPVisionConfig(image_size=8, patch_size=4, **VIT), vision_feature_layer=-1,
+        vision_config=tf.CLIPVisionConfig(image_size=8, patch_size=4, **VIT),
+        vision_feature_layer=-1,
         text_config={"model_type": text, **TEXT, "num_hidden_layers": layers, **options},
-        image_token_index=IMAGE, image_grid_pinpoints=PINPOINTS)
+        image_token_index=IMAGE,
+        image_grid_pinpoints=PINPOINTS,
+    )
     return finish(tf.LlavaNextForConditionalGeneration, config, tile_inputs, attention)
 
 
 def tiny_llava_onevision(layers=6, attention="sdpa", **text):
     """SigLIP on tiles of 2 x 2 patches; one token a video frame."""
     config = tf.LlavaOnevisionConfig(
-        vision_config=tf.SiglipVisionConfig(image_size=8, patch_size=4, vision_use_head=False, **VIT),
+        vision_config=tf.SiglipVisionConfig(
+            image_size=8, patch_size=4, vision_use_head=False, **VIT
+        ),
         text_config={"model_type": "qwen2", **TEXT, "num_hidden_layers": layers, **text},
-        image_token_index=IMAGE, video_token_index=VIDEO, image_grid_pinpoints=PINPOINTS)
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=PINPOINTS,
+    )
     return finish(tf.LlavaOnevisionForConditionalGeneration, config, tile_inputs, attention)
 
 
@@ -173,7 +224,10 @@ def tiny_internvl(layers=6, attention="sdpa", **text):
     config = tf.InternVLConfig(
         vision_config=tf.InternVLVisionConfig(image_size=[16, 16], patch_size=[2, 2], **VIT),
         text_config={"model_type": "qwen2", **TEXT, "num_hidden_layers": layers, **text},
-        image_token_id=IMAGE, image_seq_length=16, tie_word_embeddings=False)
+        image_token_id=IMAGE,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
     return finish(tf.InternVLForConditionalGeneration, config, attention=attention)
 
 
@@ -185,7 +239,7 @@ def grouped_inputs(config, inputs):
     counts = [n // 16 for n in runs(ids)]
     full = pixels.new_zeros(len(ids), max(counts), *pixels.shape[1:])
     for b, own in enumerate(pixels.split(counts)):
-        full[b, :len(own)] = own
+        full[b, : len(own)] = own
     return {**inputs, "pixel_values": full}
 
 
@@ -195,8 +249,13 @@ def tiny_idefics3(layers=6, attention="sdpa", prefix="Idefics3", **text):
     config = getattr(tf, f"{prefix}Config")(
         vision_config=vision,
         text_config={"model_type": "llama", **TEXT, "num_hidden_layers": layers, **text},
-        image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD)
-    return finish(getattr(tf, f"{prefix}ForConditionalGeneration"), config, grouped_inputs, attention)
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+    )
+    return finish(
+        getattr(tf, f"{prefix}ForConditionalGeneration"), config, grouped_inputs, attention
+    )
 
 
 def tiny_smolvlm(layers=6, attention="sdpa", **text):
@@ -208,8 +267,12 @@ def tiny_smolvlm(layers=6, attention="sdpa", **text):
 def typed_inputs(config, inputs):
     """Gemma 3: which tokens belong to an image."""
     ids = inputs.get("input_ids")
-    if ids is None or inputs.get("token_type_ids") is not None or inputs.get("past_key_values") and (
-            inputs["past_key_values"].get_seq_length()):
+    if (
+        ids is None
+        or inputs.get("token_type_ids") is not None
+        or inputs.get("past_key_values")
+        and (inputs["past_key_values"].get_seq_length())
+    ):
         return inputs
     return {**inputs, "token_type_ids": (ids == IMAGE).long()}
 
@@ -221,11 +284,24 @@ def tiny_gemma3(layers=6, attention="sdpa", window=8, **text):
     """
     kinds = ["full_attention" if i % 3 == 2 else "sliding_attention" for i in range(layers)]
     config = tf.Gemma3Config(
-        vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=2, vision_use_head=False, **VIT),
-        text_config={**TEXT, "head_dim": 16, "query_pre_attn_scalar": 10, "num_hidden_layers": layers,
-                     "sliding_window": window, "layer_types": kinds, **text},
-        image_token_index=IMAGE, mm_tokens_per_image=16, boi_token_index=3, eoi_token_index=3,
-        initializer_range=0.2)
+        vision_config=tf.SiglipVisionConfig(
+            image_size=16, patch_size=2, vision_use_head=False, **VIT
+        ),
+        text_config={
+            **TEXT,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 10,
+            "num_hidden_layers": layers,
+            "sliding_window": window,
+            "layer_types": kinds,
+            **text,
+        },
+        image_token_index=IMAGE,
+        mm_tokens_per_image=16,
+        boi_token_index=3,
+        eoi_token_index=3,
+        initializer_range=0.2,
+    )
     model = finish(tf.Gemma3ForConditionalGeneration, config, typed_inputs, attention)
     # Zero by default.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
@@ -235,8 +311,12 @@ def tiny_gemma3(layers=6, attention="sdpa", window=8, **text):
 def prefix_inputs(config, inputs):
     """PaliGemma: 0 for the prompt, which sees all of itself."""
     ids = inputs.get("input_ids")
-    if ids is None or inputs.get("token_type_ids") is not None or inputs.get("past_key_values") and (
-            inputs["past_key_values"].get_seq_length()):
+    if (
+        ids is None
+        or inputs.get("token_type_ids") is not None
+        or inputs.get("past_key_values")
+        and (inputs["past_key_values"].get_seq_length())
+    ):
         return inputs
     return {**inputs, "token_type_ids": torch.zeros_like(ids)}
 
@@ -247,17 +327,35 @@ def tiny_paligemma(layers=6, attention="sdpa", text="gemma", **options):
     The text model may be Gemma 2, with sliding windows and capped attention logits.
     """
     config = tf.PaliGemmaConfig(
-        vision_config=tf.SiglipVisionConfig(image_size=16, patch_size=4, vision_use_head=False,
-                                            projection_dim=32, **VIT),
-        text_config={"model_type": text, **TEXT, "head_dim": 16, "num_hidden_layers": layers, **options},
-        image_token_index=IMAGE, projection_dim=32, hidden_size=32)
+        vision_config=tf.SiglipVisionConfig(
+            image_size=16, patch_size=4, vision_use_head=False, projection_dim=32, **VIT
+        ),
+        text_config={
+            "model_type": text,
+            **TEXT,
+            "head_dim": 16,
+            "num_hidden_layers": layers,
+            **options,
+        },
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+    )
     return finish(tf.PaliGemmaForConditionalGeneration, config, prefix_inputs, attention)
 
 
-BUILDERS = {"qwen2_vl": tiny_qwen2_vl, "qwen2_5_vl": tiny_qwen2_5_vl, "qwen3_vl": tiny_qwen3_vl,
-            "llava_next": tiny_llava_next, "llava_onevision": tiny_llava_onevision, "internvl": tiny_internvl,
-            "idefics3": tiny_idefics3, "smolvlm": tiny_smolvlm, "gemma3": tiny_gemma3,
-            "paligemma": tiny_paligemma}
+BUILDERS = {
+    "qwen2_vl": tiny_qwen2_vl,
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "llava_next": tiny_llava_next,
+    "llava_onevision": tiny_llava_onevision,
+    "internvl": tiny_internvl,
+    "idefics3": tiny_idefics3,
+    "smolvlm": tiny_smolvlm,
+    "gemma3": tiny_gemma3,
+    "paligemma": tiny_paligemma,
+}
 
 
 # ---- prompts with images of different sizes, several images, video -------------------------------
@@ -270,8 +368,10 @@ VIDEOS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}
 def grid_media(model, kind, shapes, g):
     """Qwen: patches and grids. Qwen3-VL writes the time between the frames of a video."""
     grids = [GRIDS[kind][s] for s in chain(*shapes)]
-    pixels, grid = {"image": ("pixel_values", "image_grid_thw"),
-                    "video": ("pixel_values_videos", "video_grid_thw")}[kind]
+    pixels, grid = {
+        "image": ("pixel_values", "image_grid_thw"),
+        "video": ("pixel_values_videos", "video_grid_thw"),
+    }[kind]
     apart = kind == "video" and model.config.model_type == "qwen3_vl"
     values = torch.randn(sum(t * h * w for t, h, w in grids), 24, generator=g)
     tensors = {pixels: values, grid: torch.tensor(grids)}
@@ -289,8 +389,10 @@ def tile_media(model, kind, shapes, g):
         # Frames, and a newline.
         return tensors, [[4 + 1]] * count
     sizes = [SIZES[s] for s in chain(*shapes)]
-    tensors = {"pixel_values": tiled(torch.randn(count, 3, 16, 16, generator=g), sizes),
-               "image_sizes": torch.tensor(sizes)}
+    tensors = {
+        "pixel_values": tiled(torch.randn(count, 3, 16, 16, generator=g), sizes),
+        "image_sizes": torch.tensor(sizes),
+    }
     if model.config.model_type == "llava_onevision":
         tensors["batch_num_images"] = torch.tensor([len(s) for s in shapes])
     return tensors, [[n] for n in map(len, model.get_image_features(**tensors).pooler_output)]
@@ -307,8 +409,13 @@ def square_media(model, kind, shapes, g):
     return {"pixel_values": pixels}, [[16 * len(t)] for t in tiles]
 
 
-MEDIA = {"qwen2_vl": grid_media, "qwen2_5_vl": grid_media, "qwen3_vl": grid_media, "llava_next": tile_media,
-         "llava_onevision": tile_media}
+MEDIA = {
+    "qwen2_vl": grid_media,
+    "qwen2_5_vl": grid_media,
+    "qwen3_vl": grid_media,
+    "llava_next": tile_media,
+    "llava_onevision": tile_media,
+}
 
 
 @torch.no_grad()
@@ -320,9 +427,13 @@ def prompts(model, samples, padding="left", seed=0):
     g = torch.Generator().manual_seed(seed)
     inputs, media = {}, {}
     for kind in ("image", "video"):
-        shapes = [[p[1] for p in pieces if isinstance(p, tuple) and p[0] == kind] for pieces in samples]
+        shapes = [
+            [p[1] for p in pieces if isinstance(p, tuple) and p[0] == kind] for pieces in samples
+        ]
         if any(shapes):
-            tensors, lengths = MEDIA.get(model.config.model_type, square_media)(model, kind, shapes, g)
+            tensors, lengths = MEDIA.get(model.config.model_type, square_media)(
+                model, kind, shapes, g
+            )
             inputs.update(tensors)
             media[kind] = iter(lengths)
     rows, n_visual = [], []
@@ -337,7 +448,10 @@ def prompts(model, samples, padding="left", seed=0):
         rows.append(row)
         n_visual.append(row.count(IMAGE) + row.count(VIDEO))
     width = max(map(len, rows))
-    for name, fill, values in (("input_ids", PAD, rows), ("attention_mask", 0, [[1] * len(r) for r in rows])):
+    for name, fill, values in (
+        ("input_ids", PAD, rows),
+        ("attention_mask", 0, [[1] * len(r) for r in rows]),
+    ):
         space = [[fill] * (width - len(r)) for r in values]
         pairs = zip(values, space, strict=True)
         inputs[name] = torch.tensor([s + r if padding == "left" else r + s for r, s in pairs])

@@ -25,7 +25,9 @@ class KeyNorm(vispco.Method):
 def use(model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
     """From a search to tokens kept, through files."""
     assert_type(vispco.register_method("again", KeyNorm), type[KeyNorm])
-    frontier = assert_type(vispco.search(model, batches, method="key_norm", budgets=[0.2, 0.5]), vispco.Frontier)
+    frontier = assert_type(
+        vispco.search(model, batches, method="key_norm", budgets=[0.2, 0.5]), vispco.Frontier
+    )
     frontier.save("frontier.json")
     point = assert_type(vispco.Frontier.load("frontier.json").at(0.5), vispco.FrontierPoint)
     config = assert_type(vispco.PruningConfig.load("config.json"), vispco.PruningConfig)

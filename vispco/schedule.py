@@ -78,8 +78,14 @@ def stretch(ratios: Tensor, t: float | Tensor) -> Tensor:
     return (1 - t * (1 - ratios)).clamp(0, 1)
 
 
-def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, halvings: int = 60, *,
-           odds: bool = False) -> tuple[Tensor, Tensor]:
+def bisect(
+    above: Callable[[Tensor], Tensor],
+    low: Tensor,
+    high: Tensor,
+    halvings: int = 60,
+    *,
+    odds: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Halve [low, high] around the boundary of a monotone test, elementwise; returns both ends.
 
     above: whether the boundary lies above a point. odds: halve on the scale t / (1 + t), on which
@@ -181,7 +187,9 @@ def fit(ratios: Tensor, limit, *, hold_cuts: bool = True, lower: bool = True) ->
 
     def highest(path: Callable[[Tensor], Tensor]) -> Tensor:
         start = torch.zeros(len(ratios), 1, dtype=torch.float64)
-        best, _ = bisect(lambda s: limit.slack(path(s))[:, None] >= 0, start, start + 1, halvings=25)
+        best, _ = bisect(
+            lambda s: limit.slack(path(s))[:, None] >= 0, start, start + 1, halvings=25
+        )
         return path(best)
 
     found = highest(scaled)

@@ -31,11 +31,19 @@ from .utils.journal import Journal
 STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared)}
 
 
-def search(model: nn.Module, batches: Sequence[Mapping], method: str | Mapping = "fastv",
-           budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9), *,
-           start: str | Mapping | Gradient | Shared | Ramp = "gradient", kernel: str | Mapping = "monotone",
-           refinement: int | Mapping = 6, seed: int = 0, options: SearchOptions | Mapping | None = None,
-           callback: Callable[[dict], Any] | None = None) -> Frontier:
+def search(
+    model: nn.Module,
+    batches: Sequence[Mapping],
+    method: str | Mapping = "fastv",
+    budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
+    *,
+    start: str | Mapping | Gradient | Shared | Ramp = "gradient",
+    kernel: str | Mapping = "monotone",
+    refinement: int | Mapping = 6,
+    seed: int = 0,
+    options: SearchOptions | Mapping | None = None,
+    callback: Callable[[dict], Any] | None = None,
+) -> Frontier:
     """Find one pruning configuration per budget.
 
     model: any model with a registered adapter. Its weights are not changed.
@@ -98,8 +106,13 @@ class SharedFrontier(Frontier):
         """The schedule (L,) for a share of the prunable cost, not yet in whole tokens."""
         return self.learned.ratios(budget)
 
-    def frontier(self, budgets: Sequence[float], refinement: int | Mapping = 0, seed: int = 0,
-                 journal: Journal | str | os.PathLike | None = None) -> Frontier:
+    def frontier(
+        self,
+        budgets: Sequence[float],
+        refinement: int | Mapping = 0,
+        seed: int = 0,
+        journal: Journal | str | os.PathLike | None = None,
+    ) -> Frontier:
         """One configuration per budget, in whole tokens, never above it.
 
         All are measured on the calibration data.

@@ -103,9 +103,7 @@ def paper(
 
     The value is the k highest tokens, which `s_j >= tau` is not to the token.
     """
-    at_half = default(
-        generator, normalisation=normalisation, sigma=sigma, temperature=temperature
-    )
+    at_half = default(generator, normalisation=normalisation, sigma=sigma, temperature=temperature)
 
     def mask(scores, keep, keep_tokens, alive, weight):
         return at_half(scores, keep - 0.5, keep_tokens, alive, weight)
@@ -138,9 +136,7 @@ class Estimator:
     def __init__(self, name: str = "default", options: Mapping[str, Any] | None = None):
         if not isinstance(name, str) or name not in ESTIMATORS:
             hint = did_you_mean(name, ESTIMATORS)
-            raise ValueError(
-                f"unknown estimator {name!r}: {hint}there are {', '.join(ESTIMATORS)}"
-            )
+            raise ValueError(f"unknown estimator {name!r}: {hint}there are {', '.join(ESTIMATORS)}")
         self.name, self.options = name, dict(options or {})
         self._options = dict(self.options)
         self.clip = self._options.pop("clip", name not in UNCLIPPED)

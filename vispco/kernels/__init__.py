@@ -6,9 +6,5 @@ kernel are in [0, 1], never increase, and are exactly 1 before the first layer t
 """
 
 from .base import Kernel as Kernel
-from .curves import Exponential as Exponential
-from .curves import Linear as Linear
-from .curves import Monotone as Monotone
-from .steps import MultiStep as MultiStep
-from .steps import PSigmoid as PSigmoid
-from .steps import SingleLayer as SingleLayer
+from .curves import Exponential as Exponential, Linear as Linear, Monotone as Monotone
+from .steps import MultiStep as MultiStep, PSigmoid as PSigmoid, SingleLayer as SingleLayer

@@ -1,8 +1,7 @@
 """Pictures: frontiers and their schedules, kept tokens, the course of a search, the report."""
 
 from .convergence import plot_convergence
-from .figure import picture_kind as picture_kind
-from .figure import require_matplotlib as require_matplotlib
+from .figure import picture_kind as picture_kind, require_matplotlib as require_matplotlib
 from .frontiers import plot_frontier
 from .page import Overlay, write_report
 from .tokens import plot_tokens

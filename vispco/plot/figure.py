@@ -40,7 +40,7 @@ _STYLE: dict[Any, dict[str, Any]] = {
 
 
 def picture_kind(path: str | os.PathLike) -> str:
-    """"svg" or "png", as the name of the file says. Raises ValueError for anything else."""
+    """ "svg" or "png", as the name of the file says. Raises ValueError for anything else."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png"):
         raise ValueError(f"{os.fspath(path)}: the name of a picture must end in .svg or .png")

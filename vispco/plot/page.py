@@ -105,9 +105,7 @@ def write_report(
         "How it was made": [*[f"<pre>{_text(command)}</pre>"] * bool(command), _settings(meta)],
     }
     title = _text(f"vispco: {meta.get('method', 'a search')} on {meta.get('model', 'a model')}")
-    body = "\n".join(
-        "\n".join([f"<h2>{name}</h2>", *parts]) for name, parts in sections.items()
-    )
+    body = "\n".join("\n".join([f"<h2>{name}</h2>", *parts]) for name, parts in sections.items())
     write_text(path, _PAGE.format(title=title, style=_STYLE, body=body))
 
 

@@ -6,9 +6,7 @@ search (`Masking`): tokens stay, masked keys are renormalised away, and gradient
     ratios.
 """
 
-from .apply import apply as apply
-from .apply import check_fits as check_fits
-from .apply import unwrapped as unwrapped
+from .apply import apply as apply, check_fits as check_fits, unwrapped as unwrapped
 from .dropping import Dropping as Dropping
 from .masking import Masking as Masking
 from .pruner import Pruner as Pruner

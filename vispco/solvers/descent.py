@@ -64,7 +64,9 @@ class Gradient:
 
     def __post_init__(self):
         if self.steps < 0 or self.inner < 1:
-            raise ValueError(f"steps must be at least 0 and inner at least 1, got {self.steps} and {self.inner}")
+            raise ValueError(
+                f"steps must be at least 0 and inner at least 1, got {self.steps} and {self.inner}"
+            )
         build_estimator(self.estimator)
 
     def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Descent:
@@ -87,7 +89,9 @@ class Descent:
         """What decides the result, for journal and frontier."""
         return asdict(self.options)
 
-    def run(self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal) -> int:
+    def run(
+        self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
+    ) -> int:
         """Measure the best schedules on the way.
 
         Returns the forward passes of the steps, a backward pass counting two.
@@ -149,7 +153,9 @@ class Descent:
                 evaluator.losses({tuple(limit.harden(r)) for r in both})
         return seen
 
-    def _step(self, pruner, batch, limit: Budget, lagrangian: AugmentedLagrangian, step: int) -> dict:
+    def _step(
+        self, pruner, batch, limit: Budget, lagrangian: AugmentedLagrangian, step: int
+    ) -> dict:
         """All that a step costs: the objective, and the augmented Lagrangian's gradient."""
         ratios = self.kernel()
         whole = to_whole_tokens(ratios, limit.tokens)
@@ -164,7 +170,9 @@ class Descent:
         return {"loss": float(total(value.detach())), "gradient": encode_tensor(gradient)}
 
 
-def mean_loss(pruner: Masking, batch: PreparedBatch, ratios: Tensor, seed: int = 0, objective: str = "kl") -> Tensor:
+def mean_loss(
+    pruner: Masking, batch: PreparedBatch, ratios: Tensor, seed: int = 0, objective: str = "kl"
+) -> Tensor:
     """This process's part of the mean objective over the answer tokens of a batch, in nats.
 
     Differentiable in the ratios.
@@ -221,8 +229,9 @@ def _in_form(kernel: Kernel, ratios: Tensor, limit: Budget) -> Tensor:
     return fit(ratios, limit, hold_cuts=kernel.stairs or kernel.free, lower=False)
 
 
-def formed(kernel: Kernel, thetas: Sequence[Tensor], limits: Sequence[Budget],
-           count: int = 256) -> Callable[[int, torch.Generator], Tensor]:
+def formed(
+    kernel: Kernel, thetas: Sequence[Tensor], limits: Sequence[Budget], count: int = 256
+) -> Callable[[int, torch.Generator], Tensor]:
     """Candidates of a kernel that forms only some schedules: random steps in theta.
 
     The steps begin where the gradient ended at this budget, or at the next smaller or larger one.

@@ -29,8 +29,14 @@ class Evaluator:
     question so far.
     """
 
-    def __init__(self, model: nn.Module, prepared: Sequence[PreparedBatch], template: dict, objective: str = "kl",
-                 journal: Journal | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        prepared: Sequence[PreparedBatch],
+        template: dict,
+        objective: str = "kl",
+        journal: Journal | None = None,
+    ):
         self.model, self.prepared = model, list(prepared)
         self.template, self.objective = template, objective
         self.journal = journal or Journal()
@@ -53,7 +59,9 @@ class Evaluator:
         """The objective's value in a record, in nats."""
         return record.kl if self.objective == "kl" else record.task_loss
 
-    def losses(self, schedules: Iterable[Schedule], part: Sequence[int] | None = None) -> list[float]:
+    def losses(
+        self, schedules: Iterable[Schedule], part: Sequence[int] | None = None
+    ) -> list[float]:
         """The objective of each schedule, on all batches, or on those with the numbers `part`."""
         return [self.loss(self._run(schedule, part)) for schedule in schedules]
 

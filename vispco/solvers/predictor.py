@@ -58,8 +58,15 @@ class RatioPredictor(nn.Module):
     torch.Size([2, 4])
     """
 
-    def __init__(self, kernel: Kernel, hidden: int | None = None, between: tuple[float, float] = (0.0, 1.0), *,
-                 knots: int = 8, width: int = 32):
+    def __init__(
+        self,
+        kernel: Kernel,
+        hidden: int | None = None,
+        between: tuple[float, float] = (0.0, 1.0),
+        *,
+        knots: int = 8,
+        width: int = 32,
+    ):
         super().__init__()
         self.between = between
         self.table = nn.Parameter(kernel.initial().float().expand(knots, -1).clone())  # (knots, P)
@@ -82,7 +89,9 @@ class RatioPredictor(nn.Module):
         """Start from these thetas (knots, P)."""
         self.table.copy_(thetas)
 
-    def forward(self, budget: Tensor, embeddings: Tensor | None = None, real: Tensor | None = None) -> Tensor:
+    def forward(
+        self, budget: Tensor, embeddings: Tensor | None = None, real: Tensor | None = None
+    ) -> Tensor:
         """The theta (B, P) of each budget (B,), a share of the prunable cost.
 
         embeddings (B, S, hidden), real (B, S) bool: the prompts, for a predictor that looks at

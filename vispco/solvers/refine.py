@@ -24,9 +24,16 @@ from .surrogate import Surrogate
 Propose = Callable[[int, torch.Generator], Tensor]
 
 
-def refine(evaluators: Sequence[Evaluator], limits: Sequence[Budget], rounds: int, seed: int = 0, *,
-           passes: float = math.inf, propose: Propose | None = None,
-           callback: Callable[[dict], Any] | None = None) -> None:
+def refine(
+    evaluators: Sequence[Evaluator],
+    limits: Sequence[Budget],
+    rounds: int,
+    seed: int = 0,
+    *,
+    passes: float = math.inf,
+    propose: Propose | None = None,
+    callback: Callable[[dict], Any] | None = None,
+) -> None:
     """Improve on the best schedule of every budget, by up to `rounds` more schedules per budget.
 
     limits: budgets in order of size. Each has an evaluator that has measured at least one schedule.
@@ -48,7 +55,9 @@ def refine(evaluators: Sequence[Evaluator], limits: Sequence[Budget], rounds: in
         surrogate = _fitted(evaluators)
         promising = []
         for i in unsolved:
-            gain, schedule = _most_promising(propose(i, generator), evaluators[i], limits[i], surrogate)
+            gain, schedule = _most_promising(
+                propose(i, generator), evaluators[i], limits[i], surrogate
+            )
             if schedule is not None:
                 promising.append((gain, i, schedule))
         if not promising:
@@ -62,7 +71,9 @@ def refine(evaluators: Sequence[Evaluator], limits: Sequence[Budget], rounds: in
             tried[i] += 1
             if callback:
                 best = evaluator.best_loss
-                callback({"budget": limits[i].value, "schedule": tried[i], "loss": loss, "best": best})
+                callback(
+                    {"budget": limits[i].value, "schedule": tried[i], "loss": loss, "best": best}
+                )
 
 
 def _spent(evaluators: Sequence[Evaluator]) -> int:
@@ -79,8 +90,9 @@ def _fitted(evaluators: Sequence[Evaluator]) -> Surrogate:
     return Surrogate(torch.tensor(schedules), losses)
 
 
-def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Budget,
-                    surrogate: Surrogate) -> tuple[float, Schedule | None]:
+def _most_promising(
+    candidates: Tensor, evaluator: Evaluator, limit: Budget, surrogate: Surrogate
+) -> tuple[float, Schedule | None]:
     """(expected improvement, schedule in whole tokens) of the best new candidate."""
     candidates = (candidates * limit.tokens).round().unique(dim=0) / limit.tokens
     gains = surrogate.expected_improvement(candidates, evaluator.best_loss)
@@ -92,8 +104,13 @@ def _most_promising(candidates: Tensor, evaluator: Evaluator, limit: Budget,
     return 0.0, None
 
 
-def nearby(evaluators: Sequence[Evaluator], limits: Sequence[Budget], i: int, generator: torch.Generator,
-           count: int = 64) -> Tensor:
+def nearby(
+    evaluators: Sequence[Evaluator],
+    limits: Sequence[Budget],
+    i: int,
+    generator: torch.Generator,
+    count: int = 64,
+) -> Tensor:
     """Candidates (C, L) on budget i: near the best schedules, mixtures of these, and random ones.
 
     The best schedules are those of budget i and of the next smaller and larger budget.

@@ -214,9 +214,7 @@ def train(
     return 3 * seen
 
 
-def draw_budgets(
-    samples: int, between: tuple[float, float], generator: torch.Generator
-) -> Tensor:
+def draw_budgets(samples: int, between: tuple[float, float], generator: torch.Generator) -> Tensor:
     """One budget (samples,) for each sample of all processes, stratified over the range."""
     low, high = between
     places = torch.rand(samples, generator=generator)

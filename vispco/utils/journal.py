@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .digest import key, of_batches, of_model, of_tensors
 from .distributed import broadcast, gathered, processes, rank, total
 from .files import locked
-from .digest import key, of_batches, of_model, of_tensors
 from .version import versions
 
 _BEGIN = b'{"of": {"journal": '

@@ -112,7 +112,9 @@ def conclude(rows: list[dict], size: Size) -> dict:
         means = {n: _means(row["estimators"][n]) for n in row["estimators"]}
         best = max(names, key=lambda n: means[n]["batch"])
         default = next(
-            n for n in names if ESTIMATORS.get(n.replace(",", " ").split()[0]) is ESTIMATORS["default"]
+            n
+            for n in names
+            if ESTIMATORS.get(n.replace(",", " ").split()[0]) is ESTIMATORS["default"]
         )
         table += [
             {

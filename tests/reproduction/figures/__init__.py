@@ -1,7 +1,6 @@
 """Figures of the results, as SVG and PNG; matplotlib is imported when the first one is drawn."""
 
-from .base import Drawing as Drawing
-from .base import render as render
+from .base import Drawing as Drawing, render as render
 from .frontiers import frontiers
 from .insight import convergence, schedules, transfer
 from .rivals import cost, depth, percentile
