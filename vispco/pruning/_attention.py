@@ -163,13 +163,17 @@ class Blockwise(torch.autograd.Function):
             ds = (grad_ @ v_.transpose(-1, -2)).to(precise)
             along = grad_.to(precise) * out[:, :, rows].to(precise)
             ds = ds.sub_(along.sum(-1, keepdim=True)).mul_(p)
+            own = ds.sum(1)  # (B, R, seen)
+            own.diagonal(rows.start, -2, -1).zero_()
+            dbias[:, :seen] += own.sum(1)
             if onwards:
+                # Hidden keys have probabilities of 1e-30. Only the policy needs them. Further back
+                # they would end in denormal numbers, with which a CPU is many times slower.
+                hidden = p < 1e-20
+                p, ds = p.masked_fill_(hidden, 0), ds.masked_fill_(hidden, 0)
                 dv[:, :, :seen] += p.to(v.dtype).transpose(-1, -2) @ grad_
                 dq[:, :, rows] = ds.to(k.dtype) @ k_ * ctx.scale
                 dk[:, :, :seen] += ds.to(q.dtype).transpose(-1, -2) @ q_
-            ds = ds.sum(1)  # (B, R, seen)
-            ds.diagonal(rows.start, -2, -1).zero_()
-            dbias[:, :seen] += ds.sum(1)
         return dq, dk, dv, dbias, None, None, None
 
 
