@@ -121,7 +121,9 @@ class SharedFrontier(Frontier):
         """
         learned = self.learned
         points, meta, _ = learned.problem.solve(learned, budgets, refinement, seed, journal)
-        return Frontier(points, {**self.meta, **meta})
+        # How it was learned stays: start, steps, seed.
+        spent = {name: meta[name] for name in ("forward_passes", "seconds")}
+        return Frontier(points, {**self.meta, **spent})
 
     def config(self, budget: float) -> PruningConfig:
         """The configuration for one budget, in whole tokens, never above it."""
