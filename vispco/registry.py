@@ -70,6 +70,8 @@ class Registry:
     def __init__(self, kind: str, group: str | None = None):
         self.kind = kind
         self._classes: dict[str, type] = {}
+        # What serves where none of the registered does.
+        self.fallback: Any = None
         # None once the group has been loaded.
         self._group = group
 
@@ -160,15 +162,15 @@ def build_method(name: str, options: Mapping[str, Any] | None = None):
 def adapter_for(model: Any) -> type[Any]:
     """The adapter class of a model (by its class) or of a configuration (by its `model_type`).
 
-    It is the first whose `handles` says yes. Raises ValueError, with the class and the adapters
-    that there are, if none does.
+    It is the first whose `handles` says yes; else `vispco.Adapter`, which reads the loaded model.
+    Raises ValueError, with the reason, for what is no vision-language model that can be pruned.
     """
-    names = list_adapters()
-    for adapter in map(ADAPTERS.get, names):
+    for adapter in map(ADAPTERS.get, list_adapters()):
         if adapter.handles(model):
             return adapter
-    raise ValueError(
-        f"no adapter for {type(model).__name__}: registered are {', '.join(names)}; "
-        "write one (a small class) and register it with vispco.register_adapter(); of a wrapper "
-        "(PEFT, torch.compile) give the model inside"
-    )
+    if not hasattr(getattr(model, "config", model), "get_text_config"):
+        raise ValueError(
+            f"expected a vision-language model of transformers or its configuration, got "
+            f"{type(model).__name__}: of a wrapper (PEFT, torch.compile) give the model inside"
+        )
+    return ADAPTERS.fallback

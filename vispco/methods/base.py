@@ -34,6 +34,8 @@ class Method(ABC):
     #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`. Only then is the
     #: vision tower hooked.
     reads_vision: ClassVar[bool] = False
+    #: Whether the method asks for queries or keys of the layer that comes, `ctx.layer`.
+    reads_next: ClassVar[bool] = False
     #: Whether the method asks for `ctx.grid`.
     reads_grid: ClassVar[bool] = False
 

@@ -22,6 +22,7 @@ class PDrop(Method):
     """
 
     first_layer = 0
+    reads_next = True
 
     def score(self, ctx):
         """(B, n_visual) attention probabilities."""

@@ -1,26 +1,46 @@
 """Adapter: where a Hugging Face vision-language model keeps the things that pruning needs.
 
-The defaults fit every family whose decoder is Llama-like (q_proj, k_proj, half-split rotary
-embedding) and that follows the Hugging Face interface (`get_decoder()`, `config.image_token_id`).
-A family's own file names its classes and overrides what differs.
+Everything is read off the loaded model and its configuration, so `Adapter` itself serves any model
+whose decoder holds visual tokens. A family's own file names its classes, and overrides what cannot
+be read: how patches become tokens, and where these stand in the picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isqrt
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
-from ..pruning._tower import placed, ready_made, turned
+from ..pruning._tower import placed, ready_made
 from ..pruning.context import positions
+from ..registry import ADAPTERS
 from .costs import Costs
+from .structure import find_decoder, first
 from .towers import squares
+
+#: How configurations name the id of a visual token, after "image_" or "video_".
+ID_NAMES = ("token_id", "token_index", "patch_id")
+#: Arguments of models by which the caller says which tokens are visual.
+MASK_NAMES = ("image_embeds_position_mask",)
+#: Types of layers in which hiding a token is the same as leaving it out.
+MASKED = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "reference_sliding_attention",
+}
+#: Types of layers that find keys by `position_ids`.
+COUNTING = {"minimax_m3_sparse"}
+#: Types of layers that have no attention.
+RECURRENT = {"linear_attention", "conv", "mamba", "mlp", "moe"}
 
 
 class Adapter(Costs):
-    """One loaded model of a family, seen by the pruner.
+    """One loaded model, seen by the pruner: of any family that has no adapter of its own.
 
     Subclasses set `architectures` and `model_types`, and override what differs here or in `Costs`.
     Shapes below: B samples, S tokens of the prompt, N tokens present now, D hidden, E head size.
@@ -32,21 +52,21 @@ class Adapter(Costs):
     architectures: ClassVar[tuple[str, ...]] = ()
     #: `model_type` of their configurations.
     model_types: ClassVar[tuple[str, ...]] = ()
-    #: Whether no token of the decoder sees a later one, and each sees all before it. An instance
-    #: looks its sliding windows up in the configuration.
+    #: Whether no token of a known family's decoder sees a later one, and each sees all before it.
+    #: An instance looks its sliding windows up in the configuration.
     causal: bool = True
 
     def __init__(self, model: Any):
         self.model = model
         self.config: Any = model.config
-        self.decoder = self.model.get_decoder()
-        self.layers = self.decoder.layers
-        text = self.config.get_text_config(decoder=True)
-        windowed = (
-            "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
+        self.text: Any = self.config.get_text_config(decoder=True)
+        self.decoder, self.layers = find_decoder(model)
+        kinds = {self.kind(i) for i in range(len(self.layers))}
+        windowed = getattr(self.text, "sliding_window", None) and not hasattr(
+            self.text, "layer_types"
         )
-        kinds = getattr(text, "layer_types", None) or [windowed]
-        self.causal = self.causal and set(kinds) == {"full_attention"}
+        known = bool(self.architectures) and self.causal
+        self.causal = known and kinds == {"full_attention"} and not windowed
 
     # ---- which models ----------------------------------------------------------------------------
     @classmethod
@@ -60,12 +80,25 @@ class Adapter(Costs):
     @property
     def backbone(self) -> Any:
         """The module that receives `input_ids` and puts the image features among the embeddings."""
-        return self.model.model
+        base = self.model.base_model
+        holds = base is not self.decoder and any(m is self.decoder for m in base.modules())
+        return base if holds else self.model
+
+    @property
+    def generates_apart(self) -> bool:
+        """Whether `generate` makes the embeddings itself and has the decoder go on alone."""
+        return type(self.model).generate is not GenerationMixin.generate
 
     def token_ids(self) -> dict[str, int]:
         """{"image" or "video": id of the token that stands for a visual token in a prompt}."""
-        ids = {kind: getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video")}
-        return {kind: number for kind, number in ids.items() if number is not None}
+        ids = {
+            kind: first(self.config, [f"{kind}_{name}" for name in ID_NAMES])
+            for kind in ("image", "video")
+        }
+        vocabulary = getattr(self.config, "vocabulary_map", None) or {}
+        if ids["image"] is None:
+            ids["image"] = vocabulary.get("<image>")
+        return {kind: number for kind, number in ids.items() if isinstance(number, int)}
 
     def image_token_ids(self) -> list[int]:
         """The ids that stand for visual tokens in a prompt, of images and of videos."""
@@ -91,6 +124,27 @@ class Adapter(Costs):
             return torch.isin(input_ids, ids)
         table = self.model.get_input_embeddings()(ids)  # (ids, D)
         return (given[:, :, None] == table).all(-1).any(-1)
+
+    def visual_tokens(self, inputs: dict) -> Tensor:
+        """(B, S) bool: which tokens of a prompt are visual.
+
+        inputs: what the model is called with. Some models are told by a mask of their own.
+        Raises ValueError if none is found, and this does not mean that there are none.
+        """
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        told = next((inputs[name] for name in MASK_NAMES if inputs.get(name) is not None), None)
+        if told is not None:
+            return told.bool()
+        visual = self.visual_mask(ids, embeds)
+        pictures = [name for name in inputs if is_picture(name) and inputs[name] is not None]
+        if (ids is None or pictures) and not bool(visual.any()):
+            came = f"{', '.join(pictures)} came with" if pictures else "inputs_embeds is"
+            raise ValueError(
+                f"no visual token is found in the prompt (token ids {self.image_token_ids()}), but "
+                f"{came} it: say where they are with visual_mask=, (B, S) bool, of vispco.apply or "
+                "its handle; all False if there are none"
+            )
+        return visual
 
     # ---- vision tower ----------------------------------------------------------------------------
     #: Name of the vision tower in the backbone.
@@ -210,49 +264,54 @@ class Adapter(Costs):
         return inputs
 
     # ---- attention -------------------------------------------------------------------------------
-    def attention_module(self, layer: int) -> Any:
-        """The self-attention of a decoder layer."""
-        return self.layers[layer].self_attn
+    def attends(self, layer: int) -> bool:
+        """Whether a decoder layer has attention: not only a recurrence or a convolution."""
+        return self.kind(layer) not in RECURRENT
 
-    def projections(self, layer: int) -> dict[str, nn.Module]:
-        """{"query": module, "key": module}, of a decoder layer.
+    def masks(self, layer: int) -> bool:
+        """Whether hiding a token in a decoder layer's mask is the same as leaving it out.
 
-        Their outputs (B, N, heads * E) are its queries and keys before rotary embedding.
+        Not where states are carried from token to token, or where an indexer chooses keys. Search
+        runs such layers on the tokens that are left.
         """
-        attention = self.attention_module(layer)
-        return {"query": attention.q_proj, "key": attention.k_proj}
+        return self.kind(layer) in MASKED
 
-    def project(self, layer: int, kind: str, hidden: Tensor) -> Tensor:
-        """What `projections(layer)[kind]` will give for the layer's input `hidden` (B, N, D).
+    def counts(self, layer: int) -> bool:
+        """Whether a decoder layer takes `position_ids` for the places of its tokens' keys."""
+        return self.kind(layer) in COUNTING
 
-        kind: "query" or "key".
-        """
-        return self.projections(layer)[kind](self.layers[layer].input_layernorm(hidden))
+    def kind(self, layer: int) -> str:
+        """The type of a decoder layer, as the model's configuration names it."""
+        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * len(self.layers)
+        return kinds[layer]
 
-    def rotate(
-        self, layer: int, kind: str, states: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Queries or keys as the layer's attention uses them, (B, heads, N, E).
+    def next_attention(self, layer: int) -> int:
+        """The first decoder layer after `layer` that has attention; if none, their number."""
+        later = range(layer + 1, len(self.layers))
+        return next(filter(self.attends, later), len(self.layers))
 
-        They are split into heads, normed if the family does so, and turned by rotary embedding.
-        kind: "query" or "key". states: (B, N, heads * E), from the projection.
-        rotary: cos and sin of the tokens' positions.
-        """
-        attention = self.attention_module(layer)
-        x = states.unflatten(-1, (-1, attention.head_dim))
-        norm = getattr(attention, {"query": "q_norm", "key": "k_norm"}[kind], None)
-        x = (x if norm is None else norm(x).to(x.device)).transpose(1, 2)
-        cos, sin = (part.unsqueeze(1) for part in rotary)
-        size = cos.shape[-1]
-        return torch.cat([turned(x[..., :size], cos, sin), x[..., size:]], -1)
+    def first_layer(self, method: Any) -> int:
+        """First decoder layer whose input `method` can prune: it may need attention before it."""
+        if not (method.first_layer or method.reads_next):
+            return 0
+        return self.next_attention(-1) + method.first_layer
 
-    def scaling(self, layer: int) -> float:
-        """The factor that a decoder layer multiplies q k^T with, before the softmax."""
-        return self.attention_module(layer).scaling
+    def key_sources(self, layer: int) -> Iterator[int]:
+        """Decoder layers whose keys `layer` may read: itself, then earlier ones of its type."""
+        return (i for i in range(layer, -1, -1) if self.kind(i) == self.kind(layer))
 
-    def cap(self, layer: int, logits: Tensor) -> Tensor:
-        """What a decoder layer does to its scaled q k^T before the mask and the softmax: soft caps.
+    def key_projection(self, layer: int) -> nn.Module | None:
+        """The module of a decoder layer whose output (B, N, G E) is its keys, if it has one."""
+        if not self.attends(layer):
+            return None
+        modules = self.layers[layer].named_modules()
+        return next((m for name, m in modules if name.split(".")[-1] == "k_proj"), None)
 
-        By default nothing.
-        """
-        return logits
+
+def is_picture(name: str) -> bool:
+    """Whether an argument of a model holds pictures, or what was made of them."""
+    return name.startswith(("pixel_values", "image_embeds", "image_features", "flattened_patches"))
+
+
+#: Of every family that has none of its own.
+ADAPTERS.fallback = Adapter

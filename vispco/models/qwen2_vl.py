@@ -19,18 +19,6 @@ class Qwen2VL(Adapter):
     architectures = ("Qwen2VLForConditionalGeneration",)
     model_types = ("qwen2_vl",)
 
-    def rotate(self, layer, kind, states, rotary):
-        """Queries or keys (B, heads, N, E) as the layer's attention uses them.
-
-        transformers before 5.20 hands the decoder rotary embeddings (3, B, N, E), of time, height
-        and width, to be joined.
-        """
-        if rotary[0].ndim == 4:
-            sections = self.decoder.config.rope_parameters["mrope_section"] * 2
-            parts = (x.split(sections, -1) for x in rotary)
-            rotary = tuple(torch.cat([part[i % 3] for i, part in enumerate(p)], -1) for p in parts)
-        return super().rotate(layer, kind, states, rotary)
-
     # ---- vision tower ----------------------------------------------------------------------------
     tower = "visual"
 

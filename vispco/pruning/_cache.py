@@ -6,12 +6,16 @@ So only a pruned model can go on with it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicLayer
 
 from ._masks import Packed, decode_mask
+from .context import take
 
 
 @dataclass
@@ -21,12 +25,16 @@ class Memory:
     packed: {layer: the tokens it holds}, where some were dropped.
     pruned: some were dropped, or masked.
     running: a pruner is running the model on this cache just now.
+    inside: its layers are running.
+    borrowed: some layers have no keys of their own, and read those of earlier ones.
     memo: masks that layers share in one forward pass.
     """
 
     packed: dict[int, Packed] = field(default_factory=dict)
     pruned: bool = False
     running: bool = True
+    inside: bool = False
+    borrowed: bool = False
     memo: dict = field(default_factory=dict)
 
     def resume(self) -> None:
@@ -41,40 +49,74 @@ class Memory:
             )
         self.running, self.memo = True, {}
 
-    def changes_masks(self, queries: int, mask: Tensor | None) -> bool:
-        """Whether the masks of `queries` new tokens have to change, from the model's own `mask`."""
-        several = mask is not None or queries > 1
-        return any(several or not packed.dense for packed in self.packed.values())
+    def changes(self, hidden: Tensor, given: dict, adapter: Any) -> bool:
+        """Whether arguments of layers have to change for new tokens, whose states are `hidden`.
 
-    def decoding(self, i: int, queries: int, kwargs: dict) -> dict:
-        """The arguments of layer i that change for `queries` new tokens. kwargs: the layer's."""
-        packed, mask = self.packed.get(i), kwargs.get("attention_mask")
-        if packed is None:
+        given: what layer 0 is called with. One new token needs no mask where no row has fillers.
+        """
+        several = given.get("attention_mask") is not None or hidden.shape[-2] > 1
+        all_positions = any(len(x.shape) > 2 and x.shape[1] > 1 for x in rotary(given))
+        return self.borrowed or any(
+            several or all_positions or not packed.dense or adapter.counts(i)
+            for i, packed in self.packed.items()
+        )
+
+    def decoding(self, i: int, hidden: Tensor, given: dict, adapter: Any) -> dict:
+        """The arguments of layer i that change for new tokens. given: those that it is called with.
+
+        A layer without keys of its own reads those of an earlier layer, in which there may be more
+        tokens: they are hidden.
+        """
+        packed, mask = self.packed.get(i), given.get("attention_mask")
+        if packed is None or not adapter.attends(i):
             return {}
-        key = (id(packed), id(mask))
+        layers, batch = given["past_key_values"].layers, len(packed.order)
+        source = next(j for j in adapter.key_sources(i) if has_keys(layers[j]))
+        # States of several streams may come before the samples.
+        queries = hidden.shape[1] if hidden.shape[0] == batch else hidden.shape[2]
+        key = (id(packed), id(mask), source)
         if key not in self.memo:
-            mask = None if mask is None else mask.to(packed.order.device)
+            held = self.packed.get(source)
             # From the keys: what `crop` has taken away is not among them.
-            width = kwargs["past_key_values"].layers[i].keys.shape[-2] + queries
-            self.memo[key] = {"attention_mask": decode_mask(mask, packed, queries, width)}
+            width = layers[source].keys.shape[-2] + (queries if source == i else 0)
+            changed: dict[str, Any] = {}
+            if "attention_mask" in given:
+                own = None if mask is None else mask.to(packed.order.device)
+                changed["attention_mask"] = decode_mask(own, packed.among(held), queries, width)
+            if adapter.counts(i):
+                places = torch.arange(width - queries, width, device=packed.order.device)
+                changed["position_ids"] = places.expand(batch, -1)
+            # Some layers look at the positions of all tokens so far.
+            if any(x.ndim > 2 and x.shape[1] > queries for x in rotary(given)):
+                order = packed.continued(width)
+                changed["position_embeddings"] = tuple(take(x, order) for x in rotary(given))
+            self.memo[key] = changed
         return self.memo[key]
 
 
-class PrunedLayer(DynamicLayer):
-    """Keys and values of a layer that some tokens did not enter.
+def rotary(given: dict) -> tuple[Tensor, ...]:
+    """The rotary embeddings among a layer's arguments, if they are a pair of tensors."""
+    pair = given.get("position_embeddings")
+    return pair if isinstance(pair, tuple) else ()
 
-    Its length is that of the ORIGINAL sequence: Hugging Face derives position ids and masks from
-    the length of the first layer, which is always one of these.
+
+class Shortened:
+    """A cache layer that some tokens did not enter, of a class of transformers.
+
+    To the decoder and to `generate` its length is that of the ORIGINAL sequence: they derive
+    position ids and masks from the first layer that has a length. To the layers themselves it is
+    the number of keys.
+
+    memory: of its cache. dropped: tokens that did not enter.
     """
 
-    def __init__(self, memory: Memory, dropped: int = 0):
-        super().__init__()
-        self.memory, self.dropped = memory, dropped
+    memory: Memory
+    dropped: int = 0
 
     def get_seq_length(self) -> int:
-        """Tokens seen, dropped ones included."""
-        length = super().get_seq_length()
-        return length and length + self.dropped
+        """Tokens seen, dropped ones included; while layers run, those that are there."""
+        length = super().get_seq_length()  # type: ignore[misc]
+        return length and length + (0 if self.memory.inside else self.dropped)
 
     def update(self, *args, **kwargs):
         """Append. Raises ValueError if the model is not pruned (any more), but the prompt was."""
@@ -84,7 +126,7 @@ class PrunedLayer(DynamicLayer):
                 "inside the `with` block of vispco.apply (a thread that generates must end there), "
                 "or start again from the whole prompt with a new cache"
             )
-        return super().update(*args, **kwargs)
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def crop(self, tokens: int) -> None:
         """Take away the last `-tokens`.
@@ -95,8 +137,18 @@ class PrunedLayer(DynamicLayer):
             # Raises ValueError in the others.
             DynamicLayer().crop(tokens)
         away = -tokens if tokens <= 0 else max(0, self.get_seq_length() - tokens)
-        if away and self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[..., :-away, :], self.values[..., :-away, :]
+        before, self.memory.inside = self.memory.inside, True
+        try:
+            super().crop(-away)  # type: ignore[misc]
+        finally:
+            self.memory.inside = before
+
+
+@cache
+def shortened(kind: type) -> type:
+    """The class of a cache layer, with `Shortened` before it."""
+    # Not a kind that transformers would make for a model.
+    return type(f"Shortened{kind.__name__}", (Shortened, kind), {"_layer_type": None})
 
 
 def check(cache: Any) -> None:
@@ -107,9 +159,11 @@ def check(cache: Any) -> None:
             "default cache (leave cache_implementation out)"
         )
     for layer in getattr(cache, "layers", ()):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer):
+        # Quantized layers keep keys in a form of their own, static ones at one length.
+        kind = next(k for k in type(layer).__mro__ if not issubclass(k, Shortened))
+        if "Quantized" in kind.__name__ or "Static" in kind.__name__:
             raise ValueError(
-                f"a KV cache with layers of {type(layer).__name__} cannot hold a pruned prompt: "
+                f"a KV cache with layers of {kind.__name__} cannot hold a pruned prompt: "
                 "use the default cache (leave cache_implementation out)"
             )
 
@@ -120,16 +174,58 @@ def claim(cache: Any) -> Memory:
     Windows would count kept tokens instead of positions. So sliding layers keep all; the model's
     masks still hide what is out of the window.
     """
-    cache.vispco = Memory()
+    memory = cache.vispco = Memory()
     for i, layer in enumerate(cache.layers):
-        if layer.is_sliding or isinstance(layer, PrunedLayer):
-            cache.layers[i] = DynamicLayer()
-    cache.layers[:1] = [PrunedLayer(cache.vispco)]
-    return cache.vispco
+        cache.layers[i] = without_window(layer)
+    if not cache.layers:
+        # Of a cache that makes its layers when they are first used.
+        cache.layers.append(DynamicLayer())
+    first = next((i for i, layer in enumerate(cache.layers) if has_keys(layer)), None)
+    if first is not None:
+        mark(cache, first)
+    return memory
 
 
-def shorten(cache: Any, layer: int, packed: Packed) -> None:
+def without_window(layer: Any) -> Any:
+    """An empty cache layer that keeps all keys, in place of one that slides or was shortened."""
+    if isinstance(layer, Shortened):
+        layer = of_class(layer, type(layer).__mro__[2])
+    if not getattr(layer, "is_sliding", False):
+        return layer
+    states = getattr(layer, "number_of_states", None)
+    return (
+        DynamicLayer()
+        if states is None
+        else cache_utils.LinearAttentionAndFullAttentionLayer(states)
+    )
+
+
+def has_keys(layer: Any) -> bool:
+    """Whether a cache layer holds keys, and not only the state of a recurrence or convolution."""
+    return isinstance(layer, DynamicLayer)
+
+
+def mark(cache: Any, i: int, dropped: int = 0) -> None:
+    """Have layer i of a cache that was claimed know that `dropped` tokens do not enter it."""
+    layer = cache.layers[i]
+    if not isinstance(layer, Shortened):
+        layer = cache.layers[i] = of_class(layer, shortened(type(layer)))
+    layer.memory, layer.dropped = cache.vispco, dropped
+
+
+def of_class(layer: Any, kind: type) -> Any:
+    """The same layer as an object of another class."""
+    other = object.__new__(kind)
+    other.__dict__ = layer.__dict__
+    return other
+
+
+def shorten(cache: Any, i: int, packed: Packed) -> None:
     """Make an empty layer of a cache that was claimed ready for the tokens that remain."""
-    cache.vispco.packed[layer] = packed
-    dropped = packed.length - packed.order.shape[1]
-    cache.layers[layer : layer + 1] = [PrunedLayer(cache.vispco, dropped)]
+    cache.vispco.packed[i] = packed
+    if i == len(cache.layers):
+        cache.layers.append(DynamicLayer())
+    if has_keys(cache.layers[i]):
+        mark(cache, i, packed.length - packed.order.shape[1])
+    else:
+        cache.vispco.borrowed = True

@@ -31,7 +31,8 @@ class Hearing:
     """
 
     def __init__(self, modules: Iterable[nn.Module], hear: Callable[[Any, Any, dict], None]):
-        self.modules, self._places = list(modules), list(_functions(modules))
+        self.modules = list(modules)
+        self._places = list(_functions(self.modules))
         with _lock:
             for module in self.modules:
                 _hearers[module] = hear

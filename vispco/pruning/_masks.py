@@ -40,14 +40,44 @@ class Packed:
         kept = self.valid.new_zeros(len(self.valid), self.length)
         return kept.scatter(1, self.order, self.valid)
 
-    def restore(self, hidden: Tensor) -> Tensor:
-        """Packed states (B, K, D) at their original positions (B, S, D), zeros elsewhere."""
-        full = hidden.new_zeros(len(hidden), self.length, hidden.shape[2])
+    def without_fillers(self, packed: Tensor) -> Tensor:
+        """States (B, K, D) with zeros for fillers: what an indexer sees of them never differs."""
+        return packed if self.dense else packed * self.valid[..., None]
+
+    def restore(self, packed: Tensor, into: Tensor | None = None) -> Tensor:
+        """States (B, K, ...) of the packed tokens at their original positions (B, S, ...).
+
+        into: what the other tokens have; None: zeros.
+        """
         # A layer may be on another device than what was gathered for it.
-        order, valid = self.order.to(hidden.device), self.valid.to(hidden.device)
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        full[rows, order] = hidden if self.dense else hidden * valid[..., None]
+        order, valid = self.order.to(packed.device), self.valid.to(packed.device)
+        rows = torch.arange(len(packed), device=packed.device)[:, None]
+        if into is None:
+            full = packed.new_zeros(len(packed), self.length, *packed.shape[2:])
+        else:
+            full = into.clone()
+        if not self.dense:
+            valid = valid.view(*valid.shape, *[1] * (packed.ndim - 2))
+            packed = packed.where(valid, full[rows, order])
+        full[rows, order] = packed
         return full
+
+    def continued(self, width: int) -> Tensor:
+        """Original positions (B, width) of the packed tokens, and of those that came after them."""
+        later = torch.arange(self.length, self.length + width, device=self.order.device)
+        return torch.cat([self.order, later.expand(len(self.order), -1)], 1)[:, :width]
+
+    def among(self, held: Packed | None) -> Packed:
+        """The same tokens, as those of `held` that are valid, in a layer that holds more of them.
+
+        held: None: all tokens.
+        """
+        if held is self:
+            return self
+        everything = torch.arange(self.length, device=self.order.device).expand(len(self.order), -1)
+        order = everything if held is None else held.order
+        valid = self.kept().gather(1, order)
+        return Packed(order, valid, self.length, dense=False, plain=False)
 
 
 def pack(keep: Tensor, width: int) -> Tensor:
@@ -92,6 +122,12 @@ def decode_mask(mask: Tensor | None, packed: Packed, queries: int, width: int) -
     mask: the model's own (B or 1, 1, queries, all tokens); None: causal.
     """
     order, valid = packed.order[:, :width], packed.valid[:, :width]
+    if mask is not None and mask.ndim == 2:
+        # Of tokens: of the new ones alone, or of all.
+        if mask.shape[1] == queries:
+            return mask
+        known = take(mask[:, : packed.length], order) * valid
+        return torch.cat([known, mask[:, packed.length :]], 1)
     batch, new = order.shape[0], width - order.shape[1]
     if (packed.plain and not additive(mask)) or (mask is None and packed.dense):
         if queries == 1:

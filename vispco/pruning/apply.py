@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import PruningConfig
 from ..registry import METHODS, adapter_for, build_method
@@ -17,15 +17,23 @@ from .pruner import Pruner
 MODES = {"deploy": Dropping, "search": Masking}
 
 
-def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> Pruner:
+def apply(
+    model: nn.Module,
+    config: PruningConfig,
+    *,
+    mode: str = "deploy",
+    visual_mask: Tensor | None = None,
+) -> Pruner:
     """Prune `model`'s visual tokens as `config` says.
 
     The model is pruned until the `with` block ends or `.remove()` is called.
 
-    model: any model with a registered adapter, compiled or not. Inside, it runs as plain PyTorch.
-        It may be wrapped by PEFT or DistributedDataParallel.
+    model: any vision-language model whose decoder holds visual tokens, compiled or not. Inside, it
+        runs as plain PyTorch. It may be wrapped by PEFT or DistributedDataParallel.
     mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens masked; the
         same logits at the kept positions).
+    visual_mask: (B, S) bool, which tokens of the prompt are visual, where the model is called with
+        `inputs_embeds` and they cannot be told. For another prompt, set it on the handle.
     Raises ValueError if the configuration does not fit the model, or the model is pruned already.
 
     >>> import vispco
@@ -43,7 +51,9 @@ def apply(model: nn.Module, config: PruningConfig, *, mode: str = "deploy") -> P
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
     ratios = torch.tensor(config.keep_ratios, dtype=torch.float64)
-    return MODES[mode](adapter, method, ratios).install()
+    pruner = MODES[mode](adapter, method, ratios)
+    pruner.visual_mask = visual_mask
+    return pruner.install()
 
 
 def unwrapped(model: Any) -> Any:
@@ -81,7 +91,7 @@ def check_fits(config: PruningConfig, adapter: Any) -> None:
             f"{model_type!r}; search one for this model, or set model_type to None to apply it all "
             "the same"
         )
-    first = METHODS.get(config.method).first_layer
+    first = adapter.first_layer(METHODS.get(config.method))
     if min(config.keep_ratios[:first], default=1.0) < 1:
         raise ValueError(
             f"method {config.method!r} reads the attention of the layer before, so it cannot prune "

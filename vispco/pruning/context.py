@@ -1,12 +1,12 @@
 """Context: what a pruning method may look at when it ranks the tokens that enter a layer.
 
-Methods and model families meet only here. A method sees tensors; the adapter supplies the
-projections.
+Methods and model families meet only here: a method sees tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,40 @@ def before_answer(real: Tensor, labels: Tensor | None) -> Tensor:
     return real & (labels != -100).to(real.device).cumsum(1).eq(0)
 
 
+@dataclass(eq=False)
+class Heard:
+    """Queries and keys of N tokens as a layer hands them to its attention function.
+
+    query: (B, H, N, E). key: (B, G, N, E). projected: (B, N, G E), keys as the layer's `k_proj`
+    gave them; None if it has none.
+    scaling: what q k^T is multiplied with. softcap: its bound c in c tanh(q k^T / c), or None.
+    sinks: (H,) logits of a place without a token, or None.
+    mask: the model's own mask for the whole sequence, or None: causal.
+    """
+
+    query: Tensor
+    key: Tensor
+    projected: Tensor | None
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:
+        """From what an attention function is called with. options: its keyword arguments."""
+        scaling = options.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        softcap, sinks = options.get("softcap"), options.get("s_aux")
+        return cls(query, key, projected, scaling, softcap, sinks, mask)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Heard:
+        """With each token at another place. move: of (B, N, ...) tensors, to the new places."""
+        query, key = (move(x.transpose(1, 2)).transpose(1, 2) for x in (self.query, self.key))
+        projected = None if self.projected is None else move(self.projected)
+        return replace(self, query=query, key=key, projected=projected)
+
+
 @dataclass
 class Context:
     """The tokens at the input of decoder layer `layer`, and what is known of them.
@@ -59,6 +93,8 @@ class Context:
     n_visual: (B,) number of original visual tokens.
     keep: (B,) number of tokens that will be kept.
     last: (B, 1) place of the last prompt token.
+    heard: queries and keys of the layer just run (of the last one that has attention), or None.
+    ahead: runs layer `layer` up to its attention, on the tokens as they are; None if it has none.
     exhaustive: whether the order of ALL tokens matters (in search, the soft threshold looks past
         the last one kept); if not, only which `keep` tokens come first.
     """
@@ -76,10 +112,10 @@ class Context:
     keep: Tensor
     last: Tensor
     exhaustive: bool
-    adapter: Any
     inputs: Tensor
-    captured: dict[str, Any]
     sources: dict[str, Any]
+    heard: Heard | None
+    ahead: Callable[[], Heard | None]
 
     @property
     def embeddings(self) -> Tensor:
@@ -116,51 +152,65 @@ class Context:
         return take(original.to(self.order.device), self.order)[self.visual]
 
     def keys(self, layer: int | None = None) -> Tensor:
-        """Keys (B, G, N, E) after rotary embedding.
+        """Keys (B, G, N, E) as attention uses them, after rotary embedding.
 
-        layer: the layer just run (default), or `ctx.layer`.
+        layer: the layer just run (default), or `ctx.layer`, see `attention`.
         """
-        if self._layer(layer) < self.layer and self.captured.get("cached") is not None:
-            return self.captured["cached"]
-        return self._project("key", layer, None)
+        return self._heard(layer).key
 
     @property
     def projected_keys(self) -> Tensor:
-        """Keys (B, N, G E) of the layer just run, before any norm and rotary embedding."""
-        return self.captured["key"]
+        """Keys (B, N, G E) of the layer just run, before any norm and rotary embedding.
+
+        Those after them, where a family has no projection of the keys alone.
+        """
+        heard = self._heard(None)
+        if heard.projected is None:
+            return heard.key.transpose(1, 2).flatten(2)
+        return heard.projected
 
     def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
         """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default: all N.
 
-        layer: the layer just run (default), or `ctx.layer`.
+        layer: the layer just run (default), or `ctx.layer`, see `attention`.
         """
-        return self._project("query", layer, at)
+        query = self._heard(layer).query
+        return query if at is None else take(query.transpose(1, 2), at).transpose(1, 2)
 
     def attention(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
         """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R).
 
-        at: default, the last prompt token. layer: the layer just run (default), whose
-        probabilities these are, with nothing computed again but these rows; or `ctx.layer`, with
-        what it would compute on the tokens as they are. A row that sees nothing is 0.
+        at: default, the last prompt token. A row that sees nothing is 0.
+        layer: the layer just run (default), whose probabilities these are, with nothing computed
+            again but these rows; or `ctx.layer`, with what it would compute on the tokens as they
+            are. That layer then runs up to its attention. Where either has no attention (linear
+            attention, convolution), it is the last layer before it that has.
         """
-        layer, at = self._layer(layer), self.last if at is None else at
-        q, k = without_overflow(self.queries(layer, at)), without_overflow(self.keys(layer))
+        heard, at = self._heard(layer), self.last if at is None else at
+        q, k = without_overflow(self.queries(layer, at)), without_overflow(heard.key)
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
         scores = (q @ k.transpose(-1, -2)).unflatten(2, (-1, at.shape[1])).flatten(1, 2).float()
-        scores = self.adapter.cap(layer, scores * self.adapter.scaling(layer))
-        unseen = ~(self._seen(layer, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
-        return masked_softmax(scores, unseen)
+        scores = scores * heard.scaling
+        if heard.softcap is not None:
+            scores = heard.softcap * (scores / heard.softcap).tanh()
+        hidden = ~(self._seen(heard.mask, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
+        if heard.sinks is None:
+            return masked_softmax(scores, hidden)
+        # A sink is one more place to look at, where no token is.
+        sinks = heard.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
+        return masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
 
-    def _seen(self, layer: int, at: Tensor) -> Tensor:
-        """Which tokens the model's mask of `layer` lets the rows `at` see (B, R, N) bool."""
-        rows, mask = self.order.gather(1, at), self.captured["mask"][layer]
-        if mask is None:
+    def _seen(self, mask: Tensor | None, at: Tensor) -> Tensor:
+        """Which tokens a layer's `mask` lets the rows `at` see (B, R, N) bool."""
+        rows = self.order.gather(1, at)
+        if mask is None or mask.ndim == 2:
             return self.order[:, None] <= rows[..., None]
         mask = take(mask[:, 0], rows).transpose(1, 2)  # (B, S, R): original positions
         seen = take(mask, self.order).transpose(1, 2)
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
-    def _layer(self, layer: int | None) -> int:
+    def _heard(self, layer: int | None) -> Heard:
         layer = self.layer - 1 if layer is None else layer
         if layer not in (self.layer - 1, self.layer) or layer < 0:
             raise ValueError(
@@ -168,16 +218,13 @@ class Context:
                 f"{self.layer - 1} (just run) and {self.layer} (next) only, not of layer {layer}; "
                 "a method that reads the layer just run cannot prune before layer 1"
             )
-        return layer
-
-    def _project(self, kind: str, layer: int | None, at: Tensor | None) -> Tensor:
-        layer, rotary = self._layer(layer), self.captured["rotary"][self._layer(layer)]
-        known = self.hidden if layer == self.layer else self.captured[kind]
-        if at is not None:
-            known, rotary = take(known, at), take_rotary(rotary, at)
-        if layer == self.layer:
-            known = self.adapter.project(layer, kind, known).to(self.hidden.device)
-        return self.adapter.rotate(layer, kind, known, rotary)
+        heard = (self.ahead() if layer == self.layer else None) or self.heard
+        if heard is None:
+            raise ValueError(
+                f"no layer up to {layer} has attention whose queries and keys can be heard: prune "
+                "later, or use a method that reads no attention"
+            )
+        return heard
 
 
 def without_overflow(x: Tensor) -> Tensor:
@@ -218,17 +265,3 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
     # Copies whole rows. `gather` would look up each number.
     return x.expand(index.shape[0], *x.shape[1:])[rows, index]
-
-
-def take_rotary(rotary: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
-    """Gather `index` (B, K) along dim -2 of cos and sin.
-
-    rotary: (B or 1, N, E) each, or (3, B, N, E) in some families.
-    """
-
-    def gather(x: Tensor) -> Tensor:
-        x = x.expand(*x.shape[:-3], index.shape[0], *x.shape[-2:])
-        places = index[..., None].expand(*x.shape[:-3], *index.shape, x.shape[-1])
-        return x.gather(-2, places)
-
-    return tuple(gather(x) for x in rotary)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import adapter_for
+from ._arguments import bound
 
 OBJECTIVES = ("kl", "task")
 
@@ -63,13 +64,13 @@ def _first_not_finite(model: nn.Module, run: Callable[[], Any], mask: Tensor | N
         if not states[real].isfinite().all():
             found.append(where)
 
-    def on_decoder(module, args, kwargs) -> None:
-        look(kwargs["inputs_embeds"], ", already in what enters layer 0")
+    def on_first(module, args, kwargs) -> None:
+        look(bound(module, args, kwargs)[0], ", already in what enters layer 0")
 
     def on_layer(i: int, module, args, output) -> None:
         look(output, f", from the output of layer {i} on")
 
-    hooks = [adapter.decoder.register_forward_pre_hook(on_decoder, with_kwargs=True)]
+    hooks = [adapter.layers[0].register_forward_pre_hook(on_first, with_kwargs=True)]
     for i, layer in enumerate(adapter.layers):
         hooks.append(layer.register_forward_hook(partial(on_layer, i)))
     try:

@@ -8,7 +8,6 @@ where tokens were dropped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,15 +15,16 @@ from torch import Tensor
 from ..config import whole_tokens
 from . import _cache as kv
 from ._attention import check_implementation
-from ._hooks import Eagerly, Handle, Replaced
+from ._hooks import Eagerly, Replaced
 from ._masks import Packed
 from ._tower import Tower
 from .forward import answer_logits
+from .layers import LayerHooks
 from .prompt import Prompt
 from .state import PassState
 
 
-class Pruner(Handle):
+class Pruner(LayerHooks):
     """The handle that `apply` returns: a context manager, or call `.remove()` when you are done.
 
     It listens to the model. Subclasses prune: they say what enters a layer, and what leaves it.
@@ -38,8 +38,9 @@ class Pruner(Handle):
     exhaustive = False
 
     def __init__(self, adapter: Any, method: Any, ratios: Tensor):
-        super().__init__(adapter.model)
-        self.adapter, self.method, self._ratios = adapter, method, ratios
+        super().__init__(adapter)
+        self.method, self._ratios = method, ratios
+        self.first_layer = adapter.first_layer(method)
         # Of the call of `run` that is going on.
         self._labels: Tensor | None = None
         self._seed = 0
@@ -49,32 +50,28 @@ class Pruner(Handle):
         # Of the last prompt: what is known of it, and the tokens left at each layer with a drop.
         self.prompt: Any = None
         self.steps: dict[int, Packed | Tensor] = {}
-        # Of the forward pass of a prompt that is going on, else None.
-        self.state: Any = None
-        # Whether the backbone is running, and `_cache.Memory` of its KV cache.
+        # Which tokens are visual, where the caller says so or `generate` has seen it.
+        self.visual_mask: Tensor | None = None
+        self._noted: Tensor | None = None
+        # Whether the backbone is running.
         self._running = False
-        self._memory: Any = None
-        # The hooks on the layers, and what they were made for.
-        self._layer_hooks: list = []
-        self._attached: tuple | None = None
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
         if not self._prunes():
             return
         add(Eagerly())
-        add(Replaced(adapter.model, "forward", self._around_model))
+        if adapter.backbone is not adapter.model:
+            add(Replaced(adapter.model, "forward", self._around_model))
         add(Replaced(adapter.backbone, "forward", self._around_backbone))
+        if adapter.generates_apart:
+            add(Replaced(adapter.model, "generate", self._around_generate))
+        add(Replaced(adapter.decoder, "forward", self._around_decoder))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
         if method.reads_vision or method.reads_grid:
             self.tower.register(add, attention=method.reads_vision, turn=self.turn)
-
-    def remove(self) -> None:
-        """Take the hooks out; the model is as before. Calling it twice is harmless."""
-        self._detach()
-        super().remove()
 
     @property
     def ratios(self) -> Tensor:
@@ -127,6 +124,14 @@ class Pruner(Handle):
             finally:
                 self._labels = before
 
+    def _around_generate(self, generate: Callable[[], Any], given: dict) -> Any:
+        """Of a model that makes the embeddings itself, and has its decoder generate from them."""
+        self._noted = self._visual(given)
+        try:
+            return generate()
+        finally:
+            self._noted = None
+
     def _around_backbone(self, forward: Callable[[], Any], given: dict) -> Any:
         if not self.installed:
             # Any more, but somebody has put a method of their own around this one.
@@ -137,12 +142,26 @@ class Pruner(Handle):
                     "a pruned model cannot run within its own forward pass: not in a method's "
                     "`score`, nor in a hook"
                 )
-            self._running = True
-            try:
-                self._begin(given)
-                return forward()
-            finally:
-                self._end()
+            return self._pass(forward, given)
+
+    def _around_decoder(self, forward: Callable[[], Any], given: dict) -> Any:
+        if self._running or not self.installed:
+            return forward()
+        if self._noted is None:
+            raise ValueError(
+                "the decoder of a pruned model was called by itself, where no token is known to be "
+                f"visual: call the whole {type(self.adapter.model).__name__}"
+            )
+        with self.turn():
+            return self._pass(forward, given)
+
+    def _pass(self, forward: Callable[[], Any], given: dict) -> Any:
+        self._running = True
+        try:
+            self._begin(given)
+            return forward()
+        finally:
+            self._end()
 
     def _begin(self, inputs: dict) -> None:
         """inputs: what the backbone is called with."""
@@ -157,7 +176,7 @@ class Pruner(Handle):
         self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         given = embeds if ids is None else ids
-        several = given is not None and given.shape[1] > 1
+        several = given is not None and given.shape[1] > 1 and self._noted is None
         if several and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError(
                 "visual tokens after the first forward pass (a second image in a running "
@@ -168,11 +187,12 @@ class Pruner(Handle):
     def _start(self, inputs: dict) -> None:
         """Begin with a prompt."""
         adapter = self.adapter
-        visual = adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        visual = self._visual(inputs)
         check_implementation(getattr(adapter.decoder.config, "_attn_implementation", "sdpa"))
         self._attach(decoding=False)
         self.tower.clear()
-        self.prompt = prompt = Prompt.read(inputs, visual, self._labels, adapter.causal)
+        labels = inputs.get("labels") if self._labels is None else self._labels
+        self.prompt = prompt = Prompt.read(inputs, visual, labels, adapter.causal)
         schedule = self.ratios.detach().expand(len(prompt.n_visual), -1).T.tolist()  # (L, B)
         counts = [list(map(whole_tokens, row, prompt.n_visual)) for row in schedule]
         # `generate` has the tower run before the model, and gives its output to the model alone.
@@ -181,25 +201,42 @@ class Pruner(Handle):
         self.steps, given = {}, (adapter, self.method, self.exhaustive, prompt, counts)
         self.state = PassState(*given, left=prompt.n_visual, sources=sources)
 
+    def _visual(self, inputs: dict) -> Tensor:
+        """(B, S) bool: which tokens of a prompt are visual."""
+        told = self._noted if self.visual_mask is None else self.visual_mask
+        if told is None:
+            return self.adapter.visual_tokens(inputs)
+        given = inputs.get("input_ids")
+        given = inputs["inputs_embeds"] if given is None else given
+        # Beam search repeats each row.
+        copies = max(1, len(given) // max(1, len(told)))
+        told = told.bool().repeat_interleave(copies, 0).to(given.device)
+        if told.shape != given.shape[:2]:
+            raise ValueError(
+                f"visual_mask must say of each token of this prompt, {tuple(given.shape[:2])}, "
+                f"whether it is visual, got {tuple(told.shape)}: set it on the handle for each "
+                "prompt"
+            )
+        return told
+
     def _end(self) -> None:
         """The backbone has come to an end, or was broken off."""
         if self._memory:
-            self._memory.running = False
+            self._memory.running = self._memory.inside = False
             if self.state is not None:
                 self._memory.pruned = bool(self.steps)
         self._memory, self.state, self._running = None, None, False
         self.tower.clear()
 
     def _on_decoder(self, module, args, kwargs):
-        if not self._running:
-            raise ValueError(
-                "the decoder of a pruned model was called by itself, where no token is known to be "
-                f"visual: call the whole {type(self.adapter.model).__name__}"
-            )
-        if self.state is not None:
-            self.state.embeddings = kwargs["inputs_embeds"]
+        # Some decoders run their last layers on the tokens that get logits only.
+        if isinstance(kwargs.get("logits_to_keep"), int):
+            kwargs = {**kwargs, "logits_to_keep": 0}
+        return args, kwargs
 
     def _on_output(self, module, args, output):
+        if self._memory:
+            self._memory.inside = False
         if self.state is None:
             return
         self.state.check()
@@ -207,92 +244,3 @@ class Pruner(Handle):
             # Zeros go through the last norm as they are, unless it has a bias.
             hidden, kept = output["last_hidden_state"], self.state.packed.kept()
             output["last_hidden_state"] = hidden * kept[..., None].to(hidden.device)
-
-    # ---- one layer ------------------------------------------------------------------------------
-    def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        """What goes into layer i of a prompt, of the decoder's states (B, S, D).
-
-        Second result: those of the layer's other arguments `kwargs` that change.
-        """
-        raise NotImplementedError
-
-    def leave(self, hidden: Tensor) -> Tensor:
-        """What the decoder gets (B, S, D), of a layer's output."""
-        return hidden
-
-    def _detach(self) -> None:
-        while self._layer_hooks:
-            self._layer_hooks.pop().remove()
-        self._attached = None
-
-    def _attach(self, decoding: bool, masks: bool = False) -> None:
-        """Put the hooks of a prompt's pass, or of decoding, on the layers.
-
-        Decoding mostly needs one hook only. It looks whether there are `masks` to change, and only
-        then all layers have one.
-        """
-        layers, add = self.adapter.layers, self._layer_hooks.append
-        # PEFT may have put others there.
-        projections = [{} if decoding else self.adapter.projections(i) for i in range(len(layers))]
-        if self._attached in ((decoding, masks, projections), (decoding, True, projections)):
-            return
-        self._detach()
-        self._attached = (decoding, masks, projections)
-        if decoding and not masks:
-            add(layers[0].register_forward_pre_hook(self._on_watch, with_kwargs=True))
-            return
-        run = self._decode if decoding else self._prefill
-        for i, layer in enumerate(layers):
-            on_layer = partial(self._on_layer, i, run)
-            add(layer.register_forward_pre_hook(on_layer, with_kwargs=True))
-            if not decoding:
-                # First of all hooks, so that others see the original length.
-                add(layer.register_forward_hook(self._on_left, prepend=True))
-            for kind, module in projections[i].items():
-                add(module.register_forward_hook(partial(self._on_projection, i, kind)))
-
-    def _on_watch(self, module, args, kwargs):
-        hidden, mask = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
-        if self._memory and self._memory.changes_masks(hidden.shape[1], mask):
-            self._attach(decoding=True, masks=True)
-            return self._on_layer(0, self._decode, module, args, kwargs)
-        return None
-
-    def _on_projection(self, i: int, kind: str, module, args, output):
-        if self.state is None:
-            # A layer runs again, for its gradient.
-            return
-        if self.exhaustive or self.state.target(i + 1) is not None:
-            self.state.captured[kind] = output
-
-    def _on_layer(self, i: int, run: Callable, module, args, kwargs):
-        hidden = args[0] if args else kwargs.pop("hidden_states")
-        hidden, kwargs = run(i, hidden, kwargs)
-        return (hidden, *args[1:]), kwargs
-
-    def _on_left(self, module, args, output):
-        if isinstance(output, tuple):
-            # In older releases of transformers.
-            return (self.leave(output[0]), *output[1:])
-        return self.leave(output)
-
-    def _prefill(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        if self.state is None:
-            raise ValueError(
-                "a layer of a pruned model ran outside of the model's forward pass; gradient "
-                "checkpointing does so before transformers 5.23: update it, or switch "
-                "checkpointing off"
-            )
-        state, cache = self.state, kwargs.get("past_key_values")
-        visual = any(state.prompt.n_visual)
-        if i == 0 and cache is not None and (visual or hasattr(cache, "vispco")):
-            self._memory = kv.claim(cache)
-        kwargs = state.follow(hidden.device, kwargs)
-        hidden, changed = self.enter(i, hidden, kwargs)
-        state.mask, kwargs = kwargs.get("attention_mask"), {**kwargs, **changed}
-        state.rotary = kwargs["position_embeddings"]
-        return hidden, kwargs
-
-    def _decode(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        changed = self._memory.decoding(i, hidden.shape[1], kwargs) if self._memory else {}
-        return hidden, {**kwargs, **changed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..relaxation import hard_mask
-from ._masks import Packed
-from .context import Context, positions, take_rotary
+from ._arguments import SHARED
+from ._masks import Packed, pack
+from .context import Context, Heard, positions, take
 from .prompt import Prompt
 
 
@@ -27,9 +29,13 @@ class PassState:
     sources: what methods may ask of the vision side, made on demand.
     embeddings: (B, S, D) input of the decoder.
     packed: deploy, the tokens that remain; None until a token was dropped.
+    alone: search, the same tokens, for layers that run on these alone; made when asked for.
     policy: search, the product of the masks so far (B, S); None until there was one.
-    rotary, mask: rotary embeddings of the tokens in the layer just run, and the model's own mask.
-    captured: queries and keys of the layer just run, before rotary embedding.
+    heard: queries and keys of the last layer that has attention, of the tokens that are there now.
+    projected: its keys as its `k_proj` gave them, on the way.
+    mask: the model's own mask in the layer that runs just now.
+    entered: (B, N) of what has entered the layer that runs just now.
+    back: turns (B, N, D) into the decoder's own layout of hidden states.
     faulty: by layer, whether its hidden states and scores were not finite (2,) bool; see `check`.
     memo: masks and rotary embeddings that layers share, as long as the same tokens enter them.
     """
@@ -43,10 +49,13 @@ class PassState:
     sources: dict[str, Callable[[], Any]]
     embeddings: Any = None
     packed: Packed | None = None
+    alone: Packed | None = None
     policy: Tensor | None = None
-    rotary: tuple[Tensor, ...] | None = None
+    heard: Heard | None = None
+    projected: Tensor | None = None
     mask: Tensor | None = None
-    captured: dict[str, Tensor] = field(default_factory=dict)
+    entered: tuple[int, ...] = ()
+    back: Callable[[Tensor], Tensor] = lambda x: x
     faulty: dict[int, Tensor] = field(default_factory=dict)
     memo: dict = field(default_factory=dict)
 
@@ -65,8 +74,20 @@ class PassState:
                 self.memo[key] = x.to(device)
             return self.memo.get(key, x)
 
-        names = {"attention_mask", "position_ids", "position_embeddings"} & kwargs.keys()
+        names = kwargs.keys() - SHARED
         return {**kwargs, **tree_map_only(Tensor, here, {name: kwargs[name] for name in names})}
+
+    def hear(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
+        """Layer i has handed over queries and keys: keep them if a method may ask for them."""
+        if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
+            self.heard = Heard.of(query, key, options, self.projected, self.mask)
+        self.projected = None
+
+    def drops(self, start: int, stop: int) -> bool:
+        """Whether tokens will be dropped at one of the layers `start` to `stop`."""
+        return any(
+            self.target(i) is not None for i in range(start, min(stop + 1, len(self.counts)))
+        )
 
     def target(self, i: int) -> list[int] | None:
         """Visual tokens of each sample that may enter layer i, or None if that drops none."""
@@ -79,24 +100,53 @@ class PassState:
             )
         return target if target != self.left else None
 
-    def context(self, i: int, hidden: Tensor, kwargs: dict, target: list[int]) -> Context:
+    def widths(self) -> list[int]:
+        """Tokens of each sample that are left: all its text, its visual tokens, no padding.
+
+        But the last column stays, padding or not: generation reads it.
+        """
+        prompt = self.prompt
+        samples = zip(prompt.n_real, prompt.n_visual, self.left, prompt.tail, strict=True)
+        return [real - visual + left + tail for real, visual, left, tail in samples]
+
+    def pack(self, keep: Tensor, order: Tensor | None = None) -> tuple[Packed, Tensor]:
+        """The tokens `keep` (B, N) bool of those at the original positions `order` (B, N).
+
+        order: None: all of the sequence. `keep` must have as many as are left.
+        Second result: their places (B, K) among the N.
+        """
+        prompt, widths = self.prompt, self.widths()
+        if any(prompt.tail):
+            keep = torch.cat([keep[:, :-1], torch.ones_like(keep[:, -1:])], 1)
+        index, dense = pack(keep, max(widths)), len(set(widths)) == 1
+        packed = Packed(
+            order=index if order is None else take(order, index),
+            valid=take(keep, index),
+            length=prompt.visual.shape[1],
+            dense=dense,
+            plain=dense and prompt.plain and not any(prompt.tail),
+        )
+        return packed, index
+
+    def context(
+        self, i: int, hidden: Tensor, target: list[int], ahead: Callable[[], Heard | None]
+    ) -> Context:
         """What a method sees at the input of layer i, of which `target` visual tokens will be kept.
 
-        hidden: (B, N, D), the tokens that are there. kwargs: the arguments of the layer.
+        hidden: (B, N, D), the tokens that are there. ahead: see `Context`.
         """
-        prompt, packed, rotary = self.prompt, self.packed, kwargs["position_embeddings"]
+        prompt, packed = self.prompt, self.packed
         if packed is None:
             order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
             present = prompt.real if self.policy is None else prompt.real & (self.policy > 0)
             visual, most = prompt.visual, max(prompt.n_visual)
         else:
-            order, rotary = packed.order, take_rotary(rotary, packed.order)
+            order = packed.order
             present = packed.valid & prompt.real.gather(1, order)
             visual, most = packed.valid & prompt.visual.gather(1, order), max(self.left)
         index, there = positions(visual, most)
         question = present & prompt.question.gather(1, order)
         columns = torch.arange(hidden.shape[1], device=hidden.device)
-        mask = kwargs.get("attention_mask")
         return Context(
             layer=i,
             hidden=hidden,
@@ -111,15 +161,10 @@ class PassState:
             keep=torch.tensor(target).to(hidden.device, non_blocking=True),
             last=(question * columns).argmax(1, keepdim=True),
             exhaustive=self.exhaustive,
-            adapter=self.adapter,
             inputs=self.embeddings,
             sources=self.sources,
-            captured={
-                **self.captured,
-                "cached": cached_keys(kwargs.get("past_key_values"), i - 1, hidden.shape[1]),
-                "rotary": {i - 1: self.rotary, i: rotary},
-                "mask": {i - 1: self.mask, i: mask},
-            },
+            heard=self.heard,
+            ahead=ahead,
         )
 
     def score(self, context: Context) -> tuple[Tensor, Tensor]:
@@ -154,7 +199,7 @@ class PassState:
         return scores, keep
 
     def choose(
-        self, i: int, hidden: Tensor, kwargs: dict, target: list[int] | None
+        self, i: int, hidden: Tensor, target: list[int] | None, ahead: Callable
     ) -> tuple[Tensor, Context, Tensor, Tensor]:
         """Rank the visual tokens that enter layer i, choose those that stay, and merge the others.
 
@@ -164,7 +209,7 @@ class PassState:
         """
         wanted = target or self.left
         with torch.no_grad():
-            context = self.context(i, hidden, kwargs, wanted)
+            context = self.context(i, hidden, wanted, cache(ahead))
             scores, keep = self.score(context)
             self.left = wanted if keep is context.keep else keep.tolist()
             context = replace(context, keep=keep)
@@ -192,17 +237,6 @@ class PassState:
                     "for never) that rank the tokens; look for a division by zero, an overflow or "
                     "an all-masked softmax in the scoring method"
                 )
-
-
-def cached_keys(cache: Any, layer: int, tokens: int) -> Tensor | None:
-    """Keys (B, G, tokens, E), after rotary embedding, that a layer has put into the cache.
-
-    None if there is no cache, or if it does not hold just these tokens.
-    """
-    if cache is None or not 0 <= layer < len(cache.layers):
-        return None
-    keys = getattr(cache.layers[layer], "keys", None)
-    return keys if keys is not None and keys.ndim == 4 and keys.shape[-2] == tokens else None
 
 
 def merged(hidden: Tensor, context: Context, kept: Tensor, into: Tensor | None) -> Tensor:

@@ -73,7 +73,7 @@ class Problem:
         self.layers = len(self.adapter.layers)
         self.method, self.method_options = named_options("method", method)
         self.scorer = build_method(self.method, self.method_options)
-        self.first_layer = self.scorer.first_layer
+        self.first_layer = self.adapter.first_layer(self.scorer)
         self.kernel_name, self.kernel_options = named_options("kernel", kernel)
         build_kernel = KERNELS.get(self.kernel_name)
         self.kernel = build_kernel(self.layers, self.first_layer, **self.kernel_options)
