@@ -31,8 +31,8 @@ def find_model(options: argparse.Namespace) -> Callable[[], tuple[Any, Any]]:
     local = os.path.isdir(name)
     common = {"trust_remote_code": options.trust_remote_code, "local_files_only": local}
     config = read_config(name, common)
-    processor = read_processor(name, common)
     check_weights(name, config, common)
+    processor = read_processor(name, common)
     return lambda: (_load(options, common), processor)
 
 

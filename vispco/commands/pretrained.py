@@ -65,14 +65,14 @@ def _unread(name: str, common: dict[str, Any], error: Exception) -> str:
     """Why no configuration could be read."""
     from transformers import CONFIG_MAPPING, PreTrainedConfig, __version__
 
-    found: dict[str, Any] = {}
+    kind, own_code, local = None, False, common["local_files_only"]
+    # No file, no JSON, or JSON that is no object.
     with contextlib.suppress(Exception):
-        local = common["local_files_only"]
-        found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=local)
-    kind = found.get("model_type")
+        found: Any = PreTrainedConfig.get_config_dict(name, local_files_only=local)[0]
+        kind, own_code = found["model_type"], "auto_map" in found
     if not isinstance(kind, str) or kind in CONFIG_MAPPING:
         return f"its config.json cannot be read: {said(error)}"
-    if "auto_map" in found and not common["trust_remote_code"]:
+    if own_code and not common["trust_remote_code"]:
         return (
             f"transformers {__version__} does not know {kind!r} models, and this one brings Python "
             "code of its own; with --trust-remote-code it may be loaded, if you trust that code"

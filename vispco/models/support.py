@@ -104,9 +104,7 @@ def _fault(config: Any) -> tuple[str, str] | None:
     if any(getattr(text, name, None) for text in texts for name in _CROSS_LAYERS):
         return _CROSS, _ADVICE
     listed = type(config) in MAPPING
-    parts = {
-        name: part for name, part in vars(config).items() if isinstance(part, PreTrainedConfig)
-    }
+    parts = {key: part for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)}
     for name, part in parts.items():
         if type(part) in MAPPING and not listed:
             reason = f"only its part {name.removesuffix('_config')!r} is a vision-language model"
