@@ -14,9 +14,10 @@ _CROSS = "cross-attention, its decoder never holds visual tokens"
 _ENCODER = "encoder-decoder, its decoder never holds visual tokens: they stay in the encoder"
 _TEXT = "a language model without a vision part, so without visual tokens"
 
-#: {model_type: why it cannot be pruned}, of the families whose configurations do not say so.
+#: {model_type: why it cannot be pruned}, of families whose default configurations do not say so.
 NAMED = {
     "blip": _CROSS,
+    "vision-encoder-decoder": _ENCODER,
     "diffusion_gemma": "diffusion, it refines blocks of text instead of writing token by token",
     "git": "its image tokens are added inside the model, so the prompt does not say where they are",
     "pi0": "robotics, it predicts actions instead of writing text",
@@ -40,7 +41,7 @@ def check_supported(model: Any) -> None:
 
     >>> from transformers import LlavaConfig, MllamaConfig
     >>> check_supported(LlavaConfig())
-    >>> check_supported(MllamaConfig())
+    >>> check_supported(MllamaConfig())  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: cannot prune 'mllama' models: cross-attention, its decoder never holds visual ...
     """
