@@ -21,7 +21,7 @@ from tests.reproduction.training import build
 from tests.reproduction.training.curriculum import Curriculum
 from vispco import Frontier, FrontierPoint, LatencyTable, PruningConfig, testbed
 from vispco.commands.evaluate import with_metrics
-from vispco.commands.model import load_model
+from vispco.commands.model import find_model
 from vispco.commands.notations import NOTATIONS, write_notation
 from vispco.commands.plot import load_frontier
 from vispco.commands.questions import _testbed_kind, reading_options
@@ -465,11 +465,8 @@ class Model(Reader):
             Path(self.folder, each).write_bytes(content if each == name else whole)
 
     def read(self):
-        load_model(
-            argparse.Namespace(
-                model=self.folder, device="cpu", dtype="auto", trust_remote_code=False
-            )
-        )
+        options = {"device": "cpu", "dtype": "auto", "trust_remote_code": False}
+        find_model(argparse.Namespace(model=self.folder, **options))()
 
 
 class Shipped(Model):

@@ -580,7 +580,7 @@ def fails(words, capsys, *expected, code=2):
         (["search", "--data", "coco"], "'coco' is no file and no folder here"),
         (["search", "--tasks", "ocr"], "'easy_vqa'"),
         (["search", "--model", "llava-7b"], "unknown model 'llava-7b': expected testbed"),
-        (["search", "--model", "."], "vocabulary"),
+        (["search", "--model", "."], "there is no config.json"),
         (["search", "--output", "taken"], "taken is a file"),
         (["search", "--output", "taken/run"], "taken/run"),
         (["search", "--output", "/proc/run"], "/proc/run"),

@@ -286,9 +286,14 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
         {
             "AutoModelForImageTextToText": (model, {"missing_keys": set()}),
             "AutoProcessor": processor,
+            "AutoConfig": model.config,
         },
     )
-    for cls in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
+    for cls in (
+        transformers.AutoConfig,
+        transformers.AutoProcessor,
+        transformers.AutoModelForImageTextToText,
+    ):
         monkeypatch.setattr(
             cls,
             "from_pretrained",
@@ -298,27 +303,29 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
         )
     monkeypatch.chdir(tmp_path)
     PruningConfig("fastv", [1.0] * 8).save("c.json")
+    # A folder of a size that fits.
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text("{}")
+    with open("folder/model.safetensors", "wb") as file:
+        file.truncate(10**9)
     words = ["apply", "--config", "c.json", "--repeats", "0", "--device", "cpu", "--model"]
     assert (
         main([*words, "owner/model", "--dtype", "bfloat16"])
-        == main([*words, str(tmp_path), "--trust-remote-code"])
+        == main([*words, "folder", "--trust-remote-code"])
         == 0
     )
-    (_, name, first), (_, _, second), (_, _, third), (_, _, fourth) = asked
-    assert name == "owner/model" and first == {
-        "trust_remote_code": False,
-        "local_files_only": False,
-    }
-    assert second == {
-        **first,
-        "dtype": "bfloat16",
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }
-    assert (
-        third == {"trust_remote_code": True, "local_files_only": True}
-        and fourth["use_safetensors"] is True
-    )
+    for calls, name, own, dtype in (
+        (asked[:3], "owner/model", False, "bfloat16"),
+        (asked[3:], "folder", True, "auto"),
+    ):
+        common = {"trust_remote_code": own, "local_files_only": own}
+        weights = {"use_safetensors": True, "output_loading_info": True, "dtype": dtype}
+        # Weights come last.
+        assert calls == [
+            ("AutoConfig", name, common),
+            ("AutoProcessor", name, common),
+            ("AutoModelForImageTextToText", name, {**common, **weights}),
+        ]
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
@@ -360,11 +367,11 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
         (["--device", "gpu"], "expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
         (["--device", "cuda:99"], "cuda"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
-        (["--model", "pictures"], "pictures: no image-text-to-text model could be loaded"),
+        (["--model", "pictures"], "pictures: there is no config.json"),
         (["--model", "huge"], "weights, which its"),
-        (["--model", "pickled"], "pickled: no image-text-to-text model could be loaded"),
+        (["--model", "pickled"], "but pytorch_model.bin: pickled weights"),
         (["--model", "custom"], "with --trust-remote-code it may"),
-        (["--model", "text-only"], "text-only: no image-text-to-text model could be loaded"),
+        (["--model", "text-only"], "text-only: cannot prune 'gpt2' models"),
         (["--objective", "accuracy"], "invalid choice: 'accuracy'"),
         (["--estimator", "boundry"], "did you mean 'boundary'?"),
         (["--budgets", "flop=0.5"], "did you mean 'flops'?"),

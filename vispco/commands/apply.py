@@ -8,7 +8,7 @@ from .. import data, testbed
 from ..config import PruningConfig
 from .answer import answer, side_by_side, speeds
 from .conversations import check_vocabulary, conversation_about, first_question, from_testbed
-from .model import load_model
+from .model import find_model
 from .options import Integer, add_json, add_model, add_reading, non_negative_int, positive_int
 from .output import print_json
 from .questions import reading_options
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         together = "give both, or --index for a test question"
         raise ValueError(f"--image (or --video) and --question belong together: {together}")
     config = PruningConfig.load(options.config)
+    load = find_model(options)
     reading = reading_options(options)
     expected = None
     if options.question:
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         examples = testbed.examples(options.split, options.index + 1, options.seed)
         expected = examples[-1].answer
         conversation = from_testbed(examples[-1], f"question {options.index}")
-    model, processor = load_model(options)
+    model, processor = load()
     inputs = data.prompt(processor, conversation, **reading)
     question = first_question(conversation)
     check_vocabulary(options.model, processor, inputs, question)

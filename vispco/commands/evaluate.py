@@ -15,7 +15,7 @@ from ..registry import adapter_for
 from ..utils.console import budget_text, flops, percent, table
 from .answer import first_token, latency
 from .conversations import first_question
-from .model import load_model
+from .model import find_model
 from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
 from .progress import track
@@ -67,12 +67,13 @@ def _run(options: argparse.Namespace) -> None:
             raise ValueError(f"--output writes a frontier with its metrics: {together}")
         check_file(options.output)
     named = _configs(options, frontier)
+    load = find_model(options)
     questions = load_questions(options, "test")
     timed = questions.about_one_picture(1) if options.latency else []
     if options.latency and not timed:
         missing = "there is none among those drawn"
         raise ValueError(f"--latency times a question about one picture, and {missing}")
-    model, processor = load_model(options)
+    model, processor = load()
     batches = questions.batches(model, processor)
     prepared = run_teacher(model, prepare(model, batches))
     rows = []

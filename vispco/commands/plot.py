@@ -11,7 +11,7 @@ from ..plot import picture_kind, plot_frontier, plot_tokens, require_matplotlib
 from ..plot.read import check
 from ..utils.files import brief
 from .conversations import check_vocabulary, conversation_about, first_question
-from .model import load_model
+from .model import find_model
 from .options import add_model, add_reading
 from .output import check_file
 from .questions import reading_options
@@ -77,10 +77,11 @@ def load_frontier(path: str) -> Frontier:
 
 def _draw_tokens(options: argparse.Namespace) -> None:
     config, reading = PruningConfig.load(options.config), reading_options(options)
+    load = find_model(options)
     pixels = options.max_pixels
     conversation = conversation_about([options.tokens], "image", options.question, pixels)
     question = first_question(conversation)
-    model, processor = load_model(options)
+    model, processor = load()
     inputs = data.prompt(processor, conversation, **reading)
     check_vocabulary(options.model, processor, inputs, question)
     picture = data.open_picture(conversation.media[0], conversation.folder, pixels)

@@ -20,7 +20,7 @@ from ..testbed.vocab import ID, QWEN_ID
 from ..utils.distributed import as_gathered, rank, share
 from ..utils.files import printable
 from .conversations import from_testbed
-from .model import check_name, is_testbed
+from .model import is_testbed
 
 
 @dataclass
@@ -47,8 +47,6 @@ def load_questions(options: argparse.Namespace, split: str) -> Questions:
         return _of_testbed(options, options.split or split)
     if options.tasks:
         raise ValueError(f"--tasks are the testbed's: leave them out with --data {options.data}")
-    if not is_testbed(options.model):
-        check_name(options.model)
     reading = reading_options(options)
     source = {"images": options.images, "columns": options.columns, "split": options.split}
     limits = {"max_pixels": options.max_pixels}
@@ -157,7 +155,6 @@ def _testbed_kind(model: str) -> str:
     """
     if is_testbed(model):
         return model
-    check_name(model)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         text = (Path(model) / "tokenizer.json").read_text(encoding="utf-8")
         words = json.loads(text)["model"]["vocab"]

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ..utils.console import COST_HEADER, budget_text, cost_cells, output_folder,
 from ..utils.distributed import rank, total
 from ..utils.journal import Journal
 from .conversations import first_question
-from .model import load_model
+from .model import find_model
 from .options import add_data, add_json, add_model, budgets, non_negative_int, positive_float
 from .output import first_process, print_json, save_configs
 from .progress import Progress
@@ -96,10 +96,11 @@ def run(options: argparse.Namespace) -> None:
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
         if not first:
             options.output = nowhere
+        load = find_model(options)
         with output_folder(options.output) as folder:
             path = folder / "journal.jsonl"
             with Journal(path, options.overwrite) as journal:
-                _search(options, folder, journal)
+                _search(options, folder, journal, load)
 
 
 def start_options(options: argparse.Namespace) -> Any:
@@ -115,12 +116,18 @@ def start_options(options: argparse.Namespace) -> Any:
     return STARTS[options.start](**given)
 
 
-def _search(options: argparse.Namespace, folder: Path, journal: Journal) -> None:
+def _search(
+    options: argparse.Namespace,
+    folder: Path,
+    journal: Journal,
+    load: Callable[[], tuple[Any, Any]],
+) -> None:
+    """load: gives model and processor, once it is known that there is something to search."""
     start = start_options(options)
     begun = journal.search
     _check_folder(folder, options, begun)
     questions = load_questions(options, "calibration")
-    model, processor = load_model(options)
+    model, processor = load()
     batches = questions.batches(model, processor)
     latency = None
     if any("latency" in budget for budget in options.budgets if isinstance(budget, Mapping)):
