@@ -165,12 +165,5 @@ def adapter_for(model: Any) -> type[Any]:
     It is the first whose `handles` says yes; else `vispco.Adapter`, which reads the loaded model.
     Raises ValueError, with the reason, for what is no vision-language model that can be pruned.
     """
-    for adapter in map(ADAPTERS.get, list_adapters()):
-        if adapter.handles(model):
-            return adapter
-    if not hasattr(getattr(model, "config", model), "get_text_config"):
-        raise ValueError(
-            f"expected a vision-language model of transformers or its configuration, got "
-            f"{type(model).__name__}: of a wrapper (PEFT, torch.compile) give the model inside"
-        )
-    return ADAPTERS.fallback
+    known = map(ADAPTERS.get, list_adapters())
+    return next(adapter for adapter in (*known, ADAPTERS.fallback) if adapter.handles(model))

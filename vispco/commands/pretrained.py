@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..data.collate import check_kind
-from ..models.support import check_supported
+from ..registry import adapter_for
 from ..utils.files import brief
 
 #: What a folder may hold in place of a model that can be loaded: files, and how to call them.
@@ -49,7 +49,7 @@ def read_config(name: str, common: dict[str, Any]) -> Any:
     except Exception as error:  # anything may be wrong with a folder, or with the network
         raise ValueError(f"{name}: {_unread(name, common, error)}") from error
     try:
-        check_supported(config)
+        adapter_for(config)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     own = getattr(config, "auto_map", None) or {}

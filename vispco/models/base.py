@@ -20,6 +20,7 @@ from ..pruning.context import positions
 from ..registry import ADAPTERS
 from .costs import Costs
 from .structure import find_decoder, first
+from .support import check_supported
 from .towers import squares
 
 #: How configurations name the id of a visual token, after "image_" or "video_".
@@ -71,7 +72,14 @@ class Adapter(Costs):
     # ---- which models ----------------------------------------------------------------------------
     @classmethod
     def handles(cls, model) -> bool:
-        """Whether `model` is of this family: a module by its class, a configuration by its type."""
+        """Whether `model` is of this family: a module by its class, a configuration by its type.
+
+        `Adapter` itself serves every model that can be pruned, and raises ValueError with the
+        reason for another.
+        """
+        if cls is Adapter:
+            check_supported(model)
+            return True
         if isinstance(model, nn.Module):
             return any(base.__name__ in cls.architectures for base in type(model).__mro__)
         return getattr(model, "model_type", None) in cls.model_types
