@@ -1,0 +1,189 @@
+"""Mixtures of experts, latent attention (MLA), and attention to what an indexer chooses."""
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from zoo.entry import Entry, Media
+from zoo.families_qwen import TOWER
+from zoo.media import grid, ready
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+#: The first layer has no experts.
+EXPERTS = dict(mlp_layer_types=["dense"] + ["sparse"] * 5)
+PLAIN = dict(rope_type="default", rope_theta=1000.0)
+
+
+def deep_features(counts, generator):
+    """Features that enter before the first, third and fourth layer, 16 a picture."""
+    output = BaseModelOutputWithPooling()
+    n = 16 * sum(counts)
+    features = [(layer, torch.randn(n, 64, generator=generator)) for layer in (0, 2, 3)]
+    object.__setattr__(output, "deepstack_features", features)
+    return Media({"mm_encoder_outputs": {"image": output}}, [16] * sum(counts))
+
+
+FAMILIES = {
+    "kimi_k25": Entry(
+        "Kimi_K25ForConditionalGeneration",
+        grid(flat=False),
+        text=dict(num_key_value_heads=4, first_k_dense_replace=1),
+        vision=dict(patch_size=2, merge_kernel_size=[2, 2], pos_emb_height=8, pos_emb_width=8),
+        top=dict(projection_hidden_size=32),
+    ),
+    "minimax_m3_vl": Entry(
+        "MiniMaxM3SparseForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(
+            EXPERTS,
+            layer_types=[FULL] * 6,
+            rotary_dim=8,
+            dense_intermediate_size=48,
+            shared_intermediate_size=24,
+            index_block_size=4,
+            index_topk_blocks=2,
+        ),
+        vision=TOWER,
+        top=dict(projector_hidden_size=32, merged_hidden_size=128),
+        ready="TODO",
+    ),
+    "mistral_large4": Entry(
+        "MistralLarge4ForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(
+            EXPERTS,
+            num_key_value_heads=4,
+            first_k_dense_replace=1,
+            layer_types=["indexed_attention"] * 6,
+            indexer_types=["full"] * 6,
+            no_rope_layers=[1, 1, 0] * 2,
+            kv_source_layers=[0, 1, 2, 3, 4, 5],
+            rope_parameters=PLAIN,
+        ),
+        vision=dict(image_size=16, patch_size=2),
+        ready="TODO",
+    ),
+    "dots3_note": Entry(
+        "Dots3NoteForConditionalGeneration",
+        grid(frames=1),
+        text=dict(
+            EXPERTS,
+            num_key_value_heads=4,
+            head_dim=16,
+            layer_types=["indexed_attention", SLIDING] * 3,
+            sliding_window=8,
+            per_layer_config={},
+            shared_experts_intermediate_size=24,
+        ),
+        vision=dict(
+            patch_size=2,
+            adapter_in_dim=32,
+            adapter_out_dim=32,
+            mlp_layer_types=["dense"] * 2,
+            per_layer_config={},
+            num_local_experts=2,
+            moe_intermediate_size=16,
+        ),
+        others=dict(
+            audio_config=dict(
+                adapter_out_dim=32,
+                adapter_input_size=32,
+                hidden_size=32,
+                num_attention_heads=2,
+                num_hidden_layers=1,
+                conv_output_size=3840,
+            ),
+        ),
+    ),
+    "deepseek_ocr2": Entry(
+        "DeepseekOcr2ForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(EXPERTS, num_key_value_heads=4, first_k_dense_replace=1),
+        ready="TODO",
+    ),
+    "unlimited_ocr": Entry(
+        "UnlimitedOcrForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(
+            EXPERTS,
+            num_key_value_heads=4,
+            layer_types=["reference_sliding_attention"] * 6,
+            sliding_window=8,
+        ),
+        ready="TODO",
+    ),
+    "step3p7": Entry(
+        "Step3p7ForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(
+            EXPERTS,
+            layer_types=[SLIDING, FULL] * 3,
+            sliding_window=8,
+            share_expert_dim=24,
+            num_sliding_attention_heads=4,
+            query_pre_attn_scalar=8,
+            rope_parameters={FULL: PLAIN, SLIDING: PLAIN},
+        ),
+        vision=dict(image_size=16, patch_size=4),
+        ready="TODO",
+    ),
+    "molmo2": Entry(
+        "Molmo2ForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(additional_vocab_size=4, rope_scaling_layers=[0, 2, 4]),
+        vision=dict(image_size=[16, 16], patch_size=4, num_position_embeddings=16),
+        others=dict(
+            adapter_config=dict(
+                hidden_size=32,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=16,
+                intermediate_size=48,
+                text_hidden_size=32,
+                vision_feature_layer=[1, 0],
+            ),
+        ),
+        top=dict(
+            low_res_image_start_token_id=94,
+            frame_start_token_id=95,
+            frame_end_token_id=96,
+        ),
+        ready="TODO",
+    ),
+    "muse_glimmer": Entry(
+        "MuseGlimmerForConditionalGeneration",
+        ready(16, 12, 16),
+        text=dict(
+            layer_types=[SLIDING, FULL] * 3,
+            layer_rope_theta=[1000.0, 0] * 3,
+            sliding_window=8,
+        ),
+        vision=dict(
+            patch_size=2,
+            layer_types=[FULL] * 2,
+            pos_emb_height=8,
+            pos_emb_width=8,
+        ),
+        top=dict(out_hidden_size=32, projector_hidden_size=32),
+        ready="TODO",
+    ),
+    "granite4_vision": Entry(
+        "Granite4VisionForConditionalGeneration",
+        deep_features,
+        text=dict(attention_multiplier=0.35, hidden_size=64),
+        vision=dict(image_size=16, patch_size=2, hidden_size=64),
+        others=dict(
+            qformer_config=dict(
+                encoder_hidden_size=64,
+                hidden_size=64,
+                cross_attention_frequency=1,
+            ),
+        ),
+        top=dict(
+            deepstack_layer_map=[[-1, 0], [-2, 2]],
+            spatial_target_layers=[3, 3, 3, 3],
+            downsample_rate="1/2",
+            image_grid_pinpoints=[[16, 16]],
+        ),
+        ready="TODO",
+    ),
+}
