@@ -2,11 +2,11 @@
 
 import torch
 
-from zoo.entry import VOCAB, Entry
+from zoo.entry import END, START, VOCAB, Entry
 from zoo.families_qwen import GLM, MROPE, TOWER
-from zoo.media import grid, ready
+from zoo.media import grid, packed, ready
 
-LINEAR, FULL = "linear_attention", "full_attention"
+LINEAR, FULL, SLIDING = "linear_attention", "full_attention", "sliding_attention"
 QWEN35 = dict(
     layer_types=[LINEAR, FULL] * 3,
     rope_parameters=dict(MROPE, partial_rotary_factor=1.0),
@@ -72,26 +72,48 @@ FAMILIES = {
         before=(94,),
         after=(95,),
     ),
-    **{
-        name: Entry(
-            cls,
-            ready(16, 12, 16),
-            text=QWEN35,
-            vision=dict(insert_layer_id=0),
-            top=dict(insert_layer_id=0),
-            ready="TODO",
-        )
-        for name, cls in {
-            "minicpm_ocr": "MiniCPMOcrForConditionalGeneration",
-            "minicpmv4_6": "MiniCPMV4_6ForConditionalGeneration",
-        }.items()
-    },
+    "minicpm_ocr": Entry(
+        "MiniCPMOcrForConditionalGeneration",
+        packed(),
+        text=QWEN35,
+        top=dict(insert_layer_id=0, downsample_mode="4x"),
+    ),
+    "minicpmv4_6": Entry(
+        "MiniCPMV4_6ForConditionalGeneration",
+        packed(merge=4),
+        text=QWEN35,
+        top=dict(insert_layer_id=0),
+    ),
+    "minicpmv4_7": Entry(
+        "MiniCPMV4_7ForConditionalGeneration",
+        packed(merge=4),
+        text=QWEN35,
+        top=dict(
+            insert_layer_id=0,
+            image_start_id=START,
+            image_end_id=END,
+            slice_start_id=95,
+            slice_end_id=96,
+            newline_id=97,
+        ),
+    ),
     "lfm2_vl": Entry(
         "Lfm2VlForConditionalGeneration",
         ready(16, 12, 16),
         text=dict(layer_types=["conv", FULL] * 3, full_attn_idxs=[1, 3, 5]),
         top=dict(projector_hidden_size=32),
         ready="TODO",
+    ),
+    "lfm3_vl": Entry(
+        "Lfm3VlForConditionalGeneration",
+        grid(),
+        text=dict(
+            layer_types=["conv", FULL, SLIDING] * 2,
+            sliding_window=8,
+            conv_L_cache=3,
+        ),
+        vision=dict(TOWER, layer_types=["conv", FULL]),
+        top=dict(projector_hidden_size=32),
     ),
     "nemotron_h_omni": Entry(
         "NemotronH_Omni_Reasoning_V3",

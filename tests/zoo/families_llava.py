@@ -44,6 +44,12 @@ FAMILIES = {
         vision=CLIP,
         top=dict(vision_feature_layer=-1),
     ),
+    "vipllava": Entry(
+        "VipLlavaForConditionalGeneration",
+        squares(),
+        vision=CLIP,
+        top=dict(vision_feature_layer=[-1, -2]),
+    ),
     "internvl": Entry(
         "InternVLForConditionalGeneration",
         squares(),
@@ -83,6 +89,13 @@ FAMILIES = {
         of_each_sample(),
         vision=FINE,
         top=dict(scale_factor=2, pad_token_id=PAD),
+    ),
+    "granite_docling": Entry(
+        "GraniteDoclingForConditionalGeneration",
+        of_each_sample(masked=True),
+        text=dict(attention_multiplier=0.35),
+        vision=dict(FINE, scale_factor=2, deepstack_visual_indexes=[0, 1]),
+        top=dict(pad_token_id=PAD, density_router_hidden_size=8),
     ),
     "mistral3": Entry(
         "Mistral3ForConditionalGeneration",

@@ -59,6 +59,54 @@ FAMILIES = {
             user_token_id=97,
         ),
     ),
+    "qwen3_omni_moe_thinker": Entry(
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
+        grid(),
+        text=POSITIONS,
+        vision=DEEP,
+        others=dict(
+            audio_config=dict(
+                d_model=16,
+                encoder_layers=1,
+                encoder_attention_heads=2,
+                encoder_ffn_dim=16,
+                output_dim=32,
+                downsample_hidden_size=8,
+            ),
+        ),
+        top=dict(
+            vision_start_token_id=92,
+            vision_end_token_id=93,
+            audio_start_token_id=95,
+            audio_end_token_id=96,
+            user_token_id=97,
+        ),
+    ),
+    "cohere_compass": Entry(
+        "CohereCompassForConditionalGeneration",
+        grid(),
+        text=dict(
+            layer_types=["sliding_attention", "full_attention"] * 3,
+            sliding_window=8,
+            rope_parameters={"sliding_attention": MROPE, "full_attention": None},
+        ),
+        vision=DEEP,
+    ),
+    "exaone4_5": Entry(
+        "Exaone4_5_ForConditionalGeneration",
+        grid(),
+        text=dict(
+            layer_types=["sliding_attention", "full_attention"] * 3,
+            sliding_window=8,
+        ),
+        vision=dict(TOWER, window_size=8, fullatt_block_indexes=[1]),
+    ),
+    "hyperclovax_vision_v2": Entry(
+        "HyperCLOVAXVisionV2ForConditionalGeneration",
+        grid(),
+        text=dict(attention_multiplier=0.35),
+        vision=dict(TOWER, window_size=8, fullatt_block_indexes=[1]),
+    ),
     "cosmos3_omni": Entry(
         "Cosmos3OmniForConditionalGeneration",
         grid(),
@@ -84,6 +132,7 @@ FAMILIES = {
     ),
     "glm4v": Entry("Glm4vForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
     "glm46v": Entry("Glm46VForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
+    "glm_ocr": Entry("GlmOcrForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
     "glm4v_moe": Entry(
         "Glm4vMoeForConditionalGeneration",
         grid(),

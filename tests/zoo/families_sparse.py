@@ -166,6 +166,32 @@ FAMILIES = {
         top=dict(out_hidden_size=32, projector_hidden_size=32),
         ready="TODO",
     ),
+    "muse_spark": Entry(
+        "MuseSparkForConditionalGeneration",
+        grid(),
+        text=dict(
+            EXPERTS,
+            layer_types=[SLIDING, FULL] * 3,
+            layer_rope_theta=[1000.0, 0] * 3,
+            sliding_window=8,
+            moe_hidden_size=16,
+        ),
+        vision=dict(
+            patch_size=2,
+            layer_types=["window_attention", FULL],
+            pos_emb_height=4,
+            pos_emb_width=4,
+        ),
+        others=dict(
+            audio_config=dict(
+                patch_sizes=[4, 2],
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                num_hidden_layers=2,
+            ),
+        ),
+        top=dict(out_hidden_size=128, projector_hidden_size=32),
+    ),
     "granite4_vision": Entry(
         "Granite4VisionForConditionalGeneration",
         deep_features,

@@ -31,14 +31,21 @@ def squares(size=16, tokens=16, key="pixel_values", extra=None):
     return make
 
 
-def of_each_sample(size=16, tokens=16):
-    """(B, most pictures of a sample, 3, size, size): zeros where a sample has fewer."""
+def of_each_sample(size=16, tokens=16, masked=False):
+    """(B, most pictures of a sample, 3, size, size): zeros where a sample has fewer.
+
+    `masked` adds the (B, most pictures) mask of those that there are.
+    """
 
     def make(counts, generator):
         pixels = torch.zeros(len(counts), max(counts), 3, size, size)
         for row, n in zip(pixels, counts, strict=True):
             row[:n] = torch.randn(n, 3, size, size, generator=generator)
-        return Media({"pixel_values": pixels}, [tokens] * sum(counts))
+        inputs = {"pixel_values": pixels}
+        if masked:
+            there = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+            inputs["pixel_attention_mask"] = there
+        return Media(inputs, [tokens] * sum(counts))
 
     return make
 
@@ -95,6 +102,25 @@ def grid(frames=2, patch=2, merge=2, flat=True, tokens=None, extra=None):
         if extra is not None:
             inputs |= extra(n, generator)
         return Media(inputs, [count(h, w) for h, w in grids])
+
+    return make
+
+
+def packed(patch=4, merge=2):
+    """The patches of all pictures side by side, as one picture: (1, 3, patch, patch * patches).
+
+    A picture becomes one visual token for `merge` x `merge` patches.
+    """
+
+    def make(counts, generator):
+        n = sum(counts)
+        sizes = [[side * merge // 2 for side in GRIDS[i % len(GRIDS)]] for i in range(n)]
+        patches = sum(h * w for h, w in sizes)
+        inputs = {
+            "pixel_values": torch.randn(1, 3, patch, patch * patches, generator=generator),
+            "target_sizes": torch.tensor(sizes, dtype=torch.int32),
+        }
+        return Media(inputs, [h * w // merge**2 for h, w in sizes])
 
     return make
 
