@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from zoo.entry import AUDIO, BOS, END, EOS, IMAGE, PAD, START, VIDEO, VOCAB
+from zoo.entry import AUDIO, BOS, END, EOS, FILM_END, FILM_START, IMAGE, PAD, START, VIDEO, VOCAB
 
 #: Options of decoders. Each configuration takes those that it knows.
 TEXT = dict(
@@ -84,10 +84,12 @@ IDS = {
     **dict.fromkeys(["image_token_id", "image_token_index", "image_patch_id"], IMAGE),
     **dict.fromkeys(["video_token_id", "video_token_index"], VIDEO),
     **dict.fromkeys(["audio_token_id", "audio_token_index"], AUDIO),
-    **{f"{kind}_start_token_id": START for kind in ("vision", "image", "video")},
-    **{f"{kind}_end_token_id": END for kind in ("vision", "image", "video")},
+    **dict.fromkeys(["vision_start_token_id", "image_start_token_id"], START),
+    **dict.fromkeys(["vision_end_token_id", "image_end_token_id"], END),
     **dict.fromkeys(["boi_token_id", "boi_token_index"], START),
     **dict.fromkeys(["eoi_token_id", "eoi_token_index"], END),
+    "video_start_token_id": FILM_START,
+    "video_end_token_id": FILM_END,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 
 #: Token ids that every entry shares. Words are drawn from `WORDS`, which holds none of them.
 PAD, BOS, EOS = 0, 1, 2
+FILM_START, FILM_END = 4, 5
 WORDS = range(6, 80)
 IMAGE, VIDEO, START, END, AUDIO = 90, 91, 92, 93, 94
 VOCAB = 100
@@ -20,6 +21,9 @@ class Media(NamedTuple):
 
     inputs: dict[str, Any]
     tokens: list[int]
+    """Visual tokens of each."""
+    runs: int = 1
+    """Into how many runs, with other tokens between, the tokens of each are split."""
 
 
 #: `maker(counts, generator)` makes `counts[b]` pictures for each sample b of a batch.
@@ -63,7 +67,9 @@ class Entry:
     extra: Callable[[torch.Tensor], dict[str, Any]] | None = None
     """Further inputs, made from the (B, n) mask of visual tokens."""
     video: Maker | None = None
-    """Makes films; None for a class that takes none, or none yet."""
+    """Makes films; None for a class that takes none."""
+    video_token: int = VIDEO
+    """Id of the visual tokens of films: some classes give them that of pictures."""
     ready: str = ""
     """Why the pictures are ready-made features; empty where the vision tower runs."""
     fast: bool = False

@@ -2,9 +2,9 @@
 
 import torch
 
-from zoo.entry import END, START, VOCAB, Entry
+from zoo.entry import END, IMAGE, START, VOCAB, Entry
 from zoo.families_qwen import GLM, MROPE, TOWER
-from zoo.media import grid, packed, ready
+from zoo.media import films, grid, packed, ready
 
 LINEAR, FULL, SLIDING = "linear_attention", "full_attention", "sliding_attention"
 QWEN35 = dict(
@@ -29,12 +29,14 @@ FAMILIES = {
         grid(),
         text=QWEN35,
         vision=TOWER,
+        video=films(),
     ),
     "qwen3_5_moe": Entry(
         "Qwen3_5MoeForConditionalGeneration",
         grid(),
         text=QWEN35,
         vision=TOWER,
+        video=films(),
     ),
     "qwen4_exp": Entry(
         "Qwen4ExpForConditionalGeneration",
@@ -52,6 +54,7 @@ FAMILIES = {
             ple_layer_ids=[],
         ),
         vision=TOWER,
+        video=films(),
     ),
     "glm5_next": Entry(
         "Glm5NextForConditionalGeneration",
@@ -69,20 +72,22 @@ FAMILIES = {
             index_kpool=2,
         ),
         vision=dict(GLM, projection_intermediate_size=32),
-        before=(94,),
-        after=(95,),
+        video=films(),
+        video_token=IMAGE,
     ),
     "minicpm_ocr": Entry(
         "MiniCPMOcrForConditionalGeneration",
         packed(),
         text=QWEN35,
         top=dict(insert_layer_id=0, downsample_mode="4x"),
+        video=packed(frames=2),
     ),
     "minicpmv4_6": Entry(
         "MiniCPMV4_6ForConditionalGeneration",
         packed(merge=4),
         text=QWEN35,
         top=dict(insert_layer_id=0),
+        video=packed(merge=4, frames=2),
     ),
     "minicpmv4_7": Entry(
         "MiniCPMV4_7ForConditionalGeneration",
@@ -96,6 +101,7 @@ FAMILIES = {
             slice_end_id=96,
             newline_id=97,
         ),
+        video=packed(merge=4, frames=2),
     ),
     "lfm2_vl": Entry(
         "Lfm2VlForConditionalGeneration",
@@ -114,6 +120,7 @@ FAMILIES = {
         ),
         vision=dict(TOWER, layer_types=["conv", FULL]),
         top=dict(projector_hidden_size=32),
+        video=films(apart=False),
     ),
     "nemotron_h_omni": Entry(
         "NemotronH_Omni_Reasoning_V3",

@@ -2,8 +2,8 @@
 
 import torch
 
-from zoo.entry import PAD, VOCAB, Entry
-from zoo.media import cropped, of_each_sample, ready, squares, tiles
+from zoo.entry import IMAGE, PAD, VOCAB, Entry
+from zoo.media import cropped, frames, of_each_sample, ready, squares, tiles
 
 CLIP = dict(image_size=16, patch_size=4)
 FINE = dict(image_size=16, patch_size=2)
@@ -31,18 +31,21 @@ FAMILIES = {
         tiles(),
         vision=TILE,
         top=dict(vision_feature_layer=-1, image_grid_pinpoints=PINPOINTS),
+        video=frames(size=8, n=8, tokens=1),
     ),
     "llava_onevision": Entry(
         "LlavaOnevisionForConditionalGeneration",
         tiles(),
         vision=TILE,
         top=dict(image_grid_pinpoints=PINPOINTS),
+        video=frames(size=8, n=8, tokens=1, end=1),
     ),
     "video_llava": Entry(
         "VideoLlavaForConditionalGeneration",
-        squares(key="pixel_values_images"),
+        squares(),
         vision=CLIP,
         top=dict(vision_feature_layer=-1),
+        video=frames(n=2, tokens=17),
     ),
     "vipllava": Entry(
         "VipLlavaForConditionalGeneration",
@@ -55,12 +58,16 @@ FAMILIES = {
         squares(),
         vision=dict(image_size=[16, 16], patch_size=[2, 2]),
         top=dict(image_seq_length=16),
+        video=frames(n=2, apart=True, key="pixel_values"),
+        video_token=IMAGE,
     ),
     "qianfan_ocr": Entry(
         "QianfanOCRForConditionalGeneration",
         squares(),
         vision=dict(image_size=[16, 16], patch_size=[2, 2]),
         top=dict(image_seq_length=16),
+        video=frames(n=2, apart=True, key="pixel_values"),
+        video_token=IMAGE,
     ),
     "idefics2": Entry(
         "Idefics2ForConditionalGeneration",
@@ -89,6 +96,8 @@ FAMILIES = {
         of_each_sample(),
         vision=FINE,
         top=dict(scale_factor=2, pad_token_id=PAD),
+        video=of_each_sample(frames=2),
+        video_token=IMAGE,
     ),
     "granite_docling": Entry(
         "GraniteDoclingForConditionalGeneration",

@@ -2,8 +2,8 @@
 
 import torch
 
-from zoo.entry import Entry
-from zoo.media import grid
+from zoo.entry import IMAGE, Entry
+from zoo.media import films, grid
 
 #: A patch of 2 x 2 pixels and two frames; 2 x 2 patches make one visual token.
 TOWER = dict(patch_size=2, spatial_merge_size=2, temporal_patch_size=2)
@@ -12,30 +12,45 @@ MROPE = dict(rope_type="default", rope_theta=1000.0, mrope_section=[1, 1, 2])
 POSITIONS = dict(rope_parameters=MROPE)
 GLM = dict(TOWER, image_size=16)
 
+
+def merges(kind):
+    """How many patches of a side make a token, of each picture or film."""
+    return lambda n, generator: {f"{kind}_merge_sizes": torch.tensor([2] * n)}
+
+
+def seconds(n, generator):
+    """Seconds between two steps in time, of each film."""
+    return {"video_second_per_grid": torch.rand(n, generator=generator) + 0.5}
+
+
 FAMILIES = {
     "qwen2_vl": Entry(
         "Qwen2VLForConditionalGeneration",
         grid(),
         text=POSITIONS,
         vision=dict(TOWER, embed_dim=16, hidden_size=32, mlp_ratio=2),
+        video=films(apart=False),
     ),
     "qwen2_5_vl": Entry(
         "Qwen2_5_VLForConditionalGeneration",
         grid(),
         text=POSITIONS,
         vision=dict(TOWER, window_size=8, fullatt_block_indexes=[1]),
+        video=films(apart=False),
     ),
     "qwen3_vl": Entry(
         "Qwen3VLForConditionalGeneration",
         grid(),
         text=POSITIONS,
         vision=DEEP,
+        video=films(),
     ),
     "qwen3_vl_moe": Entry(
         "Qwen3VLMoeForConditionalGeneration",
         grid(),
         text=POSITIONS,
         vision=DEEP,
+        video=films(),
     ),
     "qwen2_5_omni_thinker": Entry(
         "Qwen2_5OmniThinkerForConditionalGeneration",
@@ -58,6 +73,7 @@ FAMILIES = {
             audio_end_token_id=96,
             user_token_id=97,
         ),
+        video=films(apart=False, extra=seconds),
     ),
     "qwen3_omni_moe_thinker": Entry(
         "Qwen3OmniMoeThinkerForConditionalGeneration",
@@ -81,6 +97,7 @@ FAMILIES = {
             audio_end_token_id=96,
             user_token_id=97,
         ),
+        video=films(apart=False, extra=seconds),
     ),
     "cohere_compass": Entry(
         "CohereCompassForConditionalGeneration",
@@ -91,6 +108,7 @@ FAMILIES = {
             rope_parameters={"sliding_attention": MROPE, "full_attention": None},
         ),
         vision=DEEP,
+        video=films(),
     ),
     "exaone4_5": Entry(
         "Exaone4_5_ForConditionalGeneration",
@@ -100,18 +118,21 @@ FAMILIES = {
             sliding_window=8,
         ),
         vision=dict(TOWER, window_size=8, fullatt_block_indexes=[1]),
+        video=films(apart=False),
     ),
     "hyperclovax_vision_v2": Entry(
         "HyperCLOVAXVisionV2ForConditionalGeneration",
         grid(),
         text=dict(attention_multiplier=0.35),
         vision=dict(TOWER, window_size=8, fullatt_block_indexes=[1]),
+        video=films(apart=False),
     ),
     "cosmos3_omni": Entry(
         "Cosmos3OmniForConditionalGeneration",
         grid(),
         text=POSITIONS,
         vision=DEEP,
+        video=films(),
     ),
     "cosmos3_edge": Entry(
         "Cosmos3EdgeForConditionalGeneration",
@@ -119,6 +140,7 @@ FAMILIES = {
         text=POSITIONS,
         vision=dict(patch_size=2, spatial_merge_size=2, num_patches=64),
         top=dict(projector_hidden_size=64),
+        video=films(frames=1),
     ),
     "ernie4_5_vl_moe": Entry(
         "Ernie4_5_VLMoeForConditionalGeneration",
@@ -129,10 +151,32 @@ FAMILIES = {
             rope_parameters=MROPE,
         ),
         vision=dict(patch_size=2, spatial_merge_size=2, temporal_merge_size=2),
+        video=films(frames=1, pooled=2, apart=False),
     ),
-    "glm4v": Entry("Glm4vForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
-    "glm46v": Entry("Glm46VForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
-    "glm_ocr": Entry("GlmOcrForConditionalGeneration", grid(), text=POSITIONS, vision=GLM),
+    "glm4v": Entry(
+        "Glm4vForConditionalGeneration",
+        grid(),
+        text=POSITIONS,
+        vision=GLM,
+        video=films(),
+        video_token=IMAGE,
+    ),
+    "glm46v": Entry(
+        "Glm46VForConditionalGeneration",
+        grid(),
+        text=POSITIONS,
+        vision=GLM,
+        video=films(),
+        video_token=IMAGE,
+    ),
+    "glm_ocr": Entry(
+        "GlmOcrForConditionalGeneration",
+        grid(),
+        text=POSITIONS,
+        vision=GLM,
+        video=films(),
+        video_token=IMAGE,
+    ),
     "glm4v_moe": Entry(
         "Glm4vMoeForConditionalGeneration",
         grid(),
@@ -141,6 +185,8 @@ FAMILIES = {
             first_k_dense_replace=1,
         ),
         vision=GLM,
+        video=films(),
+        video_token=IMAGE,
     ),
     "hunyuan_vl": Entry(
         "HunYuanVLForConditionalGeneration",
@@ -158,7 +204,8 @@ FAMILIES = {
     ),
     "video_llama_3": Entry(
         "VideoLlama3ForConditionalGeneration",
-        grid(frames=1, extra=lambda n, generator: {"image_merge_sizes": torch.tensor([2] * n)}),
+        grid(frames=1, extra=merges("image")),
         vision=dict(patch_size=2),
+        video=films(frames=1, apart=False, extra=merges("video")),
     ),
 }

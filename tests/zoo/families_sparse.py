@@ -5,7 +5,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.entry import Entry, Media
 from zoo.families_qwen import TOWER
-from zoo.media import grid, ready
+from zoo.media import films, grid, ready
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 #: The first layer has no experts.
@@ -29,6 +29,8 @@ FAMILIES = {
         text=dict(num_key_value_heads=4, first_k_dense_replace=1),
         vision=dict(patch_size=2, merge_kernel_size=[2, 2], pos_emb_height=8, pos_emb_width=8),
         top=dict(projection_hidden_size=32),
+        # In transformers 5.23, films of more steps in time than one fail.
+        video=films(flat=False, steps=1),
     ),
     "minimax_m3_vl": Entry(
         "MiniMaxM3SparseForConditionalGeneration",
@@ -93,6 +95,7 @@ FAMILIES = {
                 conv_output_size=3840,
             ),
         ),
+        video=films(frames=1),
     ),
     "deepseek_ocr2": Entry(
         "DeepseekOcr2ForConditionalGeneration",
@@ -191,6 +194,7 @@ FAMILIES = {
             ),
         ),
         top=dict(out_hidden_size=128, projector_hidden_size=32),
+        video=films(),
     ),
     "granite4_vision": Entry(
         "Granite4VisionForConditionalGeneration",

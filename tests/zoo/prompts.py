@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from zoo.entry import BOS, IMAGE, PAD, VIDEO, WORDS
+from zoo.entry import BOS, FILM_END, FILM_START, IMAGE, PAD, WORDS
 
 
 def prompts(model, entry, counts=None, text=(9, 7), padding="left", seed=0, video=False):
@@ -22,28 +22,29 @@ def prompts(model, entry, counts=None, text=(9, 7), padding="left", seed=0, vide
     if video and entry.video is None:
         raise ValueError(f"{entry.cls} has no films here: leave out video=True")
     counts = entry.counts if counts is None else counts
-    maker, placeholder = (entry.video, VIDEO) if video else (entry.images, IMAGE)
+    maker, token = (entry.video, entry.video_token) if video else (entry.images, IMAGE)
     generator = torch.Generator().manual_seed(seed)
     media = maker(counts, generator)
     tokens = iter(media.tokens)
     rows, n_visual = [], []
     for pictures, length in zip(counts, text, strict=True):
         words = torch.randint(WORDS.start, WORDS.stop, (length,), generator=generator).tolist()
-        runs = [next(tokens) for _ in range(pictures)]
-        visual = [each for k in runs for each in picture(entry, placeholder, k)]
+        own = [next(tokens) for _ in range(pictures)]
+        visual = [ids for k in own for ids in shown(entry, token, k, media.runs, video)]
         rows.append([BOS, *words[:2], *visual, *words[2:]])
-        n_visual.append(sum(runs))
+        n_visual.append(sum(own))
     inputs = {
         "input_ids": padded(rows, PAD, padding),
         "attention_mask": padded([[1] * len(row) for row in rows], 0, padding),
     }
-    inputs |= types(model, entry, inputs["input_ids"] == placeholder, 2 if video else 1)
-    return {**inputs, **media.inputs}, n_visual
+    inputs |= types(model, entry, inputs["input_ids"] == token, 2 if video else 1)
+    return {**inputs, **renamed(model, media.inputs)}, n_visual
 
 
-def picture(entry, placeholder, tokens):
-    """The ids of one picture."""
-    return [*entry.before, *[placeholder] * tokens, *entry.after]
+def shown(entry, token, tokens, runs, video):
+    """The ids of one picture or film: its visual tokens, in runs, and those around them."""
+    run = [*entry.before, *[token] * (tokens // runs), *entry.after]
+    return [FILM_START, *run * runs, FILM_END] if video else run * runs
 
 
 def padded(rows, fill, side):
@@ -65,3 +66,10 @@ def types(model, entry, visual, kind):
 
 #: Inputs with 0 at a word, 1 at a visual token of a picture, 2 at one of a film.
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
+
+
+def renamed(model, inputs):
+    """The inputs, under the names that this release of transformers gives them."""
+    old = "pixel_values_images"
+    takes = inspect.signature(type(model).forward).parameters
+    return {old if old in takes and k == "pixel_values" else k: v for k, v in inputs.items()}
