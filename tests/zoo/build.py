@@ -116,6 +116,8 @@ def build(entry):
     with torch.random.fork_rng(), without_timm():
         torch.manual_seed(0)
         model = cls(config).float().eval()
+        if entry.shrink is not None:
+            entry.shrink(model)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = PAD
     stir(model)
@@ -128,21 +130,22 @@ def configuration(entry, cls):
     """The configuration of an entry's model."""
     # Configurations write into the dictionaries that they are given.
     entry = copy.deepcopy(entry)
+    options = {"text_config": entry.text, "vision_config": entry.vision, **entry.others}
     default = cls()
     parts = {}
-    for name in getattr(cls, "sub_configs", None) or {}:
-        if name in entry.top:
+    for name, kind in (getattr(cls, "sub_configs", None) or {}).items():
+        usual = getattr(default, name, None)
+        # What is absent by default stays so, unless the entry says how to make it.
+        if name in entry.top or (usual is None and not options.get(name)):
             continue
-        options = {"text_config": entry.text, "vision_config": entry.vision, **entry.others}
-        kind = type(getattr(default, name, None))
+        kind = kind if usual is None else type(usual)
         if name == "text_config" and entry.text_class:
             kind = getattr(transformers, entry.text_class)
-        if kind is not type(None):
-            shared = TEXT if name == "text_config" else OTHER
-            parts[name] = part(kind, shared, options.get(name, {}))
+        shared = TEXT if name == "text_config" else OTHER
+        parts[name] = part(kind, shared, options.get(name, {}))
     # A configuration without a part for the text is that of the text.
-    own = {} if "text_config" in parts else {**TEXT, **entry.text}
-    return cls(**{**known(cls, {**own, **IDS}), **parts, **entry.top})
+    own = ({}, {}) if "text_config" in parts else (TEXT, entry.text)
+    return cls(**{**known(cls, {**own[0], **IDS}), **own[1], **parts, **entry.top})
 
 
 def part(cls, shared, options):

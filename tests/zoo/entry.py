@@ -70,6 +70,10 @@ class Entry:
     """Makes films; None for a class that takes none."""
     video_token: int = VIDEO
     """Id of the visual tokens of films: some classes give them that of pictures."""
+    video_type: int = 2
+    """Their number in `mm_token_type_ids`; visual tokens of pictures have 1."""
+    shrink: Callable[[Any], None] | None = None
+    """Makes smaller, in place, what no option of the configuration does."""
     ready: str = ""
     """Why the pictures are ready-made features; empty where the vision tower runs."""
     fast: bool = False

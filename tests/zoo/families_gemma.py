@@ -4,6 +4,7 @@ import torch
 
 from zoo.entry import VOCAB, Entry
 from zoo.media import ready, squares
+from zoo.media_patches import placed
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 ALTERNATING = dict(sliding_window=8, layer_types=[SLIDING, SLIDING, FULL] * 2)
@@ -58,21 +59,29 @@ FAMILIES = {
     ),
     "gemma4": Entry(
         "Gemma4ForConditionalGeneration",
-        ready(16, 12, 16),
+        placed(),
         text=GEMMA4,
-        top=dict(vision_config=None, audio_config=None),
-        ready="TODO",
+        vision=dict(patch_size=2, pooling_kernel_size=2, position_embedding_size=16),
+        top=dict(audio_config=None),
+        video=placed(frames=2),
     ),
     "gemma4_unified": Entry(
         "Gemma4UnifiedForConditionalGeneration",
-        ready(16, 12, 16),
+        placed(patch=4, merge=1),
         text=dict(SEVEN, per_layer_config={}),
-        top=dict(vision_config=None, audio_config=None),
-        ready="TODO",
+        vision=dict(
+            patch_size=2,
+            pooling_kernel_size=2,
+            mm_embed_dim=32,
+            mm_posemb_size=16,
+            output_proj_dims=32,
+        ),
+        top=dict(audio_config=None),
+        video=placed(patch=4, merge=1, frames=2),
     ),
     "llama4": Entry(
         "Llama4ForConditionalGeneration",
-        ready(16, key="last_hidden_state", joined=torch.stack),
+        squares(),
         text=dict(
             attention_chunk_size=8,
             layer_types=["chunked_attention", "chunked_attention", FULL] * 2,
@@ -82,13 +91,13 @@ FAMILIES = {
             moe_layers=[1, 3, 5],
         ),
         vision=dict(
+            image_size=16,
+            patch_size=2,
+            # 2 x 2 patches are shuffled into one.
+            intermediate_size=4 * 32,
             vision_output_dim=32,
-            intermediate_size=64,
             projector_input_dim=32,
             projector_output_dim=32,
-            patch_size=4,
-            image_size=16,
         ),
-        ready="TODO",
     ),
 }

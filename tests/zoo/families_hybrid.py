@@ -1,10 +1,8 @@
 """Decoders with layers of linear attention, convolution or Mamba between those that attend."""
 
-import torch
-
 from zoo.entry import END, IMAGE, START, VOCAB, Entry
 from zoo.families_qwen import GLM, MROPE, TOWER
-from zoo.media import films, grid, packed, ready
+from zoo.media_patches import blocks, by_height, films, grid, packed, padded
 
 LINEAR, FULL, SLIDING = "linear_attention", "full_attention", "sliding_attention"
 QWEN35 = dict(
@@ -105,10 +103,10 @@ FAMILIES = {
     ),
     "lfm2_vl": Entry(
         "Lfm2VlForConditionalGeneration",
-        ready(16, 12, 16),
+        padded(),
         text=dict(layer_types=["conv", FULL] * 3, full_attn_idxs=[1, 3, 5]),
+        vision=dict(patch_size=2, num_patches=64),
         top=dict(projector_hidden_size=32),
-        ready="TODO",
     ),
     "lfm3_vl": Entry(
         "Lfm3VlForConditionalGeneration",
@@ -124,7 +122,7 @@ FAMILIES = {
     ),
     "nemotron_h_omni": Entry(
         "NemotronH_Omni_Reasoning_V3",
-        ready(16, 12, 16),
+        by_height(patch=4),
         text=dict(
             layers_block_type=[LINEAR, FULL, "mlp", LINEAR, FULL, "moe"],
             ssm_state_size=8,
@@ -138,16 +136,14 @@ FAMILIES = {
             patch_size=4,
             image_size=16,
             max_img_size=32,
-            patch_dim=48,
-            video_patch_dim=96,
+            mlp_ratio=1.5,
             video_temporal_patch_size=2,
         ),
         top=dict(projector_hidden_size=32, vision_hidden_size=32),
-        ready="TODO",
     ),
     "inkling2": Entry(
         "Inkling2ForConditionalGeneration",
-        ready(16, 12, 16),
+        blocks((4, 4, 3)),
         text=dict(INKLING, n_layers_per_attn_res_block=2),
         vision=dict(
             patch_size=2,
@@ -155,13 +151,12 @@ FAMILIES = {
             posemb_grid_size=8,
             projection_hidden_dim=32,
         ),
-        ready="TODO",
     ),
     "inkling_mm_model": Entry(
         "InklingForConditionalGeneration",
-        ready(16, joined=torch.cat),
+        blocks((2, 4, 4, 3), grids=False),
         text=dict(INKLING, mlp_layer_types=["dense"] + ["sparse"] * 5),
+        vision=dict(temporal_patch_size=2, num_hidden_layers=4),
         top=dict(image_bos_token_id=92, audio_bos_token_id=95),
-        ready="TODO",
     ),
 }

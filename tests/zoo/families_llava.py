@@ -8,11 +8,25 @@ from zoo.media import cropped, frames, of_each_sample, ready, squares, tiles
 CLIP = dict(image_size=16, patch_size=4)
 FINE = dict(image_size=16, patch_size=2)
 TILE = dict(image_size=8, patch_size=4)
+SAM = dict(
+    patch_size=4,
+    output_channels=16,
+    global_attn_indexes=[1],
+    window_size=2,
+    mlp_dim=32,
+)
 PINPOINTS = [[16, 8], [8, 16], [16, 16]]
 SLIDING = dict(
     sliding_window=8,
     layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
 )
+
+
+def high_res(n, generator):
+    """The pictures again, larger."""
+    return {"high_res_pixel_values": torch.randn(n, 3, 32, 32, generator=generator)}
+
+
 FAMILIES = {
     "llava": Entry(
         "LlavaForConditionalGeneration",
@@ -116,14 +130,7 @@ FAMILIES = {
     "got_ocr2": Entry(
         "GotOcr2ForConditionalGeneration",
         squares(size=64),
-        vision=dict(
-            image_size=64,
-            patch_size=4,
-            output_channels=16,
-            global_attn_indexes=[1],
-            window_size=2,
-            mlp_dim=32,
-        ),
+        vision=dict(SAM, image_size=64),
     ),
     "aria": Entry(
         "AriaForConditionalGeneration",
@@ -148,19 +155,9 @@ FAMILIES = {
     "deepseek_vl": Entry("DeepseekVLForConditionalGeneration", squares(), vision=CLIP),
     "deepseek_vl_hybrid": Entry(
         "DeepseekVLHybridForConditionalGeneration",
-        ready(16, joined=torch.stack),
+        squares(extra=high_res),
         vision=CLIP,
-        others=dict(
-            high_res_vision_config=dict(
-                image_size=32,
-                patch_size=4,
-                output_channels=16,
-                global_attn_indexes=[1],
-                window_size=2,
-                mlp_dim=32,
-            ),
-        ),
-        ready="TODO",
+        others=dict(high_res_vision_config=dict(SAM, image_size=32)),
     ),
     "fast_vlm": Entry(
         "FastVlmForConditionalGeneration",

@@ -4,7 +4,7 @@ import torch
 
 from zoo.entry import IMAGE, Entry, Media
 from zoo.families_llava import CLIP
-from zoo.media import ready, squares
+from zoo.media import squares
 
 QFORMER = dict(qformer_config=dict(encoder_hidden_size=32))
 KOSMOS = dict(embed_dim=32, layers=6, attention_heads=4, ffn_dim=48)
@@ -37,6 +37,12 @@ def flattened(counts, generator):
     patches = torch.randn(n, 16, 27, generator=generator)
     pixels = torch.cat([places.expand(n, 16, 2), patches], -1)
     return Media({"flattened_patches": pixels}, [16] * n)
+
+
+def patches(counts, generator):
+    """(pictures, 16, 12): patches of 2 x 2 pixels."""
+    n = sum(counts)
+    return Media({"pixel_values": torch.randn(n, 16, 12, generator=generator)}, [16] * n)
 
 
 def places(visual):
@@ -135,8 +141,8 @@ FAMILIES = {
     ),
     "fuyu": Entry(
         "FuyuForCausalLM",
-        ready(16, key="last_hidden_state", joined=torch.stack),
+        patches,
         text=dict(num_key_value_heads=4),
-        ready="TODO",
+        top=dict(patch_size=2),
     ),
 }

@@ -3,7 +3,7 @@
 import torch
 
 from zoo.entry import IMAGE, Entry
-from zoo.media import films, grid
+from zoo.media_patches import films, grid
 
 #: A patch of 2 x 2 pixels and two frames; 2 x 2 patches make one visual token.
 TOWER = dict(patch_size=2, spatial_merge_size=2, temporal_patch_size=2)

@@ -1,11 +1,12 @@
 """Mixtures of experts, latent attention (MLA), and attention to what an indexer chooses."""
 
-import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import nn
 
-from zoo.entry import Entry, Media
+from zoo.entry import IMAGE, Entry
+from zoo.families_llava import SAM
 from zoo.families_qwen import TOWER
-from zoo.media import films, grid, ready
+from zoo.media import cropped, squares, tiles
+from zoo.media_patches import films, grid, pooled
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 #: The first layer has no experts.
@@ -13,13 +14,10 @@ EXPERTS = dict(mlp_layer_types=["dense"] + ["sparse"] * 5)
 PLAIN = dict(rope_type="default", rope_theta=1000.0)
 
 
-def deep_features(counts, generator):
-    """Features that enter before the first, third and fourth layer, 16 a picture."""
-    output = BaseModelOutputWithPooling()
-    n = 16 * sum(counts)
-    features = [(layer, torch.randn(n, 64, generator=generator)) for layer in (0, 2, 3)]
-    object.__setattr__(output, "deepstack_features", features)
-    return Media({"mm_encoder_outputs": {"image": output}}, [16] * sum(counts))
+def fewer_queries(model):
+    """DeepSeek-OCR 2 has 144 queries for a small picture: 16 will do."""
+    tower = model.model.vision_tower
+    tower.query_768_resolution = nn.Embedding(16, tower.query_768_resolution.embedding_dim)
 
 
 FAMILIES = {
@@ -34,7 +32,7 @@ FAMILIES = {
     ),
     "minimax_m3_vl": Entry(
         "MiniMaxM3SparseForConditionalGeneration",
-        ready(16, 12, 16),
+        grid(),
         text=dict(
             EXPERTS,
             layer_types=[FULL] * 6,
@@ -46,11 +44,11 @@ FAMILIES = {
         ),
         vision=TOWER,
         top=dict(projector_hidden_size=32, merged_hidden_size=128),
-        ready="TODO",
+        video=films(),
     ),
     "mistral_large4": Entry(
         "MistralLarge4ForConditionalGeneration",
-        ready(16, 12, 16),
+        cropped(),
         text=dict(
             EXPERTS,
             num_key_value_heads=4,
@@ -62,7 +60,6 @@ FAMILIES = {
             rope_parameters=PLAIN,
         ),
         vision=dict(image_size=16, patch_size=2),
-        ready="TODO",
     ),
     "dots3_note": Entry(
         "Dots3NoteForConditionalGeneration",
@@ -99,24 +96,29 @@ FAMILIES = {
     ),
     "deepseek_ocr2": Entry(
         "DeepseekOcr2ForConditionalGeneration",
-        ready(16, 12, 16),
+        # 16 queries, and a token that ends the picture.
+        squares(size=32, tokens=17),
         text=dict(EXPERTS, num_key_value_heads=4, first_k_dense_replace=1),
-        ready="TODO",
+        vision=dict(sam_config=dict(SAM, image_size=32, downsample_channels=[16, 32])),
+        shrink=fewer_queries,
     ),
     "unlimited_ocr": Entry(
         "UnlimitedOcrForConditionalGeneration",
-        ready(16, 12, 16),
+        # A token more for each of four rows, and one that ends the picture.
+        squares(size=32, tokens=21),
         text=dict(
             EXPERTS,
             num_key_value_heads=4,
             layer_types=["reference_sliding_attention"] * 6,
             sliding_window=8,
         ),
-        ready="TODO",
+        vision=dict(
+            sam_config=dict(SAM, image_size=32, patch_size=2, downsample_channels=[16, 32])
+        ),
     ),
     "step3p7": Entry(
         "Step3p7ForConditionalGeneration",
-        ready(16, 12, 16),
+        squares(size=32),
         text=dict(
             EXPERTS,
             layer_types=[SLIDING, FULL] * 3,
@@ -126,14 +128,13 @@ FAMILIES = {
             query_pre_attn_scalar=8,
             rope_parameters={FULL: PLAIN, SLIDING: PLAIN},
         ),
-        vision=dict(image_size=16, patch_size=4),
-        ready="TODO",
+        vision=dict(image_size=32, patch_size=2, mlp_ratio=1.5),
     ),
     "molmo2": Entry(
         "Molmo2ForConditionalGeneration",
-        ready(16, 12, 16),
+        pooled(),
         text=dict(additional_vocab_size=4, rope_scaling_layers=[0, 2, 4]),
-        vision=dict(image_size=[16, 16], patch_size=4, num_position_embeddings=16),
+        vision=dict(image_size=[16, 16], patch_size=2),
         others=dict(
             adapter_config=dict(
                 hidden_size=32,
@@ -150,11 +151,13 @@ FAMILIES = {
             frame_start_token_id=95,
             frame_end_token_id=96,
         ),
-        ready="TODO",
+        video=pooled(frames=2),
+        video_token=IMAGE,
+        video_type=1,
     ),
     "muse_glimmer": Entry(
         "MuseGlimmerForConditionalGeneration",
-        ready(16, 12, 16),
+        grid(),
         text=dict(
             layer_types=[SLIDING, FULL] * 3,
             layer_rope_theta=[1000.0, 0] * 3,
@@ -166,8 +169,8 @@ FAMILIES = {
             pos_emb_height=8,
             pos_emb_width=8,
         ),
-        top=dict(out_hidden_size=32, projector_hidden_size=32),
-        ready="TODO",
+        top=dict(out_hidden_size=128, projector_hidden_size=32),
+        video=films(),
     ),
     "muse_spark": Entry(
         "MuseSparkForConditionalGeneration",
@@ -198,7 +201,8 @@ FAMILIES = {
     ),
     "granite4_vision": Entry(
         "Granite4VisionForConditionalGeneration",
-        deep_features,
+        # 16 tokens of the whole picture; four rows of four and an end of its only tile.
+        tiles(size=16, tiles=2, tokens=36, shape=(16, 16)),
         text=dict(attention_multiplier=0.35, hidden_size=64),
         vision=dict(image_size=16, patch_size=2, hidden_size=64),
         others=dict(
@@ -214,6 +218,5 @@ FAMILIES = {
             downsample_rate="1/2",
             image_grid_pinpoints=[[16, 16]],
         ),
-        ready="TODO",
     ),
 }

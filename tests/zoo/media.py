@@ -1,4 +1,4 @@
-"""Pictures and films, in the shapes that the families take them.
+"""Pictures and films of one size, in the shapes that the families take them.
 
 Each function returns a maker: `maker(counts, generator)` makes `counts[b]` pictures for sample b,
 and says how many visual tokens each becomes.
@@ -6,17 +6,15 @@ and says how many visual tokens each becomes.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zoo.entry import Media
 
-#: Height and width of pictures in patches, in turn: of several sizes, all even.
-GRIDS = ((8, 8), (4, 12), (8, 4))
-#: Height and width of films in patches, in turn.
-SCREENS = ((4, 8), (4, 4), (8, 4))
+
+def in_turn(shapes, n):
+    """n of the shapes, from the first on, again and again."""
+    return [shapes[i % len(shapes)] for i in range(n)]
 
 
 def squares(size=16, tokens=16, key="pixel_values", extra=None):
@@ -99,81 +97,6 @@ def frames(size=16, n=4, tokens=16, end=0, apart=False, key="pixel_values_videos
         shape = (films * n,) if key == "pixel_values" else (films, n)
         pixels = torch.randn(*shape, 3, size, size, generator=generator)
         return Media({key: pixels}, [n * tokens + end] * films, n if apart else 1)
-
-    return make
-
-
-def grid(frames=2, patch=2, merge=2, flat=True, tokens=None, extra=None):
-    """Patches of all pictures in one list, and the grid (1, height, width) of each, in patches.
-
-    A patch is flat, (3 * frames * patch * patch), or a small picture (3, patch, patch). A picture
-    becomes one visual token for `merge` x `merge` patches, or `tokens(height, width)`.
-    `extra(n, generator)` makes further inputs for n pictures.
-    """
-    shape = (3 * frames * patch * patch,) if flat else (3, patch, patch)
-    count = tokens or (lambda height, width: height * width // merge**2)
-
-    def make(counts, generator):
-        grids = in_turn(GRIDS, sum(counts))
-        inputs = {
-            "pixel_values": patches(grids, shape, generator),
-            "image_grid_thw": torch.tensor([(1, *sides) for sides in grids]),
-        }
-        if extra is not None:
-            inputs |= extra(len(grids), generator)
-        return Media(inputs, [count(*sides) for sides in grids])
-
-    return make
-
-
-def films(frames=2, patch=2, merge=2, flat=True, steps=2, pooled=1, apart=True, extra=None):
-    """As `grid`, films of grids (steps in time, height, width).
-
-    `pooled` steps in time make one. `apart`: other tokens stand between the steps in time.
-    """
-    shape = (3 * frames * patch * patch,) if flat else (3, patch, patch)
-
-    def make(counts, generator):
-        grids = [(steps, *sides) for sides in in_turn(SCREENS, sum(counts))]
-        inputs = {
-            "pixel_values_videos": patches(grids, shape, generator),
-            "video_grid_thw": torch.tensor(grids),
-        }
-        if extra is not None:
-            inputs |= extra(len(grids), generator)
-        tokens = [math.prod(sides) // merge**2 // pooled for sides in grids]
-        return Media(inputs, tokens, steps if apart else 1)
-
-    return make
-
-
-def in_turn(shapes, n):
-    """n of the shapes, from the first on, again and again."""
-    return [shapes[i % len(shapes)] for i in range(n)]
-
-
-def patches(grids, shape, generator):
-    """(patches of all grids, *shape)."""
-    return torch.randn(sum(map(math.prod, grids)), *shape, generator=generator)
-
-
-def packed(patch=4, merge=2, frames=1):
-    """The patches of all pictures side by side, as one picture: (1, 3, patch, patch * patches).
-
-    A picture becomes one visual token for `merge` x `merge` patches. With `frames`, films of so
-    many pictures, under the names that films have.
-    """
-    names = ("pixel_values", "target_sizes")
-    if frames > 1:
-        names = [f"{name}_videos" for name in names]
-
-    def make(counts, generator):
-        sizes = [(h * merge // 2, w * merge // 2) for h, w in in_turn(GRIDS, sum(counts))]
-        each = [size for size in sizes for _ in range(frames)]
-        width = patch * sum(map(math.prod, each))
-        pixels = torch.randn(1, 3, patch, width, generator=generator)
-        inputs = dict(zip(names, (pixels, torch.tensor(each, dtype=torch.int32)), strict=True))
-        return Media(inputs, [frames * h * w // merge**2 for h, w in sizes], frames)
 
     return make
 

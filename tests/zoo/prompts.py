@@ -37,7 +37,7 @@ def prompts(model, entry, counts=None, text=(9, 7), padding="left", seed=0, vide
         "input_ids": padded(rows, PAD, padding),
         "attention_mask": padded([[1] * len(row) for row in rows], 0, padding),
     }
-    inputs |= types(model, entry, inputs["input_ids"] == token, 2 if video else 1)
+    inputs |= types(model, entry, inputs["input_ids"] == token, entry.video_type if video else 1)
     return {**inputs, **renamed(model, media.inputs)}, n_visual
 
 
@@ -70,6 +70,11 @@ TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
 
 def renamed(model, inputs):
     """The inputs, under the names that this release of transformers gives them."""
-    old = "pixel_values_images"
     takes = inspect.signature(type(model).forward).parameters
-    return {old if old in takes and k == "pixel_values" else k: v for k, v in inputs.items()}
+    old = next((name for name in OLD_NAMES if name in takes), "pixel_values")
+    now = "pixel_values" if "pixel_values" in takes else old
+    return {now if name == "pixel_values" else name: value for name, value in inputs.items()}
+
+
+#: What Video-LLaVA and Fuyu used to call `pixel_values`.
+OLD_NAMES = ("pixel_values_images", "image_patches")
