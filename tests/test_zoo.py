@@ -26,15 +26,27 @@ NOT_APPLICABLE = {
 }
 
 
-@pytest.fixture(params=sorted(zoo.FAMILIES))
-def name(request):
-    """Each entry by name: the fast ones, or all with --every."""
-    entry = zoo.FAMILIES[request.param]
-    if not entry.fast and not request.config.getoption("every"):
-        pytest.skip("run with --every")
-    if lack := zoo.missing(entry):
+def pytest_generate_tests(metafunc):
+    """Each entry by name, with pictures and with films: the fast ones, or all with --every."""
+    every = metafunc.config.getoption("every")
+    chosen = {name: entry for name, entry in zoo.FAMILIES.items() if every or entry.fast}
+    if {"name", "video"} <= {*metafunc.fixturenames}:
+        cases = [(name, video) for name, entry in chosen.items() for video in shown(entry)]
+        metafunc.parametrize(("name", "video"), cases, ids=[f"{n}{'-video' * v}" for n, v in cases])
+    elif "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", chosen)
+
+
+def shown(entry):
+    """Whether to show films: never, or once with and once without."""
+    return (False,) if entry.video is None else (False, True)
+
+
+def made(name):
+    """The tiny model of an entry; skips what this release of transformers has not."""
+    if lack := zoo.missing(zoo.FAMILIES[name]):
         pytest.skip(lack)
-    return request.param
+    return zoo.make(name)
 
 
 def logits(model, inputs):
@@ -58,7 +70,7 @@ def test_every_family_is_here_or_not_applicable():
 
 def test_decoder(name):
     """Six or seven decoder layers, a small vocabulary, and the model type that the entry says."""
-    model = zoo.make(name)
+    model = made(name)
     _, layers = find_decoder(model)
     assert len(layers) in (6, 7)
     assert model.config.model_type == zoo.FAMILIES[name].model_type
@@ -66,12 +78,9 @@ def test_decoder(name):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("video", [False, True], ids=["images", "video"])
 def test_pictures_matter(name, padding, video):
     """Logits are finite, and other pictures give other logits in every row."""
-    if video and zoo.FAMILIES[name].video is None:
-        pytest.skip("no films")
-    model = zoo.make(name)
+    model = made(name)
     inputs, n_visual = zoo.prompts(name, padding=padding, video=video)
     visual = inputs["input_ids"] == (zoo.FAMILIES[name].video_token if video else IMAGE)
     assert visual.sum(1).tolist() == n_visual

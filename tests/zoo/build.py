@@ -144,8 +144,9 @@ def configuration(entry, cls):
         shared = TEXT if name == "text_config" else OTHER
         parts[name] = part(kind, shared, options.get(name, {}))
     # A configuration without a part for the text is that of the text.
-    own = ({}, {}) if "text_config" in parts else (TEXT, entry.text)
-    return cls(**{**known(cls, {**own[0], **IDS}), **own[1], **parts, **entry.top})
+    if "text_config" in parts:
+        return cls(**{**known(cls, IDS), **parts, **entry.top})
+    return cls(**{**known(cls, {**TEXT, **IDS}), **entry.text, **parts, **entry.top})
 
 
 def part(cls, shared, options):

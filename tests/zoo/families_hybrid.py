@@ -140,6 +140,7 @@ FAMILIES = {
             video_temporal_patch_size=2,
         ),
         top=dict(projector_hidden_size=32, vision_hidden_size=32),
+        # No films: transformers 5.23 fails on any (it joins a tensor as if it were a list).
     ),
     "inkling2": Entry(
         "Inkling2ForConditionalGeneration",

@@ -21,6 +21,9 @@ SLIDING = dict(
     layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
 )
 
+#: Films for classes that take the frames as pictures.
+FRAMES = frames(n=2, tokens=32, runs=2, listed=True, key="pixel_values")
+
 
 def high_res(n, generator):
     """The pictures again, larger."""
@@ -45,21 +48,21 @@ FAMILIES = {
         tiles(),
         vision=TILE,
         top=dict(vision_feature_layer=-1, image_grid_pinpoints=PINPOINTS),
-        video=frames(size=8, n=8, tokens=1),
+        video=frames(size=8, n=8, tokens=8),
     ),
     "llava_onevision": Entry(
         "LlavaOnevisionForConditionalGeneration",
         tiles(),
         vision=TILE,
         top=dict(image_grid_pinpoints=PINPOINTS),
-        video=frames(size=8, n=8, tokens=1, end=1),
+        video=frames(size=8, n=8, tokens=9),
     ),
     "video_llava": Entry(
         "VideoLlavaForConditionalGeneration",
         squares(),
         vision=CLIP,
         top=dict(vision_feature_layer=-1),
-        video=frames(n=2, tokens=17),
+        video=frames(n=2, tokens=34),
     ),
     "vipllava": Entry(
         "VipLlavaForConditionalGeneration",
@@ -72,7 +75,7 @@ FAMILIES = {
         squares(),
         vision=dict(image_size=[16, 16], patch_size=[2, 2]),
         top=dict(image_seq_length=16),
-        video=frames(n=2, apart=True, key="pixel_values"),
+        video=FRAMES,
         video_token=IMAGE,
     ),
     "qianfan_ocr": Entry(
@@ -80,7 +83,7 @@ FAMILIES = {
         squares(),
         vision=dict(image_size=[16, 16], patch_size=[2, 2]),
         top=dict(image_seq_length=16),
-        video=frames(n=2, apart=True, key="pixel_values"),
+        video=FRAMES,
         video_token=IMAGE,
     ),
     "idefics2": Entry(
@@ -169,6 +172,7 @@ FAMILIES = {
         "PerceptionLMForConditionalGeneration",
         ready(16, joined=torch.stack),
         vision=dict(model_args=dict(embed_dim=32)),
+        video=ready(16, kind="video", joined=torch.stack),
         ready="its tower comes from the package timm",
     ),
     "janus": Entry(

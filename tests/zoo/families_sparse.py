@@ -214,7 +214,7 @@ FAMILIES = {
         ),
         top=dict(
             deepstack_layer_map=[[-1, 0], [-2, 2]],
-            spatial_target_layers=[3, 3, 3, 3],
+            spatial_target_layers=[1, 3, 4, 5],
             downsample_rate="1/2",
             image_grid_pinpoints=[[16, 16]],
         ),

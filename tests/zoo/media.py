@@ -85,33 +85,32 @@ def cropped(size=16, patch=4, shapes=((16, 16), (16, 8), (8, 16))):
     return make
 
 
-def frames(size=16, n=4, tokens=16, end=0, apart=False, key="pixel_values_videos"):
-    """Films of n frames of `tokens` visual tokens each, and `end` more after the last.
+def frames(size=16, n=4, tokens=16, runs=1, listed=False, key="pixel_values_videos"):
+    """Films of n frames: (films, n, 3, size, size), or (films * n, 3, size, size) if `listed`.
 
-    They are (films, n, 3, size, size), or (films * n, 3, size, size) for classes that take the
-    frames as pictures (key "pixel_values"). `apart`: other tokens stand between the frames.
+    The `tokens` visual tokens of a film are split into `runs`.
     """
 
     def make(counts, generator):
         films = sum(counts)
-        shape = (films * n,) if key == "pixel_values" else (films, n)
+        shape = (films * n,) if listed else (films, n)
         pixels = torch.randn(*shape, 3, size, size, generator=generator)
-        return Media({key: pixels}, [n * tokens + end] * films, n if apart else 1)
+        return Media({key: pixels}, [tokens] * films, runs)
 
     return make
 
 
-def ready(*tokens, width=32, key="pooler_output", joined=None):
+def ready(*tokens, width=32, kind="image", joined=None):
     """Features as the tower would give them (`mm_encoder_outputs`), in place of pictures.
 
     The pictures have `tokens` features each, in turn. `joined` makes one tensor of the list of
-    (tokens, width): torch.stack or torch.cat.
+    (tokens, width): torch.stack or torch.cat. `kind` "video" is for films.
     """
 
     def make(counts, generator):
         lengths = in_turn(tokens, sum(counts))
         features = [torch.randn(k, width, generator=generator) for k in lengths]
-        output = BaseModelOutputWithPooling(**{key: joined(features) if joined else features})
-        return Media({"mm_encoder_outputs": {"image": output}}, lengths)
+        output = BaseModelOutputWithPooling(pooler_output=joined(features) if joined else features)
+        return Media({"mm_encoder_outputs": {kind: output}}, lengths)
 
     return make
