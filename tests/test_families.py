@@ -358,23 +358,3 @@ def test_masks_that_see_ahead_are_gathered(name):
         )
     )
     assert error(typed[there(inputs, kept)], causal[there(inputs, kept)]) > 0.01
-
-
-def test_rotary_embeddings_in_three_parts():
-    """Older releases hand the decoder time, height and width apart.
-
-    They are joined in the attention.
-    """
-    model, (inputs, _) = build("qwen2_vl"), mixed("qwen2_vl")
-    adapter, rotary = adapter_for(model)(model), model.get_decoder().rotary_emb
-    ids = model.model.get_rope_index(
-        **{
-            k: inputs[k]
-            for k in ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")
-            if k in inputs
-        }
-    )[0]
-    states = torch.randn(*inputs["input_ids"].shape, 32)
-    angles = (ids[..., None].float() * rotary.inv_freq).repeat(1, 1, 1, 2)  # (3, B, S, E)
-    apart = adapter.rotate(0, "query", states, (angles.cos(), angles.sin()))
-    assert torch.allclose(apart, adapter.rotate(0, "query", states, rotary(states, ids)), atol=1e-6)

@@ -19,8 +19,9 @@ from oracles import Constant, Replay, by_hand, decoder_inputs, error, hook_count
 from tiny import IMAGE, PER_IMAGE, batch, make, tiny_llava, without_labels
 from vispco import PruningConfig
 from vispco.methods.random import hashed
+from vispco.pruning._arguments import gathered
 from vispco.pruning._masks import Packed, log_policy, pack, soft_bias
-from vispco.pruning.context import positions, take, take_rotary
+from vispco.pruning.context import positions, take
 from vispco.registry import METHODS
 from vispco.relaxation import normalise, soft_mask
 from vispco.utils.version import versions
@@ -70,14 +71,24 @@ def test_packed_states_go_back_where_they_were(mask, seed):
     assert torch.equal(packed.kept(), table)
 
 
-@pytest.mark.parametrize("shape", [(1, 7, 4), (2, 7, 4), (3, 2, 7, 4), (3, 1, 7, 4)])
-def test_rotary_embeddings_of_any_layout(shape):
+@pytest.mark.parametrize("shape", [(1, 7, 4), (2, 7, 4), (3, 2, 7, 4), (3, 1, 7, 4), (2, 1, 7, 4)])
+def test_arguments_of_any_layout_are_gathered(shape):
     """Batch 1 for all samples, one per sample, or three sections (multimodal rotary embeddings)."""
     x, index = torch.randn(shape), torch.tensor([[0, 3, 6], [5, 5, 1]])
-    (got,) = take_rotary((x,), index)
-    full = x.expand(*shape[:-3], 2, 7, 4)
+    got = gathered(x, index, length=7)
+    # (2, 1, 7, 4) has one head for all.
+    full = x.expand(2, 1, 7, 4)[:, 0] if shape[0] == 2 else x.expand(*shape[:-3], 2, 7, 4)
+    got = got[:, 0] if shape == (2, 1, 7, 4) else got
     for b, k in itertools.product(range(2), range(3)):
         assert torch.equal(got[..., b, k, :], full[..., b, index[b, k], :])
+
+
+def test_arguments_of_the_sequence_alone_and_others():
+    """Angles without samples get them; what has no axis of tokens stays as it is."""
+    index = torch.tensor([[0, 3, 6], [5, 5, 1]])
+    angles, other = torch.randn(7, 4), torch.randn(2, 5)
+    assert torch.equal(gathered(angles, index, 7), angles[index])
+    assert gathered(other, index, 7) is other
 
 
 @given(

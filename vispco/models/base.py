@@ -304,6 +304,10 @@ class Adapter(Costs):
             return 0
         return self.next_attention(-1) + method.first_layer
 
+    def differentiable(self, method: Any) -> bool:
+        """Whether the gradient of a search with `method` can flow: through a mask, somewhere."""
+        return any(map(self.masks, range(self.first_layer(method), len(self.layers))))
+
     def key_sources(self, layer: int) -> Iterator[int]:
         """Decoder layers whose keys `layer` may read: itself, then earlier ones of its type."""
         return (i for i in range(layer, -1, -1) if self.kind(i) == self.kind(layer))

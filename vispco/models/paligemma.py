@@ -15,11 +15,6 @@ class PaliGemma(Adapter):
     model_types = ("paligemma",)
     causal = False
 
-    def cap(self, layer, logits):
-        """Gemma 2 caps q k^T smoothly, in every attention implementation that it allows."""
-        limit = getattr(self.attention_module(layer), "attn_logit_softcapping", None)
-        return logits if limit is None else limit * (logits / limit).tanh()
-
     @classmethod
     def projector_flops(cls, config):
         """FLOPs of the projector's one matrix, for one image."""
