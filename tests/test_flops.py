@@ -357,7 +357,7 @@ def test_prunable_share_is_linear_in_the_prunable_cost():
     "method, per_step",
     [
         ("fastv", lambda n, t: 2 * 4096 * (n + t)),
-        ("pdrop", lambda n, t: 2 * (n + t) * 4096 * 4096 + 2 * 4096 * 4096 + 2 * (n + t) * 4096),
+        ("pdrop", lambda n, t: 3 * 2 * (n + t) * 4096 * 4096 + 2 * (n + t) * 4096),
         ("sparsevlm", lambda n, t: 2 * t * 4096 * (n + t) + 2 * n * t * 4096),
         ("random", lambda n, t: 0),
         ("strided", lambda n, t: 0),

@@ -19,7 +19,7 @@ ROOT = Path(vispco.__file__).parent
 FLOORS = [
     {"registry", "utils"},
     {"config"},
-    {"kernels", "relaxation", "ste", "flops", "alm", "pareto", "schedule", "budget", "frontier"},
+    {"kernels", "relaxation", "ste", "dimensions", "flops", "alm", "pareto", "schedule", "budget", "frontier"},
     {"pruning"},
     {"methods", "models"},
     {"calibration"},

@@ -21,29 +21,13 @@ import torch
 from torch import Tensor
 
 from .config import PruningConfig
+from .dimensions import Dimensions as Dimensions
 from .registry import adapter_for, build_method
 
 
-@dataclass(frozen=True)
-class Dimensions:
-    """Sizes of a decoder. vision_head_dim: of the vision tower, if a method compares its keys."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    ffn_matrices: int = 3
-    vision_head_dim: int = 0
-
-
 def exact(s: Dimensions, n):
-    """FLOPs of one layer with n tokens, exactly: see the formula of `vispco.flops`."""
-    attention = 2 * s.hidden * s.heads * s.head_dim + 2 * s.hidden * s.kv_heads * s.head_dim
-    ffn = s.ffn_matrices * s.hidden * s.ffn
-    return 2 * n * (attention + ffn) + 4 * n * n * (s.heads * s.head_dim)
+    """FLOPs of each layer that n tokens (..., L) enter, as PyTorch's counter sees them."""
+    return s.flops(n)
 
 
 def fastv(s: Dimensions, n):
@@ -85,7 +69,7 @@ class Cost:
     dimensions: Dimensions
 
     def layer(self, tokens: Tensor) -> Tensor:
-        """The cost of one layer that `tokens` (...) enter, elementwise."""
+        """The cost (..., L) of each layer, which `tokens` (..., L) enter."""
         raise NotImplementedError(f"{type(self).__name__} must define layer(tokens)")
 
     def layers(self, counts: Tensor, n_text) -> Tensor:
@@ -148,7 +132,8 @@ class CostModel(Cost):
         n_visual = torch.as_tensor(n_visual, device=counts.device)[..., None]
         n_text = torch.as_tensor(n_text, device=counts.device)[..., None]
         before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
-        ranked = torch.zeros_like(counts) + self.method.flops(self.dimensions, before, n_text)
+        found = self.dimensions.before()
+        ranked = torch.zeros_like(counts) + self.method.flops(found, before, n_text)
         return ranked.where(counts < before, 0).sum(-1)
 
     def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
@@ -179,8 +164,7 @@ class KVCacheMemory(Cost):
         self.dimensions, self.bytes_per_element = dimensions, bytes_per_element
 
     def layer(self, tokens: Tensor) -> Tensor:
-        sizes = self.dimensions
-        return tokens * (2 * sizes.kv_heads * sizes.head_dim * self.bytes_per_element)
+        return tokens * (self.dimensions.cached() * self.bytes_per_element)
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,11 @@ class LatencyTable(Cost, JsonFile):
     unit = "seconds"
 
     def __post_init__(self):
-        for name, size in dataclasses.asdict(self.dimensions).items():
-            least = 0 if name == "vision_head_dim" else 1
+        for name, size in self.dimensions.sizes().items():
+            least = 0 if name in ("ffn", "vision_head_dim") else 1
             most = 10_000 if name == "layers" else 2**31
-            if type(size) is not int or not least <= size <= most:
+            each = size if isinstance(size, tuple) else (size,)
+            if any(type(x) is not int or not least <= x <= most for x in each):
                 expected = f"whole numbers, {name} from {least} to {most}"
                 raise ValueError(f"dimensions must be {expected}, got {size!r}")
         object.__setattr__(self, "lengths", _checked_lengths(self.lengths))
@@ -143,7 +144,8 @@ class LatencyTable(Cost, JsonFile):
     def to_dict(self) -> dict:
         """A JSON-ready dict, with the schema version."""
         lists = {"lengths": list(self.lengths), "seconds": list(self.seconds)}
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self), **lists}
+        parts = {"dimensions": self.dimensions.sizes(), **lists, "meta": dict(self.meta)}
+        return {"schema_version": SCHEMA_VERSION, **parts}
 
     @classmethod
     def from_dict(cls, data: Any) -> LatencyTable:

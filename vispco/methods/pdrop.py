@@ -29,8 +29,5 @@ class PDrop(Method):
         return head_mean(ctx.attention(ctx.layer))[:, 0][ctx.visual]
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the next layer's keys, of one query and of one row of q k^T."""
-        d, n = dimensions, n_visual + n_text
-        keys = 2 * n * d.hidden * d.kv_heads * d.head_dim
-        query = 2 * d.hidden * d.heads * d.head_dim
-        return keys + query + 2 * n * d.heads * d.head_dim
+        """FLOPs of the next layer up to its attention function, and of one row of q k^T."""
+        return dimensions.ahead(n_visual + n_text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..flops import Dimensions
+from .blank import Blueprint
+from .measure import measured
+from .structure import first
 from .towers import class_token, patches, vit
 
 
@@ -19,16 +22,16 @@ class Costs:
     def dimensions(cls, config) -> Dimensions:
         """Sizes of the decoder, and of a vision head, from the model's configuration."""
         text = config.get_text_config(decoder=True)
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        found = measured(Blueprint.of(config))
+        attention = (found.size(name) for name in ("heads", "kv_heads", "head_dim"))
         return Dimensions(
-            text.num_hidden_layers,
-            text.hidden_size,
-            text.num_attention_heads,
-            text.num_key_value_heads,
-            head_dim,
-            text.intermediate_size,
+            len(found.attention),
+            first(text, ["hidden_size", "embed_dim"], 0),
+            *attention,
+            ffn_width(text),
             text.vocab_size,
             vision_head_dim=cls.vision_head_dim(config),
+            measured=found,
         )
 
     @classmethod
@@ -89,3 +92,9 @@ class Costs:
     def projector_flops(cls, config) -> int:
         """FLOPs of the projector for one tile, an image of the tower's own size."""
         raise NotImplementedError
+
+
+def ffn_width(text) -> int:
+    """Width of the decoder's feed-forward network; the largest, if layers differ."""
+    width = first(text, ["intermediate_size", "ffn_dim", "ffn_hidden_size"], 0)
+    return max(width) if isinstance(width, (list, tuple)) else width

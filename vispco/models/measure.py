@@ -1,0 +1,154 @@
+"""A decoder, measured: what its layers do and cost, read off a blank model as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from itertools import accumulate, count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..pruning._hearing import Hearing
+from .blank import Blueprint, Counting, blank, counting
+from .growth import Growth, Rule, find_rule
+from .structure import find_decoder
+
+#: Numbers of tokens that decoders run with. No size of chunks makes a straight line of them.
+LENGTHS = (8, 27, 72, 265)
+#: More of them, for layers that are no polynomials, and the sizes of chunks that are tried.
+MORE = (100, 141, 190, 333, 530, 601)
+CHUNKS = (64, 128, 256, 32, 16, 8, 4, 2)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a layer hands to its attention function, as heard there.
+
+    heads, kv_heads, head_dim: of its queries and keys. scaling: of q k^T. softcap: limit of the
+    scaled q k^T, or None. sinks: whether some of the attention goes to no token at all.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scaling: float
+    softcap: float | None
+    sinks: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What is known of a decoder.
+
+    attention: of each layer; None where a layer calls no attention function.
+    flops, ahead: FLOPs of each layer for n tokens; of all of it, and up to its attention function
+        with one row of q k^T.
+    cached: (L,), numbers that its key-value cache holds of each token.
+    """
+
+    attention: tuple[Attention | None, ...]
+    flops: Growth
+    ahead: Growth
+    cached: Tensor
+
+    def size(self, name: str) -> int | tuple[int, ...]:
+        """A size of the attention: one number, or those of each layer where layers differ."""
+        own = [0 if heard is None else getattr(heard, name) for heard in self.attention]
+        # Layers before the first that attends have its size.
+        some = tuple(_carried([next(filter(None, own), 0), *own])[1:])
+        return some[0] if len(set(some)) == 1 else some
+
+
+class _Run:
+    """One pass of a blank decoder over `n` tokens of text."""
+
+    def __init__(self, model: Any, counter: Counting, n: int):
+        self.counter, self.n = counter, n
+        self.decoder, self.layers = find_decoder(model)
+        self.flops, self.ahead = [0] * len(self.layers), [0] * len(self.layers)
+        self.attention: list[Attention | None] = [None] * len(self.layers)
+        with ExitStack() as stack:
+            for i, layer in enumerate(self.layers):
+                start = layer.register_forward_pre_hook(lambda *_, i=i: self._spent(i, -1))
+                stop = layer.register_forward_hook(lambda *_, i=i: self._spent(i, 1))
+                hearing = Hearing([*layer.modules()], partial(self._heard, i))
+                for hook in (start, stop, hearing):
+                    stack.callback(hook.remove)
+            cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+            self._forward(model, {"past_key_values": cache, "use_cache": True})
+        rows = _carried([0 if a is None else a.heads * a.head_dim for a in self.attention])
+        self.ahead = [spent + 2 * n * row for spent, row in zip(self.ahead, rows, strict=True)]
+        held = [_numbers(each) for each in cache.layers]
+        self.cached = (held + [0] * len(self.layers))[: len(self.layers)]
+
+    def _forward(self, model: Any, options: dict) -> None:
+        try:
+            states = blank(1, self.n, model.get_input_embeddings().weight.shape[-1])
+            self.decoder(inputs_embeds=states, **options)
+        except Exception:
+            # It wants ids: to look more embeddings up, one for each layer.
+            self.flops[:] = [0] * len(self.layers)
+            ids = torch.full((1, self.n), _plain_id(model.config))
+            model(input_ids=ids, **options)
+
+    def _spent(self, i: int, sign: int) -> None:
+        self.flops[i] += sign * self.counter.total
+
+    def _heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
+        if self.attention[i] is None:
+            sizes = query.shape[1], key.shape[1], query.shape[3]
+            scaling, sinks = options.get("scaling"), options.get("s_aux") is not None
+            scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
+            self.attention[i] = Attention(*sizes, scaling, options.get("softcap"), sinks)
+            # Until the layer ends, `flops` is less by what was spent before it.
+            self.ahead[i] = self.flops[i] + self.counter.total
+
+
+def _carried(sizes: list[int]) -> list[int]:
+    """Each size; in place of a 0 the last size before it."""
+    return [*accumulate(sizes, lambda last, size: size or last)]
+
+
+def _numbers(cached: Any) -> int:
+    """Numbers that a layer of a KV cache holds of each token, of one sample."""
+    states = [x for name, x in vars(cached).items() if name.endswith(("keys", "values"))]
+    return sum(x.shape[1] * x.shape[3] for x in states if x is not None and x.ndim == 4)
+
+
+def _plain_id(config: Any) -> int:
+    """An id that stands for nothing special."""
+    text = config.get_text_config(decoder=True)
+    special = {x for each in (config, text) for x in each.to_dict().values() if isinstance(x, int)}
+    return next(i for i in count(3) if i not in special)
+
+
+@lru_cache(maxsize=64)
+def measured(blueprint: Blueprint) -> Decoder:
+    """What the decoder of a model does and costs, from its blueprint.
+
+    Raises ValueError if the model cannot be built or run.
+    """
+    with blueprint.explained(), counting() as counter:
+        model = blueprint.model()
+        runs = {n: _Run(model, counter, n) for n in LENGTHS}
+        flops, ahead = _rules(runs, "flops"), _rules(runs, "ahead")
+        if None in (*flops, *ahead):
+            runs.update((n, _Run(model, counter, n)) for n in MORE)
+            flops, ahead = _rules(runs, "flops", CHUNKS), _rules(runs, "ahead", CHUNKS)
+    if None in (*flops, *ahead):
+        raise ValueError("no rule")
+    some = runs[LENGTHS[0]]
+    return Decoder(tuple(some.attention), Growth(flops), Growth(ahead), torch.tensor(some.cached))
+
+
+def _rules(runs: dict[int, _Run], name: str, chunks: Sequence[int] = ()) -> list[Rule | None]:
+    """The rule of each layer's `name`, "flops" or "ahead"."""
+    find = cache(lambda found: find_rule(dict(zip(runs, found, strict=True)), chunks))
+    return [
+        find(found) for found in zip(*(getattr(run, name) for run in runs.values()), strict=True)
+    ]
