@@ -7,9 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DynamicCache,
     Gemma3Config,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
     PaliGemmaConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
@@ -20,9 +17,6 @@ from test_flops import llava_7b
 from tiny import FAMILIES, make
 from vispco.dimensions import Dimensions
 from vispco.flops import CostModel, KVCacheMemory
-from vispco.models.blank import Blueprint, blank, counting
-from vispco.models.growth import Growth, Rule, find_rule
-from vispco.models.measure import measured
 from vispco.models.structure import find_decoder
 from vispco.pruning._hearing import Hearing
 from vispco.registry import METHODS, adapter_for

@@ -13,8 +13,9 @@ Start from a schedule on the budget, refine it by a surrogate, harden it to whol
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def search(
 ) -> Frontier:
     """Find one pruning configuration per budget.
 
-    model: any model with a registered adapter. Its weights are not changed.
+    model: any vision-language model whose decoder holds visual tokens. Its weights are not changed.
     batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer).
         The vision tower runs once on each batch, and what it makes is kept in main memory.
     method: a registered pruning method, a name or a mapping {"name": ..., **options}.
@@ -54,7 +55,9 @@ def search(
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
     start: "ramp", "gradient" or "shared"; or its options, as `Gradient(steps=10)` or as a mapping
-        {"name": "gradient", "steps": 10}.
+        {"name": "gradient", "steps": 10}. Through layers that run on the tokens that are left alone
+        (linear attention, sparse indexers) no gradient flows; where there are no others, the search
+        says so and goes without.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
@@ -80,6 +83,8 @@ def search(
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
     problem = Problem(model, batches, method, kernel, options, callback)
+    if not problem.adapter.differentiable(problem.scorer):
+        chosen = _without_gradient(chosen, problem)
     points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     if isinstance(chosen, Shared):
         return SharedFrontier(points, meta, solver)
@@ -128,6 +133,19 @@ class SharedFrontier(Frontier):
     def config(self, budget: float) -> PruningConfig:
         """The configuration for one budget, in whole tokens, never above it."""
         return self.frontier([budget]).points[0].config
+
+
+def _without_gradient(start: Any, problem: Problem) -> Any:
+    """The same start without gradient steps, said aloud. Raises ValueError if it needs them."""
+    if isinstance(start, Ramp):
+        return start
+    model = type(problem.model).__name__
+    why = f"no gradient flows through {model}: none of its layers takes a mask that hides a token"
+    if isinstance(start, Shared):
+        raise ValueError(f"{why}; start='shared' learns by it: use start='ramp'")
+    if start.steps:
+        warnings.warn(f"{why}; the search goes without, and refines", stacklevel=3)
+    return replace(start, steps=0)
 
 
 def _options_of(start: Any) -> Any:
