@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo.entry import VOCAB, Entry
+from zoo.entry import PAD, VOCAB, Entry
 from zoo.media import ready, squares
 from zoo.media_patches import placed
 
@@ -64,6 +64,7 @@ FAMILIES = {
         vision=dict(patch_size=2, pooling_kernel_size=2, position_embedding_size=16),
         top=dict(audio_config=None),
         video=placed(frames=2),
+        video_since="5.23",
     ),
     "gemma4_unified": Entry(
         "Gemma4UnifiedForConditionalGeneration",
@@ -78,6 +79,7 @@ FAMILIES = {
         ),
         top=dict(audio_config=None),
         video=placed(patch=4, merge=1, frames=2),
+        video_since="5.23",
     ),
     "llama4": Entry(
         "Llama4ForConditionalGeneration",
@@ -99,5 +101,7 @@ FAMILIES = {
             projector_input_dim=32,
             projector_output_dim=32,
         ),
+        top=dict(pad_token_id=PAD),
+        since="5.2",
     ),
 }

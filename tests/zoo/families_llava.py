@@ -68,7 +68,7 @@ FAMILIES = {
         "VipLlavaForConditionalGeneration",
         squares(),
         vision=CLIP,
-        top=dict(vision_feature_layer=[-1, -2]),
+        top=dict(vision_feature_layers=[-1, -2]),
     ),
     "internvl": Entry(
         "InternVLForConditionalGeneration",
