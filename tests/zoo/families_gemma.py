@@ -1,7 +1,5 @@
 """Gemma and Llama 4: sliding or chunked attention, keys shared between layers, wide heads."""
 
-import torch
-
 from zoo.entry import PAD, VOCAB, Entry
 from zoo.media import ready, squares
 from zoo.media_patches import placed
@@ -35,7 +33,7 @@ FAMILIES = {
     ),
     "gemma3n": Entry(
         "Gemma3nForConditionalGeneration",
-        ready(16, joined=torch.stack),
+        ready(),
         text=dict(
             SEVEN,
             **BY_LAYER,
