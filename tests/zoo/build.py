@@ -93,15 +93,27 @@ IDS = {
 }
 
 
-def missing(entry):
-    """What this release of transformers lacks of an entry, in words; "" if it has all."""
+def missing(entry, video=False):
+    """What this release of transformers lacks of an entry, in words; "" if it has all.
+
+    With `video`, what it lacks to run the entry on films.
+    """
+    here = transformers.__version__
     for name in filter(None, (entry.cls, entry.text_class)):
         if not hasattr(transformers, name):
-            return f"transformers {transformers.__version__} has no {name}"
+            return f"transformers {here} has no {name}"
+    since = (entry.video_since if video else "") or entry.since
+    if since and release(here) < release(since):
+        return f"transformers {here} has an older {entry.cls}: this is for {since} and newer"
     forward = inspect.signature(getattr(transformers, entry.cls).forward)
     if entry.ready and "mm_encoder_outputs" not in forward.parameters:
-        return f"{entry.cls} of transformers {transformers.__version__} takes no ready features"
+        return f"{entry.cls} of transformers {here} takes no ready-made features"
     return ""
+
+
+def release(version):
+    """(major, minor) of a version."""
+    return tuple(map(int, version.split(".")[:2]))
 
 
 def build(entry):
@@ -113,7 +125,9 @@ def build(entry):
         raise ValueError(lack)
     cls = getattr(transformers, entry.cls)
     config = configuration(entry, cls.config_class)
-    with torch.random.fork_rng(), without_timm():
+    if entry.attention is not None:
+        config._attn_implementation = entry.attention
+    with torch.random.fork_rng(devices=[]), without_timm():
         torch.manual_seed(0)
         model = cls(config).float().eval()
         if entry.shrink is not None:
@@ -142,7 +156,7 @@ def configuration(entry, cls):
         if name == "text_config" and entry.text_class:
             kind = getattr(transformers, entry.text_class)
         shared = TEXT if name == "text_config" else OTHER
-        parts[name] = part(kind, shared, options.get(name, {}))
+        parts[name] = part(kind, shared, options.get(name, {})).to_dict()
     # A configuration without a part for the text is that of the text.
     if "text_config" in parts:
         return cls(**{**known(cls, IDS), **parts, **entry.top})
@@ -160,8 +174,11 @@ def part(cls, shared, options):
 
 
 def known(cls, options):
-    """Those of the options that a configuration class has."""
-    names = {*cls().to_dict(), *inspect.signature(cls.__init__).parameters}
+    """Those of the options that a configuration class has.
+
+    Decoders read the id of padding even where the first releases of transformers 5 list none.
+    """
+    names = {*cls().to_dict(), *inspect.signature(cls.__init__).parameters, "pad_token_id"}
     return {name: value for name, value in options.items() if name in names}
 
 

@@ -76,5 +76,9 @@ class Entry:
     """Makes smaller, in place, what no option of the configuration does."""
     ready: str = ""
     """Why the pictures are ready-made features; empty where the vision tower runs."""
+    since: str = ""
+    """First release of transformers whose class works as here: earlier ones fail, or differ."""
+    video_since: str = ""
+    """The same for films, where it is another."""
     fast: bool = False
     """Whether the default tests run this entry. `pytest --every` runs all."""

@@ -1,8 +1,6 @@
 """Gemma and Llama 4: sliding or chunked attention, keys shared between layers, wide heads."""
 
-import torch
-
-from zoo.entry import VOCAB, Entry
+from zoo.entry import PAD, VOCAB, Entry
 from zoo.media import ready, squares
 from zoo.media_patches import placed
 
@@ -35,7 +33,7 @@ FAMILIES = {
     ),
     "gemma3n": Entry(
         "Gemma3nForConditionalGeneration",
-        ready(16, joined=torch.stack),
+        ready(),
         text=dict(
             SEVEN,
             **BY_LAYER,
@@ -64,6 +62,7 @@ FAMILIES = {
         vision=dict(patch_size=2, pooling_kernel_size=2, position_embedding_size=16),
         top=dict(audio_config=None),
         video=placed(frames=2),
+        video_since="5.23",
     ),
     "gemma4_unified": Entry(
         "Gemma4UnifiedForConditionalGeneration",
@@ -78,6 +77,7 @@ FAMILIES = {
         ),
         top=dict(audio_config=None),
         video=placed(patch=4, merge=1, frames=2),
+        video_since="5.23",
     ),
     "llama4": Entry(
         "Llama4ForConditionalGeneration",
@@ -99,5 +99,7 @@ FAMILIES = {
             projector_input_dim=32,
             projector_output_dim=32,
         ),
+        top=dict(pad_token_id=PAD),
+        since="5.2",
     ),
 }

@@ -53,6 +53,7 @@ FAMILIES = {
         ),
         vision=TOWER,
         video=films(),
+        since="5.20",
     ),
     "glm5_next": Entry(
         "Glm5NextForConditionalGeneration",
@@ -86,6 +87,7 @@ FAMILIES = {
         text=QWEN35,
         top=dict(insert_layer_id=0),
         video=packed(merge=4, frames=2),
+        since="5.20",
     ),
     "minicpmv4_7": Entry(
         "MiniCPMV4_7ForConditionalGeneration",

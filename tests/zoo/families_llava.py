@@ -68,7 +68,7 @@ FAMILIES = {
         "VipLlavaForConditionalGeneration",
         squares(),
         vision=CLIP,
-        top=dict(vision_feature_layer=[-1, -2]),
+        top=dict(vision_feature_layers=[-1, -2]),
     ),
     "internvl": Entry(
         "InternVLForConditionalGeneration",
@@ -164,15 +164,15 @@ FAMILIES = {
     ),
     "fast_vlm": Entry(
         "FastVlmForConditionalGeneration",
-        ready(16, joined=torch.stack),
+        ready(),
         vision=dict(hidden_size=32),
         ready="its tower comes from the package timm",
     ),
     "perception_lm": Entry(
         "PerceptionLMForConditionalGeneration",
-        ready(16, joined=torch.stack),
+        ready(),
         vision=dict(model_args=dict(embed_dim=32)),
-        video=ready(16, kind="video", joined=torch.stack),
+        video=ready(kind="video"),
         ready="its tower comes from the package timm",
     ),
     "janus": Entry(

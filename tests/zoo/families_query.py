@@ -138,11 +138,12 @@ FAMILIES = {
             },
         ),
         counts=(1, 1),
+        since="5.16",
     ),
     "fuyu": Entry(
         "FuyuForCausalLM",
         patches,
         text=dict(num_key_value_heads=4),
-        top=dict(patch_size=2),
+        top=dict(patch_size=2, hidden_size=32),
     ),
 }

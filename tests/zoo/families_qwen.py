@@ -98,6 +98,7 @@ FAMILIES = {
             user_token_id=97,
         ),
         video=films(apart=False, extra=seconds),
+        video_since="5.1",
     ),
     "cohere_compass": Entry(
         "CohereCompassForConditionalGeneration",

@@ -218,5 +218,6 @@ FAMILIES = {
             downsample_rate="1/2",
             image_grid_pinpoints=[[16, 16]],
         ),
+        since="5.20",
     ),
 }

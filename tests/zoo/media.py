@@ -17,7 +17,7 @@ def in_turn(shapes, n):
     return [shapes[i % len(shapes)] for i in range(n)]
 
 
-def squares(size=16, tokens=16, key="pixel_values", extra=None):
+def squares(size=16, tokens=16, extra=None):
     """One square picture after the other: (pictures, 3, size, size).
 
     `extra(n, generator)` makes further inputs for n pictures.
@@ -25,7 +25,7 @@ def squares(size=16, tokens=16, key="pixel_values", extra=None):
 
     def make(counts, generator):
         n = sum(counts)
-        inputs = {key: torch.randn(n, 3, size, size, generator=generator)}
+        inputs = {"pixel_values": torch.randn(n, 3, size, size, generator=generator)}
         if extra is not None:
             inputs |= extra(n, generator)
         return Media(inputs, [tokens] * n)
@@ -72,7 +72,7 @@ def tiles(size=8, tiles=3, tokens=16, shape=(16, 8)):
 
 
 def cropped(size=16, patch=4, shapes=((16, 16), (16, 8), (8, 16))):
-    """(pictures, 3, size, size) of which only `shapes` (height, width) are filled."""
+    """(pictures, 3, size, size), and the part of each that counts: its height and width."""
 
     def make(counts, generator):
         sizes = in_turn(shapes, sum(counts))
@@ -100,17 +100,16 @@ def frames(size=16, n=4, tokens=16, runs=1, listed=False, key="pixel_values_vide
     return make
 
 
-def ready(*tokens, width=32, kind="image", joined=None):
+def ready(tokens=16, width=32, kind="image"):
     """Features as the tower would give them (`mm_encoder_outputs`), in place of pictures.
 
-    The pictures have `tokens` features each, in turn. `joined` makes one tensor of the list of
-    (tokens, width): torch.stack or torch.cat. `kind` "video" is for films.
+    They are (pictures, tokens, width). `kind` "video" is for films.
     """
 
     def make(counts, generator):
-        lengths = in_turn(tokens, sum(counts))
-        features = [torch.randn(k, width, generator=generator) for k in lengths]
-        output = BaseModelOutputWithPooling(pooler_output=joined(features) if joined else features)
-        return Media({"mm_encoder_outputs": {kind: output}}, lengths)
+        n = sum(counts)
+        features = torch.randn(n, tokens, width, generator=generator)
+        output = BaseModelOutputWithPooling(pooler_output=features)
+        return Media({"mm_encoder_outputs": {kind: output}}, [tokens] * n)
 
     return make

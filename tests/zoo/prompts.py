@@ -8,6 +8,11 @@ import torch
 
 from zoo.entry import BOS, FILM_END, FILM_START, IMAGE, PAD, WORDS
 
+#: Inputs with 0 at a word, 1 at a visual token of a picture, 2 at one of a film.
+MARKS = ("mm_token_type_ids", "moe_mm_token_type_ids")
+#: What Video-LLaVA and Fuyu used to call `pixel_values`.
+OLD_NAMES = ("pixel_values_images", "image_patches")
+
 
 def prompts(model, entry, counts=None, text=(9, 7), padding="left", seed=0, video=False):
     """A batch of prompts: `counts[b]` pictures among `text[b]` words.
@@ -37,7 +42,7 @@ def prompts(model, entry, counts=None, text=(9, 7), padding="left", seed=0, vide
         "input_ids": padded(rows, PAD, padding),
         "attention_mask": padded([[1] * len(row) for row in rows], 0, padding),
     }
-    inputs |= types(model, entry, inputs["input_ids"] == token, entry.video_type if video else 1)
+    inputs |= marks(model, entry, inputs["input_ids"] == token, entry.video_type if video else 1)
     return {**inputs, **renamed(model, media.inputs)}, n_visual
 
 
@@ -55,17 +60,13 @@ def padded(rows, fill, side):
     return torch.tensor([more + row if side == "left" else row + more for row, more in pairs])
 
 
-def types(model, entry, visual, kind):
+def marks(model, entry, visual, kind):
     """The inputs that say which tokens are visual, of those that the model takes."""
     takes = inspect.signature(type(model).forward).parameters
-    found = {name: visual.int() * kind for name in TYPES if name in takes}
+    found = {name: visual.int() * kind for name in MARKS if name in takes}
     if "token_type_ids" in takes:
         found["token_type_ids"] = visual.long() * entry.types_mark_images
     return found | (entry.extra(visual) if entry.extra else {})
-
-
-#: Inputs with 0 at a word, 1 at a visual token of a picture, 2 at one of a film.
-TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
 
 
 def renamed(model, inputs):
@@ -74,7 +75,3 @@ def renamed(model, inputs):
     old = next((name for name in OLD_NAMES if name in takes), "pixel_values")
     now = "pixel_values" if "pixel_values" in takes else old
     return {now if name == "pixel_values" else name: value for name, value in inputs.items()}
-
-
-#: What Video-LLaVA and Fuyu used to call `pixel_values`.
-OLD_NAMES = ("pixel_values_images", "image_patches")

@@ -27,6 +27,7 @@ LATENT = dict(
     num_key_value_heads=4,
     first_k_dense_replace=1,
     rope_parameters=YARN,
+    max_position_embeddings=128,
 )
 #: Caps on attention logits.
 GEMMA2 = dict(
