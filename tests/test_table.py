@@ -1,12 +1,9 @@
-"""The page that `--table` writes."""
+"""The pages that `--table` writes, and the README's list of models."""
 
 import subprocess
 import sys
-from pathlib import Path
 
-from conftest import Table
-
-ROOT = Path(__file__).parent.parent
+from tables import ROOT, cell, mark, model_list, renewed
 
 
 def test_cells_count_checks_and_number_reasons():
@@ -17,36 +14,52 @@ def test_cells_count_checks_and_number_reasons():
         "test_c": {"no grid"},
         "test_d": {"passed", "no grid"},
     }
-    assert Table.cell(one, reasons) == "2 1 failed 1 n/a [1]"
-    assert Table.cell({"test_a": {"one layer"}, "test_c": {"no grid"}}, reasons) == "2 n/a [1] [2]"
-    assert Table.cell({"test_a": {"passed"}}, reasons) == "1" and Table.cell({}, reasons) == ""
+    assert cell(one, reasons) == "2 1 failed 1 n/a [1]"
+    assert cell({"test_a": {"one layer"}, "test_c": {"no grid"}}, reasons) == "2 n/a [1] [2]"
+    assert cell({"test_a": {"passed"}}, reasons) == "1" and cell({}, reasons) == ""
     assert reasons == ["no grid", "one layer"]
 
 
-def test_the_page_of_a_run(tmp_path):
-    page = tmp_path / "contract.md"
+def test_marks_of_one_check():
+    reasons = []
+    assert mark({"passed"}, reasons) == "yes" and mark(set(), reasons) == ""
+    assert mark({"passed", "no cache"}, reasons) == "yes [1]"
+    assert mark({"passed", "failed"}, reasons) == "failed"
+    assert mark({"no cache"}, reasons) == "n/a [1]" and reasons == ["no cache"]
+
+
+def page_of(tmp_path, suite, chosen):
+    """What a run with `--table` writes."""
+    page = tmp_path / "page.md"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", suite]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "tests/test_contract.py",
-            "--table",
-            page,
-            "-k",
-            "llava-strided and bit_identical",
-        ],
+        [*command, "--table", page, "-k", chosen],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout
-    text = page.read_text(encoding="utf-8")
-    assert (
-        "| method | `llava` |\n| --- | --- |\n| `strided` | 2 |" in text
-        and "6 cases passed" in text
+    return page.read_text(encoding="utf-8")
+
+
+def test_the_page_of_methods(tmp_path):
+    text = page_of(tmp_path, "tests/test_contract.py", "llava-strided and bit_identical")
+    assert "| method | `llava` |\n| --- | --- |\n| `strided` | 2 |" in text
+    assert "6 cases passed" in text and "- keep all is bit identical\n" in text
+
+
+def test_the_page_of_models_and_the_readme(tmp_path):
+    text = page_of(tmp_path, "tests/test_any_model.py", "qwen3_vl_moe and bit_identical")
+    assert "| `qwen3_vl_moe` | `Qwen3VLMoeForConditionalGeneration` | yes | works |" in text
+    assert "- `mllama`: cross-attention" in text and "2 cases passed" in text
+    listed = model_list(text)
+    assert listed.count("`") == 2 and "`qwen3_vl_moe`" in listed
+
+
+def test_the_readme_lists_the_models_of_the_page():
+    readme, page = (ROOT / name for name in ("README.md", "docs/contract.md"))
+    before = readme.read_text(encoding="utf-8")
+    assert renewed(before, page.read_text(encoding="utf-8")) == before, (
+        "python tests/tables.py --write"
     )
-    assert "- keep all is bit identical\n" in text

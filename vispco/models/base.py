@@ -298,6 +298,11 @@ class Adapter(Costs):
         later = range(layer + 1, len(self.layers))
         return next(filter(self.attends, later), len(self.layers))
 
+    @property
+    def layers_with_keys(self) -> int:
+        """Number of decoder layers that make keys; those after them read the keys of these."""
+        return len(self.layers) - (getattr(self.text, "num_kv_shared_layers", None) or 0)
+
     def first_layer(self, method: Any) -> int:
         """First decoder layer whose input `method` can prune: it may need attention before it."""
         if not (method.first_layer or method.reads_next):

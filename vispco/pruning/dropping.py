@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _cache as kv
+from ._masks import decode_mask
 from .context import take
 from .pruner import Pruner
 
@@ -32,6 +33,21 @@ class Dropping(Pruner):
         if cache is not None:
             kv.shorten(cache, i, state.packed)
         return hidden, self._packed(i, given, state.packed)
+
+    def enter_few(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:
+        """The last tokens, which see the tokens that remain among the keys of an earlier layer."""
+        packed, cache = self.state.packed, given.get("past_key_values")
+        if packed is None:
+            return hidden, {}
+        if cache is not None:
+            kv.shorten(cache, i, packed)
+        queries, width = hidden.shape[1], packed.order.shape[1]
+        mask = decode_mask(given.get("attention_mask"), packed, queries, width)
+        return hidden, {"attention_mask": mask}
+
+    def _few_at_the_end(self) -> bool:
+        counts, first = self.state.counts, self.adapter.layers_with_keys
+        return all(row == counts[first - 1] for row in counts[first:])
 
     def leave(self, i: int, hidden: Tensor) -> Tensor:
         """A layer's output at the original positions (B, S, D)."""

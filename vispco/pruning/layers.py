@@ -47,6 +47,10 @@ class LayerHooks(Handle):
         """
         raise NotImplementedError
 
+    def enter_few(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:
+        """As `enter`, of a layer that only the last tokens (B, Q, D) enter; they leave as usual."""
+        return hidden, {}
+
     def leave(self, i: int, hidden: Tensor) -> Tensor:
         """What the decoder gets (B, S, D), of the output of layer i."""
         return hidden
@@ -121,6 +125,8 @@ class LayerHooks(Handle):
             return output
         # Some layers give a tuple, all of them in older releases of transformers.
         hidden = output[0] if isinstance(output, tuple) else output
+        if self.state.few:
+            return output
         states, back = flat(hidden, *self.state.entered)
         left = back(self.leave(i, states))
         return (left, *output[1:]) if isinstance(output, tuple) else left
@@ -144,7 +150,9 @@ class LayerHooks(Handle):
             self._memory.inside = True
         given, state.projected = state.follow(hidden.device, given), None
         state.mask = given.get("attention_mask")
-        hidden, changed = self.enter(i, hidden, given)
+        state.few = hidden.shape[1] < state.prompt.visual.shape[1]
+        enter = self.enter_few if state.few else self.enter
+        hidden, changed = enter(i, hidden, given)
         state.entered = hidden.shape[:2]
         return state.back(hidden), {**given, **changed}
 

@@ -229,10 +229,16 @@ class Pruner(LayerHooks):
         self.tower.clear()
 
     def _on_decoder(self, module, args, kwargs):
-        # Some decoders run their last layers on the tokens that get logits only.
-        if isinstance(kwargs.get("logits_to_keep"), int):
+        # Some decoders run their last layers on the tokens alone that get logits. These layers have
+        # no keys of their own; a drop there would have to rank tokens that do not enter.
+        kept = kwargs.get("logits_to_keep")
+        if isinstance(kept, int) and self.state is not None and not self._few_at_the_end():
             kwargs = {**kwargs, "logits_to_keep": 0}
         return args, kwargs
+
+    def _few_at_the_end(self) -> bool:
+        """Whether the layers without keys of their own may run on fewer tokens."""
+        return False
 
     def _on_output(self, module, args, output):
         if self._memory:
@@ -240,7 +246,8 @@ class Pruner(LayerHooks):
         if self.state is None:
             return
         self.state.check()
-        if self.state.packed is not None:
+        hidden, packed = output["last_hidden_state"], self.state.packed
+        if packed is not None and hidden.shape[1] == packed.length:
             # Zeros go through the last norm as they are, unless it has a bias.
-            hidden, kept = output["last_hidden_state"], self.state.packed.kept()
+            kept = packed.kept()
             output["last_hidden_state"] = hidden * kept[..., None].to(hidden.device)

@@ -34,6 +34,7 @@ class PassState:
     heard: queries and keys of the last layer that has attention, of the tokens that are there now.
     projected: its keys as its `k_proj` gave them, on the way.
     mask: the model's own mask in the layer that runs just now.
+    few: only the last tokens of the sequence enter the layer that runs just now.
     entered: (B, N) of what has entered the layer that runs just now.
     back: turns (B, N, D) into the decoder's own layout of hidden states.
     faulty: by layer, whether its hidden states and scores were not finite (2,) bool; see `check`.
@@ -54,6 +55,7 @@ class PassState:
     heard: Heard | None = None
     projected: Tensor | None = None
     mask: Tensor | None = None
+    few: bool = False
     entered: tuple[int, ...] = ()
     back: Callable[[Tensor], Tensor] = lambda x: x
     faulty: dict[int, Tensor] = field(default_factory=dict)
