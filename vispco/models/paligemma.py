@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches
 
 
 @register_adapter("paligemma")
@@ -19,9 +18,3 @@ class PaliGemma(Adapter):
         """Gemma 2 caps q k^T smoothly, in every attention implementation that it allows."""
         limit = getattr(self.attention_module(layer), "attn_logit_softcapping", None)
         return logits if limit is None else limit * (logits / limit).tanh()
-
-    @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's one matrix, for one image."""
-        v = config.vision_config
-        return 2 * patches(v) * v.hidden_size * v.projection_dim
