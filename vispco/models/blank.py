@@ -113,6 +113,28 @@ def counting() -> Iterator[Counting]:
         yield counter
 
 
+class Spent:
+    """FLOPs that a module spends, of those that a counter counts, until removed: `total`."""
+
+    def __init__(self, counter: Counting, module: nn.Module):
+        self.counter, self.total = counter, 0
+        start = module.register_forward_pre_hook(lambda *_: self._add(-counter.total))
+        stop = module.register_forward_hook(lambda *_: self._add(counter.total))
+        self._hooks = start, stop
+
+    def _add(self, flops: int) -> None:
+        self.total += flops
+
+    def so_far(self) -> int:
+        """`total`, while the module runs."""
+        return self.total + self.counter.total
+
+    def remove(self) -> None:
+        """Count no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A model's class and configuration. Equal ones are built once."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from ..flops import Dimensions
 from .blank import Blueprint
 from .measure import measured
 from .structure import first
-from .towers import class_token, patches, vit
+from .towers import class_token, patches
+from .vision import count_vision
 
 
 class Costs:
@@ -17,6 +22,9 @@ class Costs:
     `config` is the configuration of a model of the family. `n_visual` is the number of visual
     tokens of a prompt. A tile is an image of the tower's own size.
     """
+
+    #: Name of the module that is the vision tower.
+    tower: ClassVar[str]
 
     @classmethod
     def dimensions(cls, config) -> Dimensions:
@@ -79,19 +87,43 @@ class Costs:
         return cls.tile_count(config, n_visual, images) * product
 
     @classmethod
-    def vision_flops(cls, config, n_visual: int, images: Sequence | None = None) -> tuple[int, int]:
+    def vision_flops(
+        cls, config, n_visual: int, images: Sequence | None = None
+    ) -> tuple[int, int] | tuple[None, None]:
         """FLOPs of the vision tower, and of the projector, for images that give `n_visual` tokens.
 
+        (None, None) if the family does not say what such images are.
         images: what the family needs to know of the images, such as their sizes, if `n_visual` does
         not tell; None: what the family assumes.
         """
-        tiles = cls.tile_count(config, n_visual, images)
-        return tiles * vit(config.vision_config), tiles * cls.projector_flops(config)
+        pixels = cls.pixels(config, n_visual, images) if n_visual else {}
+        if not pixels:
+            return (0, 0) if pixels == {} else (None, None)
+        return count_vision(Blueprint.of(config), cls.tower, pixels)[:2]
 
     @classmethod
-    def projector_flops(cls, config) -> int:
-        """FLOPs of the projector for one tile, an image of the tower's own size."""
-        raise NotImplementedError
+    def pixels(
+        cls, config, n_visual: int, images: Sequence | None = None
+    ) -> dict[str, Tensor] | None:
+        """Inputs of `get_image_features` for images that give `n_visual` tokens.
+
+        Only the shapes of floating-point tensors matter: they may be on the meta device. By default
+        as many pictures of the tower's own size as give so many tokens; None if the tower takes
+        others, or if they give other tokens than the decoder's. Arguments as of `vision_flops`.
+        """
+        v = getattr(config, "vision_config", None)
+        size = getattr(v, "image_size", None)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        if not height or height != width:
+            return None
+        one = torch.empty(
+            1, first(v, ["num_channels", "in_channels"], 3), height, width, device="meta"
+        )
+        try:
+            tokens = count_vision(Blueprint.of(config), cls.tower, {"pixel_values": one}).tokens
+        except ValueError:
+            return None
+        return {"pixel_values": one.repeat(-(-n_visual // tokens), 1, 1, 1)} if tokens else None
 
 
 def ffn_width(text) -> int:

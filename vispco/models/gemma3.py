@@ -24,9 +24,3 @@ class Gemma3(Adapter):
     def patches_per_token_side(cls, config):
         """Patches along the side of a token: they are pooled to `mm_tokens_per_image` tokens."""
         return patches_a_side(config.vision_config) // isqrt(config.mm_tokens_per_image)
-
-    @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's one matrix, for one image; patches are pooled before it."""
-        hidden = config.get_text_config(decoder=True).hidden_size
-        return 2 * config.mm_tokens_per_image * config.vision_config.hidden_size * hidden

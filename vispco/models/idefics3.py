@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches
+from .towers import side
 
 
 @register_adapter("idefics3")
@@ -22,10 +24,10 @@ class Idefics3(Adapter):
         return config.scale_factor
 
     @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's one matrix, for one tile."""
-        v, text = config.vision_config, config.get_text_config(decoder=True)
-        return 2 * patches(v) * v.hidden_size * text.hidden_size
+    def pixels(cls, config, n_visual, images=None):
+        """The tiles of one sample."""
+        tiles, size = cls.tile_count(config, n_visual), side(config.vision_config.image_size)
+        return {"pixel_values": torch.empty(1, tiles, 3, size, size, device="meta")}
 
 
 @register_adapter("smolvlm")

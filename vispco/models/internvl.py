@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import two_matrices
 
 
 @register_adapter("internvl")
@@ -18,10 +17,3 @@ class InternVL(Adapter):
     def patches_per_token_side(cls, config):
         """Patches along the side of the square that makes a token."""
         return int(1 / config.downsample_ratio)
-
-    @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's two matrices, for one tile."""
-        width = cls.patches_per_token_side(config) ** 2 * config.vision_config.hidden_size
-        hidden = config.get_text_config(decoder=True).hidden_size
-        return two_matrices(cls.tokens_per_tile(config), width, hidden)

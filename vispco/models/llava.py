@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches, patches_a_side, side, two_matrices
+from .towers import patches, patches_a_side, side
 
 
 @register_adapter("llava")
@@ -53,15 +53,3 @@ class Llava(Adapter):
         v = config.vision_config
         full = config.vision_feature_select_strategy == "full"
         return patches(v) + (full and v.model_type != "siglip_vision_model")
-
-    @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's two matrices, for one tile.
-
-        The outputs of several tower layers may be joined into its input.
-        """
-        layers = config.vision_feature_layer
-        joined = len(layers) if isinstance(layers, (list, tuple)) else 1
-        width = joined * config.vision_config.hidden_size
-        hidden = config.get_text_config(decoder=True).hidden_size
-        return two_matrices(cls.tokens_per_tile(config), width, hidden)

@@ -63,18 +63,48 @@ class LlavaNext(Llava):
 
     # ---- costs -----------------------------------------------------------------------------------
     @classmethod
+    def pixels(cls, config, n_visual, images=None):
+        """Tiles of the images, and their sizes. Arguments as of `sizes`."""
+        sizes, tile = cls.sizes(config, n_visual, images), side(config.vision_config.image_size)
+        most = max(cls.tiles(config, size) for size in sizes)
+        tiles = torch.empty(len(sizes), most, 3, tile, tile, device="meta")
+        return {"pixel_values": tiles, "image_sizes": torch.tensor(sizes)}
+
+    @classmethod
+    def vision_flops(cls, config, n_visual, images=None):
+        """FLOPs of tower and projector; `images` may be the number of tiles."""
+        if not isinstance(images, int):
+            return super().vision_flops(config, n_visual, images)
+        one = config.image_grid_pinpoints[0]
+        parts, tiles = super().vision_flops(config, n_visual, [one]), cls.tiles(config, one)
+        return tuple(part * images // tiles for part in parts)
+
+    @classmethod
     def tile_count(cls, config, n_visual, images=None):
         """Number of tiles that the tower sees: those of each image, and the whole image once more.
 
         The padding that is cut off later is seen, too.
-        images: rows of `image_sizes`, or just the number of tiles. None: as few images as can give
-        `n_visual` tokens, of one size, each in the smallest grid that holds it.
+        images: their number, or else as of `sizes`.
         """
-        if images is None:
-            return cls.fewest_tiles(config, n_visual)
         if isinstance(images, int):
             return images
-        return sum(cls.tiles(config, size) for size in images)
+        return sum(cls.tiles(config, size) for size in cls.sizes(config, n_visual, images))
+
+    @classmethod
+    def sizes(cls, config, n_visual, images=None) -> list[list[int]]:
+        """Height and width of each image.
+
+        images: rows of `image_sizes`. None: as few images as can give `n_visual` tokens, of one
+        size, each in the smallest grid that holds it.
+        """
+        if images is not None:
+            return [[int(x) for x in size] for size in images]
+        grids = [
+            (cls.tile_grid(config, p)[2], cls.most_tokens(config, p), list(p))
+            for p in config.image_grid_pinpoints
+        ]
+        count = -(-n_visual // max(tokens for _, tokens, _ in grids))
+        return [min(grid for grid in grids if grid[1] * count >= n_visual)[2]] * count
 
     @classmethod
     def tiles(cls, config, size) -> int:
@@ -104,11 +134,3 @@ class LlavaNext(Llava):
         patches = patches_a_side(config.vision_config)
         rows, columns, _ = cls.tile_grid(config, pinpoint)
         return cls.tokens_per_tile(config) + rows * patches * (columns * patches + 1)
-
-    @classmethod
-    def fewest_tiles(cls, config, n_visual: int) -> int:
-        """Number of tiles in all, if nothing but the number of tokens is known."""
-        pinpoints = config.image_grid_pinpoints
-        grids = [(cls.tile_grid(config, p)[2], cls.most_tokens(config, p)) for p in pinpoints]
-        count = -(-n_visual // max(tokens for _, tokens in grids))
-        return count and count * min(tiles for tiles, tokens in grids if tokens * count >= n_visual)

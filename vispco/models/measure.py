@@ -14,14 +14,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..pruning._hearing import Hearing
-from .blank import Blueprint, Counting, blank, counting
+from .blank import Blueprint, Counting, Spent, blank, counting
 from .growth import Growth, Rule, find_rule
 from .structure import find_decoder
 
-#: Numbers of tokens that decoders run with. No size of chunks makes a straight line of them.
+#: Numbers of tokens that decoders run with. In chunks of any size up to 256 they are no polynomial.
 LENGTHS = (8, 27, 72, 265)
-#: More of them, for layers that are no polynomials, and the sizes of chunks that are tried.
-MORE = (100, 141, 190, 333, 530, 601)
+#: More of them, for layers that work in chunks, and the sizes of chunks that are tried. 256 fills
+#: chunks of each size.
+MORE = (64, 100, 141, 256, 333, 530)
 CHUNKS = (64, 128, 256, 32, 16, 8, 4, 2)
 
 
@@ -68,19 +69,19 @@ class _Run:
     """One pass of a blank decoder over `n` tokens of text."""
 
     def __init__(self, model: Any, counter: Counting, n: int):
-        self.counter, self.n = counter, n
+        self.n = n
         self.decoder, self.layers = find_decoder(model)
-        self.flops, self.ahead = [0] * len(self.layers), [0] * len(self.layers)
+        self.spent = [Spent(counter, layer) for layer in self.layers]
+        self.ahead = [0] * len(self.layers)
         self.attention: list[Attention | None] = [None] * len(self.layers)
         with ExitStack() as stack:
             for i, layer in enumerate(self.layers):
-                start = layer.register_forward_pre_hook(lambda *_, i=i: self._spent(i, -1))
-                stop = layer.register_forward_hook(lambda *_, i=i: self._spent(i, 1))
                 hearing = Hearing([*layer.modules()], partial(self._heard, i))
-                for hook in (start, stop, hearing):
+                for hook in (hearing, self.spent[i]):
                     stack.callback(hook.remove)
             cache = DynamicCache(config=model.config.get_text_config(decoder=True))
             self._forward(model, {"past_key_values": cache, "use_cache": True})
+        self.flops = [spent.total for spent in self.spent]
         rows = _carried([0 if a is None else a.heads * a.head_dim for a in self.attention])
         self.ahead = [spent + 2 * n * row for spent, row in zip(self.ahead, rows, strict=True)]
         held = [_numbers(each) for each in cache.layers]
@@ -92,12 +93,10 @@ class _Run:
             self.decoder(inputs_embeds=states, **options)
         except Exception:
             # It wants ids: to look more embeddings up, one for each layer.
-            self.flops[:] = [0] * len(self.layers)
+            for spent in self.spent:
+                spent.total = 0
             ids = torch.full((1, self.n), _plain_id(model.config))
             model(input_ids=ids, **options)
-
-    def _spent(self, i: int, sign: int) -> None:
-        self.flops[i] += sign * self.counter.total
 
     def _heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
         if self.attention[i] is None:
@@ -105,8 +104,7 @@ class _Run:
             scaling, sinks = options.get("scaling"), options.get("s_aux") is not None
             scaling = query.shape[3] ** -0.5 if scaling is None else float(scaling)
             self.attention[i] = Attention(*sizes, scaling, options.get("softcap"), sinks)
-            # Until the layer ends, `flops` is less by what was spent before it.
-            self.ahead[i] = self.flops[i] + self.counter.total
+            self.ahead[i] = self.spent[i].so_far()
 
 
 def _carried(sizes: list[int]) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import patches
 
 
 @register_adapter("paligemma")
@@ -14,9 +13,3 @@ class PaliGemma(Adapter):
     architectures = ("PaliGemmaForConditionalGeneration",)
     model_types = ("paligemma",)
     causal = False
-
-    @classmethod
-    def projector_flops(cls, config):
-        """FLOPs of the projector's one matrix, for one image."""
-        v = config.vision_config
-        return 2 * patches(v) * v.hidden_size * v.projection_dim

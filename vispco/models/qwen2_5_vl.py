@@ -6,7 +6,7 @@ import torch
 
 from ..registry import register_adapter
 from .qwen2_vl import Qwen2VL
-from .towers import encoder_layer, side
+from .towers import side
 
 
 @register_adapter("qwen2_5_vl")
@@ -28,25 +28,6 @@ class Qwen25VL(Qwen2VL):
         order = torch.unique(windows, dim=1, return_inverse=True)[1].argsort(stable=True)
         back = order.argsort(stable=True).to(values.device)
         return super().tokens_from_patches(values, inputs, kind)[back]
-
-    @classmethod
-    def block(cls, v, layer, patches, grids):
-        """FLOPs of one layer of the tower: gated feed-forward network, attention within spans.
-
-        The spans are whole frames in a few layers, and windows in the others.
-        """
-        spans = cls.frames(grids) if layer in v.fullatt_block_indexes else cls.windows(v, grids)
-        return encoder_layer(patches, v.hidden_size, v.intermediate_size, matrices=3, spans=spans)
-
-    @staticmethod
-    def windows(v, grids) -> list[int]:
-        """Patches of each window: squares of whole tokens, smaller at the right and bottom edge."""
-        size = Qwen25VL.window(v) * v.spatial_merge_size
-
-        def pieces(length):
-            return [min(size, length - start) for start in range(0, length, size)]
-
-        return [a * b for t, h, w in grids for _ in range(t) for a in pieces(h) for b in pieces(w)]
 
     @staticmethod
     def window(v) -> int:

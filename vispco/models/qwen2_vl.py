@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
 from .base import Adapter
-from .towers import encoder_layer, rectangle, side, two_matrices
+from .structure import first
+from .towers import rectangle, side
 
 
 @register_adapter("qwen2_vl")
@@ -47,7 +48,9 @@ class Qwen2VL(Adapter):
     @classmethod
     def vision_head_dim(cls, config):
         """Size of a head of the tower's attention."""
-        return widths(config.vision_config)[0] // cls.vision_heads(config)
+        # Qwen2-VL calls the size of what comes out `hidden_size`.
+        width = first(config.vision_config, ["embed_dim", "hidden_size"])
+        return width // cls.vision_heads(config)
 
     # ---- input downsampling ----------------------------------------------------------------------
     def smaller(self, inputs, scale):
@@ -80,8 +83,8 @@ class Qwen2VL(Adapter):
     @classmethod
     def vision_attention_flops(cls, config, n_visual, images=None):
         """FLOPs of q k^T of one layer of the tower, which stays within frames."""
-        squares = sum(n * n for n in cls.frames(cls.grids(config, n_visual, images)))
-        return 2 * squares * widths(config.vision_config)[0]
+        squares = sum(t * (h * w) ** 2 for t, h, w in cls.grids(config, n_visual, images))
+        return 2 * squares * cls.vision_heads(config) * cls.vision_head_dim(config)
 
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
@@ -104,41 +107,9 @@ class Qwen2VL(Adapter):
         return grids
 
     @classmethod
-    def vision_flops(cls, config, n_visual, images=None):
-        """FLOPs of the tower and of its mergers, the projectors of this family.
-
-        Attention stays within a frame, so the grids decide the cost.
-        images: rows of `image_grid_thw` or `video_grid_thw`; see `grids`.
-        """
-        v, grids = config.vision_config, cls.grids(config, n_visual, images)
-        n = sum(t * h * w for t, h, w in grids)
-        width, out = widths(v)
-        embedding = 2 * n * v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2 * width
-        blocks = sum(cls.block(v, i, n, grids) for i in range(v.depth))
-        unit = v.spatial_merge_size**2
-        merger = two_matrices(n // unit, unit * width, unit * width, out)
-        # One for the decoder's input, and one for each deep-stack feature.
-        mergers = 1 + len(getattr(v, "deepstack_visual_indexes", ()))
-        return embedding + blocks, mergers * merger
-
-    @staticmethod
-    def frames(grids) -> list[int]:
-        """Number of patches of each frame. grids: (time, height, width) of each image."""
-        return [h * w for t, h, w in grids for _ in range(t)]
-
-    @classmethod
-    def block(cls, v, layer: int, patches: int, grids) -> int:
-        """FLOPs of one layer of the tower on `patches` patches; attention stays within frames."""
-        ffn = v.embed_dim * v.mlp_ratio
-        return encoder_layer(patches, v.embed_dim, ffn, spans=cls.frames(grids))
-
-
-def widths(v) -> tuple[int, int]:
-    """Hidden sizes of the tower, and of what its merger gives, of a Qwen vision configuration.
-
-    Qwen2-VL calls them `embed_dim` and `hidden_size`, its successors `hidden_size` and
-    `out_hidden_size`.
-    """
-    if hasattr(v, "embed_dim"):
-        return v.embed_dim, v.hidden_size
-    return v.hidden_size, v.out_hidden_size
+    def pixels(cls, config, n_visual, images=None):
+        """Patches and grids of the images. images: see `grids`."""
+        v, grids = config.vision_config, torch.tensor(cls.grids(config, n_visual, images))
+        numbers = v.in_channels * v.temporal_patch_size * side(v.patch_size) ** 2
+        patches = torch.empty(int(grids.prod(1).sum()), numbers, device="meta")
+        return {"pixel_values": patches, "image_grid_thw": grids}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..registry import register_adapter
 from .qwen2_vl import Qwen2VL
-from .towers import encoder_layer
 
 
 @register_adapter("qwen3_vl")
@@ -13,8 +12,3 @@ class Qwen3VL(Qwen2VL):
 
     architectures = ("Qwen3VLForConditionalGeneration",)
     model_types = ("qwen3_vl",)
-
-    @classmethod
-    def block(cls, v, layer, patches, grids):
-        """FLOPs of one layer of the tower; attention stays within frames."""
-        return encoder_layer(patches, v.hidden_size, v.intermediate_size, spans=cls.frames(grids))

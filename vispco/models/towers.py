@@ -1,24 +1,11 @@
-"""Parts of vision towers: their shapes, and FLOPs in the convention of `vispco.flops`."""
+"""Shapes of vision towers, and of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import isqrt
 
 import torch
 from torch import Tensor
-
-
-def encoder_layer(
-    tokens: int, hidden: int, ffn: int, matrices: int = 2, spans: Iterable[int] | None = None
-) -> int:
-    """FLOPs of one transformer layer.
-
-    matrices: of its feed-forward network. spans: lengths of the pieces within which tokens attend;
-    None: all attend to all.
-    """
-    attention = sum(n * n for n in ([tokens] if spans is None else spans))
-    return 2 * tokens * (4 * hidden * hidden + matrices * hidden * ffn) + 4 * attention * hidden
 
 
 def class_token(v) -> bool:
@@ -53,23 +40,3 @@ def squares(x: Tensor, size: int) -> Tensor:
     """
     across = isqrt(x.shape[1]) // size
     return x.unflatten(1, (across, size, across, size)).mean((2, 4)).flatten(1, 2)
-
-
-def vit(v) -> int:
-    """FLOPs of CLIP, SigLIP or InternViT on ONE image.
-
-    Patch embedding, every layer, and SigLIP's pooling head if there is one. Hugging Face runs
-    every layer, whichever of them the projector reads.
-    """
-    d, n = v.hidden_size, patches(v)
-    siglip = v.model_type == "siglip_vision_model"
-    tokens = n + class_token(v)
-    embedding = 2 * n * v.num_channels * side(v.patch_size) ** 2 * d
-    layers = v.num_hidden_layers * encoder_layer(tokens, d, v.intermediate_size)
-    head = 4 * d * d + 4 * n * d * d + 4 * n * d + 4 * d * v.intermediate_size
-    return embedding + layers + (head if siglip and v.vision_use_head else 0)
-
-
-def two_matrices(tokens: int, width: int, hidden: int, out: int | None = None) -> int:
-    """FLOPs of a projector of two matrices, width -> hidden -> out (default: hidden)."""
-    return 2 * tokens * (width * hidden + hidden * (out or hidden))
