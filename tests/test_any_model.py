@@ -4,6 +4,7 @@ By default the entries of the zoo that stand for a kind of model, `--every` for 
 """
 
 import copy
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import zoo
 from oracles import Replay, error, hook_counts, pruned_with
 from vispco import PruningConfig
 from vispco.registry import METHODS, adapter_for
+from zoo.build import without_timm
 from zoo.entry import AUDIO, BOS, END, EOS, FILM_END, FILM_START, IMAGE, PAD, START, VIDEO
 
 METHOD = "fastv"
@@ -25,6 +27,11 @@ WITHOUT_CACHE = {
     "nemotron_h_omni": "its cache gives other logits than one pass, pruned or not",
     "dots3_note": "its indexer chooses other tokens with the cache, pruned or not",
     "mistral_large4": "its indexer chooses other tokens with the cache, pruned or not",
+}
+
+NOT_TO_THE_FLOP = {
+    "ernie4_5_vl_moe": "its experts for pictures are smaller than those for text: the count, of "
+    "text, is an upper bound",
 }
 
 
@@ -206,17 +213,38 @@ def test_flops_of_what_ran_equal_the_count(name, model, ratios):
     inputs, n_visual = zoo.prompts(name, counts=(1,), text=(9,))
     config, adapter = schedule(model, ratios=ratios), adapter_for(model)(model)
     spent = {}
-    with (
-        vispco.apply(model, config),
-        counted(adapter.decoder, spent, "decoder"),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as spent["counter"],
-    ):
-        logits(model, inputs)
-    outside = outside_layers(adapter, inputs)
+    with plain_experts(model):
+        with (
+            vispco.apply(model, config),
+            counted(adapter.decoder, spent, "decoder"),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as spent["counter"],
+        ):
+            logits(model, inputs)
+        outside = outside_layers(adapter, inputs)
     n_text = inputs["input_ids"].shape[1] - n_visual[0]
-    report = vispco.count_flops(model, config, n_visual=n_visual[0], n_text=n_text)
-    assert spent["decoder"] == sum(report.per_layer) + report.scoring + outside
+    # A tower of another package is not installed.
+    with without_timm() if zoo.FAMILIES[name].ready else nullcontext():
+        report = vispco.count_flops(model, config, n_visual=n_visual[0], n_text=n_text)
+    expected = sum(report.per_layer) + report.scoring + outside
+    if name in NOT_TO_THE_FLOP:
+        assert spent["decoder"] <= expected
+        pytest.skip(NOT_TO_THE_FLOP[name])
+    assert spent["decoder"] == expected
+
+
+@contextmanager
+def plain_experts(model):
+    """Experts one after the other: the counter does not know the products of all at once."""
+    if not hasattr(model, "set_experts_implementation"):
+        yield
+        return
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 class counted:
