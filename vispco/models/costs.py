@@ -48,15 +48,10 @@ class Costs:
         return class_token(config.vision_config)
 
     @classmethod
-    def vision_heads(cls, config) -> int:
-        """Number of heads of the tower's attention; 0 if its configuration does not say."""
-        return getattr(getattr(config, "vision_config", None), "num_attention_heads", 0)
-
-    @classmethod
     def vision_head_dim(cls, config) -> int:
         """Size of a head of the tower's attention; 0 if its configuration does not say."""
-        heads = cls.vision_heads(config)
-        return config.vision_config.hidden_size // heads if heads else 0
+        heads = first(getattr(config, "vision_config", None), ["num_attention_heads", "num_heads"])
+        return vision_width(config) // heads if heads else 0
 
     @classmethod
     def patches_per_token_side(cls, config) -> int:
@@ -82,8 +77,8 @@ class Costs:
 
         0 with a class token, whose one row is not counted. Arguments as of `vision_flops`.
         """
-        v = config.vision_config
-        product = 0 if cls.class_token(config) else 2 * patches(v) ** 2 * v.hidden_size
+        n = patches(config.vision_config)
+        product = 0 if cls.class_token(config) else 2 * n**2 * vision_width(config)
         return cls.tile_count(config, n_visual, images) * product
 
     @classmethod
@@ -130,3 +125,8 @@ def ffn_width(text) -> int:
     """Width of the decoder's feed-forward network; the largest, if layers differ."""
     width = first(text, ["intermediate_size", "ffn_dim", "ffn_hidden_size"], 0)
     return max(width) if isinstance(width, (list, tuple)) else width
+
+
+def vision_width(config) -> int:
+    """Hidden size of the vision tower. Qwen2-VL calls the size of what comes out `hidden_size`."""
+    return first(config.vision_config, ["embed_dim", "hidden_size"], 0)
