@@ -7,7 +7,8 @@ be read: how patches become tokens, and where these stand in the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import isqrt
 from typing import Any, ClassVar
 
@@ -34,6 +35,9 @@ MASKED = {
     "chunked_attention",
     "reference_sliding_attention",
 }
+#: Types of layers with attention in which it is not: an indexer chooses keys, or a convolution mixes
+#: tokens before.
+MIXED = {"hybrid", "hybrid_sliding", "indexed_attention", "minimax_m3_sparse"}
 #: Types of layers that find keys by `position_ids`.
 COUNTING = {"minimax_m3_sparse"}
 #: Types of layers that have no attention.
@@ -256,8 +260,18 @@ class Adapter(Costs):
 
     # ---- attention -------------------------------------------------------------------------------
     def attends(self, layer: int) -> bool:
-        """Whether a decoder layer has attention: not only a recurrence or a convolution."""
-        return self.kind(layer) not in RECURRENT
+        """Whether a decoder layer has attention: not only a recurrence or a convolution.
+
+        Layers of a type without a name here are looked at in a blank model.
+        """
+        kind = self.kind(layer)
+        if kind in MASKED | MIXED | RECURRENT:
+            return kind not in RECURRENT
+        return self._attention[layer] is not None
+
+    @cached_property
+    def _attention(self) -> Sequence:
+        return self.dimensions(self.config).measured.attention
 
     def masks(self, layer: int) -> bool:
         """Whether hiding a token in a decoder layer's mask is the same as leaving it out.
