@@ -93,12 +93,6 @@ class Qwen2VL(Adapter):
 
     # ---- costs -----------------------------------------------------------------------------------
     @classmethod
-    def vision_attention_flops(cls, config, n_visual, images=None):
-        """FLOPs of q k^T of one layer of the tower, which stays within frames."""
-        squares = sum(t * (h * w) ** 2 for t, h, w in cls.grids(config, n_visual, images))
-        return 2 * squares * cls.vision_heads(config) * cls.vision_head_dim(config)
-
-    @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
         """Patches (time, height, width) of each image.
 
