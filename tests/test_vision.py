@@ -509,7 +509,8 @@ def test_flops_of_reading(name, samples):
         tower, adapter, visual = listen(model, inputs)
         with FlopCounterMode(display=False) as counter:
             tower.read(inputs, visual)
-        expected = adapter.vision_attention_flops(model.config, n_visual, image_sizes(name, sample))
+        images = image_sizes(name, sample)
+        expected = adapter.vision_flops(model.config, n_visual, images).reading
         assert counter.get_total_flops() == expected
         assert (expected == 0) == (name in ("llava", "llava_next", "internvl"))
 

@@ -35,8 +35,8 @@ MASKED = {
     "chunked_attention",
     "reference_sliding_attention",
 }
-#: Types of layers with attention in which it is not: an indexer chooses keys, or a convolution mixes
-#: tokens before.
+#: Types of layers with attention in which it is not: an indexer chooses keys, or a convolution
+#: mixes tokens before.
 MIXED = {"hybrid", "hybrid_sliding", "indexed_attention", "minimax_m3_sparse"}
 #: Types of layers that find keys by `position_ids`.
 COUNTING = {"minimax_m3_sparse"}

@@ -9,7 +9,6 @@ from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
 from .base import Adapter
-from .costs import vision_width
 from .towers import rectangle, side
 
 
@@ -72,12 +71,6 @@ class Qwen2VL(Adapter):
         return {"pixel_values": torch.cat(pieces), "image_grid_thw": grid}, tokens
 
     # ---- costs -----------------------------------------------------------------------------------
-    @classmethod
-    def vision_attention_flops(cls, config, n_visual, images=None):
-        """FLOPs of q k^T of one layer of the tower, which stays within frames."""
-        squares = sum(t * (h * w) ** 2 for t, h, w in cls.grids(config, n_visual, images))
-        return 2 * squares * vision_width(config)
-
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
         """Patches (time, height, width) of each image.
