@@ -71,10 +71,7 @@ LAYER = {
 
 
 def heard(model, name, inputs, monkeypatch):
-    """[(weights (H, n, n), keys (n, H, E))] of each tile or frame, as they ran.
-
-    The keys are those before rotary embedding.
-    """
+    """[(weights (H, n, n), keys (n, H, E))] of each tile or frame, as they ran."""
     attention, pieces, keys = model.model.get_submodule(LAYER[name]), [], []
     module = importlib.import_module(type(attention).__module__)
     plain = module.eager_attention_forward
@@ -83,25 +80,12 @@ def heard(model, name, inputs, monkeypatch):
         out, weights = plain(owner, query, key, *args, **kwargs)
         if owner is attention:
             pieces.extend(weights)
+            keys.extend(key.transpose(1, 2))
         return out, weights
 
     monkeypatch.setattr(module, "eager_attention_forward", recording)
-    if name in QWEN:
-        hook = attention.qkv.register_forward_hook(
-            lambda m, a, out: keys.append(out.chunk(3, -1)[1])
-        )
-    else:
-        hook = attention.k_proj.register_forward_hook(
-            lambda m, a, out: keys.append(out.flatten(0, 1))
-        )
     with torch.no_grad():
         model(**inputs)
-    hook.remove()
-    keys = (
-        torch.cat(keys)
-        .unflatten(-1, (attention.num_heads, -1))
-        .split([w.shape[-1] for w in pieces])
-    )
     return list(zip(pieces, keys, strict=True))
 
 
@@ -182,10 +166,7 @@ def test_the_layer_read_is_the_one_whose_output_is_taken(name, layer, expected):
     adapter, before = adapter_for(model)(model), model.config.vision_feature_layer
     model.config.vision_feature_layer = layer
     try:
-        assert (
-            adapter.vision_attention()
-            is model.model.vision_tower.encoder.layers[expected].self_attn
-        )
+        assert adapter.vision_layer() is model.model.vision_tower.encoder.layers[expected]
     finally:
         model.config.vision_feature_layer = before
 
@@ -194,7 +175,7 @@ def test_windowed_layers_are_not_read():
     """Qwen2.5-VL: the last layer that attends to whole frames."""
     model = copy.deepcopy(make("qwen2_5_vl"))
     model.config.vision_config.fullatt_block_indexes = [0]
-    assert adapter_for(model)(model).vision_attention() is model.model.visual.blocks[0].attn
+    assert adapter_for(model)(model).vision_layer() is model.model.visual.blocks[0]
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
@@ -458,7 +439,7 @@ def test_prompts_without_images():
     inputs = without_labels(batch(images=(0, 0)))
     tower, adapter, visual = listen(model, inputs)
     attention, keys = tower.read(inputs, visual)
-    assert not attention.any() and keys.shape == (2, inputs["input_ids"].shape[1], 12)
+    assert not attention.any() and keys.shape[:2] == inputs["input_ids"].shape
     assert not adapter.grid(inputs, visual).any()
 
 
@@ -528,15 +509,16 @@ def test_flops_of_reading(name, samples):
         tower, adapter, visual = listen(model, inputs)
         with FlopCounterMode(display=False) as counter:
             tower.read(inputs, visual)
-        expected = adapter.vision_attention_flops(model.config, n_visual, image_sizes(name, sample))
+        images = image_sizes(name, sample)
+        expected = adapter.vision_flops(model.config, n_visual, images).reading
         assert counter.get_total_flops() == expected
         assert (expected == 0) == (name in ("llava", "llava_next", "internvl"))
 
 
 def test_chunks_of_query_rows_change_nothing(monkeypatch):
     """Long images are read in pieces."""
-    q, k = torch.randn(2, 50, 3, 8, generator=torch.Generator().manual_seed(0)).double()
-    weights = torch.einsum("nhe,mhe->hnm", q, k).mul(8**-0.5).softmax(-1)
+    q, k = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.einsum("hne,hme->hnm", q, k).mul(8**-0.5).softmax(-1)
     for chunk in (2**24, 1000, 1):
         monkeypatch.setattr("vispco.pruning._tower.CHUNK", chunk)
         assert torch.allclose(received(q, k), weights.mean((0, 1)))

@@ -3,10 +3,17 @@
 import pytest
 import torch
 import transformers as tf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import vispco
 from formulas import qwen, tiles
+from test_families import IMAGES, VIDEO_SAMPLES, build, everything, image_sizes
 from test_flops import llava_7b
-from tiny import make
+from tiny import batch, make, without_labels
+from tiny_families import prompts
+from vispco import PruningConfig, count_flops
+from vispco.models.llava import Llava
 from vispco.registry import adapter_for
 
 SIGLIP = {
@@ -59,7 +66,7 @@ GRIDS = {
 def test_families_of_tiles(name):
     config, n_visual, images, count = TILES[name]
     found = adapter_for(config).vision_flops(config, n_visual, images)
-    assert found == tiles(config, count) and min(found) > 0
+    assert found[:2] == tiles(config, count) and min(found[:2]) > 0
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -67,4 +74,92 @@ def test_families_of_grids(name):
     config, grids = GRIDS[name]
     n_visual = sum(t * h * w for t, h, w in grids) // config.vision_config.spatial_merge_size**2
     found = adapter_for(config).vision_flops(config, n_visual, torch.tensor(grids))
-    assert found == qwen(config, grids) and min(found) > 0
+    assert found[:2] == qwen(config, grids) and min(found[:2]) > 0
+
+
+# ---- a processor's output ------------------------------------------------------------------------
+@everything
+def test_inputs_cost_what_ran(name, samples):
+    """Images of every shape, several of them and video: numbers of tokens and FLOPs."""
+    model, config = build(name), PruningConfig("fastv", [1, 0.4, 0.4, 0.2, 0.2, 0.2])
+    for sample in [s for s in (IMAGES if samples == "images" else VIDEO_SAMPLES[:2]) if len(s) > 1]:
+        inputs, (n_visual,) = prompts(model, [sample])
+        counter = FlopCounterMode(display=False)
+        with vispco.apply(model, config), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+            model(**inputs, logits_to_keep=1)
+        report = count_flops(model.config, config, inputs={**inputs, "labels": inputs["input_ids"]})
+        assert report.tokens == config.tokens(n_visual)
+        assert counter.get_total_flops() == report.total_with_vision
+        n_text, images = inputs["input_ids"].shape[1] - n_visual, image_sizes(name, sample)
+        assert report == count_flops(model, config, n_visual, n_text, images=images)
+        reads = PruningConfig("visionzip", config.keep_ratios)
+        report = count_flops(model, reads, inputs=inputs)
+        assert report == count_flops(model, reads, n_visual, n_text, images=images)
+
+
+def test_padding_is_not_counted():
+    model = make("llava")
+    longer = without_labels(batch(images=(1, 2), text=(5, 5), before=(1, 1)))
+    one = {name: x[:1] for name, x in longer.items()}
+    assert not bool(one["attention_mask"].all())
+    report = count_flops(model, inputs=one)
+    assert report == count_flops(model, n_visual=16, n_text=6)
+
+
+def test_a_prompt_without_pictures():
+    model = make("llava")
+    inputs = without_labels(batch(images=(0,), text=(5,), before=(1,)))
+    report = count_flops(model, inputs=inputs)
+    assert report == count_flops(model, n_visual=0, n_text=6)
+    assert report.vision == report.projector == 0
+
+
+def test_inputs_are_refused():
+    model, inputs = make("llava"), without_labels(batch())
+    with pytest.raises(ValueError, match=r"for one sample.*got input_ids \(2, 26\)"):
+        count_flops(model, inputs=inputs)
+    with pytest.raises(ValueError, match="for one sample.*got input_ids None"):
+        count_flops(model, inputs={"pixel_values": inputs["pixel_values"]})
+    for more in ({"n_visual": 16}, {"n_text": 9}, {"images": 1}):
+        with pytest.raises(ValueError, match="leave these out"):
+            count_flops(model, inputs=without_labels(batch((1,), (9,), (2,))), **more)
+    less = without_labels(batch((2,), (9,), (2,)))
+    less["pixel_values"] = less["pixel_values"][:1]
+    with pytest.raises(
+        ValueError, match="costs of LlavaForConditionalGeneration cannot be counted"
+    ):
+        count_flops(model, inputs=less)
+
+
+# ---- what is not known ---------------------------------------------------------------------------
+def test_vision_that_is_not_known(monkeypatch):
+    """The decoder is counted all the same, and the table says what to do."""
+    model, inputs = make("llava"), without_labels(batch((1,), (9,), (2,)))
+    known = count_flops(model, n_visual=16, n_text=10)
+    monkeypatch.setattr(Llava, "pixels", classmethod(lambda *args: None))
+    config = PruningConfig("visionzip", [1] + [0.5] * 5)
+    for each in (None, config):
+        report = count_flops(model, each, n_visual=16, n_text=10)
+        assert report.vision is report.projector is report.total_with_vision is None
+        assert report.full == known.total and report.total <= known.total
+    lines = report.table().splitlines()
+    assert [line.split()[-1] for line in lines[-5:-2]] == ["unknown"] * 3
+    assert lines[-2] == "unknown: give count_flops(..., inputs=) a processor's output"
+    assert count_flops(model, inputs=inputs) == known
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_size": None}, {"image_size": [16, 32]}, {"image_size": 18}, {"image_size": 16}],
+)
+def test_pictures_of_the_towers_own_size(change):
+    """Known only where pictures are squares and give tokens that the decoder takes."""
+    config = make("llava").config.to_dict()
+    config["vision_config"] = {**config["vision_config"], **change}
+    found = adapter_for(make("llava").config).pixels(tf.LlavaConfig(**config), 20)
+    if change["image_size"] == 16:
+        assert found["pixel_values"].shape == (2, 3, 16, 16)
+    elif change["image_size"] == 18:
+        assert found["pixel_values"].shape == (2, 3, 18, 18)
+    else:
+        assert found is None

@@ -1,4 +1,4 @@
-"""Sizes of a decoder, and what one of its layers costs."""
+"""Sizes of a decoder, and what each of its layers costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+
+#: A number, or one of each layer where layers differ.
+Size = Any
 
 
 @dataclass(frozen=True)
@@ -16,15 +19,15 @@ class Dimensions:
         A layer without attention has the numbers of the last one before it that has some.
     ffn, ffn_matrices: width of its feed-forward network (FFN), and how many matrices that has.
     vision_head_dim: size of a head of the vision tower, if a method compares its keys.
-    measured: costs that were counted (`vispco.models.measure.Decoder`). None: the closed forms
-        below hold, of a Llama-like decoder.
+    measured: what knows the costs (`vispco.models.measure.Decoder`). None: the closed forms of a
+        Llama-like decoder hold.
     """
 
     layers: int
     hidden: int
-    heads: Any
-    kv_heads: Any
-    head_dim: Any
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
     ffn: int
     vocab: int
     ffn_matrices: int = 3
@@ -37,38 +40,48 @@ class Dimensions:
                 object.__setattr__(self, name, tuple(size))
 
     def sizes(self) -> dict[str, Any]:
-        """The numbers alone, without what was measured."""
+        """The numbers alone, by name, without what was measured."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
     def flops(self, n):
-        """FLOPs of a layer that n tokens enter, exactly; of all layers (..., L) if measured.
+        """FLOPs of each layer that n tokens (..., L) enter:
 
-        2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
+            2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
+
+        with d = hidden, h = heads, g = kv_heads, e = head_dim, m = ffn.
         """
         if self.measured is not None:
             return self.measured.flops(n)
-        attention = 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim
-        ffn = self.ffn_matrices * self.hidden * self.ffn
-        return 2 * n * (attention + ffn) + 4 * n * n * (self.heads * self.head_dim)
+        h, g, e = self._attention()
+        matrices = 2 * self.hidden * (h + g) * e + self.ffn_matrices * self.hidden * self.ffn
+        return 2 * n * matrices + 4 * n * n * (h * e)
 
     def ahead(self, n):
-        """FLOPs of a layer up to its attention function, and of one row of q k^T there.
+        """FLOPs of each layer up to its attention function, and of one row of q k^T there:
 
         2 n d (h + 2 g) e + 2 n h e
         """
         if self.measured is not None:
             return self.measured.ahead(n)
-        projections = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
-        return 2 * n * (projections + self.heads * self.head_dim)
+        h, g, e = self._attention()
+        return 2 * n * (self.hidden * (h + 2 * g) + h) * e
 
+    @property
     def cached(self):
-        """Numbers that a layer's key-value cache holds of each token; (L,) if measured."""
+        """Numbers that each layer's key-value cache holds of a token: 2 g e."""
         if self.measured is not None:
             return self.measured.cached
-        return 2 * self.kv_heads * self.head_dim
+        _, g, e = self._attention()
+        return 2 * g * e
 
     def before(self) -> Dimensions:
-        """The sizes of the attention before each layer: tensors (L,) if layers differ."""
+        """With the sizes of the attention that each layer finds done: that of the layer before."""
         differ = {name: size for name, size in self.sizes().items() if isinstance(size, tuple)}
-        shifted = {name: torch.tensor((size[0], *size[:-1])) for name, size in differ.items()}
-        return replace(self, **shifted) if shifted else self
+        shifted: dict[str, Any] = {
+            name: torch.tensor((size[0], *size[:-1])) for name, size in differ.items()
+        }
+        return replace(self, measured=self.measured or self, **shifted)
+
+    def _attention(self):
+        sizes = self.heads, self.kv_heads, self.head_dim
+        return (torch.tensor(size) if isinstance(size, tuple) else size for size in sizes)

@@ -1,21 +1,23 @@
 """Costs of a language model's prefill, as functions of the tokens that enter each layer.
 
-FLOPs by the exact convention (the default): 2 FLOPs per multiply-accumulate, grouped-query
-attention, every matrix of the feed-forward network (FFN), no discount for causal masks, nothing
-for norms, softmax, activations and embeddings. With n tokens that enter a layer, d = hidden size,
-h = heads, g = key-value heads, e = head size, m = FFN width:
+FLOPs by the exact convention (the default) are those of `torch.utils.flop_counter`: 2 of them per
+multiply-accumulate, every matrix of a layer, no discount for causal masks, nothing for norms,
+softmax, activations and embeddings. They are counted on a model without weights
+(`vispco.models.blank`). Of a Llama-like layer that n tokens enter, they are
 
     F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
 
-It is differentiable in n (the search's constraint), exact for whole tokens (the report), and
-equal to `torch.utils.flop_counter.FlopCounterMode` (the test).
+with d = hidden size, h = heads, g = key-value heads, e = head size, m = width of the feed-forward
+network (FFN). F is differentiable in n (the search's constraint), and exact for whole tokens (the
+report).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +61,7 @@ _WITHOUT_TEXT = {"pdrop"}
 class Cost:
     """A sum over the decoder's layers of what the tokens that enter each layer cost there.
 
-        F(n) = sum_i f(N_t + n_i)   of one sample with N_t text tokens
+        F(n) = sum_i f_i(N_t + n_i)   of one sample with N_t text tokens
 
     F is differentiable in the visual tokens n_i, and never falls with one of them. A subclass
     defines f as `layer`, its `unit`, and the `dimensions` of the decoder.
@@ -164,7 +166,8 @@ class KVCacheMemory(Cost):
         self.dimensions, self.bytes_per_element = dimensions, bytes_per_element
 
     def layer(self, tokens: Tensor) -> Tensor:
-        return tokens * (self.dimensions.cached() * self.bytes_per_element)
+        numbers = torch.as_tensor(self.dimensions.cached, device=tokens.device)
+        return tokens * (numbers * self.bytes_per_element)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,8 @@ class FlopsReport:
     """FLOPs of one sample's prefill, as `count_flops` finds them.
 
     per_layer: of each decoder layer. scoring: of ranking the tokens. lm_head: of the logits.
-    vision, projector: of the vision tower and the projector, which `total` leaves out.
+    vision, projector: of the vision tower and the projector, which `total` leaves out; None if
+    they are not known.
     tokens: visual tokens that enter each layer. n_text: text tokens.
     full, text_only: `total` of the full model, and of the text alone.
     """
@@ -180,8 +184,8 @@ class FlopsReport:
     per_layer: list[int]
     scoring: int
     lm_head: int
-    vision: int
-    projector: int
+    vision: int | None
+    projector: int | None
     tokens: list[int]
     n_text: int
     convention: str
@@ -194,8 +198,10 @@ class FlopsReport:
         return sum(self.per_layer) + self.scoring + self.lm_head
 
     @property
-    def total_with_vision(self) -> int:
+    def total_with_vision(self) -> int | None:
         """FLOPs of everything that runs: `total`, the vision tower and the projector."""
+        if self.vision is None or self.projector is None:
+            return None
         return self.total + self.vision + self.projector
 
     @property
@@ -216,8 +222,11 @@ class FlopsReport:
             rows.append(f"{i:>12} {n:>7} {self.n_text:>6} {layer / 1e9:>12.4f}")
         labels = {"vision": "vision tower", "total_with_vision": "with vision"}
         for part in ("scoring", "lm_head", "total", "vision", "projector", "total_with_vision"):
-            flops = getattr(self, part) / 1e9
-            rows.append(f"{labels.get(part, part):>12} {'':>7} {'':>6} {flops:>12.4f}")
+            flops = getattr(self, part)
+            shown = "unknown" if flops is None else f"{flops / 1e9:.4f}"
+            rows.append(f"{labels.get(part, part):>12} {'':>7} {'':>6} {shown:>12}")
+        if self.vision is None:
+            rows.append("unknown: give count_flops(..., inputs=) a processor's output")
         shares = f"{self.share:.1%} of the full model, {self.prunable_share:.1%} of its prunable"
         return "\n".join([*rows, f"{shares} cost (convention {self.convention!r})"])
 
@@ -225,11 +234,12 @@ class FlopsReport:
 def count_flops(
     model_or_config,
     config: PruningConfig | None = None,
-    n_visual: int = 576,
-    n_text: int = 64,
+    n_visual: int | None = None,
+    n_text: int | None = None,
     convention: str = "exact",
     n_logits: int = 1,
     images: Sequence | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> FlopsReport:
     """Count the prefill FLOPs of one sample under a pruning configuration.
 
@@ -237,12 +247,14 @@ def count_flops(
 
     model_or_config: a Hugging Face VLM, or its configuration.
     config: the pruning configuration; None for the full model.
-    n_visual, n_text: tokens of the sample. n_logits: positions that get logits (1 in generation).
+    n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions that get
+        logits (1 in generation).
     convention: a name in `CONVENTIONS`.
     images: sizes of the sample's images, for families whose vision tower depends on more than
         `n_visual`: rows of `image_grid_thw` or `image_sizes`, see the adapter's `vision_flops`.
-    Raises ValueError for a configuration of another number of layers, a number of tokens that is
-    negative or not whole, or an unknown convention.
+    inputs: a processor's output for one sample, in place of `n_visual`, `n_text` and `images`.
+    Raises ValueError for a configuration of another number of layers, numbers of tokens that are
+    negative or not whole, several samples, an unknown convention, or a model that cannot be built.
 
     >>> from transformers import LlavaConfig
     >>> config = PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32)
@@ -250,11 +262,16 @@ def count_flops(
     >>> f"{count_flops(model, config, convention='fastv').share:.0%}"
     '57%'
     """
+    adapter = adapter_for(model_or_config)
+    hf_config = getattr(model_or_config, "config", model_or_config)
+    if inputs is not None:
+        if (n_visual, n_text, images) != (None, None, None):
+            raise ValueError("inputs say what n_visual, n_text and images are: leave these out")
+        n_visual, n_text, vision = adapter.sample(hf_config, inputs)
+    n_visual, n_text = 576 if n_visual is None else n_visual, 64 if n_text is None else n_text
     for name, value in {"n_visual": n_visual, "n_text": n_text, "n_logits": n_logits}.items():
         if not isinstance(value, int) or value < 0:
             raise ValueError(f"{name} must be a whole number of tokens, got {value!r}")
-    adapter = adapter_for(model_or_config)
-    hf_config = getattr(model_or_config, "config", model_or_config)
     dimensions = adapter.dimensions(hf_config)
     if config is not None and config.num_layers != dimensions.layers:
         layers = f"but the model has {dimensions.layers} decoder layers"
@@ -262,15 +279,17 @@ def count_flops(
     method = build_method(config.method, config.method_options) if config else None
     tokens = config.tokens(n_visual) if config else [n_visual] * dimensions.layers
     cost = CostModel(dimensions, method, convention, n_logits)
-    vision, projector = adapter.vision_flops(hf_config, n_visual, images) if cost.exact else (0, 0)
-    if cost.exact and method is not None and method.reads_vision and min(tokens) < n_visual:
-        vision += adapter.vision_attention_flops(hf_config, n_visual, images)
+    if cost.exact and inputs is None:
+        vision = adapter.vision_flops(hf_config, n_visual, images)
+    tower, projector = (vision.tower, vision.projector) if cost.exact else (0, 0)
+    if tower and method is not None and method.reads_vision and min(tokens) < n_visual:
+        tower += vision.reading
     counts = torch.tensor(tokens)
     return FlopsReport(
         per_layer=cost.layers(counts, n_text).tolist(),
         scoring=int(cost.scoring(counts, n_visual, n_text)),
         lm_head=cost.lm_head,
-        vision=vision,
+        vision=tower,
         projector=projector,
         tokens=tokens,
         n_text=n_text,

@@ -7,7 +7,8 @@ be read: how patches become tokens, and where these stand in the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import isqrt
 from typing import Any, ClassVar
 
@@ -34,6 +35,9 @@ MASKED = {
     "chunked_attention",
     "reference_sliding_attention",
 }
+#: Types of layers with attention in which it is not: an indexer chooses keys, or a convolution
+#: mixes tokens before.
+MIXED = {"hybrid", "hybrid_sliding", "indexed_attention", "minimax_m3_sparse"}
 #: Types of layers that find keys by `position_ids`.
 COUNTING = {"minimax_m3_sparse"}
 #: Types of layers that have no attention.
@@ -146,11 +150,11 @@ class Adapter(Costs):
         visual = self.visual_mask(ids, embeds)
         pictures = [name for name in inputs if is_picture(name) and inputs[name] is not None]
         if (ids is None or pictures) and not bool(visual.any()):
-            came = f"{', '.join(pictures)} came with" if pictures else "inputs_embeds is"
+            came = " and ".join(["inputs_embeds"] * (ids is None) + pictures)
             raise ValueError(
-                f"no visual token is found in the prompt (token ids {self.image_token_ids()}), but "
-                f"{came} it: say where they are with visual_mask=, (B, S) bool, of vispco.apply or "
-                "its handle; all False if there are none"
+                f"no visual token is found in the prompt (token ids {self.image_token_ids()}), "
+                f"which came with {came}: say where they are with visual_mask=, (B, S) bool, of "
+                "vispco.apply or its handle; all False if there are none"
             )
         return visual
 
@@ -158,25 +162,22 @@ class Adapter(Costs):
     #: Name of the vision tower in the backbone.
     tower: ClassVar[str] = "vision_tower"
 
-    def vision_attention(self) -> nn.Module:
-        """Attention module of the tower's layer whose output becomes the visual tokens.
+    def vision_layer(self) -> nn.Module:
+        """The tower's layer whose output becomes the visual tokens; of several, the deepest.
 
-        Of several such layers, the deepest. Raises ValueError if no attention is found.
+        Raises ValueError if the tower has no list of layers.
         """
-        modules = self.backbone.get_submodule(self.tower).named_modules()
+        modules = getattr(self.backbone, self.tower, nn.Module()).named_modules()
         lists = [m for name, m in modules if name.split(".")[-1] in ("layers", "layer", "blocks")]
-        if lists:
-            layers = lists[0]
-            for module in layers[self.vision_layer(len(layers))].modules():
-                if self.vision_projections(module):
-                    return module
-        raise ValueError(
-            f"{type(self.model).__name__} has no attention with known projections in "
-            f"{self.tower!r}: use a method that does not read the vision tower, or override "
-            "`vision_attention` and `vision_projections` in the adapter"
-        )
+        if not lists:
+            raise ValueError(
+                f"{type(self.model).__name__} has no list of layers in {self.tower!r}: use a "
+                "method that does not read the vision tower, or override `tower` or `vision_layer` "
+                "in an adapter"
+            )
+        return lists[0][self.token_layer(len(lists[0]))]
 
-    def vision_layer(self, depth: int) -> int:
+    def token_layer(self, depth: int) -> int:
         """Number of the tower's layer, of `depth`, whose output becomes the visual tokens.
 
         `vision_feature_layer` counts hidden states. The first of these is the tower's input, so
@@ -185,20 +186,6 @@ class Adapter(Costs):
         chosen = getattr(self.config, "vision_feature_layer", -1)
         chosen = chosen if isinstance(chosen, (list, tuple)) else [chosen]
         return max(0, max(state % (depth + 1) for state in chosen) - 1)
-
-    def vision_projections(self, attention: nn.Module) -> dict[str, nn.Module]:
-        """The modules of a tower's attention whose outputs are queries and keys, before rotary.
-
-        {"query": module, "key": module}; or {"fused": module} if one module gives queries, keys
-        and values; or {} if `attention` is no attention of a known form.
-        """
-        if hasattr(attention, "qkv"):
-            return {"fused": attention.get_submodule("qkv")}
-        for kind in ("norm", "proj"):
-            if hasattr(attention, f"q_{kind}"):
-                names = {"query": f"q_{kind}", "key": f"k_{kind}"}
-                return {part: attention.get_submodule(name) for part, name in names.items()}
-        return {}
 
     def kinds(self, inputs: dict) -> dict[str, Tensor]:
         """{"image" or "video": (B, S) bool, its visual tokens}.
@@ -212,7 +199,7 @@ class Adapter(Costs):
         """Numbers of the tower's patches to numbers of the visual tokens that are made of them.
 
         By default a token is the mean of a square of patches.
-        values: (tiles, patches, C), or (patches, C) in towers without tiles.
+        values: (tiles, patches, C); one tile of all patches in towers whose tiles differ in size.
         inputs: what the features were made from. kind: "image" or "video".
         Returns (n, C), in the order in which the n tokens stand in the prompt.
         """
@@ -273,8 +260,18 @@ class Adapter(Costs):
 
     # ---- attention -------------------------------------------------------------------------------
     def attends(self, layer: int) -> bool:
-        """Whether a decoder layer has attention: not only a recurrence or a convolution."""
-        return self.kind(layer) not in RECURRENT
+        """Whether a decoder layer has attention: not only a recurrence or a convolution.
+
+        Layers of a type without a name here are looked at in a blank model.
+        """
+        kind = self.kind(layer)
+        if kind in MASKED | MIXED | RECURRENT:
+            return kind not in RECURRENT
+        return self._attention[layer] is not None
+
+    @cached_property
+    def _attention(self) -> Sequence:
+        return self.dimensions(self.config).measured.attention
 
     def masks(self, layer: int) -> bool:
         """Whether hiding a token in a decoder layer's mask is the same as leaving it out.

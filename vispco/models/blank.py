@@ -137,19 +137,24 @@ class Spent:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model's class and configuration. Equal ones are built once."""
+    """Adapter, class and configuration of a model. Equal ones are built once."""
 
+    adapter_class: type
     model_class: type
     json: str
     config: Any = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, config: Any) -> Blueprint:
-        """Raises ValueError if there is no class for a configuration."""
-        return cls(model_class(config), config.to_json_string(use_diff=False), config)
+    def of(cls, adapter_class: type, config: Any) -> Blueprint:
+        """Raises ValueError if no class of models is known for the configuration."""
+        json = config.to_json_string(use_diff=False)
+        return cls(adapter_class, model_class(config), json, config)
 
-    def model(self) -> Any:
-        """The blank model."""
+    def adapter(self) -> Any:
+        """An adapter on the blank model.
+
+        Raises ValueError if the model cannot be built.
+        """
         with self.explained():
             return _built(self)
 
@@ -183,10 +188,10 @@ def _built(blueprint: Blueprint) -> Any:
                     )
                     parameter = isinstance(x, nn.Parameter)
                     tensors[name] = nn.Parameter(new, requires_grad=False) if parameter else new
-    return model
+    return blueprint.adapter_class(model)
 
 
-def model_class(config: Any) -> type:
+def model_class(config: Any) -> Any:
     """The class of the vision-language models that have such a configuration.
 
     That is a class that is loaded, such as one that came with its weights, or one of transformers.
@@ -205,7 +210,7 @@ def model_class(config: Any) -> type:
     return found
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .blank import Blueprint
 from .measure import measured
 from .structure import first
 from .towers import class_token, patches
-from .vision import count_vision
+from .vision import Vision, count_sample, count_vision
 
 
 class Costs:
@@ -30,14 +30,15 @@ class Costs:
     def dimensions(cls, config) -> Dimensions:
         """Sizes of the decoder, and of a vision head, from the model's configuration."""
         text = config.get_text_config(decoder=True)
-        found = measured(Blueprint.of(config))
-        attention = (found.size(name) for name in ("heads", "kv_heads", "head_dim"))
+        found = measured(Blueprint.of(cls, config))
         return Dimensions(
-            len(found.attention),
-            first(text, ["hidden_size", "embed_dim"], 0),
-            *attention,
-            ffn_width(text),
-            text.vocab_size,
+            layers=len(found.attention),
+            hidden=first(text, ["hidden_size", "embed_dim"], 0),
+            heads=found.size("heads"),
+            kv_heads=found.size("kv_heads"),
+            head_dim=found.size("head_dim"),
+            ffn=ffn_width(text),
+            vocab=text.vocab_size,
             vision_head_dim=cls.vision_head_dim(config),
             measured=found,
         )
@@ -48,15 +49,10 @@ class Costs:
         return class_token(config.vision_config)
 
     @classmethod
-    def vision_heads(cls, config) -> int:
-        """Number of heads of the tower's attention; 0 if its configuration does not say."""
-        return getattr(getattr(config, "vision_config", None), "num_attention_heads", 0)
-
-    @classmethod
     def vision_head_dim(cls, config) -> int:
         """Size of a head of the tower's attention; 0 if its configuration does not say."""
-        heads = cls.vision_heads(config)
-        return config.vision_config.hidden_size // heads if heads else 0
+        heads = first(getattr(config, "vision_config", None), ["num_attention_heads", "num_heads"])
+        return vision_width(config) // heads if heads else 0
 
     @classmethod
     def patches_per_token_side(cls, config) -> int:
@@ -69,37 +65,17 @@ class Costs:
         return patches(config.vision_config) // cls.patches_per_token_side(config) ** 2
 
     @classmethod
-    def tile_count(cls, config, n_visual: int, images: Sequence | None = None) -> int:
-        """Number of tiles that the tower sees: as few as give `n_visual` tokens.
+    def vision_flops(cls, config, n_visual: int, images: Sequence | None = None) -> Vision:
+        """FLOPs of the vision tower and the projector, for images that give `n_visual` tokens.
 
-        images: what a family needs to know of the images, if `n_visual` does not tell.
-        """
-        return -(-n_visual // cls.tokens_per_tile(config))
-
-    @classmethod
-    def vision_attention_flops(cls, config, n_visual: int, images: Sequence | None = None) -> int:
-        """FLOPs of reading the tower's attention once more: q k^T of one layer (`pruning._tower`).
-
-        0 with a class token, whose one row is not counted. Arguments as of `vision_flops`.
-        """
-        v = config.vision_config
-        product = 0 if cls.class_token(config) else 2 * patches(v) ** 2 * v.hidden_size
-        return cls.tile_count(config, n_visual, images) * product
-
-    @classmethod
-    def vision_flops(
-        cls, config, n_visual: int, images: Sequence | None = None
-    ) -> tuple[int, int] | tuple[None, None]:
-        """FLOPs of the vision tower, and of the projector, for images that give `n_visual` tokens.
-
-        (None, None) if the family does not say what such images are.
+        Not known if the family does not say what such images are, see `pixels`.
         images: what the family needs to know of the images, such as their sizes, if `n_visual` does
         not tell; None: what the family assumes.
         """
-        pixels = cls.pixels(config, n_visual, images) if n_visual else {}
-        if not pixels:
-            return (0, 0) if pixels == {} else (None, None)
-        return count_vision(Blueprint.of(config), cls.tower, pixels)[:2]
+        if not n_visual:
+            return Vision(0, 0, 0)
+        pixels = cls.pixels(config, n_visual, images)
+        return Vision() if pixels is None else count_vision(Blueprint.of(cls, config), pixels)
 
     @classmethod
     def pixels(
@@ -120,13 +96,34 @@ class Costs:
             1, first(v, ["num_channels", "in_channels"], 3), height, width, device="meta"
         )
         try:
-            tokens = count_vision(Blueprint.of(config), cls.tower, {"pixel_values": one}).tokens
+            tokens = count_vision(Blueprint.of(cls, config), {"pixel_values": one}).tokens
         except ValueError:
             return None
         return {"pixel_values": one.repeat(-(-n_visual // tokens), 1, 1, 1)} if tokens else None
+
+    @classmethod
+    def sample(cls, config, inputs: Mapping[str, Any]) -> tuple[int, int, Vision]:
+        """Numbers of visual and of text tokens, and FLOPs of vision, of a processor's output.
+
+        Raises ValueError unless it is of one sample, with `input_ids` (1, S).
+        """
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1:
+            found = tuple(ids.shape) if isinstance(ids, Tensor) else ids
+            expected = "a processor's output for one sample, with input_ids (1, length)"
+            raise ValueError(f"inputs must be {expected}, got input_ids {found}")
+        vision = count_sample(Blueprint.of(cls, config), inputs)
+        mask = inputs.get("attention_mask")
+        total = ids.shape[1] if mask is None else int(mask.sum())
+        return vision.tokens, total - vision.tokens, vision
 
 
 def ffn_width(text) -> int:
     """Width of the decoder's feed-forward network; the largest, if layers differ."""
     width = first(text, ["intermediate_size", "ffn_dim", "ffn_hidden_size"], 0)
     return max(width) if isinstance(width, (list, tuple)) else width
+
+
+def vision_width(config) -> int:
+    """Hidden size of the vision tower. Qwen2-VL calls the size of what comes out `hidden_size`."""
+    return first(config.vision_config, ["embed_dim", "hidden_size"], 0)

@@ -26,7 +26,10 @@ class Idefics3(Adapter):
     @classmethod
     def pixels(cls, config, n_visual, images=None):
         """The tiles of one sample."""
-        tiles, size = cls.tile_count(config, n_visual), side(config.vision_config.image_size)
+        tiles, size = (
+            -(-n_visual // cls.tokens_per_tile(config)),
+            side(config.vision_config.image_size),
+        )
         return {"pixel_values": torch.empty(1, tiles, 3, size, size, device="meta")}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..registry import register_adapter
 from .llava import Llava
 from .towers import patches_a_side, rectangle, side
+from .vision import Vision
 
 
 @register_adapter("llava_next")
@@ -76,19 +77,8 @@ class LlavaNext(Llava):
         if not isinstance(images, int):
             return super().vision_flops(config, n_visual, images)
         one = config.image_grid_pinpoints[0]
-        parts, tiles = super().vision_flops(config, n_visual, [one]), cls.tiles(config, one)
-        return tuple(part * images // tiles for part in parts)
-
-    @classmethod
-    def tile_count(cls, config, n_visual, images=None):
-        """Number of tiles that the tower sees: those of each image, and the whole image once more.
-
-        The padding that is cut off later is seen, too.
-        images: their number, or else as of `sizes`.
-        """
-        if isinstance(images, int):
-            return images
-        return sum(cls.tiles(config, size) for size in cls.sizes(config, n_visual, images))
+        whole, tiles = super().vision_flops(config, n_visual, [one]), cls.tiles(config, one)
+        return Vision(*((part or 0) * images // tiles for part in whole))
 
     @classmethod
     def sizes(cls, config, n_visual, images=None) -> list[list[int]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from itertools import accumulate, count
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from transformers import DynamicCache
 
 from ..pruning._hearing import Hearing
 from .blank import Blueprint, Counting, Spent, blank, counting
-from .growth import Growth, Rule, find_rule
-from .structure import find_decoder
+from .growth import Growth, find_rule
 
 #: Numbers of tokens that decoders run with. In chunks of any size up to 256 they are no polynomial.
 LENGTHS = (8, 27, 72, 265)
@@ -66,37 +66,36 @@ class Decoder:
 
 
 class _Run:
-    """One pass of a blank decoder over `n` tokens of text."""
+    """One pass of a blank decoder over n tokens, by `forward` with a cache."""
 
-    def __init__(self, model: Any, counter: Counting, n: int):
-        self.n = n
-        self.decoder, self.layers = find_decoder(model)
-        self.spent = [Spent(counter, layer) for layer in self.layers]
-        self.ahead = [0] * len(self.layers)
-        self.attention: list[Attention | None] = [None] * len(self.layers)
+    def __init__(self, adapter: Any, counter: Counting, n: int, forward: Callable):
+        layers = adapter.layers
+        self.spent = [Spent(counter, layer) for layer in layers]
+        self.ahead = [0] * len(layers)
+        self.attention: list[Attention | None] = [None] * len(layers)
+        cache = DynamicCache(config=adapter.config.get_text_config(decoder=True))
         with ExitStack() as stack:
-            for i, layer in enumerate(self.layers):
+            for i, layer in enumerate(layers):
                 hearing = Hearing([*layer.modules()], partial(self._heard, i))
                 for hook in (hearing, self.spent[i]):
                     stack.callback(hook.remove)
-            cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-            self._forward(model, {"past_key_values": cache, "use_cache": True})
+            forward(past_key_values=cache, use_cache=True)
         self.flops = [spent.total for spent in self.spent]
         rows = _carried([0 if a is None else a.heads * a.head_dim for a in self.attention])
         self.ahead = [spent + 2 * n * row for spent, row in zip(self.ahead, rows, strict=True)]
         held = [_numbers(each) for each in cache.layers]
-        self.cached = (held + [0] * len(self.layers))[: len(self.layers)]
+        self.cached = (held + [0] * len(layers))[: len(layers)]
 
-    def _forward(self, model: Any, options: dict) -> None:
+    @classmethod
+    def of(cls, adapter: Any, counter: Counting, n: int) -> _Run:
+        """A run on embeddings; or on ids, where the decoder looks more up than embeddings."""
+        width = adapter.model.get_input_embeddings().weight.shape[-1]
         try:
-            states = blank(1, self.n, model.get_input_embeddings().weight.shape[-1])
-            self.decoder(inputs_embeds=states, **options)
+            decoder = partial(adapter.decoder, inputs_embeds=blank(1, n, width))
+            return cls(adapter, counter, n, decoder)
         except Exception:
-            # It wants ids: to look more embeddings up, one for each layer.
-            for spent in self.spent:
-                spent.total = 0
-            ids = torch.full((1, self.n), _plain_id(model.config))
-            model(input_ids=ids, **options)
+            ids = torch.full((1, n), _plain_id(adapter.config))
+            return cls(adapter, counter, n, partial(adapter.model, input_ids=ids))
 
     def _heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
         if self.attention[i] is None:
@@ -109,7 +108,8 @@ class _Run:
 
 def _carried(sizes: list[int]) -> list[int]:
     """Each size; in place of a 0 the last size before it."""
-    return [*accumulate(sizes, lambda last, size: size or last)]
+    last = 0
+    return [last := size or last for size in sizes]
 
 
 def _numbers(cached: Any) -> int:
@@ -131,22 +131,29 @@ def measured(blueprint: Blueprint) -> Decoder:
 
     Raises ValueError if the model cannot be built or run.
     """
+    adapter = blueprint.adapter()
     with blueprint.explained(), counting() as counter:
-        model = blueprint.model()
-        runs = {n: _Run(model, counter, n) for n in LENGTHS}
-        flops, ahead = _rules(runs, "flops"), _rules(runs, "ahead")
-        if None in (*flops, *ahead):
-            runs.update((n, _Run(model, counter, n)) for n in MORE)
-            flops, ahead = _rules(runs, "flops", CHUNKS), _rules(runs, "ahead", CHUNKS)
-    if None in (*flops, *ahead):
-        raise ValueError("no rule")
+        runs = {n: _Run.of(adapter, counter, n) for n in LENGTHS}
+        found = {name: _rules(runs, name) for name in ("flops", "ahead")}
+        if any(None in rules for rules in found.values()):
+            runs.update((n, _Run.of(adapter, counter, n)) for n in MORE)
+            found = {name: _rules(runs, name, CHUNKS) for name in found}
+    for name, rules in found.items():
+        if None in rules:
+            warnings.warn(
+                f"FLOPs of layer {rules.index(None)} of {blueprint.model_class.__name__} follow no "
+                "rule that is known here: they are estimates",
+                stacklevel=2,
+            )
+            longest = {n: runs[n] for n in sorted(runs)[-3:]}
+            near = _rules(longest, name)
+            found[name] = [b if a is None else a for a, b in zip(rules, near, strict=True)]
     some = runs[LENGTHS[0]]
-    return Decoder(tuple(some.attention), Growth(flops), Growth(ahead), torch.tensor(some.cached))
+    growth = {name: Growth(rules) for name, rules in found.items()}
+    return Decoder(tuple(some.attention), **growth, cached=torch.tensor(some.cached))
 
 
-def _rules(runs: dict[int, _Run], name: str, chunks: Sequence[int] = ()) -> list[Rule | None]:
-    """The rule of each layer's `name`, "flops" or "ahead"."""
+def _rules(runs: dict[int, _Run], name: str, chunks: Sequence[int] = ()) -> list[Any]:
+    """The rule of each layer's `name`, "flops" or "ahead"; None where there is none."""
     find = cache(lambda found: find_rule(dict(zip(runs, found, strict=True)), chunks))
-    return [
-        find(found) for found in zip(*(getattr(run, name) for run in runs.values()), strict=True)
-    ]
+    return [find(row) for row in zip(*(getattr(run, name) for run in runs.values()), strict=True)]

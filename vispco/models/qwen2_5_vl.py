@@ -16,14 +16,14 @@ class Qwen25VL(Qwen2VL):
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
     model_types = ("qwen2_5_vl",)
 
-    def vision_layer(self, depth):
+    def token_layer(self, depth):
         """Number of the tower's last layer that attends to whole frames."""
         return max(self.config.vision_config.fullatt_block_indexes)
 
     def tokens_from_patches(self, values, inputs, kind):
         """Mean over the patches of each token; within the tower, tokens stand window by window."""
         size = self.window(self.config.vision_config)
-        frame, row, column = self.places(len(values), inputs, kind).T
+        frame, row, column = self.places(values.shape[-2], inputs, kind).T
         windows = torch.stack([frame, row // size, column // size])
         order = torch.unique(windows, dim=1, return_inverse=True)[1].argsort(stable=True)
         back = order.argsort(stable=True).to(values.device)

@@ -9,7 +9,6 @@ from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
 from .base import Adapter
-from .structure import first
 from .towers import rectangle, side
 
 
@@ -25,7 +24,11 @@ class Qwen2VL(Adapter):
 
     def tokens_from_patches(self, values, inputs, kind):
         """Mean over the patches of each token, which stand together."""
-        return values.unflatten(0, (-1, self.patches_per_token_side(self.config) ** 2)).mean(1)
+        return (
+            values.flatten(0, -2)
+            .unflatten(0, (-1, self.patches_per_token_side(self.config) ** 2))
+            .mean(1)
+        )
 
     def places(self, n, inputs, kind):
         """Frame, row and column (n, 3) of the tokens, which stand frame after frame."""
@@ -39,18 +42,6 @@ class Qwen2VL(Adapter):
     def patches_per_token_side(cls, config):
         """Patches along the side of the square that makes a token."""
         return config.vision_config.spatial_merge_size
-
-    @classmethod
-    def vision_heads(cls, config):
-        """Number of heads of the tower's attention."""
-        return config.vision_config.num_heads
-
-    @classmethod
-    def vision_head_dim(cls, config):
-        """Size of a head of the tower's attention."""
-        # Qwen2-VL calls the size of what comes out `hidden_size`.
-        width = first(config.vision_config, ["embed_dim", "hidden_size"])
-        return width // cls.vision_heads(config)
 
     # ---- input downsampling ----------------------------------------------------------------------
     def smaller(self, inputs, scale):
@@ -80,12 +71,6 @@ class Qwen2VL(Adapter):
         return {"pixel_values": torch.cat(pieces), "image_grid_thw": grid}, tokens
 
     # ---- costs -----------------------------------------------------------------------------------
-    @classmethod
-    def vision_attention_flops(cls, config, n_visual, images=None):
-        """FLOPs of q k^T of one layer of the tower, which stays within frames."""
-        squares = sum(t * (h * w) ** 2 for t, h, w in cls.grids(config, n_visual, images))
-        return 2 * squares * cls.vision_heads(config) * cls.vision_head_dim(config)
-
     @classmethod
     def grids(cls, config, n_visual: int, images=None) -> list[tuple[int, int, int]]:
         """Patches (time, height, width) of each image.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def class_token(v) -> bool:
     """Whether a tower puts a class token before its patches: CLIP and InternViT, but not SigLIP."""
-    return not v.model_type.startswith(("siglip", "idefics3", "smolvlm"))
+    return v.model_type.startswith(("clip", "internvl"))
 
 
 def patches(v) -> int:

@@ -1,4 +1,4 @@
-"""Tower and projector, counted on a blank model as they make features of pictures."""
+"""Vision, counted on a blank model: tower, projector, and reading the tower's attention."""
 
 from __future__ import annotations
 
@@ -11,80 +11,118 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..pruning._hearing import Hearing
 from .blank import Blueprint, Counting, Spent, blank, counting
 
 
 class Vision(NamedTuple):
-    """FLOPs of tower and projector.
+    """FLOPs of vision, None if they are not known.
 
-    tokens: number of visual tokens that come out; 0 if they are not what the decoder takes.
+    tower, projector: of each. reading: of q k^T of the layer of the tower whose attention methods
+    read (`pruning._tower`); 0 if there is a class token, whose one row is not counted.
+    tokens: visual tokens that come out; 0 if they are not what the decoder takes.
     """
 
-    tower: int
-    projector: int
-    tokens: int
+    tower: int | None = None
+    projector: int | None = None
+    reading: int | None = None
+    tokens: int = 0
 
 
-def count_vision(blueprint: Blueprint, tower: str, pixels: Mapping[str, Tensor]) -> Vision:
+def count_vision(blueprint: Blueprint, pixels: Mapping[str, Tensor]) -> Vision:
     """Counted as `get_image_features(**pixels)` runs.
 
-    tower: name of the tower's module, see `TowerSpent`. pixels: of those that are floating-point
-    numbers, only the shapes matter.
+    pixels: of floating-point numbers, only the shapes matter.
     Raises ValueError if the model cannot be built or run.
     """
     given = []
     for name, x in pixels.items():
         numbers = None if x.is_floating_point() else tuple(x.flatten().tolist())
         given.append((name, tuple(x.shape), numbers))
-    return _counted(blueprint, tower, tuple(given))
+    return _counted(blueprint, tuple(given))
 
 
 @lru_cache(maxsize=1024)
-def _counted(blueprint: Blueprint, tower: str, given: tuple) -> Vision:
+def _counted(blueprint: Blueprint, given: tuple) -> Vision:
     pixels = {
         name: blank(*shape) if numbers is None else torch.tensor(numbers).view(shape)
         for name, shape, numbers in given
     }
-    model = blueprint.model()
+    adapter = blueprint.adapter()
+    model = adapter.model
     owner = model.base_model if hasattr(model.base_model, "get_image_features") else model
-    with blueprint.explained(), counting() as counter, TowerSpent(model, tower, counter) as spent:
+    with blueprint.explained(), counting() as counter, _Watch(adapter, counter) as watch:
         out = owner.get_image_features(**pixels)
     features = getattr(out, "pooler_output", None)
     made = [x for x in tree_leaves(out if features is None else features) if x is not None]
     width = model.get_input_embeddings().weight.shape[-1]
     fits = all(isinstance(x, Tensor) and x.shape[-1] == width for x in made)
-    tokens = sum(x.numel() // width for x in made) if fits else 0
-    own = spent.total(counter.total)
-    return Vision(own, counter.total - own, tokens)
+    return watch.found(counter.total, sum(x.numel() // width for x in made) if fits else 0)
 
 
-class TowerSpent(ExitStack):
-    """Within it, what a model's tower spends is noted.
+def count_sample(blueprint: Blueprint, inputs: Mapping[str, Any]) -> Vision:
+    """Counted as the whole model runs on a processor's output for one sample.
 
-    The tower is the first module of this name, or else what the model calls its encoder of images.
-    What it holds under a name with "merger" in it belongs to the projector.
+    Raises ValueError if the model cannot be built or run.
     """
 
-    def __init__(self, model: Any, name: str, counter: Counting):
-        super().__init__()
-        tower = _tower(model, name)
-        parts = [] if tower is None else [tower, *_mergers(tower)]
-        self._spent = [Spent(counter, part) for part in parts]
-        for spent in self._spent:
-            self.callback(spent.remove)
+    given = {name: _prepared(x) for name, x in inputs.items() if name != "labels"}
+    adapter = blueprint.adapter()
+    model, decoder = adapter.model, adapter.decoder
+    # Where the whole backbone is the decoder, its tower is in it, too.
+    language = [*adapter.layers] if decoder is model.base_model else [decoder]
+    head = model.get_output_embeddings()
+    with blueprint.explained(), counting() as counter, _Watch(adapter, counter) as watch:
+        rest = [watch.spent_by(module) for module in (*language, head) if module is not None]
+        model(**given)
+    vision = counter.total - sum(spent.total for spent in rest)
+    return watch.found(vision, int(adapter.visual_mask(given["input_ids"], None).sum()))
 
-    def total(self, everything: int) -> int:
-        """FLOPs of the tower, of all that was spent on vision; all of it if no tower is found."""
-        if not self._spent:
-            return everything
-        whole, *mergers = (spent.total for spent in self._spent)
-        return whole - sum(mergers)
+
+def _prepared(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return x.float().cpu() if x.is_floating_point() else x.cpu()
+
+
+class _Watch(ExitStack):
+    """Within it, what the tower of a blank model spends is noted.
+
+    The tower is the first module that has the adapter's name for it, or else what the model calls
+    its encoder of images. What it holds under a name with "merger" in it belongs to the projector.
+    """
+
+    def __init__(self, adapter: Any, counter: Counting):
+        super().__init__()
+        self.counter, self.reading = counter, 0
+        tower = _tower(adapter.model, adapter.tower)
+        parts = [] if tower is None else [tower, *_mergers(tower)]
+        self._spent = [self.spent_by(part) for part in parts]
+        try:
+            read = [] if adapter.class_token(adapter.config) else adapter.vision_layer().modules()
+        except (AttributeError, ValueError):
+            read = []
+        self.callback(Hearing(read, self._read).remove)
+
+    def spent_by(self, module: nn.Module) -> Spent:
+        """FLOPs that a module spends."""
+        spent = Spent(self.counter, module)
+        self.callback(spent.remove)
+        return spent
+
+    def _read(self, query: Tensor, key: Tensor, options: dict) -> None:
+        self.reading += 2 * query.numel() * key.shape[-2]
+
+    def found(self, total: int, tokens: int) -> Vision:
+        """`total` that was spent on vision, in parts; all of it is the tower's if none is found."""
+        whole, *mergers = [spent.total for spent in self._spent] or [total]
+        return Vision(whole - sum(mergers), total - whole + sum(mergers), self.reading, tokens)
 
 
 def _tower(model: Any, name: str) -> nn.Module | None:
     named = (x for path, x in model.named_modules() if path.rpartition(".")[2] == name)
-    found = next(named, None)
-    return model.get_encoder(modality="image") if found is None else found
+    encoder = next(named, None) or model.get_encoder(modality="image")
+    return None if encoder is model else encoder
 
 
 def _mergers(tower: nn.Module) -> list[nn.Module]:

@@ -27,7 +27,7 @@ class Hearing:
     """Calls `hear(query, key, options)` for every attention that `modules` compute, until removed.
 
     query: (B, H, N, E), key: (B, G, N, E), just before the attention function computes with them.
-    options: its keyword arguments, such as `scaling` and `softcap`.
+    options: its other arguments, such as `attention_mask`, `scaling` and `softcap`.
     """
 
     def __init__(self, modules: Iterable[nn.Module], hear: Callable[[Any, Any, dict], None]):
@@ -77,7 +77,11 @@ def _replace(namespace: MutableMapping, name: str) -> None:
     def heard(module, query, key, *args, **options):
         hear = _hearers.get(module)
         if hear is not None:
-            hear(query, key, options)
+            hear(
+                query,
+                key,
+                {**dict(zip(("value", "attention_mask"), args, strict=False)), **options},
+            )
         return function(module, query, key, *args, **options)
 
     namespace[name] = heard

@@ -2,7 +2,8 @@
 
 For methods that prune before the language model read it (VisionZip, VisPruner). One layer is read,
 whose output becomes the visual tokens. No attention implementation is forced: queries and keys are
-caught where they are projected, and multiplied once more if a method asks.
+heard where the layer hands them to its attention function, and multiplied once more if a method
+asks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._hearing import Hearing
 from ._hooks import Replaced
 from .context import column_sum, masked_softmax, without_overflow
 
@@ -49,10 +51,7 @@ class Tower:
             if hasattr(self.adapter.backbone, name):
                 add(Replaced(self.adapter.backbone, name, around))
         if attention:
-            module = self.adapter.vision_attention()
-            add(module.register_forward_pre_hook(self._on_attention, with_kwargs=True))
-            for part, projection in self.adapter.vision_projections(module).items():
-                add(projection.register_forward_hook(partial(self._on_projection, part)))
+            add(Hearing(self.adapter.vision_layer().modules(), self._on_heard))
 
     def clear(self) -> None:
         """Forget the prompt."""
@@ -85,7 +84,7 @@ class Tower:
             if self._kind is not None:
                 # Some make the features of videos with the method for images.
                 return make()
-            self._kind, self._seen[kind] = kind, {"inputs": given}
+            self._kind, self._seen[kind] = kind, {"inputs": given, "heard": []}
             try:
                 features = make()
             finally:
@@ -96,22 +95,13 @@ class Tower:
                 features.vispco = self._seen[kind]
             return features
 
-    def _hears(self) -> dict | None:
-        """Where to put what goes through the attention just now, if anywhere."""
-        if self._kind is not None:
-            return self._seen.get(self._kind)
-        return self._seen.setdefault("image", {"inputs": {}}) if self._always else None
-
-    def _on_attention(self, module, args, kwargs):
-        heard = self._hears()
-        if heard is not None:
-            names = ("attention_mask", "cu_seqlens", "position_embeddings")
-            heard.update({name: kwargs.get(name) for name in names})
-
-    def _on_projection(self, part: str, module, args, output):
-        heard = self._hears()
-        if heard is not None:
-            heard[part] = output.detach()
+    def _on_heard(self, query: Tensor, key: Tensor, options: dict) -> None:
+        kind = "image" if self._kind is None and self._always else self._kind
+        if kind is not None:
+            seen = self._seen.setdefault(kind, {"inputs": {}, "heard": []})
+            mask, scaling = options.get("attention_mask"), options.get("scaling")
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            seen["heard"].append((query.detach(), key.detach(), mask, scaling))
 
     # ---- reading --------------------------------------------------------------------------------
     def read(self, inputs: dict, visual: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,51 +109,49 @@ class Tower:
 
         Both are 0 at text. A patch receives the softmax attention of the class token, if the tower
         has one. Otherwise it receives that of all patches of its image (frame, or what the layer
-        attends within), averaged. It is always averaged over heads. Keys are those before rotary
-        embedding. A token has the mean over the patches it was made of.
+        attends within), averaged. It is always averaged over heads. Keys are as the
+        attention uses them. A token has the mean over the patches it was made of.
 
         inputs: keyword arguments of the backbone. visual: (B, S) bool.
         Raises ValueError if there are visual tokens and the tower did not run.
         """
         adapter = self.adapter
-        width = 1 + adapter.vision_head_dim(adapter.config)
-        full = torch.zeros(*visual.shape, width, device=visual.device)
+        full = torch.zeros(*visual.shape, 1, device=visual.device)
         for kind, mask in adapter.kinds(inputs).items():
             if not bool((mask & visual).any()):
                 continue
             seen = ready_made(inputs, kind)
             seen = self._seen.get(kind, {}) if seen is None else seen
-            if not {"fused", "key"} & seen.keys():
+            if not seen.get("heard"):
                 raise ValueError(
                     "the method reads the vision tower, which did not run for this prompt's "
                     f"{kind} tokens: pass pixels to the pruned model, not ready-made features"
                 )
-            patches, made_from = self._patches(seen), {**inputs, **seen["inputs"]}
+            patches, made_from = self._patches(seen["heard"]), {**inputs, **seen["inputs"]}
             full = full + placed(adapter.tokens_from_patches(patches, made_from, kind), mask)
         full = full * visual[..., None]
         return full[..., 0], full[..., 1:]
 
-    def _patches(self, seen: dict) -> Tensor:
-        """Attention and keys of each patch, in order: (tiles, n, 1 + E), or (n, 1 + E)."""
-        heads = self.adapter.vision_heads(self.adapter.config)
-        if "fused" in seen:
-            # Pieces of any length, one after the other: (patches, H, E).
-            query, key, _ = seen["fused"].unflatten(-1, (3, heads, -1)).unbind(-3)
-            rotary = [part[:, None] for part in seen["position_embeddings"]]  # (patches, 1, E)
-            sizes = seen["cu_seqlens"].diff().tolist()
-            q, k = (turned(x, *rotary).to(x.dtype).split(sizes) for x in (query, key))
-            attention = torch.cat(list(map(received, q, k)))
+    def _patches(self, heard: list) -> Tensor:
+        """Attention and keys of each patch, in order: (tiles, n, 1 + E).
+
+        A tower whose tiles differ in size calls its attention for one after the other. Then n is of
+        all of them, as of one tile.
+        """
+        calls = [self._of_call(*call) for call in heard]
+        return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
+
+    def _of_call(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """query: (tiles, H, n, E). key: (tiles, G, n, E)."""
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        if self.adapter.class_token(self.adapter.config):
+            product = without_overflow(query[:, :, :1]) * without_overflow(key)
+            attention = (full_precision(product.sum(-1)) * scaling).softmax(-1).mean(1)
         else:
-            # (tiles, n, H, E)
-            query, key = (seen[part].unflatten(-1, (heads, -1)) for part in ("query", "key"))
-            if self.adapter.class_token(self.adapter.config):
-                product = without_overflow(query[:, :1]) * without_overflow(key)
-                logits = full_precision(product.sum(-1)) * query.shape[-1] ** -0.5
-                attention = logits.softmax(1).mean(-1)
-            else:
-                real = real_patches(seen.get("attention_mask"), key.shape[:2])
-                attention = torch.stack(list(map(received, query, key, real)))
-        return torch.cat([attention[..., None], full_precision(key).mean(-2).to(attention)], -1)
+            real = real_patches(mask, (len(key), key.shape[2]))
+            tiles = zip(query, key, real, strict=True)
+            attention = torch.stack([received(*tile, scaling=scaling) for tile in tiles])
+        return torch.cat([attention[..., None], full_precision(key).mean(1).to(attention)], -1)
 
 
 def ready_made(inputs: dict, kind: str) -> dict | None:
@@ -172,19 +160,22 @@ def ready_made(inputs: dict, kind: str) -> dict | None:
     return None if features is None else getattr(features, "vispco", {})
 
 
-def received(query: Tensor, key: Tensor, real: Tensor | None = None) -> Tensor:
+def received(
+    query: Tensor, key: Tensor, real: Tensor | None = None, scaling: float | None = None
+) -> Tensor:
     """Attention (n,) that each of n patches gets, the mean over heads and query rows.
 
-    query, key: (n, H, E). real: (n,) bool, False for patches of padding, which neither get nor
-    give. It is computed in chunks of query rows.
+    query, key: (H, n, E). real: (n,) bool, False for patches of padding, which neither get nor
+    give. scaling: of q k^T; None: E^-1/2. It is computed in chunks of query rows.
     """
-    n, heads, size = query.shape
-    rows, columns = without_overflow(query).transpose(0, 1), without_overflow(key).permute(1, 2, 0)
+    heads, n, size = query.shape
+    scaling = size**-0.5 if scaling is None else scaling
+    rows, columns = without_overflow(query), without_overflow(key).transpose(1, 2)
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
     step = max(1, CHUNK // (n * heads))
     total = rows.new_zeros(n)
     for chunk, gives in zip(rows.split(step, 1), real.split(step), strict=True):
-        logits = full_precision(chunk @ columns) * size**-0.5  # (H, rows, n)
+        logits = full_precision(chunk @ columns) * scaling  # (H, rows, n)
         attention = masked_softmax(logits, ~real).masked_fill(~gives[:, None], 0.0)
         total = total + column_sum(attention, (0, 1))
     return total / (heads * real.sum().clamp(min=1))
@@ -200,12 +191,6 @@ def real_patches(mask: Tensor | None, shape: tuple[int, int]) -> Tensor | list[N
     mask = mask if mask.ndim == 2 else mask[:, 0, 0]
     mask = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
     return mask.expand(shape)
-
-
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of `x` (..., E), whose halves are pairs, at least as precise as `cos`."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], -1) * sin
 
 
 def full_precision(x: Tensor) -> Tensor:
