@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from vispco.models.support import candidates, not_applicable
+from vispco.reading.support import candidates, not_applicable
 from vispco.utils.version import versions
 
 ROOT = Path(__file__).parent.parent

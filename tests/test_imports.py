@@ -32,6 +32,7 @@ FLOORS = [
         "frontier",
     },
     {"pruning"},
+    {"reading"},
     {"methods", "models"},
     {"calibration"},
     {"latency", "evaluate"},
@@ -44,7 +45,7 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
-MAY_USE_TRANSFORMERS = {"models", "testbed", "commands", "data", "integrations"}
+MAY_USE_TRANSFORMERS = {"models", "reading", "testbed", "commands", "data", "integrations"}
 MAY_USE_MORE = {
     "plot",
     "testbed",

@@ -9,7 +9,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from vispco.models.support import candidates, check_supported, not_applicable
+from vispco.reading.support import candidates, check_supported, not_applicable
 
 CROSS, ENCODER = "cross-attention, its decoder never holds visual tokens", "encoder-decoder"
 REFUSED = {

@@ -22,6 +22,7 @@ from tiny_families import GRIDS, IMAGE, PROCESSORS, SIZES, VIDEO, VIDEOS, prompt
 from vispco import PruningConfig
 from vispco.methods.pool import Pool
 from vispco.pruning._tower import Replaced, Tower, placed, received
+from vispco.reading.structure import find_tower
 from vispco.registry import METHODS, adapter_for
 
 # Its plain batches are what its processor gives.
@@ -261,7 +262,7 @@ def check_tokens(model, inputs, kind):
         "video": ("video_grid_thw",),
     }[kind]
     inputs = {k: inputs[k] for k in (pixels, *others) if k in inputs}
-    tower = model.model.get_submodule(adapter.tower)
+    tower = find_tower(model)
     # A hidden state, which no norm follows.
     if model.config.model_type.startswith("llava"):
         hook = tower.encoder.layers[-1].register_forward_hook(lambda m, a, out: seen.append(out))

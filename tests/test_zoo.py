@@ -7,7 +7,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import zoo
-from vispco.models.structure import find_decoder
+from vispco.reading.structure import find_decoder
 from zoo.entry import IMAGE
 
 CROSS = "its decoder reads pictures through cross-attention: there are no visual tokens to prune"

@@ -19,7 +19,7 @@ class Dimensions:
         A layer without attention has the numbers of the last one before it that has some.
     ffn, ffn_matrices: width of its feed-forward network (FFN), and how many matrices that has.
     vision_head_dim: size of a head of the vision tower, if a method compares its keys.
-    measured: what knows the costs (`vispco.models.measure.Decoder`). None: the closed forms of a
+    measured: what knows the costs (`vispco.reading.measure.Decoder`). None: the closed forms of a
         Llama-like decoder hold.
     """
 

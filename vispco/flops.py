@@ -3,7 +3,7 @@
 FLOPs by the exact convention (the default) are those of `torch.utils.flop_counter`: 2 of them per
 multiply-accumulate, every matrix of a layer, no discount for causal masks, nothing for norms,
 softmax, activations and embeddings. They are counted on a model without weights
-(`vispco.models.blank`). Of a Llama-like layer that n tokens enter, they are
+(`vispco.reading.blank`). Of a Llama-like layer that n tokens enter, they are
 
     F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
 

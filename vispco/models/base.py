@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from math import isqrt
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +17,10 @@ from transformers import GenerationMixin
 
 from ..pruning._tower import placed, ready_made
 from ..pruning.context import positions
+from ..reading.structure import find_decoder, find_tower, first
+from ..reading.support import check_supported
 from ..registry import ADAPTERS
 from .costs import Costs
-from .structure import find_decoder, first
-from .support import check_supported
-from .towers import squares
 
 #: How configurations name the id of a visual token, after "image_" or "video_".
 ID_NAMES = ("token_id", "token_index", "patch_id")
@@ -159,21 +157,19 @@ class Adapter(Costs):
         return visual
 
     # ---- vision tower ----------------------------------------------------------------------------
-    #: Name of the vision tower in the backbone.
-    tower: ClassVar[str] = "vision_tower"
-
     def vision_layer(self) -> nn.Module:
         """The tower's layer whose output becomes the visual tokens; of several, the deepest.
 
         Raises ValueError if the tower has no list of layers.
         """
-        modules = getattr(self.backbone, self.tower, nn.Module()).named_modules()
+        tower = find_tower(self.model, self.tower) or nn.Module()
+        modules = tower.named_modules()
         lists = [m for name, m in modules if name.split(".")[-1] in ("layers", "layer", "blocks")]
         if not lists:
             raise ValueError(
-                f"{type(self.model).__name__} has no list of layers in {self.tower!r}: use a "
-                "method that does not read the vision tower, or override `tower` or `vision_layer` "
-                "in an adapter"
+                f"{type(self.model).__name__} has no vision tower with a list of layers: use a "
+                "method that does not read the tower, or override `tower` or `vision_layer` in an "
+                "adapter"
             )
         return lists[0][self.token_layer(len(lists[0]))]
 
@@ -198,25 +194,29 @@ class Adapter(Costs):
     def tokens_from_patches(self, values: Tensor, inputs: dict, kind: str) -> Tensor:
         """Numbers of the tower's patches to numbers of the visual tokens that are made of them.
 
-        By default a token is the mean of a square of patches.
         values: (tiles, patches, C); one tile of all patches in towers whose tiles differ in size.
         inputs: what the features were made from. kind: "image" or "video".
         Returns (n, C), in the order in which the n tokens stand in the prompt.
+        Raises ValueError unless the family's own adapter says so.
         """
-        patches = values[:, self.class_token(self.config) :]
-        return squares(patches, self.patches_per_token_side(self.config)).flatten(0, 1)
+        raise ValueError(
+            self._unknown("which patches a visual token is made of", "reads the tower")
+        )
 
     def places(self, n: int, inputs: dict, kind: str) -> Tensor:
         """Frame, row and column (n, 3) of `n` visual tokens of one kind, "image" or "video".
 
-        A frame is a tile, an image or a video frame; frames are counted through the batch. By
-        default each frame is a square. inputs: what the features were made from.
+        A frame is a tile, an image or a video frame; frames are counted through the batch.
+        inputs: what the features were made from.
+        Raises ValueError unless the family's own adapter says so.
         """
-        size = self.tokens_per_tile(self.config)
-        token, across = torch.arange(n), isqrt(size)
-        # A class token stands where the first patch does.
-        place = (token % size - size % across).clamp(min=0)
-        return torch.stack([token // size, place // across, place % across], -1)
+        raise ValueError(self._unknown("where its visual tokens stand", "looks at their places"))
+
+    def _unknown(self, what: str, method: str) -> str:
+        return (
+            f"{type(self.model).__name__} does not tell {what}, and no adapter says it; the method "
+            f"{method}: use another, or write an adapter (docs/08-add-a-model-family.md)"
+        )
 
     def grid(self, inputs: dict, visual: Tensor) -> Tensor:
         """Frame, row and column (B, S, 3) of each visual token; 0 at text.

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..flops import Dimensions
-from .blank import Blueprint
-from .measure import measured
-from .structure import first
-from .towers import class_token, patches
-from .vision import Vision, count_sample, count_vision
+from ..reading.blank import Blueprint
+from ..reading.measure import measured
+from ..reading.structure import first
+from ..reading.vision import Vision, count_sample, count_vision, square_tile
+from .towers import class_token
 
 
 class Costs:
@@ -23,8 +22,8 @@ class Costs:
     tokens of a prompt. A tile is an image of the tower's own size.
     """
 
-    #: Name of the module that is the vision tower.
-    tower: ClassVar[str]
+    #: Name of the vision tower, if it is none of the usual ones.
+    tower: ClassVar[str] = ""
 
     @classmethod
     def dimensions(cls, config) -> Dimensions:
@@ -55,14 +54,15 @@ class Costs:
         return vision_width(config) // heads if heads else 0
 
     @classmethod
-    def patches_per_token_side(cls, config) -> int:
-        """Patches along the side of the square of patches that makes a visual token."""
-        return 1
-
-    @classmethod
     def tokens_per_tile(cls, config) -> int:
-        """Visual tokens made of one tile, an image of the tower's own size."""
-        return patches(config.vision_config) // cls.patches_per_token_side(config) ** 2
+        """Visual tokens made of one tile, an image of the tower's own size.
+
+        Raises ValueError for a tower without such a size.
+        """
+        found = square_tile(Blueprint.of(cls, config))
+        if found is None:
+            raise ValueError(f"{config.model_type!r} models take no square tiles of one size")
+        return found[1]
 
     @classmethod
     def vision_flops(cls, config, n_visual: int, images: Sequence | None = None) -> Vision:
@@ -87,19 +87,11 @@ class Costs:
         as many pictures of the tower's own size as give so many tokens; None if the tower takes
         others, or if they give other tokens than the decoder's. Arguments as of `vision_flops`.
         """
-        v = getattr(config, "vision_config", None)
-        size = getattr(v, "image_size", None)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        if not height or height != width:
+        found = square_tile(Blueprint.of(cls, config))
+        if found is None:
             return None
-        one = torch.empty(
-            1, first(v, ["num_channels", "in_channels"], 3), height, width, device="meta"
-        )
-        try:
-            tokens = count_vision(Blueprint.of(cls, config), {"pixel_values": one}).tokens
-        except ValueError:
-            return None
-        return {"pixel_values": one.repeat(-(-n_visual // tokens), 1, 1, 1)} if tokens else None
+        tile, tokens = found
+        return {"pixel_values": tile.repeat_interleave(-(-n_visual // tokens), -4)}
 
     @classmethod
     def sample(cls, config, inputs: Mapping[str, Any]) -> tuple[int, int, Vision]:
@@ -107,14 +99,9 @@ class Costs:
 
         Raises ValueError unless it is of one sample, with `input_ids` (1, S).
         """
-        ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1:
-            found = tuple(ids.shape) if isinstance(ids, Tensor) else ids
-            expected = "a processor's output for one sample, with input_ids (1, length)"
-            raise ValueError(f"inputs must be {expected}, got input_ids {found}")
         vision = count_sample(Blueprint.of(cls, config), inputs)
         mask = inputs.get("attention_mask")
-        total = ids.shape[1] if mask is None else int(mask.sum())
+        total = inputs["input_ids"].shape[1] if mask is None else int(mask.sum())
         return vision.tokens, total - vision.tokens, vision
 
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..registry import register_adapter
-from .base import Adapter
+from .squares import Squares
 from .towers import patches, patches_a_side, side
 
 
 @register_adapter("llava")
-class Llava(Adapter):
+class Llava(Squares):
     """LLaVA-1.5: a fixed number of visual tokens per image."""
 
     architectures = ("LlavaForConditionalGeneration",)

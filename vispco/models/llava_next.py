@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reading.vision import Vision
 from ..registry import register_adapter
 from .llava import Llava
 from .towers import patches_a_side, rectangle, side
-from .vision import Vision
 
 
 @register_adapter("llava_next")

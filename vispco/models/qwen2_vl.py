@@ -1,4 +1,4 @@
-"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): any resolution, video, positions of three parts."""
+"""Qwen2-VL and Qwen3-VL (`Qwen2VLForConditionalGeneration`, ...): any resolution, video."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from .towers import rectangle, side
 
 @register_adapter("qwen2_vl")
 class Qwen2VL(Adapter):
-    """Qwen2-VL: an image or video of t x h x w patches gives t h w / merge^2 visual tokens."""
+    """Qwen2-VL, Qwen3-VL: t x h x w patches, of image or video, give t h w / merge^2 tokens."""
 
-    architectures = ("Qwen2VLForConditionalGeneration",)
-    model_types = ("qwen2_vl",)
+    architectures = (
+        "Qwen2VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLMoeForConditionalGeneration",
+    )
+    model_types = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 
     # ---- vision tower ----------------------------------------------------------------------------
-    tower = "visual"
-
     def tokens_from_patches(self, values, inputs, kind):
         """Mean over the patches of each token, which stand together."""
         return (

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+#: Usual names of vision towers.
+TOWERS = ("vision_tower", "vision_model", "visual")
+
 
 def first(config: Any, names: Iterable[str], default: Any = None) -> Any:
     """The first of these attributes of `config` that is there and not None, or `default`."""
@@ -52,3 +55,16 @@ def _lists(model: nn.Module) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
 
 def _holds(owner: nn.Module, module: Any) -> bool:
     return any(each is module for each in owner.modules())
+
+
+def find_tower(model: Any, name: str = "") -> nn.Module | None:
+    """The vision tower: the first module of that name, or of a usual one; None if there is none.
+
+    Or else what the model calls its encoder of images.
+    """
+    names = [name] if name else TOWERS
+    named = (x for path, x in model.named_modules() if path.rpartition(".")[2] in names)
+    found = next(named, None)
+    if found is None and hasattr(model, "get_encoder"):
+        found = model.get_encoder(modality="image")
+    return None if found is model else found

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..pruning._hearing import Hearing
 from .blank import Blueprint, Counting, Spent, blank, counting
+from .structure import find_tower, first
 
 
 class Vision(NamedTuple):
@@ -60,12 +61,38 @@ def _counted(blueprint: Blueprint, given: tuple) -> Vision:
     return watch.found(counter.total, sum(x.numel() // width for x in made) if fits else 0)
 
 
+def square_tile(blueprint: Blueprint) -> tuple[Tensor, int] | None:
+    """A picture of the tower's own size, without numbers, and how many visual tokens it gives.
+
+    None if the tower takes others, or if it gives other tokens than the decoder's.
+    """
+    v = getattr(blueprint.config, "vision_config", None)
+    size, channels = getattr(v, "image_size", None), first(v, ["num_channels", "in_channels"], 3)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    if not height or height != width:
+        return None
+    # Some models take the pictures of a batch, others those of each sample.
+    for pictures in ((1,), (1, 1)):
+        tile = torch.empty(*pictures, channels, height, width, device="meta")
+        try:
+            tokens = count_vision(blueprint, {"pixel_values": tile}).tokens
+        except ValueError:
+            continue
+        if tokens:
+            return tile, tokens
+    return None
+
+
 def count_sample(blueprint: Blueprint, inputs: Mapping[str, Any]) -> Vision:
     """Counted as the whole model runs on a processor's output for one sample.
 
-    Raises ValueError if the model cannot be built or run.
+    Raises ValueError if it is of several, or if the model cannot be built or run.
     """
-
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1:
+        found = tuple(ids.shape) if isinstance(ids, Tensor) else ids
+        expected = "a processor's output for one sample, with input_ids (1, length)"
+        raise ValueError(f"inputs must be {expected}, got input_ids {found}")
     given = {name: _prepared(x) for name, x in inputs.items() if name != "labels"}
     adapter = blueprint.adapter()
     model, decoder = adapter.model, adapter.decoder
@@ -95,7 +122,7 @@ class _Watch(ExitStack):
     def __init__(self, adapter: Any, counter: Counting):
         super().__init__()
         self.counter, self.reading = counter, 0
-        tower = _tower(adapter.model, adapter.tower)
+        tower = find_tower(adapter.model, adapter.tower)
         parts = [] if tower is None else [tower, *_mergers(tower)]
         self._spent = [self.spent_by(part) for part in parts]
         try:
@@ -117,12 +144,6 @@ class _Watch(ExitStack):
         """`total` that was spent on vision, in parts; all of it is the tower's if none is found."""
         whole, *mergers = [spent.total for spent in self._spent] or [total]
         return Vision(whole - sum(mergers), total - whole + sum(mergers), self.reading, tokens)
-
-
-def _tower(model: Any, name: str) -> nn.Module | None:
-    named = (x for path, x in model.named_modules() if path.rpartition(".")[2] == name)
-    encoder = next(named, None) or model.get_encoder(modality="image")
-    return None if encoder is model else encoder
 
 
 def _mergers(tower: nn.Module) -> list[nn.Module]:
