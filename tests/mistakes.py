@@ -114,10 +114,14 @@ LatencyTable.measure(model, lengths=[64])
 LatencyTable.measure(model, lengths=[64, 32])
 count_flops(model, config, n_visual=2.5, n_text=8)
 count_flops(model, config, n_visual=16, n_text=8, convention="fast")
+count_flops(model, config, inputs=batch)
+count_flops(model, config, n_visual=16, inputs=prompt)
 """,
     "Models and prompts": """
 apply(torch.nn.Linear(2, 2), config)
 apply("llava-hf/llava-1.5-7b-hf", config)
+count_flops(transformers.MllamaConfig())
+count_flops(transformers.LlamaConfig())
 apply(model, PruningConfig("fastv", [1, 1, 0.5, 0.5]))
 apply(model, PruningConfig("fastv", [0.5] * 6))
 apply(model, PruningConfig("fastv", [1.0] * 6, model_type="qwen2_vl"))
@@ -126,6 +130,9 @@ apply(model, config, mode="train")
 with apply(model, PruningConfig("fastv", [1, 0, 0, 0, 0, 0])): \
 model(input_ids=batch["input_ids"][:1, :19], pixel_values=pixels)
 with apply(model, config): model(pixel_values=pixels)
+with apply(model, config): model(inputs_embeds=torch.ones(1, 25, 32))
+with apply(model, config): model(input_ids=torch.tensor([[1, 7, 9]]), pixel_values=pixels)
+with apply(model, config, visual_mask=torch.ones(1, 9, dtype=torch.bool)): model(**prompt)
 with apply(model, config): model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
 with apply(model, config, mode="search"): model.generate(**prompt, max_new_tokens=2)
 evaluate_downsampled(model, [batch], 0.5)
@@ -309,6 +316,7 @@ def files() -> None:
 def names() -> dict:
     """What the Python of a mistake may use."""
     import torch
+    import transformers
 
     import vispco
     from tiny import batch, make, without_labels
@@ -324,6 +332,7 @@ def names() -> dict:
     return {
         **vars(vispco),
         "torch": torch,
+        "transformers": transformers,
         "model": make("llava"),
         "batch": two,
         "prompt": one,

@@ -658,8 +658,13 @@ def test_other_ways_to_the_same_cache(model, config):
 
 
 also(
-    "sliding windows and hybrid layers (Gemma 3, Mistral, Gemma 2)",
+    "sliding windows, in all layers or in some (Gemma 3, Mistral, Gemma 2)",
     "test_families.py::test_sliding_windows_count_original_positions",
+)
+also(
+    "layers with a recurrent state in place of keys (Qwen3.5, LFM2-VL), and layers that read the "
+    "keys of earlier ones (Gemma 4, Gemma 3n)",
+    "test_any_model.py::test_generation_with_the_cache_equals_recomputation",
 )
 
 
@@ -1206,6 +1211,25 @@ also(
 )
 also("`inputs_embeds` instead of `input_ids`", "test_pruning.py::test_embeddings_instead_of_ids")
 also(
+    "`inputs_embeds` that hold the features of the pictures, with `visual_mask=` of `vispco.apply`",
+    "test_visual_mask.py::test_embeddings_with_features_in_place_are_refused_or_told",
+    "works; refused without the mask",
+)
+also(
+    "beam search from such `inputs_embeds`: each row's copies are pruned as it is",
+    "test_visual_mask.py::test_beam_search_repeats_the_rows",
+)
+also(
+    "a `visual_mask=` of another prompt (set `handle.visual_mask` for each)",
+    "test_visual_mask.py::test_a_mask_of_another_prompt_is_refused",
+    "refused: “set it on the handle for each prompt”",
+)
+also(
+    "pictures without their tokens in the prompt",
+    "test_visual_mask.py::test_pictures_without_their_tokens_are_refused",
+    "refused: “no visual token is found in the prompt”",
+)
+also(
     "`attention_mask` left out, or of four dimensions",
     "test_pruning.py::test_the_mask_may_be_left_out_or_four_dimensional",
 )
@@ -1307,6 +1331,44 @@ def test_the_decoder_alone_is_refused(model, refusal, before):
             model.get_decoder()(inputs_embeds=embeds)
     with refusal(), vispco.apply(model, STEPS):
         model.get_decoder()(inputs_embeds=embeds)
+
+
+# ---- kinds of models -----------------------------------------------------------------------------
+section("Kinds of models")
+ANY, SAME = "test_any_model.py::", "test_exact_counts_and_search_equals_deploy"
+also("hybrid decoders: linear attention, Mamba or convolution in some layers", f"{ANY}{SAME}")
+also("sparse attention, whose indexer chooses the keys", f"{ANY}{SAME}")
+also("latent attention; experts; heads that differ by layer; windows, chunks", f"{ANY}{SAME}")
+also(
+    "hidden states of several streams; inputs of each layer; rotary embeddings of any form",
+    f"{ANY}{SAME}",
+)
+also("keys shared between layers", f"{ANY}{SAME}")
+also(
+    "the gradient of a search: through layers of ordinary attention, in any of these",
+    f"{ANY}test_gradients_reach_the_ratios_through_attention",
+)
+also(
+    "a search where no layer takes a mask (Qwen4-exp, GLM5-next, Inkling, Mistral Large 4)",
+    "test_no_gradient.py::test_a_search_says_so_and_refines",
+    "works without gradient steps, and says so",
+)
+also(
+    'the same with `start="shared"`, which learns by the gradient',
+    "test_no_gradient.py::test_shared_is_refused",
+    "refused: “start='shared' learns by it: use start='ramp'”",
+)
+also(
+    "models whose own `generate` makes the embeddings and calls the decoder (BLIP-2, InstructBLIP, "
+    "Kosmos-2, Janus)",
+    f"{ANY}test_generation_with_the_cache_equals_recomputation",
+)
+also(
+    "models without visual tokens in the prompt of a decoder",
+    "test_support.py::test_refused_by_config_json_alone",
+    "refused: “cannot prune 'mllama' models: cross-attention, its decoder never holds visual "
+    "tokens”, or another reason",
+)
 
 
 # ---- the page ------------------------------------------------------------------------------------
