@@ -61,7 +61,7 @@ def _tasks() -> dict[str, str]:
 _MODELS = {
     "testbed-llava": "embedded, trained on the tasks below: 8 layers; `testbed` for short",
     "testbed-qwen": "embedded, trained on the tasks below: 16 layers, any resolution",
-    "FOLDER": "a local Hugging Face model of a family that has an adapter",
+    "FOLDER": "a local Hugging Face model that reads pictures as tokens",
     "OWNER/MODEL": "the same by name, from the local cache or the Hugging Face hub",
 }
 LISTERS: dict[str, Callable[[], dict[str, str]]] = {

@@ -7,8 +7,6 @@ be read: how patches become tokens, and where these stand in the picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -21,28 +19,15 @@ from ..reading.structure import find_decoder, find_tower, first
 from ..reading.support import check_supported
 from ..registry import ADAPTERS
 from .costs import Costs
+from .layers import Layers
 
 #: How configurations name the id of a visual token, after "image_" or "video_".
 ID_NAMES = ("token_id", "token_index", "patch_id")
 #: Arguments of models by which the caller says which tokens are visual.
 MASK_NAMES = ("image_embeds_position_mask",)
-#: Types of layers in which hiding a token is the same as leaving it out.
-MASKED = {
-    "full_attention",
-    "sliding_attention",
-    "chunked_attention",
-    "reference_sliding_attention",
-}
-#: Types of layers with attention in which it is not: an indexer chooses keys, or a convolution
-#: mixes tokens before.
-MIXED = {"hybrid", "hybrid_sliding", "indexed_attention", "minimax_m3_sparse"}
-#: Types of layers that find keys by `position_ids`.
-COUNTING = {"minimax_m3_sparse"}
-#: Types of layers that have no attention.
-RECURRENT = {"linear_attention", "conv", "mamba", "mlp", "moe"}
 
 
-class Adapter(Costs):
+class Adapter(Costs, Layers):
     """One loaded model, seen by the pruner: of any family that has no adapter of its own.
 
     Subclasses set `architectures` and `model_types`, and override what differs here or in `Costs`.
@@ -63,13 +48,20 @@ class Adapter(Costs):
         self.model = model
         self.config: Any = model.config
         self.text: Any = self.config.get_text_config(decoder=True)
-        self.decoder, self.layers = find_decoder(model)
+        self.decoder, self.layers = self.find_decoder()
         kinds = {self.kind(i) for i in range(len(self.layers))}
         windowed = getattr(self.text, "sliding_window", None) and not hasattr(
             self.text, "layer_types"
         )
         known = bool(self.architectures) and self.causal
         self.causal = known and kinds == {"full_attention"} and not windowed
+
+    def find_decoder(self) -> tuple[Any, Any]:
+        """The decoder, and the list of its layers.
+
+        Raises ValueError if they cannot be told from the model's other modules.
+        """
+        return find_decoder(self.model)
 
     # ---- which models ----------------------------------------------------------------------------
     @classmethod
@@ -257,69 +249,6 @@ class Adapter(Costs):
         That is `inputs` itself, unless the tower takes pictures of one size only.
         """
         return inputs
-
-    # ---- attention -------------------------------------------------------------------------------
-    def attends(self, layer: int) -> bool:
-        """Whether a decoder layer has attention: not only a recurrence or a convolution.
-
-        Layers of a type without a name here are looked at in a blank model.
-        """
-        kind = self.kind(layer)
-        if kind in MASKED | MIXED | RECURRENT:
-            return kind not in RECURRENT
-        return self._attention[layer] is not None
-
-    @cached_property
-    def _attention(self) -> Sequence:
-        return self.dimensions(self.config).measured.attention
-
-    def masks(self, layer: int) -> bool:
-        """Whether hiding a token in a decoder layer's mask is the same as leaving it out.
-
-        Not where states are carried from token to token, or where an indexer chooses keys. Search
-        runs such layers on the tokens that are left.
-        """
-        return self.kind(layer) in MASKED
-
-    def counts(self, layer: int) -> bool:
-        """Whether a decoder layer takes `position_ids` for the places of its tokens' keys."""
-        return self.kind(layer) in COUNTING
-
-    def kind(self, layer: int) -> str:
-        """The type of a decoder layer, as the model's configuration names it."""
-        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * len(self.layers)
-        return kinds[layer]
-
-    def next_attention(self, layer: int) -> int:
-        """The first decoder layer after `layer` that has attention; if none, their number."""
-        later = range(layer + 1, len(self.layers))
-        return next(filter(self.attends, later), len(self.layers))
-
-    @property
-    def layers_with_keys(self) -> int:
-        """Number of decoder layers that make keys; those after them read the keys of these."""
-        return len(self.layers) - (getattr(self.text, "num_kv_shared_layers", None) or 0)
-
-    def first_layer(self, method: Any) -> int:
-        """First decoder layer whose input `method` can prune: it may need attention before it."""
-        if not (method.first_layer or method.reads_next):
-            return 0
-        return self.next_attention(-1) + method.first_layer
-
-    def differentiable(self, method: Any) -> bool:
-        """Whether the gradient of a search with `method` can flow: through a mask, somewhere."""
-        return any(map(self.masks, range(self.first_layer(method), len(self.layers))))
-
-    def key_sources(self, layer: int) -> Iterator[int]:
-        """Decoder layers whose keys `layer` may read: itself, then earlier ones of its type."""
-        return (i for i in range(layer, -1, -1) if self.kind(i) == self.kind(layer))
-
-    def key_projection(self, layer: int) -> nn.Module | None:
-        """The module of a decoder layer whose output (B, N, G E) is its keys, if it has one."""
-        if not self.attends(layer):
-            return None
-        modules = self.layers[layer].named_modules()
-        return next((m for name, m in modules if name.split(".")[-1] == "k_proj"), None)
 
 
 def is_picture(name: str) -> bool:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from torch import nn
 
-#: Attention module -> what hears it.
-_hearers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+#: What hears a module is kept on it, under this name: so both are let go together.
+_HEAR = "_vispco_hear"
 #: (id of a namespace, name) -> [namespace, function as it was, how many need it replaced].
 _replaced: dict[tuple[int, str], list] = {}
 _lock = threading.RLock()
@@ -35,7 +34,7 @@ class Hearing:
         self._places = list(_functions(self.modules))
         with _lock:
             for module in self.modules:
-                _hearers[module] = hear
+                vars(module)[_HEAR] = hear
             for namespace, name in self._places:
                 _replace(namespace, name)
 
@@ -43,10 +42,13 @@ class Hearing:
         """Hear nothing more. Calling it twice is harmless."""
         with _lock:
             for module in self.modules:
-                _hearers.pop(module, None)
+                vars(module).pop(_HEAR, None)
             for namespace, name in self._places:
                 _put_back(namespace, name)
             self.modules, self._places = [], []
+
+    # For a model that is let go while it is pruned.
+    __del__ = remove
 
 
 def _functions(modules: Iterable[nn.Module]) -> Iterator[tuple[MutableMapping, str]]:
@@ -75,7 +77,7 @@ def _replace(namespace: MutableMapping, name: str) -> None:
 
     @functools.wraps(function)
     def heard(module, query, key, *args, **options):
-        hear = _hearers.get(module)
+        hear = vars(module).get(_HEAR)
         if hear is not None:
             hear(
                 query,

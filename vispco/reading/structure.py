@@ -40,8 +40,8 @@ def find_decoder(model: Any) -> tuple[Any, Any]:
     if found is None or (found is within and len(within) > 1):
         raise ValueError(
             f"{type(model).__name__} has {len(lists)} lists of {size} layers, and none is known to "
-            "be its decoder's: write an adapter that names it (`decoder` and `layers`), and "
-            "register it with vispco.register_adapter()"
+            "be its decoder's: say it in an adapter (`find_decoder`), registered with "
+            "vispco.register_adapter()"
         )
     return found[-1]
 

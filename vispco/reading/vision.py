@@ -103,7 +103,7 @@ def count_sample(blueprint: Blueprint, inputs: Mapping[str, Any]) -> Vision:
         rest = [watch.spent_by(module) for module in (*language, head) if module is not None]
         model(**given)
     vision = counter.total - sum(spent.total for spent in rest)
-    return watch.found(vision, int(adapter.visual_mask(given["input_ids"], None).sum()))
+    return watch.found(vision, int(adapter.visual_tokens(given).sum()))
 
 
 def _prepared(x: Any) -> Any:
