@@ -79,7 +79,8 @@ def pretending():
 
     # No mode sees `torch.tensor`.
     def tensor(*args, device=None, **kwargs):
-        return make(*unwrapped(args), **kwargs).to(device or HOST)
+        made = make(*unwrapped(args), **kwargs)
+        return made if device is None else made.to(device)
 
     with mock.patch.object(torch, "tensor", tensor), Pretence():
         yield

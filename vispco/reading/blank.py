@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 @cache
 def _number(dtype: torch.dtype) -> Tensor:
     """The number behind all blank tensors of a dtype. Not 0: pictures of zeros count as none."""
-    return torch.ones((), dtype=dtype)
+    return torch.ones((), dtype=dtype, device="cpu")
 
 
 def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,7 +109,7 @@ def _blanks(results: Any) -> Any:
 def counting() -> Iterator[Counting]:
     """Within it, blank models run, and are counted: `with counting() as counter`."""
     # The other attention functions are no operations that the counter knows.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Counting() as counter:
+    with torch.no_grad(), torch.device("cpu"), sdpa_kernel(SDPBackend.MATH), Counting() as counter:
         yield counter
 
 
@@ -184,7 +184,7 @@ def _built(blueprint: Blueprint) -> Any:
                     new = (
                         blank(*x.shape)
                         if x.is_floating_point()
-                        else torch.zeros(x.shape, dtype=x.dtype)
+                        else torch.zeros(x.shape, dtype=x.dtype, device="cpu")
                     )
                     parameter = isinstance(x, nn.Parameter)
                     tensors[name] = nn.Parameter(new, requires_grad=False) if parameter else new

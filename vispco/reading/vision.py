@@ -50,13 +50,13 @@ def _counted(blueprint: Blueprint, given: tuple) -> Vision:
         for name, shape, numbers in given
     }
     adapter = blueprint.adapter()
-    model = adapter.model
-    owner = model.base_model if hasattr(model.base_model, "get_image_features") else model
+    inner = hasattr(adapter.backbone, "get_image_features")
+    owner = adapter.backbone if inner else adapter.model
     with blueprint.explained(), counting() as counter, _Watch(adapter, counter) as watch:
         out = owner.get_image_features(**pixels)
     features = getattr(out, "pooler_output", None)
     made = [x for x in tree_leaves(out if features is None else features) if x is not None]
-    width = model.get_input_embeddings().weight.shape[-1]
+    width = adapter.model.get_input_embeddings().weight.shape[-1]
     fits = all(isinstance(x, Tensor) and x.shape[-1] == width for x in made)
     return watch.found(counter.total, sum(x.numel() // width for x in made) if fits else 0)
 
