@@ -25,9 +25,9 @@ from tiny import FAMILIES, make
 from tiny_families import QWEN_VISION, TEXT
 from vispco.dimensions import Dimensions
 from vispco.flops import CostModel, KVCacheMemory, count_flops
-from vispco.pruning._hearing import Hearing
 from vispco.reading.blank import Blueprint, blank, counting
 from vispco.reading.growth import Growth, Rule, find_rule
+from vispco.reading.hearing import Hearing
 from vispco.reading.measure import CHUNKS, LENGTHS, MORE
 from vispco.reading.structure import find_decoder
 from vispco.registry import METHODS, adapter_for

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._hearing import Hearing
+from ..reading.hearing import Hearing
 from ._hooks import Replaced
 from .context import column_sum, masked_softmax, without_overflow
 

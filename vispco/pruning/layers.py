@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reading.hearing import Hearing
 from . import _cache as kv
 from ._arguments import bound, flat, packed_arguments
-from ._hearing import Hearing
 from ._hooks import Handle
 from ._masks import Packed
 from .context import Heard

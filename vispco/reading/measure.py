@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..pruning._hearing import Hearing
 from .blank import Blueprint, Counting, Spent, blank, counting
 from .growth import Growth, find_rule
+from .hearing import Hearing
 
 #: Numbers of tokens that decoders run with. In chunks of any size up to 256 they are no polynomial.
 LENGTHS = (8, 27, 72, 265)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..pruning._hearing import Hearing
 from .blank import Blueprint, Counting, Spent, blank, counting
+from .hearing import Hearing
 from .structure import find_tower, first
 
 
