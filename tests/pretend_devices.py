@@ -91,8 +91,8 @@ class Pretence(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # Most of a search is arithmetic on the host.
-        if Away not in types and kwargs.get("device") in (None, HOST):
+        # Most of a search is arithmetic on the host. Blank models begin on the meta device.
+        if Away not in types and kwargs.get("device") in (None, HOST, torch.device("meta")):
             return function(*args, **kwargs)
         device = common_device(function, args, kwargs)
         if kwargs.get("device") is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import interpolate
@@ -16,12 +17,12 @@ from .towers import rectangle, side
 class Qwen2VL(Adapter):
     """Qwen2-VL, Qwen3-VL: t x h x w patches, of image or video, give t h w / merge^2 tokens."""
 
-    architectures = (
+    architectures: ClassVar[tuple[str, ...]] = (
         "Qwen2VLForConditionalGeneration",
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLMoeForConditionalGeneration",
     )
-    model_types = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 
     # ---- vision tower ----------------------------------------------------------------------------
     def tokens_from_patches(self, values, inputs, kind):

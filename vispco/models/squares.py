@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import ClassVar
 
 import torch
 
@@ -18,12 +19,12 @@ class Squares(Adapter):
     A token is made of a square of patches. To SmolVLM and InternVL, video frames are tiles.
     """
 
-    architectures = (
+    architectures: ClassVar[tuple[str, ...]] = (
         "Idefics3ForConditionalGeneration",
         "InternVLForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
     )
-    model_types = ("idefics3", "internvl", "smolvlm")
+    model_types: ClassVar[tuple[str, ...]] = ("idefics3", "internvl", "smolvlm")
 
     def tokens_from_patches(self, values, inputs, kind):
         """The mean of a square of patches, without the class token."""

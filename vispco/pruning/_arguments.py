@@ -24,14 +24,15 @@ SHARED = {"past_key_values", "shared_kv_states"}
 
 
 @cache
-def parameters(layer: type) -> tuple[str, ...]:
+def parameters(layer: Any) -> tuple[str, ...]:
     """Names of the parameters of a layer's `forward`. The first is the hidden states."""
-    return tuple(inspect.signature(layer.forward).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(layer.forward).parameters)[1:]
 
 
 def bound(layer: Any, args: tuple, kwargs: dict) -> tuple[Tensor, dict]:
     """The hidden states that a layer is called with, and all its other arguments by name."""
-    names = parameters(type(layer))
+    kind: Any = type(layer)
+    names = parameters(kind)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     return given.pop(names[0] if names[0] in given else "hidden_states"), given
 
@@ -48,8 +49,8 @@ def flat(hidden: Tensor, batch: int, length: int) -> tuple[Tensor, Callable[[Ten
     if hidden.ndim == 3:
         return hidden, lambda x: x
     if hidden.shape[:2] == (batch, length):
-        streams = hidden.shape[2:]
-        return hidden.flatten(2), lambda x: x.unflatten(2, streams)
+        kept = hidden.shape[2:]
+        return hidden.flatten(2), lambda x: x.unflatten(2, kept)
     streams = (hidden.shape[0], hidden.shape[-1])
     return hidden.permute(1, 2, 0, 3).flatten(2), lambda x: x.unflatten(2, streams).permute(
         2, 0, 1, 3

@@ -145,7 +145,7 @@ class Shortened:
 
 
 @cache
-def shortened(kind: type) -> type:
+def shortened(kind: Any) -> Any:
     """The class of a cache layer, with `Shortened` before it."""
     # Not a kind that transformers would make for a model.
     return type(f"Shortened{kind.__name__}", (Shortened, kind), {"_layer_type": None})
@@ -209,13 +209,14 @@ def mark(cache: Any, i: int, dropped: int = 0) -> None:
     """Have layer i of a cache that was claimed know that `dropped` tokens do not enter it."""
     layer = cache.layers[i]
     if not isinstance(layer, Shortened):
-        layer = cache.layers[i] = of_class(layer, shortened(type(layer)))
+        kind: Any = type(layer)
+        layer = cache.layers[i] = of_class(layer, shortened(kind))
     layer.memory, layer.dropped = cache.vispco, dropped
 
 
 def of_class(layer: Any, kind: type) -> Any:
     """The same layer as an object of another class."""
-    other = object.__new__(kind)
+    other: Any = object.__new__(kind)
     other.__dict__ = layer.__dict__
     return other
 

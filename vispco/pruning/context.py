@@ -197,7 +197,7 @@ class Context:
         if heard.sinks is None:
             return masked_softmax(scores, hidden)
         # A sink is one more place to look at, where no token is.
-        sinks = heard.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        sinks = heard.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
         return masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
 

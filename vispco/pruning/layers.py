@@ -187,6 +187,8 @@ class LayerHooks(Handle):
             given.update(self._packed(i, given, state.packed))
 
         def reached(query: Tensor, key: Tensor, options: dict) -> None:
+            # The layer may be on another device than what enters it.
+            query, key = query.to(hidden.device), key.to(hidden.device)
             heard.append(Heard.of(query, key, options, None, state.mask))
             raise _Reached
 
