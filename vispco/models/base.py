@@ -50,9 +50,8 @@ class Adapter(Costs, Layers):
         self.text: Any = self.config.get_text_config(decoder=True)
         self.decoder, self.layers = self.find_decoder()
         kinds = {self.kind(i) for i in range(len(self.layers))}
-        windowed = getattr(self.text, "sliding_window", None) and not hasattr(
-            self.text, "layer_types"
-        )
+        window = getattr(self.text, "sliding_window", None)
+        windowed = window and not getattr(self.text, "layer_types", None)
         known = bool(self.architectures) and self.causal
         self.causal = known and kinds == {"full_attention"} and not windowed
 
