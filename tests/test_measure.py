@@ -271,6 +271,19 @@ def test_models_that_cannot_be_built():
         count_flops(config)
 
 
+def test_a_configuration_of_another_dtype_counts_alike():
+    """Of the decoder alone, say, as files of weights leave it behind."""
+    config = make("llava").config.to_dict()
+    expected = count_flops(make("llava"), n_visual=16, n_text=5)
+    for parts in (["text_config"], ["vision_config"], ["text_config", "vision_config"]):
+        half = {part: {**config[part], "dtype": "bfloat16"} for part in parts}
+        changed = type(make("llava").config)(**{**config, **half})
+        assert changed.get_text_config().dtype == (
+            torch.bfloat16 if "text_config" in parts else None
+        )
+        assert count_flops(changed, n_visual=16, n_text=5) == expected
+
+
 def test_counting_leaves_no_trace():
     """No random numbers are drawn, and the configuration is left as it was."""
     config, state = llava_7b(), torch.get_rng_state()
