@@ -253,8 +253,11 @@ def test_integers_are_computed_and_blanks_stay_blank():
         places = (torch.arange(6) % 3).nonzero()[:, 0]
         picked = y[places[places < 3]]
         chosen = y.topk(2).indices
+        y.unsqueeze_(0)
     assert counter.total == 2 * 3 * 4 * 5
-    assert picked.shape == (2, 5) and picked.untyped_storage().nbytes() == 4
+    assert (
+        y.shape == (1, 3, 5) and picked.shape == (2, 5) and picked.untyped_storage().nbytes() == 4
+    )
     assert chosen.shape == (3, 2) and bool((chosen[:, 0] != chosen[:, 1]).all())
     assert bool((x == 1).all())
 

@@ -46,10 +46,9 @@ def _is_blank(x: Any) -> bool:
 
 
 class Counting(TorchDispatchMode):
-    """Within it, blank models run. Their FLOPs so far are `total`.
+    """Within it, blank models run. `total`: their FLOPs so far, as `torch.utils.flop_counter`.
 
-    FLOPs as `torch.utils.flop_counter` counts them.
-    building: whether tensors that are made of nothing are blank, too: parameters.
+    building: whether tensors made from no others, such as parameters, are blank, too.
     """
 
     def __init__(self, building: bool = False):
@@ -87,7 +86,8 @@ class Counting(TorchDispatchMode):
 @cache
 def _looks(func: Any) -> bool:
     """Whether an operation is another look at the same numbers. Blank ones do not look complex."""
-    return func.is_view and func is not torch.ops.aten.view_as_complex.default
+    view = func.is_view or torch.Tag.inplace_view in func.tags
+    return view and func is not torch.ops.aten.view_as_complex.default
 
 
 def _shapes(func: Any, args: Any, kwargs: dict) -> Any:
