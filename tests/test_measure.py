@@ -27,7 +27,7 @@ from vispco.dimensions import Dimensions
 from vispco.flops import CostModel, KVCacheMemory, count_flops
 from vispco.models.blank import Blueprint, blank, counting
 from vispco.models.growth import Growth, Rule, find_rule
-from vispco.models.measure import CHUNKS, LENGTHS, MORE
+from vispco.models.measure import CHUNKS, LENGTHS, MORE, measured
 from vispco.models.structure import find_decoder
 from vispco.pruning._hearing import Hearing
 from vispco.registry import METHODS, adapter_for
@@ -136,16 +136,18 @@ def newer(name):
     return pytest.mark.skipif(not hasattr(transformers, name), reason=f"no {name}")
 
 
+def qwen3_5():
+    """Every second layer is linear attention."""
+    kinds = ["linear_attention", "full_attention"] * 2
+    text = {**TEXT, "num_hidden_layers": 4, "layer_types": kinds}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    return transformers.Qwen3_5Config(text_config={**text, **linear}, vision_config=QWEN_VISION)
+
+
 @newer("Qwen3_5Config")
 def test_linear_attention_works_in_chunks():
     """Every second layer has no attention function, and pays for each chunk of 64 tokens."""
-    text = {
-        **TEXT,
-        "num_hidden_layers": 4,
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-    }
-    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
-    config = transformers.Qwen3_5Config(text_config={**text, **linear}, vision_config=QWEN_VISION)
+    config = qwen3_5()
     model = transformers.Qwen3_5ForConditionalGeneration(config).eval()
     size = vispco.Adapter.dimensions(config)
     for n in (1, 3, 63, 64, 65, 127, 128, 200):
@@ -159,6 +161,20 @@ def test_linear_attention_works_in_chunks():
     ends = (size.flops(torch.tensor(n))[::2] for n in (64, 65))
     start, quarter = next(ends), size.flops(torch.tensor([64.25] * 4))[::2]
     assert torch.equal(4 * (quarter - start), (next(ends) - start).double())
+
+
+@newer("Qwen3_5Config")
+def test_layers_of_no_known_rule_are_estimated(monkeypatch):
+    """With a warning. At the longest lengths that were measured, the estimate is exact."""
+    blueprint = Blueprint.of(vispco.Adapter, qwen3_5())
+    exact = measured(blueprint).flops
+    monkeypatch.setattr("vispco.models.measure.CHUNKS", ())
+    with pytest.warns(UserWarning, match="layer 0 of Qwen3_5ForCond.* no rule.* are estimates"):
+        estimate = measured.__wrapped__(blueprint).flops
+    for n in sorted(MORE)[-2:]:
+        assert torch.equal(estimate(torch.tensor(n)), exact(torch.tensor(n)))
+    off = (estimate(torch.arange(256, 531)[:, None]) / exact(torch.arange(256, 531)[:, None])) - 1
+    assert 0 < off.abs().max() < 0.3
 
 
 @newer("Qwen3VLMoeConfig")
