@@ -236,7 +236,7 @@ def test_flops_of_what_ran_equal_the_count(name, model, ratios):
 @contextmanager
 def plain_experts(model):
     """Experts one after the other: the counter does not know the products of all at once."""
-    if not hasattr(model, "set_experts_implementation"):
+    if not hasattr(model, "get_experts_implementation"):
         yield
         return
     before = model.get_experts_implementation()

@@ -28,7 +28,7 @@ from vispco.flops import CostModel, KVCacheMemory, count_flops
 from vispco.reading.blank import Blueprint, blank, counting
 from vispco.reading.growth import Growth, Rule, find_rule
 from vispco.reading.hearing import Hearing
-from vispco.reading.measure import CHUNKS, LENGTHS, MORE
+from vispco.reading.measure import CHUNKS, LENGTHS, MORE, measured
 from vispco.reading.structure import find_decoder
 from vispco.registry import METHODS, adapter_for
 
@@ -136,16 +136,18 @@ def newer(name):
     return pytest.mark.skipif(not hasattr(transformers, name), reason=f"no {name}")
 
 
+def qwen3_5():
+    """Every second layer is linear attention."""
+    kinds = ["linear_attention", "full_attention"] * 2
+    text = {**TEXT, "num_hidden_layers": 4, "layer_types": kinds}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    return transformers.Qwen3_5Config(text_config={**text, **linear}, vision_config=QWEN_VISION)
+
+
 @newer("Qwen3_5Config")
 def test_linear_attention_works_in_chunks():
     """Every second layer has no attention function, and pays for each chunk of 64 tokens."""
-    text = {
-        **TEXT,
-        "num_hidden_layers": 4,
-        "layer_types": ["linear_attention", "full_attention"] * 2,
-    }
-    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
-    config = transformers.Qwen3_5Config(text_config={**text, **linear}, vision_config=QWEN_VISION)
+    config = qwen3_5()
     model = transformers.Qwen3_5ForConditionalGeneration(config).eval()
     size = vispco.Adapter.dimensions(config)
     for n in (1, 3, 63, 64, 65, 127, 128, 200):
@@ -159,6 +161,20 @@ def test_linear_attention_works_in_chunks():
     ends = (size.flops(torch.tensor(n))[::2] for n in (64, 65))
     start, quarter = next(ends), size.flops(torch.tensor([64.25] * 4))[::2]
     assert torch.equal(4 * (quarter - start), (next(ends) - start).double())
+
+
+@newer("Qwen3_5Config")
+def test_layers_of_no_known_rule_are_estimated(monkeypatch):
+    """With a warning. At the longest lengths that were measured, the estimate is exact."""
+    blueprint = Blueprint.of(vispco.Adapter, qwen3_5())
+    exact = measured(blueprint).flops
+    monkeypatch.setattr("vispco.models.measure.CHUNKS", ())
+    with pytest.warns(UserWarning, match="layer 0 of Qwen3_5ForCond.* no rule.* are estimates"):
+        estimate = measured.__wrapped__(blueprint).flops
+    for n in sorted(MORE)[-2:]:
+        assert torch.equal(estimate(torch.tensor(n)), exact(torch.tensor(n)))
+    off = (estimate(torch.arange(256, 531)[:, None]) / exact(torch.arange(256, 531)[:, None])) - 1
+    assert 0 < off.abs().max() < 0.3
 
 
 @newer("Qwen3VLMoeConfig")
@@ -253,8 +269,11 @@ def test_integers_are_computed_and_blanks_stay_blank():
         places = (torch.arange(6) % 3).nonzero()[:, 0]
         picked = y[places[places < 3]]
         chosen = y.topk(2).indices
+        y.unsqueeze_(0)
     assert counter.total == 2 * 3 * 4 * 5
-    assert picked.shape == (2, 5) and picked.untyped_storage().nbytes() == 4
+    assert (
+        y.shape == (1, 3, 5) and picked.shape == (2, 5) and picked.untyped_storage().nbytes() == 4
+    )
     assert chosen.shape == (3, 2) and bool((chosen[:, 0] != chosen[:, 1]).all())
     assert bool((x == 1).all())
 
@@ -268,6 +287,19 @@ def test_models_that_cannot_be_built():
     # 7 x 7 patches in squares of 2 x 2.
     config = SmolVLMConfig(vision_config={"image_size": 224, "patch_size": 32})
     assert count_flops(config).vision is None
+
+
+def test_a_configuration_of_another_dtype_counts_alike():
+    """Of the decoder alone, say, as files of weights leave it behind."""
+    config = make("llava").config.to_dict()
+    expected = count_flops(make("llava"), n_visual=16, n_text=5)
+    for parts in (["text_config"], ["vision_config"], ["text_config", "vision_config"]):
+        half = {part: {**config[part], "dtype": "bfloat16"} for part in parts}
+        changed = type(make("llava").config)(**{**config, **half})
+        assert changed.get_text_config().dtype == (
+            torch.bfloat16 if "text_config" in parts else None
+        )
+        assert count_flops(changed, n_visual=16, n_text=5) == expected
 
 
 def test_counting_leaves_no_trace():

@@ -32,6 +32,15 @@ TILES = {
     "LLaVA-1.5 7B": (llava_7b(), 576, None, 1),
     "LLaVA-1.5 7B, three images": (llava_7b(), 3 * 576, None, 3),
     "LLaVA-1.5 7B, a part of an image": (llava_7b(), 577, None, 2),
+    "LLaVA, SigLIP's pooling head": (
+        tf.LlavaConfig(
+            vision_config={**SIGLIP, "vision_use_head": True},
+            vision_feature_select_strategy="full",
+        ),
+        729,
+        None,
+        1,
+    ),
     "LLaVA-NeXT": (tf.LlavaNextConfig(), 2880, [(672, 672)], 5),
     "LLaVA-NeXT, two images": (tf.LlavaNextConfig(), 4000, [(336, 672), (90, 1000)], 7),
     "LLaVA-NeXT, tokens alone": (tf.LlavaNextConfig(), 2000, None, 4),

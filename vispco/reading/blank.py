@@ -9,6 +9,7 @@ decides by them (grids, tiles, masks, experts) goes as it does for a real model.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -44,14 +46,14 @@ def _is_blank(x: Any) -> bool:
 
 
 class Counting(TorchDispatchMode):
-    """Within it, blank models run. Their FLOPs so far are `total`.
+    """Within it, blank models run. `total`: their FLOPs so far, as `torch.utils.flop_counter`.
 
-    FLOPs as `torch.utils.flop_counter` counts them.
+    building: whether tensors made from no others, such as parameters, are blank, too.
     """
 
-    def __init__(self):
+    def __init__(self, building: bool = False):
         super().__init__()
-        self.total = 0
+        self.total, self.building = 0, building
         # What operations gave, by what went into them.
         self._known: dict[Any, Tensor] = {}
 
@@ -67,7 +69,8 @@ class Counting(TorchDispatchMode):
         if _looks(func):
             return func(*args, **kwargs)
         given = tree_leaves((args, kwargs))
-        if not any(map(_is_blank, given)):
+        made = self.building and not any(isinstance(x, Tensor) for x in given)
+        if not made and not any(map(_is_blank, given)):
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             # What is blank remains so.
@@ -83,15 +86,16 @@ class Counting(TorchDispatchMode):
 @cache
 def _looks(func: Any) -> bool:
     """Whether an operation is another look at the same numbers. Blank ones do not look complex."""
-    return func.is_view and func is not torch.ops.aten.view_as_complex.default
+    view = func.is_view or torch.Tag.inplace_view in func.tags
+    return view and func is not torch.ops.aten.view_as_complex.default
 
 
 def _shapes(func: Any, args: Any, kwargs: dict) -> Any:
     """Results without numbers; None if some are integers, or if their shapes depend on numbers."""
+    meta = torch.device("meta")
+    args, kwargs = tree_map_only(Tensor, lambda x: torch.empty_like(x, device=meta), (args, kwargs))
+    kwargs = {name: meta if name == "device" else x for name, x in kwargs.items()}
     try:
-        args, kwargs = tree_map_only(
-            Tensor, lambda x: torch.empty_like(x, device="meta"), (args, kwargs)
-        )
         results = func(*args, **kwargs)
     except (NotImplementedError, RuntimeError):
         return None
@@ -105,11 +109,28 @@ def _blanks(results: Any) -> Any:
     )
 
 
+class _Attention(TorchFunctionMode):
+    """Counts an attention function as the two products that it is, and does nothing else of it."""
+
+    def __init__(self, counter: Counting):
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+        *rows, size = given["query"].shape
+        width = given["value"].shape[-1]
+        self.counter.total += 2 * math.prod(rows) * given["key"].shape[-2] * (size + width)
+        return blank(*rows, width, dtype=given["query"].dtype)
+
+
 @contextmanager
 def counting() -> Iterator[Counting]:
     """Within it, blank models run, and are counted: `with counting() as counter`."""
-    # The other attention functions are no operations that the counter knows.
-    with torch.no_grad(), torch.device("cpu"), sdpa_kernel(SDPBackend.MATH), Counting() as counter:
+    with torch.no_grad(), torch.device("cpu"), Counting() as counter, _Attention(counter):
         yield counter
 
 
@@ -175,19 +196,8 @@ def _built(blueprint: Blueprint) -> Any:
     config = copy.deepcopy(blueprint.config)
     # Kernels of other packages are no operations that the counter knows.
     config._attn_implementation, config._experts_implementation = None, "eager"
-    with torch.device("meta"):
-        model = blueprint.model_class(config).eval()
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers, vars(module)):
-            for name, x in tensors.items():
-                if isinstance(x, Tensor):
-                    new = (
-                        blank(*x.shape)
-                        if x.is_floating_point()
-                        else torch.zeros(x.shape, dtype=x.dtype, device="cpu")
-                    )
-                    parameter = isinstance(x, nn.Parameter)
-                    tensors[name] = nn.Parameter(new, requires_grad=False) if parameter else new
+    with torch.device("cpu"), Counting(building=True):
+        model = blueprint.model_class(config).float().eval()
     return blueprint.adapter_class(model)
 
 

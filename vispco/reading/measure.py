@@ -48,7 +48,7 @@ class Decoder:
 
     attention: of each layer; None where a layer calls no attention function.
     flops, ahead: FLOPs of each layer for n tokens; of all of it, and up to its attention function
-        with one row of q k^T.
+        with one row of q k^T. Of a layer without one, `ahead` is a row of the last before it.
     cached: (L,), numbers that its key-value cache holds of each token.
     """
 
