@@ -168,7 +168,7 @@ def test_layers_of_no_known_rule_are_estimated(monkeypatch):
     """With a warning. At the longest lengths that were measured, the estimate is exact."""
     blueprint = Blueprint.of(vispco.Adapter, qwen3_5())
     exact = measured(blueprint).flops
-    monkeypatch.setattr("vispco.models.measure.CHUNKS", ())
+    monkeypatch.setattr("vispco.reading.measure.CHUNKS", ())
     with pytest.warns(UserWarning, match="layer 0 of Qwen3_5ForCond.* no rule.* are estimates"):
         estimate = measured.__wrapped__(blueprint).flops
     for n in sorted(MORE)[-2:]:
