@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
+from ._arguments import gathered
 from ._masks import Packed, decode_mask
-from .context import take
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Memory:
         given: what layer 0 is called with. One new token needs no mask where no row has fillers.
         """
         several = given.get("attention_mask") is not None or hidden.shape[-2] > 1
-        all_positions = any(len(x.shape) > 2 and x.shape[1] > 1 for x in rotary(given))
+        all_positions = any(x.shape[-2] > hidden.shape[-2] for x in rotary(given))
         return self.borrowed or any(
             several or all_positions or not packed.dense or adapter.counts(i)
             for i, packed in self.packed.items()
@@ -87,9 +87,10 @@ class Memory:
                 places = torch.arange(width - queries, width, device=packed.order.device)
                 changed["position_ids"] = places.expand(batch, -1)
             # Some layers look at the positions of all tokens so far.
-            if any(x.ndim > 2 and x.shape[1] > queries for x in rotary(given)):
-                order = packed.continued(width)
-                changed["position_embeddings"] = tuple(take(x, order) for x in rotary(given))
+            pair = rotary(given)
+            if any(x.shape[-2] > queries for x in pair):
+                order, length = packed.continued(width), pair[0].shape[-2]
+                changed["position_embeddings"] = tuple(gathered(x, order, length) for x in pair)
             self.memo[key] = changed
         return self.memo[key]
 
@@ -157,6 +158,11 @@ def check(cache: Any) -> None:
         raise ValueError(
             "a static KV cache has one length for all layers and cannot hold pruned ones: use the "
             "default cache (leave cache_implementation out)"
+        )
+    if cache is not None and not hasattr(cache, "layers"):
+        raise ValueError(
+            f"a {type(cache).__name__} cannot hold a pruned prompt: use a DynamicCache, or "
+            "use_cache=False"
         )
     for layer in getattr(cache, "layers", ()):
         # Quantized layers keep keys in a form of their own, static ones at one length.

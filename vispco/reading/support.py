@@ -53,7 +53,7 @@ def check_supported(model: Any) -> None:
             "expected a model of Hugging Face or its configuration, got "
             f"{type(model).__name__}; of a wrapper give the model inside"
         )
-    found = _fault(config)
+    found = _fault(config, loaded=config is not model)
     if found:
         reason, advice = found
         name = getattr(config, "model_type", "") or type(config).__name__
@@ -88,8 +88,11 @@ def _survey() -> Iterator[tuple[str, str, str | None]]:
         yield name, cls, found[0] if found else None
 
 
-def _fault(config: Any) -> tuple[str, str] | None:
-    """(why a model cannot be pruned, what to do instead), or None."""
+def _fault(config: Any, loaded: bool = False) -> tuple[str, str] | None:
+    """(why a model cannot be pruned, what to do instead), or None.
+
+    loaded: whether there is a model already, of whatever class.
+    """
     from transformers import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as MAPPING,
         PreTrainedConfig,
@@ -107,14 +110,14 @@ def _fault(config: Any) -> tuple[str, str] | None:
     listed = type(config) in MAPPING
     parts = {key: part for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)}
     for name, part in parts.items():
-        if type(part) in MAPPING and not listed:
+        if type(part) in MAPPING and not (listed or loaded):
             reason = f"only its part {name.removesuffix('_config')!r} is a vision-language model"
             return reason, f"give that part, a {part.model_type!r} model, to vispco in Python"
     if not any(map(_speaks_of_pictures, [config, *parts.values()])):
         return _TEXT, _ADVICE
     # A class of the user's own, or one that comes with the model, is in no list of transformers.
     foreign = not type(config).__module__.startswith("transformers.")
-    if not (listed or foreign):
+    if not (listed or foreign or loaded):
         missing = f"transformers {__version__} has no image-text-to-text class for them"
         own = "or register an adapter of your own with vispco.register_adapter()"
         return f"{missing} (AutoModelForImageTextToText)", f"{_ADVICE}, {own}"
