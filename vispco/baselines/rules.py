@@ -97,6 +97,11 @@ def attention_masses(model: nn.Module, prepared: Sequence[PreparedBatch]) -> tup
     which tokens exist, (S, V) bool. S: samples that have any.
     """
     adapter = adapter_for(model)(model)
+    if not all(map(adapter.attends, range(len(adapter.layers)))):
+        raise ValueError(
+            f"FitPrune's fit reads the attention of every layer, and some of "
+            f"{type(model).__name__} have none: search a configuration instead"
+        )
     # Ratios without a gradient that keep everything: the pruner would hook no layer.
     everything = torch.ones(len(adapter.layers), requires_grad=True)
     masses, valid = [], []
@@ -121,7 +126,7 @@ class _Observer(Masking):
     def enter(self, i: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         state = self.state
         if i >= self.method.first_layer:
-            ctx = state.context(i, hidden, kwargs, state.left)
+            ctx = state.context(i, hidden, state.left, lambda: None)
             mass = torch.stack(received(ctx), 1) * ctx.valid[:, None]
             self.seen.append((mass.cpu(), ctx.valid.cpu()))
         return hidden, {}
