@@ -8,6 +8,7 @@ from test_vision import CASES, mixed
 from tiny import batch, make
 from vispco.calibration import answer_logits, frozen, prepare, run_teacher
 from vispco.pruning import Masking
+from vispco.reading.structure import find_tower
 from vispco.registry import adapter_for, build_method
 
 torch.set_num_threads(1)
@@ -24,7 +25,7 @@ def labelled(name, samples):
 def counted(model):
     """A list that grows by one whenever the vision tower runs, and its hook."""
     adapter, runs = adapter_for(model)(model), []
-    tower = adapter.backbone.get_submodule(adapter.tower)
+    tower = find_tower(adapter.model)
     return runs, tower.register_forward_pre_hook(lambda *_: runs.append(1))
 
 

@@ -77,8 +77,9 @@ def test_arguments_of_any_layout_are_gathered(shape):
     x, index = torch.randn(shape), torch.tensor([[0, 3, 6], [5, 5, 1]])
     got = gathered(x, index, length=7)
     # (2, 1, 7, 4) has one head for all.
-    full = x.expand(2, 1, 7, 4)[:, 0] if shape[0] == 2 else x.expand(*shape[:-3], 2, 7, 4)
-    got = got[:, 0] if shape == (2, 1, 7, 4) else got
+    heads = shape == (2, 1, 7, 4)
+    full = x[:, 0] if heads else x.expand(*shape[:-3], 2, 7, 4)
+    got = got[:, 0] if heads else got
     for b, k in itertools.product(range(2), range(3)):
         assert torch.equal(got[..., b, k, :], full[..., b, index[b, k], :])
 
@@ -313,7 +314,7 @@ def test_a_refused_apply_leaves_no_hooks(llava, monkeypatch):
     model, config = copy.deepcopy(llava), PruningConfig("fastv", RATIOS)
     before, adapter = hook_counts(model), vispco.registry.ADAPTERS.get("llava")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(adapter, "projections", lambda self, i: 1 // 0)
+        patch.setattr(adapter, "key_projection", lambda self, i: 1 // 0)
         vispco.apply(model, config)
     assert hook_counts(model) == before
     vispco.apply(model, config).remove()

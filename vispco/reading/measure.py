@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import count
@@ -88,14 +88,20 @@ class _Run:
 
     @classmethod
     def of(cls, adapter: Any, counter: Counting, n: int) -> _Run:
-        """A run on embeddings; or on ids, where the decoder looks more up than embeddings."""
-        width = adapter.model.get_input_embeddings().weight.shape[-1]
-        try:
-            decoder = partial(adapter.decoder, inputs_embeds=blank(1, n, width))
-            return cls(adapter, counter, n, decoder)
-        except Exception:
-            ids = torch.full((1, n), _plain_id(adapter.config))
-            return cls(adapter, counter, n, partial(adapter.model, input_ids=ids))
+        """A run of the decoder on ids, or on embeddings, or of the whole model: the first that can.
+
+        Some decoders look more up than embeddings, which they would else search for the ids.
+        """
+        ids = torch.full((1, n), _plain_id(adapter.config))
+        embeds = blank(1, n, adapter.model.get_input_embeddings().weight.shape[-1])
+        ways = (
+            partial(adapter.decoder, input_ids=ids),
+            partial(adapter.decoder, inputs_embeds=embeds),
+        )
+        for way in ways:
+            with suppress(Exception):
+                return cls(adapter, counter, n, way)
+        return cls(adapter, counter, n, partial(adapter.model, input_ids=ids))
 
     def _heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
         if self.attention[i] is None:
