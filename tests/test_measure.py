@@ -22,7 +22,7 @@ from transformers import (
 import vispco
 from test_flops import llava_7b
 from tiny import FAMILIES, make
-from tiny_families import QWEN_VISION, TEXT
+from tiny_families import QWEN_ROPE, QWEN_VISION, TEXT
 from vispco.dimensions import Dimensions
 from vispco.flops import CostModel, KVCacheMemory, count_flops
 from vispco.reading.blank import Blueprint, blank, counting
@@ -96,8 +96,8 @@ def test_numbers_in_the_cache(name):
 # ---- against closed forms, at true sizes ---------------------------------------------------------
 TRUE = {
     "LLaVA-1.5 7B": llava_7b(),
-    "Qwen2-VL": Qwen2VLConfig(),
-    "Qwen2.5-VL": Qwen2_5_VLConfig(),
+    "Qwen2-VL": Qwen2VLConfig(text_config={"rope_parameters": QWEN_ROPE}),
+    "Qwen2.5-VL": Qwen2_5_VLConfig(text_config={"rope_parameters": QWEN_ROPE}),
     "Qwen3-VL": Qwen3VLConfig(),
     "Gemma 3": Gemma3Config(),
     "PaliGemma": PaliGemmaConfig(),
@@ -251,7 +251,7 @@ def test_a_rule_between_whole_tokens():
 # ---- blank models --------------------------------------------------------------------------------
 def test_a_large_model_takes_no_memory():
     """72 billion parameters are a handful of numbers; what is computed is none at all."""
-    config = Qwen2_5_VLConfig()
+    config = Qwen2_5_VLConfig(text_config={"rope_parameters": QWEN_ROPE})
     adapter = Blueprint.of(adapter_for(config), config).adapter()
     tensors = [*adapter.model.parameters(), *adapter.model.buffers()]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
@@ -285,7 +285,7 @@ def test_models_that_cannot_be_built():
     with pytest.raises(ValueError, match="no class of models is known for Unknown.*load the model"):
         vispco.Adapter.dimensions(Unknown())
     # 7 x 7 patches in squares of 2 x 2.
-    config = SmolVLMConfig(vision_config={"image_size": 224, "patch_size": 32})
+    config = SmolVLMConfig(vision_config={"image_size": 224, "patch_size": 32}, pad_token_id=0)
     assert count_flops(config).vision is None
 
 

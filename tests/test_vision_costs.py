@@ -11,7 +11,7 @@ from formulas import qwen, tiles
 from test_families import IMAGES, VIDEO_SAMPLES, build, everything, image_sizes
 from test_flops import llava_7b
 from tiny import batch, make, without_labels
-from tiny_families import prompts
+from tiny_families import QWEN_ROPE, prompts
 from vispco import PruningConfig, count_flops
 from vispco.models.llava import Llava
 from vispco.registry import adapter_for
@@ -26,6 +26,8 @@ SIGLIP = {
     "patch_size": 14,
     "vision_use_head": False,
 }
+
+QWEN = {"rope_parameters": QWEN_ROPE}
 
 #: Configurations of true size, n_visual and `images`, and the number of tiles of these.
 TILES = {
@@ -49,13 +51,15 @@ TILES = {
     "LLaVA-OneVision, frames": (tf.LlavaOnevisionConfig(vision_config=SIGLIP), 3000, 8, 8),
     "InternVL3": (tf.InternVLConfig(), 256 * 7, None, 7),
     "Idefics3": (
-        tf.Idefics3Config(vision_config={"image_size": 364, "patch_size": 14}),
+        tf.Idefics3Config(vision_config={"image_size": 364, "patch_size": 14}, pad_token_id=0),
         169 * 5,
         None,
         5,
     ),
     "SmolVLM": (
-        tf.SmolVLMConfig(vision_config={"image_size": 512, "patch_size": 16}, scale_factor=4),
+        tf.SmolVLMConfig(
+            vision_config={"image_size": 512, "patch_size": 16}, scale_factor=4, pad_token_id=0
+        ),
         64 * 13,
         None,
         13,
@@ -64,9 +68,9 @@ TILES = {
     "PaliGemma": (tf.PaliGemmaConfig(), 256, None, 1),
 }
 GRIDS = {
-    "Qwen2-VL": (tf.Qwen2VLConfig(), [(1, 36, 54), (4, 20, 20)]),
-    "Qwen2.5-VL": (tf.Qwen2_5_VLConfig(), [(1, 36, 54), (2, 20, 20)]),
-    "Qwen2.5-VL, a page": (tf.Qwen2_5_VLConfig(), [(1, 120, 90)]),
+    "Qwen2-VL": (tf.Qwen2VLConfig(text_config=QWEN), [(1, 36, 54), (4, 20, 20)]),
+    "Qwen2.5-VL": (tf.Qwen2_5_VLConfig(text_config=QWEN), [(1, 36, 54), (2, 20, 20)]),
+    "Qwen2.5-VL, a page": (tf.Qwen2_5_VLConfig(text_config=QWEN), [(1, 120, 90)]),
     "Qwen3-VL": (tf.Qwen3VLConfig(), [(1, 64, 64), (3, 16, 30)]),
 }
 

@@ -99,6 +99,8 @@ def patches(pixels, size=2):
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(-1, channels * 2 * size * size)
 
 
+#: Of Qwen's text models. The first releases of transformers 5 have no default.
+QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 QWEN_VISION = {
     "depth": 2,
     "hidden_size": 16,
