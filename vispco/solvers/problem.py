@@ -54,7 +54,7 @@ class SearchOptions:
 class Problem:
     """What every start, the refinement and the result need.
 
-    model: any model with a registered adapter.
+    model: any vision-language model whose decoder holds visual tokens.
     method, kernel: names, or mappings of a name and options.
     Raises ValueError for bad input, before the language model runs.
     """
