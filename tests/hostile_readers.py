@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from gguf_writer import document, f32, q4_1, q8_0
 from tests.reproduction.report import CHECK, load
 from tests.reproduction.training import build
 from tests.reproduction.training.curriculum import Curriculum
@@ -31,7 +32,7 @@ from vispco.data.template import render
 from vispco.flops import Dimensions
 from vispco.plot.page import _configurations, _settings
 from vispco.plot.read import KINDS
-from vispco.testbed import model as testbed_model
+from vispco.testbed import gguf, model as testbed_model
 from vispco.utils.console import budget_text, flops, percent
 from vispco.utils.digest import key
 from vispco.utils.files import read_json
@@ -489,6 +490,28 @@ class Shipped(Model):
             testbed_model.FOLDER = before
 
 
+class Weights(Reader):
+    """A GGUF file: the reader trusts none, though users' files are only read if their hash fits."""
+
+    file = "a.gguf"
+
+    def seeds(self):
+        rng = np.random.default_rng(0)
+        entries = [("a", 1), ("b", 0.5), ("c", True), ("d", "x"), ("e", ["y", "z"]), ("f", [3, 1])]
+        tensors = [f32("one", np.ones((2, 3))), q8_0(rng, "two", 2, 32)[0]]
+        tensors.append(q4_1(rng, "three", 1, 32)[0])
+        return [document(entries, tensors), document(entries, []), document([], tensors)]
+
+    def read(self):
+        for name, packed in gguf.read(self.file).tensors.items():
+            try:
+                weights = packed.unpack()
+            except ValueError as error:
+                raise ValueError(f"{self.file}: {error}") from error
+            assert packed.name == name and weights.shape == packed.shape
+            assert bool(weights.isfinite().all()) and weights.numel() < 2**10
+
+
 class Anything(Reader):
     """What every other JSON file of ours is read by."""
 
@@ -532,5 +555,6 @@ READERS = {
     "a training state": State(),
     "a model folder": Model(),
     "a shipped checkpoint": Shipped(),
+    "a GGUF file": Weights(),
     "a result of the reproduction": Result(),
 }
