@@ -110,7 +110,7 @@ def read(path: str | os.PathLike, sha256: str | None = None) -> Gguf:
         # An empty file cannot be mapped.
         if not os.path.getsize(path):
             raise ValueError("expected a GGUF file, got an empty one")
-        content = np.memmap(path, np.uint8, "r")
+        content: Any = np.memmap(path, np.uint8, "r")
         if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
             raise ValueError(f"expected the SHA-256 digest {sha256}, got {found}")
         return _Reader(content).file()
@@ -124,7 +124,7 @@ class _Reader:
     Every number is compared with what the file can hold before anything is done by it.
     """
 
-    def __init__(self, content: np.ndarray):
+    def __init__(self, content: Any):
         self.content, self.bytes = content, memoryview(content)
         self.at, self.left = 0, _MOST
 

@@ -79,7 +79,7 @@ def find() -> Path:
 def fast_dtype() -> torch.dtype:
     """bfloat16 on a CPU that multiplies matrices of it, float32 on any other."""
     # Before torch 2.10 or so nothing public tells.
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     names = "avx512_bf16", "amx_bf16", "bf16", "sve_bf16"
     return torch.bfloat16 if any(able.get(name) for name in names) else torch.float32
 
@@ -183,7 +183,7 @@ def build_tokenizer(file: gguf.Gguf) -> Any:
     )
     bpe.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, data["token_type"], strict=True) if kind == _CONTROL]
-    bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    bpe.add_special_tokens([AddedToken(t, special=True) for t in control])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=tokens[data["bos_token_id"]],
