@@ -74,20 +74,20 @@ class Memory:
         source = next(j for j in adapter.key_sources(i) if has_keys(layers[j]))
         # States of several streams may come before the samples.
         queries = hidden.shape[1] if hidden.shape[0] == batch else hidden.shape[2]
-        key = (id(packed), id(mask), source)
+        held, pair, counts = self.packed.get(source), rotary(given), adapter.counts(i)
+        # From the keys: what `crop` has taken away is not among them.
+        width = layers[source].keys.shape[-2] + (queries if source == i else 0)
+        # Layers that hold the same tokens share what is made for them.
+        key = (id(packed), id(held), id(mask), width, counts, *map(id, pair))
         if key not in self.memo:
-            held = self.packed.get(source)
-            # From the keys: what `crop` has taken away is not among them.
-            width = layers[source].keys.shape[-2] + (queries if source == i else 0)
             changed: dict[str, Any] = {}
             if "attention_mask" in given:
                 own = None if mask is None else mask.to(packed.order.device)
                 changed["attention_mask"] = decode_mask(own, packed.among(held), queries, width)
-            if adapter.counts(i):
+            if counts:
                 places = torch.arange(width - queries, width, device=packed.order.device)
                 changed["position_ids"] = places.expand(batch, -1)
             # Some layers look at the positions of all tokens so far.
-            pair = rotary(given)
             if any(x.shape[-2] > queries for x in pair):
                 order, length = packed.continued(width), pair[0].shape[-2]
                 changed["position_embeddings"] = tuple(gathered(x, order, length) for x in pair)
