@@ -370,7 +370,7 @@ class Words(Reader):
 
     def seeds(self):
         Path("model").mkdir(exist_ok=True)
-        folders = [testbed_model.FOLDER / name for name in testbed.MODELS]
+        folders = [testbed_model.FOLDER / name for name in testbed_model.EMBEDDED]
         return [json.loads((folder / "tokenizer.json").read_text()) for folder in folders]
 
     def read(self):

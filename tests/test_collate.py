@@ -20,6 +20,7 @@ from vispco import testbed
 from vispco.calibration import prepare
 from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.template import render
+from vispco.testbed.model import EMBEDDED
 
 # Visual tokens of a picture here.
 TOKENS = 4
@@ -311,7 +312,7 @@ def test_labels_agree_with_a_template_that_marks_its_answers():
     assert [x != -100 for x in labels] == [bool(m) for m in whole["assistant_masks"]]
 
 
-@pytest.mark.parametrize("name", testbed.MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_testbeds_processors_give_the_testbeds_own_batches(name, side, tmp_path):
     examples, processor = testbed.examples("test", 12, seed=3), testbed.load(name)[1]

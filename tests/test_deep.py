@@ -11,11 +11,12 @@ from tests.reproduction.deep import deepen
 from vispco import testbed
 from vispco.pruning import apply
 from vispco.registry import adapter_for
+from vispco.testbed.model import EMBEDDED
 
 
-@pytest.fixture(scope="module", params=testbed.MODELS)
+@pytest.fixture(scope="module", params=EMBEDDED)
 def name(request):
-    """Both testbed models."""
+    """The small testbed models."""
     return request.param
 
 

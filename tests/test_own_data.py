@@ -20,6 +20,7 @@ from vispco import Frontier, PruningConfig, testbed
 from vispco.commands.main import main
 from vispco.commands.notations import parse_notation
 from vispco.data import draw
+from vispco.testbed.model import EMBEDDED
 
 N = 12
 FAST = [
@@ -36,7 +37,7 @@ FAST = [
 ]
 
 
-@pytest.fixture(scope="module", params=testbed.MODELS)
+@pytest.fixture(scope="module", params=EMBEDDED)
 def own(request, tmp_path_factory):
     """(folder, name, examples).
 

@@ -17,6 +17,7 @@ from vispco.plot import Overlay, plot_convergence, plot_frontier, plot_tokens, w
 from vispco.plot.read import dots
 from vispco.plot.tokens import kept_patches, seen
 from vispco.pruning import Pruner
+from vispco.testbed.model import EMBEDDED
 
 torch.set_num_threads(1)
 HOSTILE = (
@@ -288,7 +289,7 @@ def asked(name, side=None):
     return model, processor, inputs, Image.fromarray(example.image)
 
 
-@pytest.mark.parametrize("name", testbed.MODELS)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_kept_patches_are_as_many_as_the_configuration_says_and_nested(name):
     model, _, inputs, _ = asked(name)
     layers = model.config.text_config.num_hidden_layers

@@ -48,7 +48,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco demo`."""
     add = sub.add_argument
     add("--output", "-o", default="vispco-demo", metavar="FOLDER", help="for everything it finds")
-    add("--model", default="testbed-llava", help="testbed-llava or testbed-qwen")
+    add("--model", default="testbed-llava", help=", ".join(testbed.MODELS))
     add("--seed", type=non_negative_int, default=0, help="draws questions, orders the search")
     add("--fast", action="store_true", help="a smoke test with tiny sizes")
     add("--quiet", "-q", action="store_true", help="no progress on stderr")

@@ -61,6 +61,7 @@ def _tasks() -> dict[str, str]:
 _MODELS = {
     "testbed-llava": "embedded, trained on the tasks below: 8 layers; `testbed` for short",
     "testbed-qwen": "embedded, trained on the tasks below: 16 layers, any resolution",
+    "testbed-smollm": "a pretrained language model of 30 layers, trained on the tasks below",
     "FOLDER": "a local Hugging Face model that reads pictures as tokens",
     "OWNER/MODEL": "the same by name, from the local cache or the Hugging Face hub",
 }

@@ -37,9 +37,8 @@ def find_model(options: argparse.Namespace) -> Callable[[], tuple[Any, Any]]:
 
 
 def _load_testbed(options: argparse.Namespace) -> tuple[Any, Any]:
-    model, processor = testbed.load(options.model)
-    if options.dtype != "auto":
-        model = model.to(getattr(torch, options.dtype))
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    model, processor = testbed.load(options.model, dtype)
     return model.to(_best() if options.device == "auto" else options.device or _best()), processor
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import testbed
 from ..budget import check_budget, parse_budget
 from ..data.conversation import KEYS
 from ..data.pictures import MAX_PIXELS
@@ -144,7 +145,7 @@ def add_model(sub: argparse.ArgumentParser) -> None:
         "--model",
         default="testbed",
         help="a folder that save_pretrained wrote, a name such as llava-hf/llava-1.5-7b-hf, "
-        "testbed-llava (testbed for short), or testbed-qwen",
+        f"{', '.join(testbed.MODELS)}, or testbed for testbed-llava",
     )
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored")

@@ -16,7 +16,8 @@ from .. import data, testbed
 from ..data.collate import split as in_batches
 from ..data.template import read_template
 from ..registry import adapter_for
-from ..testbed.vocab import ID, QWEN_ID
+from ..testbed import smollm
+from ..testbed.vocab import ID, IMAGE, QWEN_ID
 from ..utils.distributed import as_gathered, rank, share
 from ..utils.files import printable
 from .conversations import from_testbed
@@ -151,13 +152,15 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
 def _testbed_kind(model: str) -> str:
     """The testbed model whose inputs `model` takes.
 
-    It must know the testbed's few words by the same numbers. Raises ValueError if it does not.
+    It must know the testbed's words by the same numbers. Raises ValueError if it does not.
     """
     if is_testbed(model):
         return model
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         text = (Path(model) / "tokenizer.json").read_text(encoding="utf-8")
         words = json.loads(text)["model"]["vocab"]
+        if words.get(IMAGE) == smollm.IMAGE_ID:
+            return smollm.NAME
         known = len({word for word in words if words[word] == QWEN_ID[word]})
         return {len(ID): "testbed-llava", len(QWEN_ID): "testbed-qwen"}[known]
     advice = "give questions for it as --data"

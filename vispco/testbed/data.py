@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from . import easyvqa, scenes
+from . import easyvqa, scenes, smollm
 from .images import image_inputs
-from .model import IMAGE_TOKENS, PATCH, resolve
+from .model import IMAGE_TOKENS, resolve
+from .processor import PATCH
 from .questions import FAMILIES
 from .vocab import EOS, ID, PAD, WORDS, encode
 
@@ -166,9 +167,9 @@ def collate(
         raise ValueError("collate needs at least one example, got an empty sequence")
     name = resolve(model)
     prompts = [_prompt(name, item) for item in items]
-    answers = [[*encode(item.answer), ID[EOS]] if with_answers else [] for item in items]
+    answers = [_answer(name, item) if with_answers else [] for item in items]
     size = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(items), size), ID[PAD])
+    ids = torch.full((len(items), size), smollm.PAD_ID if name == smollm.NAME else ID[PAD])
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, -100)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -195,14 +196,22 @@ def _prompt(name: str, item: Example) -> list[int]:
             f"images must have sides in whole cells of {PATCH} pixels, got {height}x{width}; "
             "resize or pad them"
         )
-    if name == "testbed-llava" and (height, width) != (64, 64):
+    if name != "testbed-qwen" and (height, width) != (64, 64):
         raise ValueError(
-            f"testbed-llava takes images of 64x64 pixels, got {height}x{width}; "
+            f"{name} takes images of 64x64 pixels, got {height}x{width}; "
             'pass model="testbed-qwen", which takes others too'
         )
     tokens = IMAGE_TOKENS[name]
     visual = [tokens.image] * ((height // PATCH) * (width // PATCH))
-    return [*tokens.before, *visual, *tokens.after, *encode(item.question)]
+    asked = smollm.question if name == smollm.NAME else encode
+    return [*tokens.before, *visual, *tokens.after, *asked(item.question)]
+
+
+def _answer(name: str, item: Example) -> list[int]:
+    """Token ids of the answer and of its end."""
+    if name == smollm.NAME:
+        return [*smollm.answer(item.answer), smollm.END_ID]
+    return [*encode(item.answer), ID[EOS]]
 
 
 def batches(

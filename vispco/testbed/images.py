@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .model import FRAMES, MEAN, MERGE, PATCH, QWEN_PATCH, STD
+from .model import FRAMES, MERGE, QWEN_PATCH
+from .processor import MEAN, PATCH, STD
 
 
 def image_inputs(name: str, images: Sequence[np.ndarray] | np.ndarray) -> dict[str, torch.Tensor]:
     """Inputs of the model `name` for B pictures, each (height, width, 3) uint8.
 
-    They are what its processor makes. testbed-llava: pixel_values (B, 3, 64, 64). testbed-qwen:
-    pixel_values (P, 96), the patches of all pictures, and image_grid_thw (B, 3), how many frames,
-    rows and columns of patches each picture has.
+    They are what its processor makes. testbed-qwen: pixel_values (P, 96), the patches of all
+    pictures, and image_grid_thw (B, 3), how many frames, rows and columns of patches each picture
+    has. The others: pixel_values (B, 3, 64, 64).
     """
-    if name == "testbed-llava":
+    if name != "testbed-qwen":
         return {"pixel_values": _pixels(np.stack(list(images)))}
     grids = [[1, image.shape[0] // QWEN_PATCH, image.shape[1] // QWEN_PATCH] for image in images]
     patches = torch.cat([_patches(image) for image in images])

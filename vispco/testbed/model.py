@@ -1,4 +1,4 @@
-"""The two models of the testbed: small, real models of the LLaVA and of the Qwen2.5-VL class."""
+"""The models of the testbed: two small ones that are trained from nothing, and `smollm`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import Any
 import torch
 
 from ..utils.files import brief
-from . import vocab
+from . import language, smollm, vocab
+from .processor import IMAGE_SIZE, PATCH
 from .vocab import CELLS, ID, QWEN_ID
 
-#: Pixels a side of a board, and of one visual token.
-IMAGE_SIZE, PATCH = 64, 8
-#: Normalisation of the pixels.
-MEAN, STD = 0.5, 0.5
 #: Pixels a side of a Qwen patch. Qwen merges 2x2 of them to a token, and wants two frames of every
 #: picture.
 QWEN_PATCH, MERGE, FRAMES = 4, 2, 2
@@ -37,8 +34,11 @@ IMAGE_TOKENS = {
     "testbed-qwen": ImageTokens(
         QWEN_ID[vocab.IMAGE_PAD], (QWEN_ID[vocab.VISION_START],), (QWEN_ID[vocab.VISION_END],)
     ),
+    smollm.NAME: ImageTokens(smollm.IMAGE_ID),
 }
 MODELS = tuple(IMAGE_TOKENS)
+#: Those that need no other package's weights.
+EMBEDDED = MODELS[:2]
 
 
 def resolve(name: str) -> str:
@@ -52,7 +52,7 @@ def resolve(name: str) -> str:
 
 
 def build_config(name: str = "testbed-llava"):
-    """The configuration of the model `name`."""
+    """The configuration of the model `name`, one of `EMBEDDED`."""
     return _qwen_config() if resolve(name) == "testbed-qwen" else _llava_config()
 
 
@@ -150,11 +150,13 @@ def _text_options(words: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def load(name: str = "testbed-llava"):
-    """Load a shipped model by name, without a network: (model in eval mode and float32, processor).
+def load(name: str = "testbed-llava", dtype: torch.dtype | None = None):
+    """Load a model by name, without a network: (model in eval mode, processor).
 
+    dtype: of the weights. None: float32; for testbed-smollm bfloat16, on a CPU that multiplies
+    matrices of it.
     Raises ValueError that names the folder if its files are damaged; FileNotFoundError if there are
-    none.
+    none; ImportError that says what to install if testbed-smollm's language model is missing.
 
     >>> model, processor = load("testbed-qwen")
     >>> model.config.text_config.num_hidden_layers
@@ -167,11 +169,16 @@ def load(name: str = "testbed-llava"):
     folder = FOLDER / key
     if not (folder / "model.safetensors").exists():
         raise FileNotFoundError(f"no checkpoint in {folder}: install vispco again")
+    # Whose absence or damage is no fault of the folder.
+    file = language.read() if key == smollm.NAME else None
     level = logging.get_verbosity()
     # A remark on how the processor's class is written is of no use to its users.
     logging.set_verbosity_error()
     try:
-        return _weights(key, folder), AutoProcessor.from_pretrained(folder, local_files_only=True)
+        if file:
+            return smollm.build(folder / "model.safetensors", file, dtype)
+        model = _weights(key, folder, dtype or torch.float32)
+        return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
     # Readers of damaged files raise anything.
     except Exception as error:
         message = f"{folder}: the checkpoint is damaged, install vispco again: {brief(error)}"
@@ -180,7 +187,7 @@ def load(name: str = "testbed-llava"):
         logging.set_verbosity(level)
 
 
-def _weights(key: str, folder: Path):
+def _weights(key: str, folder: Path, dtype: torch.dtype):
     """The model of a folder.
 
     Its sizes come from `build_config`: a damaged number in the folder would make a model without
@@ -191,7 +198,7 @@ def _weights(key: str, folder: Path):
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder,
         config=build_config(key),
-        dtype=torch.float32,
+        dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
         attn_implementation="sdpa",

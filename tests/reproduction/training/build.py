@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vispco.testbed.model import (
-    FRAMES,
-    IMAGE_SIZE,
-    MEAN,
-    MERGE,
-    PATCH,
-    QWEN_PATCH,
-    STD,
-    build_config,
-    resolve,
-)
+from vispco.testbed.model import FRAMES, MERGE, QWEN_PATCH, build_config, resolve
+from vispco.testbed.processor import MEAN, PATCH, STD, chat_template, llava_processor
 from vispco.testbed.vocab import (
     EOS,
     ID,
@@ -53,22 +44,7 @@ def build_processor(name: str = "testbed-llava"):
 
 def _llava_processor():
     """An image processor that only rescales and normalises, and the words."""
-    from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    images = CLIPImageProcessorPil(
-        size=square, crop_size=square, resample=2, image_mean=[MEAN] * 3, image_std=[STD] * 3
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=_tokenizer(ID, [IMAGE]),
-        patch_size=PATCH,
-        image_token=IMAGE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=_template(IMAGE),
-    )
+    return llava_processor(_tokenizer(ID, [IMAGE]), IMAGE, chat_template(IMAGE))
 
 
 def _qwen_processor():
@@ -94,18 +70,8 @@ def _qwen_processor():
         "vision_start_token": VISION_START,
         "vision_end_token": VISION_END,
     }
-    template = _template(VISION_START + IMAGE_PAD + VISION_END)
+    template = chat_template(VISION_START + IMAGE_PAD + VISION_END)
     return PaddleOCRVLProcessor(images, _tokenizer(QWEN_ID, special), chat_template=template)
-
-
-def _template(image: str) -> str:
-    """A chat template for what the models were trained on: image, question, answer, end."""
-    return (
-        "{% for turn in messages %}{% for part in turn['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'text' %}"
-        "{{ ' ' if turn['role'] == 'assistant' }}{{ part['text'] }}{% endif %}{% endfor %}"
-        "{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    )
 
 
 def _tokenizer(vocabulary: dict[str, int], special: list[str] | dict[str, str]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from vispco.testbed.questions import FAMILIES
@@ -15,7 +17,8 @@ class Curriculum:
 
     opens_at: skill at which the families that build on one open. learned_at: skill from which a
     family is no longer one of the `width` that are learned at a time. floor: how often a family of
-    full skill is asked, to keep it in practice. memory: of the running accuracy.
+    full skill is asked, to keep it in practice. memory: of the running accuracy. after: what must
+    be learned before a family; None: as the families say.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class Curriculum:
         memory: float = 0.97,
         width: int = 8,
         learned_at: float = 0.85,
+        after: Mapping[str, Sequence[str]] | None = None,
     ):
         self.opens_at = opens_at
         self.floor = floor
@@ -35,7 +39,9 @@ class Curriculum:
         self.names = list(FAMILIES)
         self.chance = np.array([_CHANCE.get(family.task, 0.25) for family in families])
         self.accuracy = self.chance.copy()
-        self.open = np.array([not family.after for family in families])
+        by_family = {name: family.after for name, family in FAMILIES.items()}
+        self.after = by_family if after is None else {name: () for name in FAMILIES} | dict(after)
+        self.open = np.array([not self.after[name] for name in self.names])
 
     def skill(self) -> np.ndarray:
         """Accuracy above chance, from 0 to 1."""
@@ -57,8 +63,8 @@ class Curriculum:
             self.accuracy[index] = self.memory * self.accuracy[index] + (1 - self.memory) * value
         ready = self.open & (self.skill() >= self.opens_at)
         by_name = dict(zip(self.names, ready, strict=True))
-        for index, family in enumerate(FAMILIES.values()):
-            self.open[index] |= all(by_name[name] for name in family.after)
+        for index, name in enumerate(self.names):
+            self.open[index] |= all(by_name[other] for other in self.after[name])
 
     def state(self) -> dict:
         """What `restore` needs, JSON-ready."""

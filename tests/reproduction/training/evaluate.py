@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vispco.testbed import MODELS, TASKS, Example, collate, enlarge, examples, load
-from vispco.testbed.model import IMAGE_TOKENS
+from vispco.testbed import TASKS, Example, collate, enlarge, examples, load
+from vispco.testbed.model import EMBEDDED, IMAGE_TOKENS
 from vispco.testbed.vocab import CELLS
 
 from .recipe import RECIPES, name_of
@@ -201,7 +201,7 @@ def main() -> None:
         prog="python -m tests.reproduction.training.evaluate",
         description=__doc__.split(":")[0] + ".",
     )
-    options.add_argument("--model", choices=MODELS, default="testbed-llava")
+    options.add_argument("--model", choices=EMBEDDED, default="testbed-llava")
     options.add_argument("--examples", type=int, default=4000)
     chosen = options.parse_args()
     report(load(chosen.model)[0], chosen.examples)

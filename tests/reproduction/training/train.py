@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vispco.testbed.model import MODELS
+from vispco.testbed.model import EMBEDDED
 from vispco.testbed.vocab import GRID
 from vispco.utils.files import write_text
 
@@ -209,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     own = "default: the shipped model's"
     add("--output", required=True, help="folder for the checkpoint, the log and the state")
     add("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
-    add("--model", choices=MODELS, default="testbed-llava")
+    add("--model", choices=EMBEDDED, default="testbed-llava")
     add("--steps", type=int, help=own)
     add("--aux-steps", type=int, help=f"steps until the auxiliary weights are zero ({own})")
     add("--decay", type=float, help=f"last part of the steps, with a falling rate ({own})")

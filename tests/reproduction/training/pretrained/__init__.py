@@ -1,0 +1,1 @@
+"""How testbed-smollm was trained: `python -m tests.reproduction.training.pretrained.train`."""

@@ -1,0 +1,91 @@
+"""What testbed-smollm answers, and where its layers read the picture: the tables of its card.
+
+    python -m tests.reproduction.training.pretrained.evaluate --output FILE
+
+Every row is written as soon as it is measured; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vispco import PruningConfig, evaluate
+from vispco.calibration import prepare, run_teacher
+from vispco.registry import build_method
+from vispco.testbed import Example, collate, examples, load, smollm
+from vispco.utils.digest import of_model
+from vispco.utils.files import read_json, write_json
+
+from ..evaluate import by_task, majority
+
+METHODS = ("fastv", "pdrop", "sparsevlm", "visionzip", "divprune", "random", "strided")
+
+
+def configurations(layers: int) -> Iterator[tuple[str, PruningConfig | None]]:
+    """The rows by name: all tokens, all dropped at each layer, half of them at every third."""
+    yield "all tokens", None
+    for at in range(layers - 1, -1, -1):
+        # Any method may: nothing is ranked where nothing stays.
+        yield f"dropped at {at}", _from("random", at, 0.0, layers)
+    for method in METHODS:
+        for at in range(0, layers, 3):
+            if at >= build_method(method).first_layer:
+                yield f"{method}, half at {at}", _from(method, at, 0.5, layers)
+
+
+def _from(method: str, at: int, ratio: float, layers: int) -> PruningConfig:
+    return PruningConfig(method, [1.0] * at + [ratio] * (layers - at))
+
+
+def batches(items: Sequence[Example], size: int) -> tuple[list[Example], list[dict]]:
+    """The examples in the order of their length, and in batches: little padding."""
+    ordered = sorted(items, key=lambda item: len(item.question))
+    parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    return ordered, [collate(part, model=smollm.NAME) for part in parts]
+
+
+def measure(model: Any, items: Sequence[Example], path: Path, size: int = 40) -> dict[str, dict]:
+    """Accuracy by task, mean and KL of each row; rows that the file has already are kept.
+
+    Raises ValueError if the file is of other weights, types or questions.
+    """
+    ordered, made = batches(items, size)
+    whose = {"model": of_model(model), "dtype": str(model.dtype), "examples": len(items)}
+    saved = read_json(path, dict) if path.exists() else {**whose, "rows": {}}
+    if {name: saved.get(name) for name in whose} != whose:
+        raise ValueError(f"{path}: expected the measurements of this model; give another --output")
+    rows = saved["rows"]
+    rows["majority"] = majority(ordered)
+    prepared = run_teacher(model, prepare(model, made))
+    for name, config in configurations(model.config.text_config.num_hidden_layers):
+        if name not in rows:
+            record = evaluate(model, prepared, config)
+            rows[name] = {**by_task(ordered, record.correct.numpy()), "kl": record.kl}
+            shown = " ".join(f"{task} {100 * value:.1f}" for task, value in rows[name].items())
+            print(f"{name}: {shown}", flush=True)
+            write_json(path, saved)
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m tests.reproduction.training.pretrained.evaluate",
+        description=__doc__.split(":")[0] + ".",
+    )
+    options.add_argument("--output", required=True, help="a JSON file")
+    options.add_argument("--examples", type=int, default=800)
+    options.add_argument("--threads", type=int, default=2)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    model, _ = load(smollm.NAME)
+    measure(model, examples("test", chosen.examples), Path(chosen.output))
+
+
+if __name__ == "__main__":
+    main()
