@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -15,7 +16,8 @@ from transformers import (
 )
 
 from tests.reproduction.training.evaluate import by_task, majority
-from tests.reproduction.training.pretrained import decoder, tower, words
+from tests.reproduction.training.pretrained import decoder, english, tower, train, words
+from tests.reproduction.training.pretrained.export import export
 from tests.reproduction.training.pretrained.tree import NONE, Question, grow, stack
 from vispco import PruningConfig, evaluate, testbed
 from vispco.testbed import language, scenes, smollm
@@ -316,3 +318,72 @@ def test_it_answers_and_needs_its_picture(shipped):
     # Ties may fall either way.
     assert np.mean(np.array(right) == full.correct[:32].numpy()) >= 0.9
     assert by_task(items, full.correct.numpy())["mean"] == pytest.approx(full.accuracy, abs=0.02)
+
+
+# ---- its training --------------------------------------------------------------------------------
+def trained(folder, *options):
+    """Weights after training a tiny decoder that has the real words, by name."""
+    args = train.parser().parse_args(["--output", str(folder), "--threads", "1", *options])
+    run = train.train(args)
+    export(run.changes, run.eyes, folder / "model.safetensors")
+    return run, load_file(folder / "model.safetensors")
+
+
+def test_training_goes_on_where_it_was_stopped(installed, tmp_path, monkeypatch):
+    def small(_dtype):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(smollm.tokenizer()),
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=12,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            tie_word_embeddings=True,
+        )
+        return LlamaForCausalLM(config).bfloat16().eval(), smollm.tokenizer()
+
+    monkeypatch.setattr(language, "load", small)
+    monkeypatch.setattr(train, "own_texts", lambda *_: torch.randint(3, 99, (8, 16)))
+    sizes = ["--tower-steps", "2", "--boards", "2", "--questions", "3", "--rank", "2"]
+    sizes += ["--english-every", "3", "--every", "2"]
+    steps = ["--steps", "6", "--aux-steps", "6", "--save-every", "3"]
+    whole, want = trained(tmp_path / "a", *sizes, *steps)
+    assert len(whole.log) == 3 and whole.log[-1]["answers"] > 0
+
+    class Stopped(Exception):
+        pass
+
+    def stop(run, step):
+        save(run, step)
+        raise Stopped
+
+    save = train.Training.save
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(train.Training, "save", stop)
+        trained(tmp_path / "b", *sizes, *steps)
+    again, found = trained(tmp_path / "b", *sizes, *steps, "--resume")
+    assert again.log[-1]["step"] == 6 and set(found) == set(want)
+    for name, weight in want.items():
+        assert torch.equal(found[name], weight), name
+    base = small(None)[0].state_dict()
+    merged = smollm.merge(base, want)
+    assert len(merged) == len(base) + len(whole.eyes.state_dict())
+
+
+def test_english_is_held_to_what_the_model_said():
+    model, changes, *_ = changed()
+    tokens = torch.randint(0, VOCABULARY, (3, 8))
+    loss = english.english_loss(model.model, changes, tokens)
+    with torch.no_grad():
+        before = tiny()(tokens).logits.log_softmax(-1)
+        now = (decoder.read(model.model, tokens) @ model.model.embed_tokens.weight.T).log_softmax(
+            -1
+        )
+    want = (before.exp() * (before - now)).sum(-1).mean()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-3)
+    loss.backward()
+    assert all(change.A.grad is not None for change in changes.values())
