@@ -42,6 +42,14 @@ FAST: dict[str, Any] = {
     "grid_ratios": 3,
     "n_random": 3,
 }
+#: Sizes for a decoder of thirty layers and 135 million parameters.
+DEEP: dict[str, Any] = {
+    "budgets": (0.2, 0.3, 0.5),
+    "n_calibration": 64,
+    "n_test": 96,
+    "grid_ratios": 4,
+    "n_random": 4,
+}
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -56,7 +64,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the demonstration, in full or with tiny sizes."""
-    sizes = FAST if options.fast else {}
+    sizes = FAST if options.fast else DEEP if options.model == "testbed-smollm" else {}
     demonstrate(options.output, options.seed, options.quiet, model_name=options.model, **sizes)
 
 
