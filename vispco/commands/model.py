@@ -13,6 +13,7 @@ import torch
 
 from .. import testbed
 from ..registry import adapter_for
+from ..testbed import language, smollm
 from .pretrained import check_weights, read_config, read_processor, said
 
 
@@ -26,6 +27,8 @@ def find_model(options: argparse.Namespace) -> Callable[[], tuple[Any, Any]]:
     """
     name = options.model
     if is_testbed(name):
+        if name == smollm.NAME:
+            language.find()
         return lambda: _load_testbed(options)
     check_name(name)
     local = os.path.isdir(name)

@@ -202,6 +202,8 @@ def build_tokenizer(file: gguf.Gguf, renamed: Mapping[str, str] | None = None) -
         eos_token=tokens[data["eos_token_id"]],
         pad_token=tokens[data["padding_token_id"]],
         unk_token=tokens[data["unknown_token_id"]],
+        # As generation needs it.
+        padding_side="left",
         chat_template=data["tokenizer.chat_template"],
         model_max_length=data["llama.context_length"],
         clean_up_tokenization_spaces=False,

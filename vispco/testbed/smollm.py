@@ -115,9 +115,7 @@ def build_processor(file: gguf.Gguf) -> Any:
 
 def build_tokenizer(file: gguf.Gguf) -> Any:
     """The language model's tokenizer, with a token for pictures."""
-    tokenizer = language.build_tokenizer(file, {UNUSED: IMAGE})
-    tokenizer.padding_side = "left"
-    return tokenizer
+    return language.build_tokenizer(file, {UNUSED: IMAGE})
 
 
 @lru_cache(maxsize=1)

@@ -66,7 +66,7 @@ def measure(model: Any, items: Sequence[Example], path: Path, size: int = 40) ->
         if name not in rows:
             record = evaluate(model, prepared, config)
             rows[name] = {**by_task(ordered, record.correct.numpy()), "kl": record.kl}
-            shown = " ".join(f"{task} {100 * value:.1f}" for task, value in rows[name].items())
+            shown = " ".join(f"{task} {value:.3f}" for task, value in rows[name].items())
             print(f"{name}: {shown}", flush=True)
             write_json(path, saved)
     return rows
@@ -79,7 +79,7 @@ def main() -> None:
         description=__doc__.split(":")[0] + ".",
     )
     options.add_argument("--output", required=True, help="a JSON file")
-    options.add_argument("--examples", type=int, default=800)
+    options.add_argument("--examples", type=int, default=320)
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
