@@ -25,11 +25,12 @@ from .frontier import Frontier
 from .registry import did_you_mean, named_options
 from .solvers.descent import Gradient
 from .solvers.problem import Problem, Ramp, SearchOptions
+from .solvers.profiled import Profiled
 from .solvers.shared import Shared
 from .utils.journal import Journal
 
 #: Where a search can start: the options of each start.
-STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared)}
+STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared, Profiled)}
 
 
 def search(
@@ -38,7 +39,7 @@ def search(
     method: str | Mapping = "fastv",
     budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
     *,
-    start: str | Mapping | Gradient | Shared | Ramp = "gradient",
+    start: str | Mapping | Gradient | Shared | Ramp | Profiled = "gradient",
     kernel: str | Mapping = "monotone",
     refinement: int | Mapping = 6,
     seed: int = 0,
@@ -137,7 +138,7 @@ class SharedFrontier(Frontier):
 
 def _without_gradient(start: Any, problem: Problem) -> Any:
     """The same start without gradient steps, said aloud. Raises ValueError if it needs them."""
-    if isinstance(start, Ramp):
+    if isinstance(start, Ramp | Profiled):
         return start
     model = type(problem.model).__name__
     why = f"no gradient flows through {model}: none of its layers takes a mask that hides a token"

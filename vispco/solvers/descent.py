@@ -83,7 +83,8 @@ class Descent:
         self.lagrangians = [augmented_lagrangian(limit, options.constraint) for limit in limits]
         self.thetas: list[Tensor] = []
         # A free kernel forms every schedule, so nothing keeps the refinement from any.
-        self.propose = None if self.kernel.free else formed(self.kernel, self.thetas, limits)
+        propose = None if self.kernel.free else formed(self.kernel, self.thetas, limits)
+        self.guidance = {"propose": propose}
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""

@@ -109,8 +109,8 @@ class Problem:
 
         start: its `solver(problem, limits, seed)` checks that it can start here. The solver's
             `run(evaluators, limits, journal)` measures one schedule or more with every evaluator,
-            and returns the other forward passes that it needed. Its `propose` says what the
-            refinement may measure.
+            and returns the other forward passes that it needed. Its `guidance` are arguments of
+            `refine`: what may be measured, and what is known of it.
         """
         started = time.perf_counter()
         rounds, passes = _refinement(refinement)
@@ -128,7 +128,7 @@ class Problem:
             run_teacher(self.model, self.prepared)
             evaluators = [self.evaluator(limit, kept) for limit in limits]
             spent = self.samples + solver.run(evaluators, limits, kept)
-            how: dict[str, Any] = {"propose": solver.propose, "callback": self.callback}
+            how = {"callback": self.callback, **solver.guidance}
             refine(evaluators, limits, rounds, seed, passes=passes, **how)
             seconds = round(time.perf_counter() - started + kept.seconds, 3)
         spent += sum(evaluator.passes for evaluator in evaluators)
@@ -167,7 +167,7 @@ class Ramp:
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
-    propose: ClassVar[None] = None
+    guidance: ClassVar[dict] = {}
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""

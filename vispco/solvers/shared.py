@@ -130,7 +130,7 @@ class Learned:
     name = "learned"
     any_budget = True
     largest_first = checkpoint = False
-    propose = None
+    guidance: ClassVar[dict] = {}
 
     def __init__(self, problem: Problem, predictor: RatioPredictor, train: partial[int]):
         self.problem, self.predictor, self.train = problem, predictor, train

@@ -1,10 +1,11 @@
 """A surrogate of the calibration loss: one Gaussian process over schedules, shared by all budgets.
 
 Schedules of near budgets have near losses, so what is measured for one budget tells about the
-others. The kernel is Matern-3/2 in the keep ratios and their square roots (a token matters most
-where few are left):
+others. Where something predicts the losses already (a profile, or what a part of the data gave), it
+is the prior, and the process is of what it misses. The kernel is Matern-3/2 in the keep ratios and
+their square roots (a token matters most where few are left):
 
-    log(loss + 0.01) ~ GP(mean, s^2 k)
+    log(loss + 0.01) ~ GP(mean + prior, s^2 k)
     k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
 
 (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2 and 4.2.)
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+#: prior(ratios (C, L)) -> log(loss + 0.01) (C,), as far as it is known beforehand.
+Prior = Callable[[Tensor], Tensor]
 LENGTHS, NOISES = (0.2, 0.4, 0.8, 1.6), (1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -26,7 +29,8 @@ class Surrogate:
     """The process given some losses. Length and noise are those of the largest marginal likelihood
     on a small grid.
 
-    ratios: (N, L) schedules. losses: (N,) what they measured, not negative.
+    ratios: (N, L) schedules. losses: (N,) what they measured, not negative. prior: None: nothing is
+    known beforehand.
 
     >>> schedules = torch.linspace(0, 1, 9)[:, None]
     >>> known = Surrogate(schedules, (schedules[:, 0] - 0.5).abs() + 0.1)
@@ -35,8 +39,11 @@ class Surrogate:
     (True, True)
     """
 
-    def __init__(self, ratios: Tensor, losses: Sequence[float] | Tensor):
-        values = log_loss(torch.as_tensor(losses, dtype=torch.float64))  # (N,)
+    def __init__(
+        self, ratios: Tensor, losses: Sequence[float] | Tensor, prior: Prior | None = None
+    ):
+        self.prior = prior or (lambda ratios: torch.zeros(len(ratios), dtype=torch.float64))
+        values = log_loss(torch.as_tensor(losses, dtype=torch.float64)) - self.prior(ratios)  # (N,)
         self.points, self.mean = _features(ratios), values.mean()
         centred = values - self.mean
         distances, best = torch.cdist(self.points, self.points), math.inf
@@ -56,7 +63,8 @@ class Surrogate:
         """Mean and standard deviation (C,) of log(loss + 0.01) of schedules (C, L)."""
         near = _matern(torch.cdist(_features(ratios), self.points) / self.length)  # (C, N)
         known = torch.linalg.solve_triangular(self.root, near.T, upper=False).square().sum(0)
-        return self.mean + near @ self.weights, (self.variance * (1 - known).clamp(min=1e-9)).sqrt()
+        mean = self.prior(ratios) + self.mean + near @ self.weights
+        return mean, (self.variance * (1 - known).clamp(min=1e-9)).sqrt()
 
     def expected_improvement(self, ratios: Tensor, loss: float) -> Tensor:
         """How far (C,) schedules (C, L) are expected to fall below a loss, in its logarithm (Mockus
