@@ -73,10 +73,10 @@ def test_it_starts_at_a_ramp_on_every_budget(llava, batches):
     adapter = adapter_for(llava)(llava)
     cost = CostModel(adapter.dimensions(adapter.config), METHODS.get("fastv")())
     for knot, theta in list(
-        zip(learned.learned.predictor.knots, learned.learned.predictor.table, strict=True)
+        zip(learned.again.predictor.knots, learned.again.predictor.table, strict=True)
     )[1:]:
-        rule = ramp(Budget(knot, cost, *shapes(learned.learned.problem.prepared), first_layer=1))
-        assert (learned.learned.problem.kernel.schedule(theta) - rule).abs().max() < 0.01
+        rule = ramp(Budget(knot, cost, *shapes(learned.again.problem.prepared), first_layer=1))
+        assert (learned.again.problem.kernel.schedule(theta) - rule).abs().max() < 0.01
 
 
 # ---- the predictor -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from .kernels import Kernel as Kernel
 from .latency.table import LatencyTable as LatencyTable
 from .methods import Method as Method
 from .models import Adapter as Adapter
+from .profiling import Profile as Profile, profile as profile
 from .pruning import apply as apply
 from .pruning.context import Context as Context
 from .registry import (
@@ -39,6 +40,8 @@ from .registry import (
 )
 from .search import (
     Gradient as Gradient,
+    Profiled as Profiled,
+    ProfiledFrontier as ProfiledFrontier,
     Ramp as Ramp,
     SearchOptions as SearchOptions,
     Shared as Shared,

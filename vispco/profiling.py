@@ -135,7 +135,7 @@ class Profile(JsonFile):
             left = right - 1
             weight = ((wanted - x[left]) / (x[right] - x[left]))[:, None]
             y = y.clamp(min=0).sqrt()
-            table[layer] = torch.lerp(y[left], y[right], weight.double()).square()
+            table[layer] = torch.lerp(y[left], y[right], weight.double()).square().round(decimals=9)
         return table
 
     def predict(self, ratios: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def profile(
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
-    >>> found = profile(model, testbed.batches("calibration", n=16, batch_size=16))
+    >>> found = profile(model, testbed.batches("calibration", n=32, batch_size=32))
     >>> found.loss(1, 0) > found.loss(7, 0), found.exit()
     (True, 6)
     """
@@ -249,9 +249,7 @@ def measured(
                 callback({"layer": layer, "tokens": tokens, "loss": mean})
     own = (name, dict(options), adapter.config.model_type, runs.layers, runs.tokens)
     passes = round(runs.passes + runs.samples, 3)
-    return Profile(
-        *own, runs.first_layer, objective, runs.full, rows, passes, versions=versions()
-    )
+    return Profile(*own, runs.first_layer, objective, runs.full, rows, passes, versions=versions())
 
 
 def _next(row: Mapping[int, Sequence[float]], runs: _Runs, most: int) -> int | None:

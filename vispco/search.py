@@ -6,6 +6,8 @@ Start from a schedule on the budget, refine it by a surrogate, harden it to whol
     "ramp"       a rule that costs no forward pass (`vispco.schedule.ramp`)
     "gradient"   the paper's way: descent for each budget, under the augmented Lagrangian
                  (`vispco.solvers.descent`)
+    "profile"    what each single drop costs, measured once; every budget is planned from it
+                 (`vispco.solvers.profiled`)
     "shared"     a predictor learned for all budgets at once, which then answers any budget
                  (`vispco.solvers.shared`)
 """
@@ -88,33 +90,26 @@ def search(
         chosen = _without_gradient(chosen, problem)
     points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     if isinstance(chosen, Shared):
-        return SharedFrontier(points, meta, solver)
+        return SharedFrontier(points, meta, problem, solver)
+    if isinstance(chosen, Profiled):
+        return ProfiledFrontier(points, meta, problem, solver.again(), solver.profile)
     return Frontier(points, meta)
 
 
 @dataclass
-class SharedFrontier(Frontier):
-    """A frontier found by start="shared": it also answers budgets that it has no point for.
+class AnyBudget(Frontier):
+    """A frontier that also answers budgets that it has no point for.
 
-    learned: the predictor, on the model and the calibration data of the search. It is not saved.
-
-    >>> from vispco import testbed
-    >>> model, _ = testbed.load("testbed-llava")
-    >>> batches = testbed.batches("calibration", n=32, batch_size=16)
-    >>> found = search(model, batches, budgets=(), start=Shared(steps=4))
-    >>> [round(point.share, 1) for point in found.frontier([0.3, 0.6]).points]
-    [0.3, 0.6]
+    problem: the model and the calibration data of the search. again: the start that knows what the
+    search has learned. Neither is saved.
     """
 
-    learned: Any = field(default=None, repr=False, compare=False)
-
-    def ratios(self, budget: float) -> Tensor:
-        """The schedule (L,) for a share of the prunable cost, not yet in whole tokens."""
-        return self.learned.ratios(budget)
+    problem: Any = field(default=None, repr=False, compare=False)
+    again: Any = field(default=None, repr=False, compare=False)
 
     def frontier(
         self,
-        budgets: Sequence[float],
+        budgets: Sequence[float | str | Mapping],
         refinement: int | Mapping = 0,
         seed: int = 0,
         journal: Journal | str | os.PathLike | None = None,
@@ -125,15 +120,49 @@ class SharedFrontier(Frontier):
         refinement, seed, journal: as of `vispco.search`; the journal is another file than the
         search had.
         """
-        learned = self.learned
-        points, meta, _ = learned.problem.solve(learned, budgets, refinement, seed, journal)
+        points, meta, _ = self.problem.solve(self.again, budgets, refinement, seed, journal)
         # How it was learned stays: start, steps, seed.
         spent = {name: meta[name] for name in ("forward_passes", "seconds")}
         return Frontier(points, {**self.meta, **spent})
 
-    def config(self, budget: float) -> PruningConfig:
+    def config(self, budget: float | str | Mapping) -> PruningConfig:
         """The configuration for one budget, in whole tokens, never above it."""
         return self.frontier([budget]).points[0].config
+
+
+@dataclass
+class SharedFrontier(AnyBudget):
+    """A frontier found by start="shared": its predictor answers any budget.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> batches = testbed.batches("calibration", n=32, batch_size=16)
+    >>> found = search(model, batches, budgets=(), start=Shared(steps=4))
+    >>> [round(point.share, 1) for point in found.frontier([0.3, 0.6]).points]
+    [0.3, 0.6]
+    """
+
+    def ratios(self, budget: float) -> Tensor:
+        """The schedule (L,) for a share of the prunable cost, not yet in whole tokens."""
+        return self.again.ratios(budget)
+
+
+@dataclass
+class ProfiledFrontier(AnyBudget):
+    """A frontier found by start="profile": any other budget is planned from the same profile.
+
+    profile: what was measured of the model, a `vispco.Profile`. It is saved by its own `save`.
+
+    >>> from vispco import testbed
+    >>> model, _ = testbed.load("testbed-llava")
+    >>> batches = testbed.batches("calibration", n=32, batch_size=32)
+    >>> start = Profiled(screens=2, finals=1)
+    >>> found = search(model, batches, budgets=[0.5], start=start, refinement=0)
+    >>> found.profile.exit(), found.config(0.3).describe()[:5]
+    (6, 'fastv')
+    """
+
+    profile: Any = field(default=None, repr=False, compare=False)
 
 
 def _without_gradient(start: Any, problem: Problem) -> Any:

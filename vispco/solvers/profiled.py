@@ -13,7 +13,7 @@ is its prior for all of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -89,6 +89,10 @@ class Planned:
         self.part: list[int] = []
         self.evaluators: Sequence[Evaluator] = ()
         self.guidance: dict[str, Any] = {"propose": self.propose, "whole": True}
+
+    def again(self) -> Profiled:
+        """The start for further budgets: the profile is known, the best plan is measured once."""
+        return replace(self.options, profile=self.profile, screens=1, finals=1)
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""

@@ -63,9 +63,7 @@ def refine(
             known = losses_of(evaluators[i], part)
             harden = None if whole else limits[i].harden
             candidates = propose(i, generator)
-            gain, schedule = _most_promising(
-                candidates, limits[i].tokens, harden, known, surrogate
-            )
+            gain, schedule = _most_promising(candidates, limits[i].tokens, harden, known, surrogate)
             if schedule is not None:
                 promising.append((gain, i, schedule))
         if not promising:
@@ -88,9 +86,7 @@ def _spent(evaluators: Sequence[Evaluator]) -> int:
     return sum(evaluator.passes for evaluator in evaluators)
 
 
-def losses_of(
-    evaluator: Evaluator, part: Sequence[int] | None = None
-) -> dict[Schedule, float]:
+def losses_of(evaluator: Evaluator, part: Sequence[int] | None = None) -> dict[Schedule, float]:
     """The measured loss of each schedule, on all of the data or on a part."""
     return {each: evaluator.loss(record) for each, record in evaluator.known(part).items()}
 
