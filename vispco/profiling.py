@@ -68,8 +68,11 @@ class Profile(JsonFile):
 
     def __post_init__(self):
         build_method(self.method, self.method_options)
-        rows = {k: {n: tuple(row[n]) for n in sorted(row)} for k, row in self.rows.items()}
-        object.__setattr__(self, "full", tuple(self.full))
+        for name in ("layers", "tokens"):
+            if type(size := getattr(self, name)) is not int or size < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on, got {size!r}")
+        rows = {k: {n: _losses(row[n]) for n in sorted(row)} for k, row in self.rows.items()}
+        object.__setattr__(self, "full", _losses(self.full))
         object.__setattr__(self, "rows", rows)
         check_objective(self.objective)
         inside = range(self.first_layer, self.layers)
@@ -89,18 +92,21 @@ class Profile(JsonFile):
 
         Between the numbers that were measured, it is as `table` says.
         """
-        return float(self.table([tokens])[layer, 0].mean())
+        return float(self._losses(layer, tokens).mean())
 
     def noise(self, layer: int, tokens: int) -> float:
         """The standard error of `loss`, in nats."""
-        losses = self.table([tokens])[layer, 0]
+        losses = self._losses(layer, tokens)
         return float(losses.std() / len(losses) ** 0.5) if len(losses) > 1 else math.inf
+
+    def _losses(self, layer: int, tokens: int) -> Tensor:
+        return self.table()[layer, tokens]
 
     def exit(self, tolerance: float = FREE) -> int | None:
         """The first layer from which on no token is needed: losing all costs `tolerance` nats more
         at most, there and in every later layer; None if there is no such layer."""
         base, found = sum(self.full) / len(self.full), None
-        for layer in reversed(self.rows):
+        for layer in reversed(list(self.rows)):
             if self.loss(layer, 0) > base + tolerance:
                 break
             found = layer
@@ -118,24 +124,26 @@ class Profile(JsonFile):
         return found
 
     # ---- what it predicts -----------------------------------------------------------------------
-    def table(self, counts: Sequence[int] | None = None) -> Tensor:
-        """Losses (layers, len(counts), answer tokens) of keeping `counts` tokens; None: 0 to all.
+    def table(self, parts: int | None = None) -> Tensor:
+        """Losses (layers, parts + 1, answer tokens) of keeping i / `parts` of the tokens.
 
-        Between two numbers that were measured, the square root of the loss is linear. Layers that
-        cannot be pruned have the losses of the full model.
+        parts: None: one for each token. Between two numbers of tokens that were measured, the
+        square root of the loss is linear. Layers that cannot be pruned have the losses of the full
+        model.
         """
-        wanted = torch.arange(self.tokens + 1) if counts is None else torch.tensor(counts)
+        parts = self.tokens if parts is None else parts
+        wanted = torch.arange(parts + 1, dtype=torch.float64) * (self.tokens / parts)
         full = torch.tensor(self.full, dtype=torch.float64)
         table = full.expand(self.layers, len(wanted), -1).clone()
         for layer, row in self.rows.items():
             measured = {**row, self.tokens: self.full}
-            x = torch.tensor(sorted(measured))
-            y = torch.tensor([list(measured[n]) for n in x.tolist()], dtype=torch.float64)
+            x = torch.tensor(sorted(measured), dtype=torch.float64)
+            y = torch.tensor([list(measured[int(n)]) for n in x], dtype=torch.float64)
             right = torch.searchsorted(x, wanted).clamp(1, len(x) - 1)
             left = right - 1
             weight = ((wanted - x[left]) / (x[right] - x[left]))[:, None]
-            y = y.clamp(min=0).sqrt()
-            table[layer] = torch.lerp(y[left], y[right], weight.double()).square().round(decimals=9)
+            roots = y.clamp(min=0).sqrt()
+            table[layer] = torch.lerp(roots[left], roots[right], weight).square().round(decimals=9)
         return table
 
     def predict(self, ratios: Tensor) -> Tensor:
@@ -162,11 +170,18 @@ class Profile(JsonFile):
         data = checked_keys(
             data, "a profile", required=required, optional={"forward_passes", "versions"}
         )
-        rows = {
-            int(k): {int(n): tuple(map(float, losses)) for n, losses in row.items()}
-            for k, row in data.pop("rows").items()
-        }
+        try:
+            rows = {int(k): {int(n): row[n] for n in row} for k, row in data.pop("rows").items()}
+        except (AttributeError, TypeError) as error:
+            raise ValueError("rows must be {layer: {tokens: losses}}") from error
         return cls(**{**data, "rows": rows})
+
+
+def _losses(given: Any) -> tuple[float, ...]:
+    losses = tuple(given) if isinstance(given, (list, tuple)) else ()
+    if not losses or not all(type(x) in (int, float) and math.isfinite(x) for x in losses):
+        raise ValueError(f"losses must be finite numbers, one for each answer token, got {given!r}")
+    return tuple(map(float, losses))
 
 
 def predicted(table: Tensor, counts: Tensor) -> Tensor:
@@ -324,16 +339,18 @@ class _Runs:
 
         Not where later layers read more of the earlier ones than the hidden states.
         """
-        batch, middle = self.prepared[0], self.layers // 2
-        prefix = Prefix(self.adapter, batch)
+        batch, prefix = self.prepared[0], Prefix(self.adapter, self.prepared[0])
         try:
-            prefix.advance(middle)
-            with torch.no_grad(), prefix.replayed(middle):
-                found = answer_logits(self.adapter.model, batch).log_softmax(-1)
+            for layers in sorted({self.layers // 2, self.layers - 1} - {0}):
+                prefix.advance(layers)
+                with torch.no_grad(), prefix.replayed(layers):
+                    found = answer_logits(self.adapter.model, batch).log_softmax(-1)
+                if not torch.equal(found, batch.log_probs):
+                    return False
         except Exception:
             # Some layer misses what others left for it.
             return False
-        return torch.equal(found, batch.log_probs)
+        return True
 
     @torch.no_grad()
     def _gathered(self, logits: Callable[[int], Tensor]) -> list[float]:

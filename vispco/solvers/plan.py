@@ -1,55 +1,83 @@
-"""Plan: schedules of few drops that a prediction of the loss likes best, for any budget.
+"""Plan: schedules of few drops that a profile likes best, for any budget, without a forward pass.
 
 A plan is a staircase: tokens are dropped before one to a few layers, the last drop may take all.
-An evolution in this space costs no forward pass (Real et al. 2019, arXiv 1802.01548, of the kind):
 
-    parents:   random plans, each drop before a single layer, and what else is given
-    children:  a drop moves, changes, comes, goes, or takes all; or two parents are joined
-    filled:    lowered until within the budget, then raised step by step until nothing fits
+1.  Dynamic programming over (layer, tokens) gives the plans of least
 
-Dynamic programming would need a loss that is a sum over the drops. The largest of the drops'
-losses predicts better (`vispco.Profile.predict`), and is no such sum.
+        sum over drops (at k, from n to n') of max(0, g_k(n') - g_k(n))   +   lambda F
+
+    for many prices lambda of the cost F.
+2.  The largest loss of a drop predicts better than the sum (`vispco.Profile.predict`), but a sum is
+    what dynamic programming needs. So an evolution goes on from these plans, and from random ones:
+
+        children   a drop moves, changes, comes, goes, or takes all; or two parents are joined
+        filled     lowered until within the budget, then raised step by step until nothing fits
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..budget import Budget
+from ..profiling import predicted
 
 #: Most drops of a plan.
 DROPS = 6
 #: Plans that live at a time, and generations.
-POPULATION, GENERATIONS = 96, 24
-
-#: predict(counts (C, L)) -> losses (C,) that these are expected to have.
-Predict = Callable[[Tensor], Tensor]
+POPULATION, GENERATIONS = 48, 30
 
 
-def plans(
-    predict: Predict,
-    limit: Budget,
-    seed: int = 0,
-    *,
-    drops: int = DROPS,
-    given: Tensor | None = None,
-    generations: int = GENERATIONS,
-) -> Tensor:
+def plans(table: Tensor, limit: Budget, seed: int = 0, *, drops: int = DROPS) -> Tensor:
     """Counts (C, L) of whole tokens within the limit, of the least predicted loss first.
 
-    drops: the most drops of a plan, the last one included. given: counts (C, L) to begin with.
+    table: (L, tokens + 1, A) losses of one drop, see `vispco.Profile.table`. drops: the most drops
+    of a plan, the last one included.
     """
     generator = torch.Generator().manual_seed(seed)
-    seeds = [single_drops(limit), random_plans(limit, POPULATION, drops, generator)]
-    found = fill(torch.cat(seeds if given is None else [*seeds, given]), limit, generator)
-    for _ in range(generations):
+    chains = cheapest(table.mean(-1), limit)
+    chains = chains[[len(steps(row, limit.tokens)) <= drops for row in chains.tolist()]]
+    drawn = random_plans(limit, POPULATION, drops, generator)
+    found = fill(torch.cat([chains, single_drops(limit), drawn]), limit, generator)
+    for _ in range(GENERATIONS):
+        found = found[predicted(table, found).argsort(stable=True)[: 2 * POPULATION]]
         children = offspring(found[:POPULATION], limit, POPULATION, drops, generator)
         found = torch.cat([found, fill(children, limit, generator)]).unique(dim=0)
-        found = found[predict(found).argsort(stable=True)[: 2 * POPULATION]]
-    return found
+    return found[predicted(table, found).argsort(stable=True)[: 2 * POPULATION]]
+
+
+def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) -> Tensor:
+    """Counts (prices, L) that minimise the sum of the drops' losses and a price of their cost.
+
+        V_k(n) = min over m <= n of   max(0, g_k(m) - g_k(n))  +  lambda f_k(m)  +  V_{k+1}(m)
+
+    losses: (L, tokens + 1) g_k(n). The prices are spread evenly in their logarithm. n and m are
+    among 65 numbers of tokens, if there are so many.
+    """
+    at = torch.linspace(0, limit.tokens, min(levels, limit.tokens) + 1).round().long()
+    # f_k(m) of the largest prompt, as a share of what can be pruned: (L, levels)
+    largest = int(limit.n_visual.argmax())
+    ones = at[:, None].expand(-1, limit.layers)
+    cost = limit.cost.layers(ones, limit.n_text[largest]).double().T
+    cost = cost / float(limit.full[largest] - limit.text[largest])
+    g = losses[:, at].double()
+    price = torch.logspace(-4, 2, prices, dtype=torch.float64)[:, None, None]
+    rises = at[None, :] > at[:, None]
+    value = torch.zeros(prices, len(at), dtype=torch.float64)
+    chosen = []
+    for k in reversed(range(limit.layers)):
+        drop = (g[k][None, :] - g[k][:, None]).clamp(min=0).masked_fill(rises, torch.inf)
+        if k < limit.first_layer:
+            drop = torch.where(torch.eye(len(at), dtype=torch.bool), 0.0, torch.inf).double()
+        value, best = (drop + price * cost[k] + value[:, None]).min(-1)
+        chosen.append(best)
+    place, counts = torch.full((prices, 1), len(at) - 1), []
+    for best in reversed(chosen):
+        place = best.gather(1, place)
+        counts.append(at[place[:, 0]])
+    return torch.stack(counts, 1).unique(dim=0)
 
 
 def single_drops(limit: Budget) -> Tensor:
@@ -162,8 +190,10 @@ def fill(counts: Tensor, limit: Budget, generator: torch.Generator) -> Tensor:
     counts, number = counts[kept], number[kept]
     if not len(counts):
         return counts
-    most = int(number.max())
-    for step in (torch.randperm(most, generator=generator) + 1).tolist():
+    first_to_last = list(range(1, int(number.max()) + 1))
+    shuffled = [first_to_last[i] for i in torch.randperm(len(first_to_last), generator=generator)]
+    # A step that stopped at the one before it may rise once that one has.
+    for step in shuffled + first_to_last:
         counts = _raised(counts, number == step, limit)
     return counts
 

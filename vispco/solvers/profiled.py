@@ -102,13 +102,17 @@ class Planned:
         return own if given is None else {**own, "profile": key(profile=given.to_dict())[:16]}
 
     def _check(self, profile: Profile) -> None:
-        problem = self.problem
-        mine = (problem.method, problem.method_options, problem.model_type, problem.layers)
-        mine = (*mine, problem.tokens, problem.options.objective)
-        other = (profile.method, dict(profile.method_options), profile.model_type, profile.layers)
-        other = (*other, profile.tokens, profile.objective)
-        if other != mine:
-            raise ValueError(f"the profile is of {other}, this search of {mine}: measure another")
+        problem, objective = self.problem, self.problem.options.objective
+        mine = f"{problem.model_type}, {problem.method}, {problem.method_options}, {objective}"
+        other = f"{profile.model_type}, {profile.method}, {profile.method_options}"
+        other += f", {profile.objective}"
+        layers = range(problem.first_layer, problem.layers)
+        if other != mine or list(profile.rows) != list(layers):
+            raise ValueError(
+                f"the profile is of {other} and layers {profile.first_layer} to "
+                f"{profile.layers - 1}; this search is of {mine} and layers {layers.start} to "
+                f"{layers.stop - 1}: measure another"
+            )
 
     def run(
         self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
@@ -117,20 +121,20 @@ class Planned:
         self.part, self.evaluators = self._part(), evaluators
         part, problem = self.part, self.problem
         spent = 0.0
-        if self.profile is None:
+        profile = self.profile
+        if profile is None:
             batches = [problem.prepared[i] for i in part]
             options = problem.method_options, problem.options.objective, self.options.measurements
-            found = measured(problem.model, batches, problem.method, *options, journal)
+            profile = measured(problem.model, batches, problem.method, *options, journal)
             # The full model's answers are known already.
-            spent = found.forward_passes - total(sum(map(len, batches)))
-            self.profile = found
-        self.table = self.profile.table()
+            spent = profile.forward_passes - total(sum(map(len, batches)))
+        self.profile, self.table = profile, profile.table(problem.tokens)
         for limit, evaluator in zip(limits, evaluators, strict=True):
             if limit.holds(limit.everything):
                 self.plans.append(torch.tensor([limit.everything]))
                 evaluator.losses([(1.0,) * limit.layers])
                 continue
-            found = plans(self._predict, limit, self.seed, drops=self.drops)
+            found = plans(self.table, limit, self.seed, drops=self.drops)
             self.plans.append(found)
             evaluator.losses([tuple((found[0] / limit.tokens).tolist())], part)
         how: dict[str, Any] = {**self.guidance, "prior": self._prior, "part": part}

@@ -1,0 +1,288 @@
+"""The profile: what each single drop costs, and what is planned and predicted from it."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import vispco
+import zoo
+from tiny import batch
+from vispco import Profile, Profiled, PruningConfig
+from vispco.budget import Budget
+from vispco.calibration import prepare, run_teacher
+from vispco.evaluate import grade
+from vispco.flops import CostModel, Dimensions
+from vispco.profiling import predicted
+from vispco.pruning import apply
+from vispco.registry import adapter_for
+from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
+
+LAYERS, TOKENS = 5, 8
+
+
+def limit(share=0.5, first_layer=1, layers=LAYERS, tokens=TOKENS):
+    cost = CostModel(Dimensions(layers, 16, 2, 2, 8, 32, 40))
+    prompts = torch.tensor([tokens, tokens]), torch.tensor([4, 6])
+    return Budget(share, cost, *prompts, first_layer)
+
+
+def made(seed=0, layers=LAYERS, tokens=TOKENS, answers=3, first_layer=1):
+    """A profile of random numbers, larger where less is kept."""
+    g = torch.Generator().manual_seed(seed)
+    rows = {}
+    for layer in range(first_layer, layers):
+        drawn = torch.rand(3, answers, generator=g).cumsum(0).flip(0).tolist()
+        rows[layer] = dict(zip((0, 2, 5), drawn, strict=True))
+    whose = "fastv", {}, "llava", layers, tokens, first_layer
+    return Profile(*whose, "kl", [0.0] * answers, rows)
+
+
+# ---- what is measured ------------------------------------------------------------------------
+def check_rows(model, batches, method, **options):
+    """Every measurement is that of the configuration, as `evaluate` runs it."""
+    found = vispco.profile(model, batches, method, **options)
+    prepared = run_teacher(model.eval(), prepare(model, batches))
+    for layer, row in found.rows.items():
+        for tokens, losses in row.items():
+            ratios = [1.0] * layer + [tokens / found.tokens] * (found.layers - layer)
+            with torch.no_grad(), apply(model, PruningConfig(method, ratios)) as pruner:
+                grades = [grade(each, pruner.run(each)) for each in prepared]
+            expected = torch.cat([divergence for _, divergence, _ in grades])
+            assert (torch.tensor(losses) - expected).abs().max() <= 1e-6, (layer, tokens)
+    return found
+
+
+@pytest.mark.parametrize("method", ["fastv", "pdrop", "sparsevlm", "visionzip", "random"])
+def test_a_measurement_is_that_of_the_configuration(llava, method):
+    batches = [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
+    found = check_rows(llava, batches, method)
+    assert found.tokens == 32 and all(len(row) > 1 for row in found.rows.values())
+
+
+def pytest_generate_tests(metafunc):
+    if "class_name" in metafunc.fixturenames:
+        every = metafunc.config.getoption("every")
+        names = [name for name, entry in zoo.FAMILIES.items() if every or entry.fast]
+        metafunc.parametrize("class_name", names)
+
+
+def test_in_any_model_passes_that_share_their_first_layers_are_whole_ones(class_name):
+    """Also where layers keep states, share keys or make several streams."""
+    if lack := zoo.missing(zoo.FAMILIES[class_name]):
+        pytest.skip(lack)
+    model = zoo.make(class_name)
+    inputs, _ = zoo.prompts(class_name)
+    if not adapter_for(model)(model).image_token_ids():
+        pytest.skip("its visual tokens are told by a mask, which batches of a search do not have")
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    check_rows(model, [{**inputs, "labels": labels}], "strided", measurements=2)
+
+
+def test_it_goes_on_where_it_was(llava, tmp_path):
+    whole = vispco.profile(llava, [batch()], journal=tmp_path / "journal")
+    lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    for kept in (1, len(lines) // 2, len(lines)):
+        (tmp_path / "part").write_bytes(b"".join(lines[:kept]))
+        again = vispco.profile(llava, [batch()], journal=tmp_path / "part")
+        assert again == whole
+        assert (tmp_path / "part").read_bytes().count(b"\n") == len(lines)
+    with pytest.raises(ValueError, match="another search.*method was"):
+        vispco.profile(llava, [batch()], "pdrop", journal=tmp_path / "part")
+
+
+def test_shared_passes_are_cheaper_and_counted(llava):
+    """A row from layer k on costs (L - k + 1) / L: FastV reads the layer before."""
+    found = vispco.profile(llava, [batch()], measurements=1)
+    layers = found.layers
+    # The full model; then each row begins a layer later, and the layer before it runs once more.
+    expected = 1 + sum(layers - max(0, k - 2) for k in range(1, layers)) / layers
+    assert found.forward_passes == pytest.approx(2 * expected, abs=2e-3)
+
+
+# ---- what it says ----------------------------------------------------------------------------
+@given(seed=st.integers(0, 99), layer=st.integers(1, LAYERS - 1), tokens=st.sampled_from([0, 2, 5]))
+def test_one_drop_is_predicted_exactly(seed, layer, tokens):
+    profile = made(seed)
+    ratios = torch.tensor([[1.0] * layer + [tokens / TOKENS] * (LAYERS - layer)])
+    mean = sum(profile.rows[layer][tokens]) / 3
+    assert float(profile.predict(ratios)[0]) == pytest.approx(mean, abs=1e-6)
+    assert profile.loss(layer, tokens) == pytest.approx(mean, abs=1e-6)
+
+
+@given(seed=st.integers(0, 99), data=st.data())
+def test_the_prediction_is_the_largest_drop_of_each_answer(seed, data):
+    profile = made(seed)
+    levels = data.draw(st.lists(st.integers(0, TOKENS), min_size=4, max_size=4))
+    counts = [TOKENS, *sorted(levels, reverse=True)]
+    table, before = profile.table(), [TOKENS, *counts]
+    worst = [
+        max([0.0, *(float(table[k, n, a]) for k, n in enumerate(counts) if n < before[k])])
+        for a in range(3)
+    ]
+    found = float(profile.predict(torch.tensor([counts]) / TOKENS)[0])
+    assert found == pytest.approx(sum(worst) / 3, abs=1e-9)
+
+
+def test_between_measurements_it_neither_rises_nor_leaves_their_range():
+    table = made().table(64)
+    assert (table[1:, 1:] <= table[1:, :-1] + 1e-9).all() and (table[:, -1] == 0).all()
+    assert table[1, 16].tolist() == pytest.approx(list(made().rows[1][2]), abs=1e-6)
+
+
+def test_exit_and_traps():
+    free, dear, bad = {0: (0.0,), 4: (0.0,)}, {0: (2.0,), 4: (0.2,)}, {0: (2.0,), 4: (1.5,)}
+    rows = {1: dear, 2: bad, 3: dear, 4: free, 5: free}
+    profile = Profile("fastv", {}, "llava", 6, 8, 1, "kl", [0.0], rows)
+    assert profile.exit() == 4 and profile.traps() == [2]
+    assert Profile("fastv", {}, "llava", 2, 8, 1, "kl", [0.0], {1: dear}).exit() is None
+
+
+def test_a_file_gives_it_back_and_a_wrong_one_is_refused(tmp_path):
+    profile = made()
+    profile.save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json") == profile
+    data = json.loads((tmp_path / "profile.json").read_text())
+    for change, said in (
+        ({"rows": {"1": data["rows"]["1"]}}, "layers 1 to 4"),
+        ({"rows": {**data["rows"], "2": {"3": [0.0] * 3}}}, "from 0, which is there"),
+        ({"full": [0.0]}, "1 losses"),
+        ({"method": "fastw"}, "fastv"),
+        ({"objective": "best"}, "objective"),
+        ({"other": 1}, "unknown keys"),
+        ({"rows": []}, "rows"),
+        ({"rows": {"1": 3}}, "rows"),
+        ({"rows": {**data["rows"], "2": {"0": ["a"] * 3}}}, "numbers"),
+        ({"tokens": "8"}, "tokens"),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(ValueError, match=rf"bad\.json: .*{said}"):
+            Profile.load(tmp_path / "bad.json")
+
+
+# ---- plans -----------------------------------------------------------------------------------
+shares = st.floats(0.45, 0.95)
+
+
+def random_counts(seed, own):
+    g = torch.Generator().manual_seed(seed)
+    first = random_plans(own, 12, 4, g)
+    return torch.cat([first, offspring(first, own, 12, 4, g)]), g
+
+
+@given(seed=st.integers(0, 999), share=shares, first=st.integers(0, 2))
+def test_plans_are_schedules_of_few_drops(seed, share, first):
+    own = limit(share, first)
+    counts, _ = random_counts(seed, own)
+    assert (counts >= 0).all() and (counts[:, :first] == TOKENS).all()
+    assert (counts[:, 1:] <= counts[:, :-1]).all()
+    assert all(len(steps(row, TOKENS)) <= 4 for row in counts.tolist())
+    assert torch.equal(staircases([steps(row, TOKENS) for row in counts.tolist()], own), counts)
+
+
+@given(seed=st.integers(0, 999), share=shares, first=st.integers(0, 2))
+def test_filled_plans_are_within_the_budget_and_no_step_can_rise(seed, share, first):
+    own = limit(share, first)
+    counts, g = random_counts(seed, own)
+    filled = fill(counts, own, g)
+    assert own.fits(filled).all() and (filled[:, 1:] <= filled[:, :-1]).all()
+    for row in filled.tolist():
+        stairs = steps(row, TOKENS)
+        assert len(stairs) <= 4
+        for layer, tokens in stairs.items():
+            higher = torch.tensor(
+                [n + 1 if n == tokens and i >= layer else n for i, n in enumerate(row)]
+            )
+            assert not own.fits(higher[None]).item() or tokens == [TOKENS, *row][layer]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_plan_is_the_best_there_is(seed):
+    """Against all schedules of so few layers and tokens."""
+    profile, own = made(seed, layers=4, tokens=6), limit(0.55, layers=4, tokens=6)
+    table = profile.table()
+    every = [
+        row
+        for row in itertools.product(range(6, -1, -1), repeat=3)
+        if list(row) == sorted(row, reverse=True)
+    ]
+    every = torch.tensor([[6, *row] for row in every])
+    best = predicted(table, every[own.fits(every)]).min()
+    found = plans(table, own, seed)
+    losses = predicted(table, found)
+    assert (losses[1:] >= losses[:-1]).all()
+    assert float(losses[0]) == pytest.approx(float(best), abs=1e-9)
+
+
+# ---- the search ------------------------------------------------------------------------------
+QUICK = Profiled(questions=2, screens=3, finals=1)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [batch(seed=s) for s in range(3)]
+
+
+def test_every_budget_is_held_and_others_are_planned_with_no_pass_but_their_own(llava, batches):
+    found = vispco.search(llava, batches, budgets=[0.4, 0.7, 1.0], start=QUICK, refinement=1)
+    assert [point.budget for point in found.points] == [0.4, 0.7, 1.0]
+    for point in found.points:
+        assert point.share <= point.budget + 1e-9
+    assert (
+        found.points[-1].config.keep_ratios == (1.0,) * found.profile.layers
+        and found.meta["start"] == "profile"
+    )
+    more = found.frontier([0.5, 0.6])
+    # The full model, and for each budget the best plan: on the profile's part, then on all.
+    assert more.meta["forward_passes"] == 6 + 2 * (2 + 6)
+    assert all(point.share <= point.budget for point in more.points)
+    assert found.config(0.5) == more.points[0].config
+
+
+def test_a_search_is_repeatable_and_goes_on(llava, batches, tmp_path):
+    given = {"budgets": [0.5], "start": QUICK, "refinement": 1, "seed": 3}
+    journal = {"journal": tmp_path / "journal"}
+    whole = vispco.search(llava, batches, options=journal, **given)
+    lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    for kept in (2, len(lines) - 2):
+        (tmp_path / "journal").write_bytes(b"".join(lines[:kept]))
+        again = vispco.search(llava, batches, options=journal, **given)
+        assert again.points == whole.points and again.profile == whole.profile
+        assert again.meta["forward_passes"] == whole.meta["forward_passes"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "most"),
+    [("single_layer", 1), ({"name": "multi_step", "steps": 2}, 2)],
+)
+def test_a_kernel_of_steps_gets_so_many(llava, batches, kernel, most):
+    found = vispco.search(llava, batches, budgets=[0.5], kernel=kernel, start=QUICK, refinement=2)
+    assert 1 <= len(found.points[0].config.steps) <= most
+    with pytest.raises(ValueError, match="drops at single layers.*'linear'"):
+        vispco.search(llava, batches, budgets=[0.5], kernel="linear", start="profile")
+
+
+def test_a_given_profile_must_be_of_this_model_and_method(llava, batches):
+    profile = vispco.profile(llava, batches[:1])
+    start = Profiled(profile=profile, screens=1, finals=1)
+    found = vispco.search(llava, batches, budgets=[0.5], start=start, refinement=0)
+    assert found.profile is profile
+    with pytest.raises(ValueError, match="profile is of llava, fastv.*search is of llava, pdrop"):
+        vispco.search(llava, batches, "pdrop", budgets=[0.5], start=start)
+    with pytest.raises(ValueError, match="screens must be"):
+        Profiled(screens=0)
+
+
+def test_several_limits_hold_at_once(llava, batches):
+    budget = {"flops": 0.6, "kv_cache": 0.5}
+    found = vispco.search(llava, batches, budgets=[budget], start=QUICK, refinement=1)
+    shares = vispco.budget.limit_for(
+        budget,
+        vispco.solvers.problem.cost_models(found.problem.adapter, found.problem.scorer),
+        found.problem.n_visual,
+        found.problem.n_text,
+    ).shares(found.points[0].config.tokens(16))
+    assert shares["flops"] <= 0.6 and shares["kv_cache"] <= 0.5
