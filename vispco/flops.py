@@ -135,7 +135,10 @@ class CostModel(Cost):
         n_text = torch.as_tensor(n_text, device=counts.device)[..., None]
         before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
         found = self.dimensions.before()
-        ranked = torch.zeros_like(counts) + self.method.flops(found, before, n_text)
+        ranked, who = torch.zeros_like(counts), [self.method.at(i) for i in range(counts.shape[-1])]
+        for method in {id(each): each for each in who}.values():
+            its_own = torch.tensor([each is method for each in who], device=counts.device)
+            ranked = ranked + method.flops(found, before, n_text) * its_own
         return ranked.where(counts < before, 0).sum(-1)
 
     def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
@@ -282,7 +285,8 @@ def count_flops(
     if cost.exact and inputs is None:
         vision = adapter.vision_flops(hf_config, n_visual, images)
     tower, projector = (vision.tower, vision.projector) if cost.exact else (0, 0)
-    if tower and method is not None and method.reads_vision and min(tokens) < n_visual:
+    drops = [i for i, n in enumerate(tokens) if n < [n_visual, *tokens][i]]
+    if tower and method is not None and any(method.at(i).reads_vision for i in drops):
         tower += vision.reading
     counts = torch.tensor(tokens)
     return FlopsReport(
