@@ -258,10 +258,10 @@ def test_a_registered_name_comes_first():
             "visionzip+pdrop@-1", "visionzip+pdrop@1.5", "visionzip+pdrop@1@2", "fastv@2+pdrop@4",
             "visionzip+pdrop+fastv", "visionzip+pdrop@2+fastv", "visionzip+pdrop+fastv@4",
         )),
-        ("visionzip+pdrop@4+fastv@4", "PDrop cannot be .* from layer 4 on, before layer 4"),
-        ("visionzip+pdrop@4+fastv@2", "PDrop cannot be .* from layer 4 on, before layer 2"),
-        ("visionzip+pdrop@0", "VisionZip cannot be .* from layer 0 on, before layer 0"),
-        ("fastv+pdrop", "FastV cannot be .* from layer 1 on, before layer 1"),
+        ("visionzip+pdrop@4+fastv@4", "PDrop cannot rank from layer 4 on and before 4"),
+        ("visionzip+pdrop@4+fastv@2", "PDrop cannot rank from layer 4 on and before 2"),
+        ("visionzip+pdrop@0", "VisionZip cannot rank from layer 0 on and before 0"),
+        ("fastv+pdrop", "FastV cannot rank from layer 1 on and before 1"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_understood(name, message):
@@ -275,7 +275,7 @@ def test_a_part_cannot_begin_before_its_own_first_layer():
 
     METHODS.register("late", Late)
     try:
-        with pytest.raises(ValueError, match=r"Late .* from layer 1 on.* can from layer 3 on"):
+        with pytest.raises(ValueError, match=r"Late .* from layer 1 on.* can from 3 on"):
             build_method("visionzip+late")
         assert type(build_method("visionzip+late@3").at(3)) is Late
     finally:
@@ -287,7 +287,7 @@ def test_a_part_cannot_begin_before_its_own_first_layer():
     [{"fastv": {}}, {"contextual": 0.2}, {"visionzip": 0.2}, {"visionzip": None}, {"pdrop@1": {}}],
 )
 def test_options_are_given_by_part(options):
-    with pytest.raises(ValueError, match=r"given by part, such as \{'visionzip': \{...\}\}"):
+    with pytest.raises(ValueError, match=r"given by part, \{'visionzip': \{...\}\}"):
         PruningConfig("visionzip+pdrop", [1.0], options)
 
 
@@ -298,7 +298,7 @@ def test_options_that_a_part_does_not_take():
 
 @pytest.mark.parametrize("name", ["vispruner+fastv@6", "vispruner+fastv@40"])
 def test_a_part_beyond_the_last_layer_is_refused(llava, name):
-    with pytest.raises(ValueError, match="FastV cannot .*, before layer 6"):
+    with pytest.raises(ValueError, match="FastV cannot .* and before 6"):
         vispco.apply(llava, PruningConfig(name, [1.0] * 6))
     with pytest.raises(ValueError, match="FastV cannot"):
         vispco.search(llava, [batch()], method=name)
@@ -315,5 +315,5 @@ def test_first_layers_without_attention():
     assert first(build_method("random+pdrop@3")) == first(build_method("random+fastv@4")) == 0
     assert first(build_method("pdrop+random@4")) == 3 and first(build_method("fastv+pdrop@5")) == 4
     for name in ("random+pdrop@2", "random+fastv@3", "pdrop+random@3", "fastv+pdrop@4"):
-        with pytest.raises(ValueError, match="cannot be the part"):
+        with pytest.raises(ValueError, match="cannot rank from layer"):
             first(build_method(name))

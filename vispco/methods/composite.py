@@ -17,8 +17,7 @@ NOTATION = re.compile(r"[^+@]+(\+[^+@]+|(\+[^+@]+@[0-9]+)+)")
 class Composite(Method):
     """Hands every layer to one of its parts: the last that begins at this layer or before.
 
-    parts: (start, method) of each. The first one ranks from its own first layer on, whatever its
-        start. The starts of the others increase.
+    parts: (start, method) of each. The first starts at 0, and ranks from its own first layer on.
     Raises ValueError as `begin` does.
 
     >>> method = build_method("vispruner+fastv@6", {"vispruner": {"step": 4}})
@@ -43,9 +42,9 @@ class Composite(Method):
             first = first_layer(part)
             if not first <= start < stop:
                 raise ValueError(
-                    f"{type(part).__name__} cannot be the part that ranks from layer {start} on, "
-                    f"before layer {stop}: it can from layer {first} on; say where each later part "
-                    "begins, in increasing order, as in 'vispruner+fastv@6'"
+                    f"{type(part).__name__} cannot rank from layer {start} on and before {stop}, "
+                    f"where the next part begins or the model ends: it can from {first} on; write "
+                    "increasing layers after each @, as in 'fastv+pdrop@3'"
                 )
         return starts[0]
 
@@ -66,12 +65,16 @@ class Composite(Method):
         return self.at(ctx.layer).merge(ctx, kept)
 
     def flops(self, dimensions, n_visual, n_text):
-        """Not of a composite: they depend on the layer, so ask the part."""
+        """Not known without the layer."""
         raise NotImplementedError("a composite's FLOPs depend on the layer: ask method.at(layer)")
 
 
 def composite(name: str, options: Mapping[str, Any]) -> Composite:
-    """The composite that is written `name`. options: {name of a part: its options}."""
+    """The composite that is written `name`. Without a layer, the second part begins at layer 1.
+
+    options: {name of a part: its options}.
+    Raises ValueError for another notation, an unknown part, or options that no part takes.
+    """
     if not NOTATION.fullmatch(name):
         raise ValueError(
             "a composite method is written 'visionzip+pdrop', or with the layer at which each part "
@@ -80,12 +83,11 @@ def composite(name: str, options: Mapping[str, Any]) -> Composite:
     split = [part.partition("@") for part in name.split("+")]
     names = [part for part, _, _ in split]
     if not all(key in names and isinstance(given, Mapping) for key, given in options.items()):
-        form = f"by part, such as {{{names[0]!r}: {{...}}}}"
-        raise ValueError(f"options of {name!r} must be given {form}, got {dict(options)}")
+        form = f"{{{names[0]!r}: {{...}}}}"
+        raise ValueError(f"options of {name!r} are given by part, {form}, got {dict(options)}")
     starts = [0, *(int(start or 1) for _, _, start in split[1:])]
     methods = [build_method(part, options.get(part)) for part in names]
     return Composite(list(zip(starts, methods, strict=True)))
 
 
-#: Of every name with a "+" that is not registered.
 METHODS.fallback = composite
