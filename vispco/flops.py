@@ -8,8 +8,7 @@ softmax, activations and embeddings. They are counted on a model without weights
     F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
 
 with d = hidden size, h = heads, g = key-value heads, e = head size, m = width of the feed-forward
-network (FFN). F is differentiable in n (the search's constraint), and exact for whole tokens (the
-report).
+network (FFN). F is differentiable in n (for the search), and exact for whole tokens (for reports).
 """
 
 from __future__ import annotations
@@ -178,8 +177,7 @@ class FlopsReport:
     """FLOPs of one sample's prefill, as `count_flops` finds them.
 
     per_layer: of each decoder layer. scoring: of ranking the tokens. lm_head: of the logits.
-    vision, projector: of the vision tower and the projector, which `total` leaves out; None if
-    they are not known.
+    vision, projector: of tower and projector, which `total` leaves out; None if not known.
     tokens: visual tokens that enter each layer. n_text: text tokens.
     full, text_only: `total` of the full model, and of the text alone.
     """
@@ -250,8 +248,7 @@ def count_flops(
 
     model_or_config: a Hugging Face VLM, or its configuration.
     config: the pruning configuration; None for the full model.
-    n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions that get
-        logits (1 in generation).
+    n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions with logits.
     convention: a name in `CONVENTIONS`.
     images: sizes of the sample's images, for families whose vision tower depends on more than
         `n_visual`: rows of `image_grid_thw` or `image_sizes`, see the adapter's `vision_flops`.
