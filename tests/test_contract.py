@@ -18,9 +18,11 @@ from oracles import Replay, Witness, by_hand, error, hook_counts, pruned_with, r
 from tiny import FAMILIES, IMAGE, PER_IMAGE, batch, make, without_labels
 from tiny_families import PROCESSORS, processed
 from vispco import PruningConfig
-from vispco.registry import ADAPTERS, METHODS, adapter_for
+from vispco.registry import ADAPTERS, METHODS, adapter_for, build_method
 
 USER = "user-key-norm"
+#: Of drops at layers 0, 2 and 4, each part ranks one at least.
+COMPOSITES = ("visionzip+pdrop", "vispruner+fastv@3")
 # Relative to the largest logit.
 FLOAT32, FLOAT64 = 2e-5, 1e-10
 
@@ -36,9 +38,9 @@ class KeyNorm(vispco.Method):
         return ctx.projected_keys.norm(dim=-1)[ctx.visual]
 
 
-@pytest.fixture(scope="module", params=[*vispco.list_methods(), USER])
+@pytest.fixture(scope="module", params=[*vispco.list_methods(), *COMPOSITES, USER])
 def name(request):
-    """Every registered method, and the user's, by name."""
+    """Every registered method, two composites, and the user's, by name."""
     if request.param == USER:
         vispco.register_method(USER, KeyNorm)
     yield request.param
@@ -59,7 +61,7 @@ def layers_of(model):
 
 def config_for(name, model, ratios=(0.75, 0.5, 0.2)):
     """Drop at the method's first layer and at every second one after it."""
-    start, layers = METHODS.get(name).first_layer, layers_of(model)
+    start, layers = build_method(name).first_layer, layers_of(model)
     steps = {start + 2 * j: r for j, r in enumerate(ratios)}
     return PruningConfig(
         name,
@@ -116,7 +118,7 @@ def cases(draw, size=4):
 
 def schedule(name, model, levels):
     """The levels, stretched to the layers the method can prune."""
-    start, layers = METHODS.get(name).first_layer, layers_of(model)
+    start, layers = build_method(name).first_layer, layers_of(model)
     return PruningConfig(name, ([1.0] * start + levels + levels[-1:] * layers)[:layers])
 
 
@@ -239,7 +241,7 @@ def test_deploy_equals_tokens_dropped_by_hand(double, name, case):
     """Layer by layer on the tokens selected, with explicit positions and a causal mask."""
     inputs, _, levels = case
     inputs = in_dtype(inputs, torch.float64)
-    witness = Witness(METHODS.get(name)())
+    witness = Witness(build_method(name))
     with pruned_with(double, witness, schedule(name, double, levels).keep_ratios) as handle:
         got, kept = logits(double, inputs), handle.kept()
     reference = by_hand(
@@ -335,9 +337,9 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
 
     The scores of real slots stay as they are.
     """
-    base, compared = METHODS.get(name), []
+    compared = []
 
-    class Probe(base):
+    class Probe(Witness):
         def score(self, ctx):
             scores = super().score(ctx)
             rows, columns = ctx.visual
@@ -354,7 +356,8 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
                 compared.append(int((~ctx.valid).sum()))
             return scores
 
-    with pruned_with(family, Probe(), config_for(name, family).keep_ratios, mode):
+    probe = Probe(build_method(name))
+    with pruned_with(family, probe, config_for(name, family).keep_ratios, mode):
         logits(family, without_labels(batch(**MIXED)))
     assert min(compared) > 0
 
@@ -362,12 +365,12 @@ def test_scores_do_not_depend_on_fillers(family, name, mode):
 # ---- gradients -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("images", [(1, 1), (1, 0), (2, 1)])
 def test_gradients_reach_the_ratios(family, name, images):
-    first = METHODS.get(name).first_layer
+    first = build_method(name).first_layer
     ratios = torch.tensor(
         config_for(name, family, (0.8, 0.6, 0.4)).keep_ratios, dtype=torch.float64
     )
     ratios.requires_grad_()
-    with pruned_with(family, METHODS.get(name)(), ratios, "search"):
+    with pruned_with(family, build_method(name), ratios, "search"):
         family(**batch(images=images)).loss.backward()
     family.zero_grad()
     assert ratios.grad.isfinite().all() and (ratios.grad[:first] == 0).all()
@@ -378,7 +381,7 @@ def test_no_gradient_without_images(family, name):
     inputs = batch(images=(0, 0))
     before = logits(family, inputs)
     ratios = torch.full((layers_of(family),), 0.5, dtype=torch.float64, requires_grad=True)
-    with pruned_with(family, METHODS.get(name)(), ratios, "search"):
+    with pruned_with(family, build_method(name), ratios, "search"):
         output = family(**inputs)
         output.loss.backward()
     family.zero_grad()
@@ -444,7 +447,7 @@ def test_generation_with_the_cache_equals_recomputation(family, name):
         pytest.skip(
             "one pass over prompt and answer is not what this family generates by, pruned or not"
         )
-    witness, config = Witness(METHODS.get(name)()), config_for(name, family)
+    witness, config = Witness(build_method(name)), config_for(name, family)
     with pruned_with(family, witness, config.keep_ratios) as handle:
         out = family.generate(**inputs, **options)
         kept = handle.kept()

@@ -44,7 +44,7 @@ class PruningConfig(JsonFile):
     There is one ratio per decoder layer, in [0, 1]. Ratios never increase: a dropped token never
     comes back.
 
-    method: name of a registered pruning method, which ranks the tokens.
+    method: name of the pruning method that ranks the tokens; or of several, "visionzip+pdrop".
     method_options: keyword arguments of that method.
     model_type, budget, flops, n_visual, versions: where the configuration comes from. `search`
         records them; `apply` refuses a model of another type or number of layers.

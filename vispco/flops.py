@@ -8,8 +8,7 @@ softmax, activations and embeddings. They are counted on a model without weights
     F_layer(n) = 2 n (2 d h e + 2 d g e + 3 d m) + 4 n^2 h e
 
 with d = hidden size, h = heads, g = key-value heads, e = head size, m = width of the feed-forward
-network (FFN). F is differentiable in n (the search's constraint), and exact for whole tokens (the
-report).
+network (FFN). F is differentiable in n (for the search), and exact for whole tokens (for reports).
 """
 
 from __future__ import annotations
@@ -135,7 +134,10 @@ class CostModel(Cost):
         n_text = torch.as_tensor(n_text, device=counts.device)[..., None]
         before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
         found = self.dimensions.before()
-        ranked = torch.zeros_like(counts) + self.method.flops(found, before, n_text)
+        ranked, who = torch.zeros_like(counts), [self.method.at(i) for i in range(counts.shape[-1])]
+        for method in {id(each): each for each in who}.values():
+            its_own = torch.tensor([each is method for each in who], device=counts.device)
+            ranked = ranked + method.flops(found, before, n_text) * its_own
         return ranked.where(counts < before, 0).sum(-1)
 
     def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:
@@ -175,8 +177,7 @@ class FlopsReport:
     """FLOPs of one sample's prefill, as `count_flops` finds them.
 
     per_layer: of each decoder layer. scoring: of ranking the tokens. lm_head: of the logits.
-    vision, projector: of the vision tower and the projector, which `total` leaves out; None if
-    they are not known.
+    vision, projector: of tower and projector, which `total` leaves out; None if not known.
     tokens: visual tokens that enter each layer. n_text: text tokens.
     full, text_only: `total` of the full model, and of the text alone.
     """
@@ -247,8 +248,7 @@ def count_flops(
 
     model_or_config: a Hugging Face VLM, or its configuration.
     config: the pruning configuration; None for the full model.
-    n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions that get
-        logits (1 in generation).
+    n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions with logits.
     convention: a name in `CONVENTIONS`.
     images: sizes of the sample's images, for families whose vision tower depends on more than
         `n_visual`: rows of `image_grid_thw` or `image_sizes`, see the adapter's `vision_flops`.
@@ -282,7 +282,8 @@ def count_flops(
     if cost.exact and inputs is None:
         vision = adapter.vision_flops(hf_config, n_visual, images)
     tower, projector = (vision.tower, vision.projector) if cost.exact else (0, 0)
-    if tower and method is not None and method.reads_vision and min(tokens) < n_visual:
+    drops = [i for i, n in enumerate(tokens) if n < [n_visual, *tokens][i]]
+    if tower and method is not None and any(method.at(i).reads_vision for i in drops):
         tower += vision.reading
     counts = torch.tensor(tokens)
     return FlopsReport(

@@ -147,11 +147,19 @@ register_adapter, list_adapters = ADAPTERS.register, ADAPTERS.names
 register_kernel, list_kernels = KERNELS.register, KERNELS.names
 
 
+def is_composite(name: Any) -> bool:
+    """Whether a name is of several methods, "visionzip+pdrop", and not itself registered."""
+    return isinstance(name, str) and "+" in name and name not in METHODS.names()
+
+
 def build_method(name: str, options: Mapping[str, Any] | None = None):
     """An instance of the method registered under `name`, with these options.
 
+    name: may join several, see `vispco.methods.composite`. Their options are then given by part.
     Raises ValueError for an unknown name, or for options that the method does not take.
     """
+    if is_composite(name):
+        return METHODS.fallback(name, options or {})
     cls, options = METHODS.get(name), dict(options or {})
     try:
         return cls(**options)

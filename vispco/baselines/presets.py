@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import PruningConfig
-from ..registry import METHODS
+from ..registry import METHODS, build_method, is_composite
 
 LAYERS, VISUAL = 32, 576
 
@@ -73,7 +73,8 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     >>> list(presets("fastv", num_layers=8)), list(presets("fastv", num_layers=8, at="layer"))
     (['k2-r50, k3-r50', 'k3-r75'], ['k2-r50', 'k3-r50', 'k3-r75'])
     """
-    first_layer = METHODS.get(method).first_layer
+    scorer = build_method(method) if is_composite(method) else METHODS.get(method)
+    first_layer = scorer.first_layer
     if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
         raise ValueError(
             f"num_layers must be the model's number of decoder layers, got {num_layers!r}"

@@ -21,7 +21,7 @@ from ..frontier import Frontier
 from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
 from ..pruning.forward import OBJECTIVES
-from ..registry import KERNELS, METHODS
+from ..registry import KERNELS, build_method
 from ..search import STARTS, SearchOptions, search
 from ..ste import ESTIMATORS
 from ..utils.console import COST_HEADER, budget_text, cost_cells, output_folder, table
@@ -47,7 +47,7 @@ _OF_STARTS = ("steps", "learning_rate", "estimator", "checkpoint")
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco search`."""
     add = sub.add_argument
-    add("--method", default="fastv", help="who ranks the tokens")
+    add("--method", default="fastv", help="who ranks the tokens; several: vispruner+fastv@6")
     add("--kernel", default="monotone", help="the family of schedules")
     add(
         "--budgets",
@@ -90,7 +90,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Search, write, print, with the processes of `torchrun`: the first one writes and prints."""
-    METHODS.get(options.method)
+    build_method(options.method)
     KERNELS.get(options.kernel)
     start_options(options)
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,14 +29,16 @@ class Method(ABC):
 
     #: First layer whose input the method can prune. A method that reads the attention of the layer
     #: just run needs 1.
-    first_layer: ClassVar[int] = 1
+    first_layer: int = 1
     #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`. Only then is the
     #: vision tower hooked.
-    reads_vision: ClassVar[bool] = False
+    reads_vision: bool = False
     #: Whether the method asks for queries or keys of the layer that comes, `ctx.layer`.
-    reads_next: ClassVar[bool] = False
+    reads_next: bool = False
     #: Whether the method asks for `ctx.grid`.
-    reads_grid: ClassVar[bool] = False
+    reads_grid: bool = False
+    #: (start, method) of each part of a composite; none in any other method.
+    parts: tuple[tuple[int, Method], ...] = ()
 
     @abstractmethod
     def score(self, ctx: Context) -> Tensor:
@@ -64,6 +65,10 @@ class Method(ABC):
         keeps its own position, and is one token in every count.
         """
         return None
+
+    def at(self, layer: int) -> Method:
+        """The method that ranks what is about to enter `layer`: itself, unless a composite."""
+        return self
 
     def flops(self, dimensions: Dimensions, n_visual: int, n_text: int) -> int:
         """FLOPs of scoring and merging once, for one sample: matrix products only.

@@ -78,7 +78,12 @@ class Layers:
         return len(self.layers) - (getattr(self.text, "num_kv_shared_layers", None) or 0)
 
     def first_layer(self, method: Any) -> int:
-        """First decoder layer whose input `method` can prune: it may need attention before it."""
+        """First decoder layer whose input `method` can prune: it may need attention before it.
+
+        Raises ValueError for a composite that does not fit: see its `begin`.
+        """
+        if method.parts:
+            return method.begin(self.first_layer, len(self.layers))
         if not (method.first_layer or method.reads_next):
             return 0
         return self.next_attention(-1) + method.first_layer

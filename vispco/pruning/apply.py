@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PruningConfig
-from ..registry import METHODS, adapter_for, build_method
+from ..registry import adapter_for, build_method
 from .dropping import Dropping
 from .masking import Masking
 from .pruner import Pruner
@@ -91,7 +91,7 @@ def check_fits(config: PruningConfig, adapter: Any) -> None:
             f"{model_type!r}; search one for this model, or set model_type to None to apply it all "
             "the same"
         )
-    first = adapter.first_layer(METHODS.get(config.method))
+    first = adapter.first_layer(build_method(config.method, config.method_options))
     if min(config.keep_ratios[:first], default=1.0) < 1:
         raise ValueError(
             f"method {config.method!r} reads the attention of the layer before, so it cannot prune "

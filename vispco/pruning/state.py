@@ -176,7 +176,7 @@ class PassState:
         nothing here is processed only because others in its batch do: it keeps what it has.
         Raises ValueError for scores of another shape, and FloatingPointError as `check` does.
         """
-        method = self.method
+        method = self.method.at(context.layer)
         scores, keep = method.score(context), context.keep
         if scores.shape != context.valid.shape:
             raise ValueError(
