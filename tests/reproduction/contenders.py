@@ -89,12 +89,13 @@ def random_few(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Fou
 
 
 def few_drops(limit: Budget, count: int, generator: torch.Generator) -> Tensor:
-    """Random plans (count, L) of one to three drops, all levels scaled by one factor to the budget.
+    """Different random plans (count, L) of one to three drops, brought onto the budget.
 
-    From its exit on, a layer of the second half, a plan keeps nothing; one may have no exit.
+    From its exit on, a layer of the second half, a plan keeps nothing; one may have no exit. All
+    other levels are scaled by one factor. Fewer plans where twenty times as many have no more.
     """
-    found = torch.empty(0, limit.layers, dtype=torch.long)
-    while len(found) < count:
+    found: dict[tuple, None] = {}
+    for _ in range(20):
         counts = random_plans(limit, count, DROPS, generator)
         exits = torch.randint(limit.layers // 2, limit.layers + 1, (count, 1), generator=generator)
         kept = torch.arange(limit.layers) < exits
@@ -106,12 +107,16 @@ def few_drops(limit: Budget, count: int, generator: torch.Generator) -> Tensor:
 
         low = torch.zeros(count, 1, dtype=torch.float64)
         high = torch.full_like(low, limit.tokens + 1)
+        # A plan that fits with nothing dropped before its exit leaves a part of the budget unused.
+        on_budget = limit.fits(scaled(low)) & ~limit.fits(scaled(high))
         for _ in range(24):
             middle = (low + high) / 2
             within = limit.fits(scaled(middle))[:, None]
             low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-        found = torch.cat([found, scaled(low)[limit.fits(scaled(low))]])
-    return found[:count]
+        found |= dict.fromkeys(map(tuple, scaled(low)[on_budget].tolist()))
+        if len(found) >= count:
+            break
+    return torch.tensor(list(found)[:count])
 
 
 def rival(name: str, benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
