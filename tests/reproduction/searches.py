@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from vispco import Frontier, search
 from vispco.config import PruningConfig
+from vispco.utils.digest import key
 
 from .benchmark import Benchmark
+from .cache import SEARCHING, code
 from .paper import GRID
 from .sizes import TENTHS, Setting, Size
 
@@ -122,6 +126,28 @@ def _refined(
 
     options = {"steps": steps, "rounds": ROUNDS, "allowed": allowed, "seed": seed}
     return _found(benchmark, "refined", make, budgets=budgets, **options)
+
+
+def by_start(
+    benchmark: Benchmark, start: Mapping, budgets: Sequence[float], seed: int, refinement: int
+) -> Found:
+    """A search from a start, and refinement. Killed, it goes on where it was.
+
+    Its journal is beside the cache until it ends.
+    """
+    options = {"start": dict(start), "refinement": refinement, "seed": seed}
+    options["budgets"] = list(budgets)
+
+    def make() -> dict:
+        of = {"code": code(SEARCHING), "model": benchmark.digest, "method": benchmark.method}
+        of |= {"data": benchmark.calibration.digest, "threads": torch.get_num_threads()}
+        journal = benchmark.cache.folder / f"{key(**of, **options)}.journal"
+        how = {"refinement": refinement, "options": {"journal": journal}}
+        found = _points(_search(benchmark, budgets, start, seed, **how))
+        journal.unlink()
+        return found
+
+    return _found(benchmark, "start", make, **options)
 
 
 def by_kernel(
