@@ -36,8 +36,8 @@ def made(seed=0, layers=LAYERS, tokens=TOKENS, answers=3, first_layer=1):
     for layer in range(first_layer, layers):
         drawn = torch.rand(3, answers, generator=g).cumsum(0).flip(0).tolist()
         rows[layer] = dict(zip((0, 2, 5), drawn, strict=True))
-    whose = "fastv", {}, "llava", layers, tokens, first_layer
-    return Profile(*whose, "kl", [0.0] * answers, rows)
+    ranks = dict.fromkeys(rows, "fastv")
+    return Profile({"fastv": {}}, "llava", layers, tokens, "kl", [0.0] * answers, rows, ranks)
 
 
 # ---- what is measured ------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_it_goes_on_where_it_was(llava, tmp_path):
         again = vispco.profile(llava, [batch()], journal=tmp_path / "part")
         assert again == whole
         assert (tmp_path / "part").read_bytes().count(b"\n") == len(lines)
-    with pytest.raises(ValueError, match="another search.*method was"):
+    with pytest.raises(ValueError, match="another search.*methods was"):
         vispco.profile(llava, [batch()], "pdrop", journal=tmp_path / "part")
 
 
@@ -99,7 +99,7 @@ def test_shared_passes_are_cheaper_and_counted(llava):
     found = vispco.profile(llava, [batch()], measurements=1)
     layers = found.layers
     # The full model; then each row begins a layer later, and the layer before it runs once more.
-    expected = 1 + sum(layers - max(0, k - 2) for k in range(1, layers)) / layers
+    expected = 3 + sum(layers - max(0, k - 2) for k in range(1, layers)) / layers
     assert found.forward_passes == pytest.approx(2 * expected, abs=2e-3)
 
 
@@ -136,9 +136,11 @@ def test_between_measurements_it_neither_rises_nor_leaves_their_range():
 def test_exit_and_traps():
     free, dear, bad = {0: (0.0,), 4: (0.0,)}, {0: (2.0,), 4: (0.2,)}, {0: (2.0,), 4: (1.5,)}
     rows = {1: dear, 2: bad, 3: dear, 4: free, 5: free}
-    profile = Profile("fastv", {}, "llava", 6, 8, 1, "kl", [0.0], rows)
+    whose = {"fastv": {}}, "llava", 6, 8, "kl", [0.0]
+    profile = Profile(*whose, rows, dict.fromkeys(rows, "fastv"))
     assert profile.exit() == 4 and profile.traps() == [2]
-    assert Profile("fastv", {}, "llava", 2, 8, 1, "kl", [0.0], {1: dear}).exit() is None
+    last = Profile(*whose, {5: dear}, {5: "fastv"})
+    assert last.exit() is None and last.first_layer == 5
 
 
 def test_a_file_gives_it_back_and_a_wrong_one_is_refused(tmp_path):
@@ -147,10 +149,13 @@ def test_a_file_gives_it_back_and_a_wrong_one_is_refused(tmp_path):
     assert Profile.load(tmp_path / "profile.json") == profile
     data = json.loads((tmp_path / "profile.json").read_text())
     for change, said in (
-        ({"rows": {"1": data["rows"]["1"]}}, "layers 1 to 4"),
+        ({"rows": {"1": data["rows"]["1"]}}, "one after the other, up to 4"),
+        ({"ranks": {"1": "fastv"}}, "ranks"),
+        ({"ranks": {k: "pdrop" for k in data["ranks"]}}, "one of fastv"),
         ({"rows": {**data["rows"], "2": {"3": [0.0] * 3}}}, "from 0, which is there"),
         ({"full": [0.0]}, "1 losses"),
-        ({"method": "fastw"}, "fastv"),
+        ({"methods": {"fastw": {}}}, "fastv"),
+        ({"methods": {}}, "methods"),
         ({"objective": "best"}, "objective"),
         ({"other": 1}, "unknown keys"),
         ({"rows": []}, "rows"),
@@ -270,7 +275,9 @@ def test_a_given_profile_must_be_of_this_model_and_method(llava, batches):
     start = Profiled(profile=profile, screens=1, finals=1)
     found = vispco.search(llava, batches, budgets=[0.5], start=start, refinement=0)
     assert found.profile is profile
-    with pytest.raises(ValueError, match="profile is of llava, fastv.*search is of llava, pdrop"):
+    with pytest.raises(
+        ValueError, match="profile is of llava, {'fastv.*search is of llava, {'pdrop"
+    ):
         vispco.search(llava, batches, "pdrop", budgets=[0.5], start=start)
     with pytest.raises(ValueError, match="screens must be"):
         Profiled(screens=0)

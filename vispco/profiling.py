@@ -8,11 +8,12 @@ layer on it is dead weight. `vispco.search(start="profile")` plans schedules by 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from .calibration import PreparedBatch, frozen, prepare, run_teacher
 from .pruning._prefix import Prefix
 from .pruning.dropping import Dropping
 from .pruning.forward import answer_logits, check_objective, during, token_losses
-from .registry import adapter_for, build_method, named_options
+from .registry import adapter_for, build_method, is_composite, named_options
 from .utils.distributed import gathered, total
 from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 from .utils.journal import Journal, opened
@@ -30,6 +31,8 @@ from .utils.version import versions
 
 #: Shares of the tokens that a row of the profile may measure.
 SHARES = (0, 1 / 64, 1 / 16, 1 / 8, 7 / 32, 3 / 8, 9 / 16, 3 / 4, 7 / 8, 15 / 16)
+#: The methods of method="auto": rankings by attention, by the tower, by differences; no ranking.
+AUTO = ["fastv", "pdrop", "sparsevlm", "visionzip", "vispruner", "divprune", "strided", "pool"]
 #: Losses below this many nats are as good as 0.
 FREE = 0.01
 
@@ -38,53 +41,90 @@ FREE = 0.01
 class Profile(JsonFile):
     """The losses of keeping `n` visual tokens from layer `k` on, and all of them before.
 
-    method, method_options: what ranks the tokens. model_type, layers: of the model.
+    methods: {name: options} of what ranks the tokens. model_type, layers: of the model.
     tokens: visual tokens of the largest prompt, of which the numbers kept are counted.
-    first_layer: the first layer that can be pruned.
     objective: what was measured, "kl" or "task".
     full: the loss of the full model at each answer token, in nats.
-    rows: {layer: {tokens kept: the loss at each answer token, in nats}}.
+    rows: {layer: {tokens kept: the loss at each answer token, in nats}}, from the first layer that
+        can be pruned on.
+    ranks: {layer: name of the method that ranks what enters it}.
     forward_passes: what it cost, in forward passes of one question. A pass that begins at a later
         layer counts as the part of the layers that ran.
     Raises ValueError for anything else.
 
-    >>> tokens = {0: [2.0, 0.0], 4: [0.5, 0.0]}
-    >>> profile = Profile("fastv", {}, "llava", 2, 8, 1, "kl", [0.0, 0.0], {1: tokens})
+    >>> row = {0: [2.0, 0.0], 4: [0.5, 0.0]}
+    >>> profile = Profile({"fastv": {}}, "llava", 2, 8, "kl", [0.0, 0.0], {1: row}, {1: "fastv"})
     >>> profile.loss(1, 4), profile.loss(1, 8), profile.predict(torch.tensor([[1.0, 0.5]])).tolist()
     (0.25, 0.0, [0.25])
     """
 
-    method: str
-    method_options: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
     model_type: str
     layers: int
     tokens: int
-    first_layer: int
     objective: str
     full: Sequence[float]
     rows: Mapping[int, Mapping[int, Sequence[float]]]
+    ranks: Mapping[int, str]
     forward_passes: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        build_method(self.method, self.method_options)
+        if not isinstance(self.methods, Mapping) or not self.methods:
+            raise ValueError(f"methods must be {{name: options}}, got {self.methods!r}")
+        for name, options in self.methods.items():
+            build_method(name, options)
+        check_objective(self.objective)
         for name in ("layers", "tokens"):
             if type(size := getattr(self, name)) is not int or size < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, got {size!r}")
         rows = {k: {n: _losses(row[n]) for n in sorted(row)} for k, row in self.rows.items()}
         object.__setattr__(self, "full", _losses(self.full))
         object.__setattr__(self, "rows", rows)
-        check_objective(self.objective)
-        inside = range(self.first_layer, self.layers)
-        if list(self.rows) != list(inside):
-            expected = f"rows must be of the layers {self.first_layer} to {self.layers - 1}"
-            raise ValueError(f"{expected}, got {list(self.rows)}")
-        for layer, row in self.rows.items():
+        first = min(rows, default=self.layers)
+        if not rows or list(rows) != list(range(max(first, 0), self.layers)):
+            expected = f"layers one after the other, up to {self.layers - 1}"
+            raise ValueError(f"rows must be of {expected}, got {list(rows)}")
+        if set(self.ranks) != set(rows) or not set(self.ranks.values()) <= set(self.methods):
+            expected = f"one of {', '.join(self.methods)} for each layer in rows"
+            raise ValueError(f"ranks must be {expected}, got {dict(self.ranks)}")
+        for layer, row in rows.items():
             if 0 not in row or not all(0 <= n < self.tokens for n in row):
                 expected = f"numbers from 0, which is there, up to {self.tokens - 1}"
                 raise ValueError(f"rows[{layer}] must be of {expected}, got {list(row)}")
             if any(len(losses) != len(self.full) for losses in row.values()):
                 raise ValueError(f"rows[{layer}] must have {len(self.full)} losses each")
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that can be pruned."""
+        return min(self.rows)
+
+    @property
+    def method(self) -> str:
+        """The names of the methods, in a word."""
+        return ", ".join(self.methods)
+
+    def ranked_by(self, ratios: Sequence[float]) -> dict[str, Any]:
+        """`method` and `method_options` of a `PruningConfig` with these keep ratios (L,).
+
+        Each drop is ranked by the best method of its layer: a composite, where these differ.
+        """
+        if len(self.methods) == 1:
+            ((name, own),) = self.methods.items()
+            return {"method": name, "method_options": dict(own)}
+        before = (1.0, *ratios)
+        parts: list[str] = []
+        for layer in (i for i, r in enumerate(ratios) if r < before[i]):
+            name = self.ranks[layer]
+            if not parts or parts[-1].split("@")[0] != name:
+                parts.append(f"{name}@{layer}" if parts else name)
+        parts = parts or [next(iter(self.methods))]
+        names = {part.split("@")[0] for part in parts}
+        options = {name: dict(own) for name, own in self.methods.items() if name in names and own}
+        if len(parts) == 1:
+            options = options.get(parts[0], {})
+        return {"method": "+".join(parts), "method_options": options}
 
     # ---- what it says ---------------------------------------------------------------------------
     def loss(self, layer: int, tokens: int) -> float:
@@ -161,7 +201,9 @@ class Profile(JsonFile):
     def to_dict(self) -> dict:
         """A JSON-ready dict, with the schema version."""
         rows = {str(k): {str(n): list(row[n]) for n in row} for k, row in self.rows.items()}
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "rows": rows}
+        given = {**asdict(self), "full": list(self.full)}
+        given |= {"rows": rows, "ranks": {str(k): name for k, name in self.ranks.items()}}
+        return {"schema_version": SCHEMA_VERSION, **given}
 
     @classmethod
     def from_dict(cls, data: Any) -> Profile:
@@ -172,9 +214,11 @@ class Profile(JsonFile):
         )
         try:
             rows = {int(k): {int(n): row[n] for n in row} for k, row in data.pop("rows").items()}
+            ranks = {int(k): str(name) for k, name in data.pop("ranks").items()}
         except (AttributeError, TypeError) as error:
-            raise ValueError("rows must be {layer: {tokens: losses}}") from error
-        return cls(**{**data, "rows": rows})
+            expected = "rows must be {layer: {tokens: losses}}, ranks {layer: method}"
+            raise ValueError(expected) from error
+        return cls(**{**data, "rows": rows, "ranks": ranks})
 
 
 def _losses(given: Any) -> tuple[float, ...]:
@@ -201,7 +245,7 @@ def predicted(table: Tensor, counts: Tensor) -> Tensor:
 def profile(
     model: nn.Module,
     batches: Sequence[Mapping],
-    method: str | Mapping = "fastv",
+    method: str | Mapping | Sequence = "fastv",
     *,
     objective: str = "kl",
     measurements: int = 6,
@@ -213,16 +257,20 @@ def profile(
     model: any vision-language model whose decoder holds visual tokens. Its weights are not changed.
     batches: dicts of model inputs with `labels`, as of `vispco.search`. 32 questions are enough to
         plan by.
-    method: a registered pruning method, a name or a mapping {"name": ..., **options}.
+    method: a registered pruning method, a name or a mapping {"name": ..., **options}; or several of
+        them, a list or "auto" (`AUTO`), of which the profile has each layer's best.
     objective: "kl", the divergence from the full model's answers, or "task".
     measurements: most numbers of tokens that are measured at one layer. The first is 0. The next
         ones are where the loss changes most. A layer is left as soon as it is known: where the
         loss of no token at all is that of the full model, one measurement is enough.
     journal: a file that holds every measurement; the same profile goes on after the last one.
-    callback: called with a dict after every measurement (layer, tokens, loss).
+    callback: called with a dict after every measurement (layer, tokens, method, loss).
     Raises ValueError for bad input, FloatingPointError for numbers that are not finite.
 
-    All measurements of one layer share the layers before it, which run once.
+    All measurements of one layer share the layers before it, which run once. Without any token,
+    all methods are the same: that is measured once. Of several methods, all run at a quarter of the
+    tokens on the first batch, the best two of these on all batches, and the best one is the
+    layer's.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -231,20 +279,39 @@ def profile(
     (True, 6)
     """
     check_objective(objective)
-    name, options = named_options("method", method)
+    methods = named_methods(method)
     prepared = prepare(model, batches, keep_features=True)
-    asked = {"method": name, "method_options": options, "objective": objective}
+    asked = {"methods": methods, "objective": objective, "measurements": measurements}
     with opened(journal) as kept, frozen(model):
-        kept.begin("vispco.profile", model, prepared, {**asked, "measurements": measurements})
+        kept.begin("vispco.profile", model, prepared, asked)
         run_teacher(model, prepared)
-        return measured(model, prepared, name, options, objective, measurements, kept, callback)
+        return measured(model, prepared, methods, objective, measurements, kept, callback)
+
+
+def named_methods(method: str | Mapping | Sequence) -> dict[str, dict[str, Any]]:
+    """{name: options} of one method or several: a name, a mapping, a list of these, or "auto".
+
+    Raises ValueError for an unknown method or option, or for one method twice.
+
+    >>> named_methods(["fastv", {"name": "visionzip", "contextual": 0.2}])
+    {'fastv': {}, 'visionzip': {'contextual': 0.2}}
+    """
+    given: Any = AUTO if method == "auto" else method
+    several = given if isinstance(given, (list, tuple)) else [given]
+    found = dict(named_options("method", each) for each in several)
+    composite = len(found) > 1 and any(map(is_composite, found))
+    if not found or len(found) < len(several) or composite:
+        expected = "several methods must be different ones, at least one, and no composites"
+        raise ValueError(f"{expected}, got {method!r}")
+    for name, options in found.items():
+        build_method(name, options)
+    return found
 
 
 def measured(
     model: nn.Module,
     prepared: Sequence[PreparedBatch],
-    name: str,
-    options: Mapping[str, Any],
+    methods: Mapping[str, Mapping[str, Any]],
     objective: str = "kl",
     measurements: int = 6,
     journal: Journal | None = None,
@@ -252,19 +319,30 @@ def measured(
 ) -> Profile:
     """The profile of prepared batches, whose teacher has run, on a frozen model."""
     adapter = adapter_for(model)(model)
-    method = build_method(name, options)
-    runs = _Runs(adapter, method, prepared, objective, journal or Journal())
+    built = {name: build_method(name, options) for name, options in methods.items()}
+    runs = _Runs(adapter, built, prepared, objective, journal or Journal(), callback)
+    first_layer = min(runs.first_layers.values())
     rows: dict[int, dict[int, list[float]]] = {}
-    for layer in range(runs.first_layer, runs.layers):
-        row = rows[layer] = {}
+    ranks: dict[int, str] = {}
+    for layer in range(first_layer, runs.layers):
+        able = [name for name, first in runs.first_layers.items() if first <= layer]
+        row = {0: runs.losses(layer, 0, able[0])}
+        if len(able) > 1 and (probe := _next(row, runs, 2)) is not None:
+            probe = min(probe, math.ceil(runs.tokens / 4))
+            able.sort(key=lambda name: _mean(runs.losses(layer, probe, name, part=1)))
+            both = {name: runs.losses(layer, probe, name) for name in able[:2]}
+            able = sorted(both, key=lambda name: _mean(both[name]))
+            row[probe] = both[able[0]]
         while (tokens := _next(row, runs, measurements)) is not None:
-            row[tokens] = runs.losses(layer, tokens)
-            if callback:
-                mean = sum(row[tokens]) / len(row[tokens])
-                callback({"layer": layer, "tokens": tokens, "loss": mean})
-    own = (name, dict(options), adapter.config.model_type, runs.layers, runs.tokens)
+            row[tokens] = runs.losses(layer, tokens, able[0])
+        rows[layer], ranks[layer] = row, able[0]
+    own = (dict(methods), adapter.config.model_type, runs.layers, runs.tokens, objective)
     passes = round(runs.passes + runs.samples, 3)
-    return Profile(*own, runs.first_layer, objective, runs.full, rows, passes, versions=versions())
+    return Profile(*own, runs.full, rows, ranks, passes, versions())
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses)
 
 
 def _next(row: Mapping[int, Sequence[float]], runs: _Runs, most: int) -> int | None:
@@ -272,69 +350,81 @@ def _next(row: Mapping[int, Sequence[float]], runs: _Runs, most: int) -> int | N
 
     Steep is what changes the logarithm of (loss + 0.01) by more than 1.
     """
-    levels = sorted({math.floor(share * runs.tokens) for share in SHARES} | {runs.tokens})
-    if not row:
-        return 0
-    if len(row) == most:
+    levels = {math.floor(share * runs.tokens) for share in SHARES} | {*row, runs.tokens}
+    if len(row) >= most:
         return None
-    known = {**row, runs.tokens: runs.full}
-    places = [i for i, level in enumerate(levels) if level in known]
-    heights = [math.log(max(0.0, sum(known[levels[i]]) / len(runs.full)) + FREE) for i in places]
-    best, found = 1.0, None
-    for j in range(len(places) - 1):
-        steep = heights[j] - heights[j + 1]
-        if places[j + 1] - places[j] > 1 and steep > best:
-            best, found = steep, levels[(places[j] + places[j + 1]) // 2]
-    return found
+    known, places = {**row, runs.tokens: runs.full}, sorted(levels)
+    found = [i for i, level in enumerate(places) if level in known]
+    heights = [math.log(max(0.0, _mean(known[places[i]])) + FREE) for i in found]
+    best, chosen = 1.0, None
+    for (i, high), (j, low) in itertools.pairwise(zip(found, heights, strict=True)):
+        if j - i > 1 and high - low > best:
+            best, chosen = high - low, places[(i + j) // 2]
+    return chosen
 
 
 class _Runs:
-    """Measures single drops on all batches, and counts the forward passes."""
+    """Measures single drops, and counts the forward passes.
 
-    def __init__(self, adapter, method, prepared, objective: str, journal: Journal):
+    methods: {name: method}. first_layers: the first layer that each can prune.
+    """
+
+    def __init__(self, adapter, methods, prepared, objective, journal: Journal, callback=None):
         self.adapter, self.prepared, self.journal = adapter, list(prepared), journal
-        self.objective = objective
-        self.pruner = Dropping(adapter, method, torch.ones(len(adapter.layers)))
-        self.first_layer, self.layers = self.pruner.first_layer, len(adapter.layers)
+        self.objective, self.callback = objective, callback
+        full = torch.ones(len(adapter.layers))
+        self.pruners = {name: Dropping(adapter, each, full) for name, each in methods.items()}
+        self.first_layers = {name: each.first_layer for name, each in self.pruners.items()}
+        self.layers = len(adapter.layers)
         most = max(int(batch.n_visual.max()) for batch in prepared)
         self.tokens = int(gathered(torch.tensor([most])).max())
         self.samples = total(sum(map(len, prepared)))
-        self.passes = 0.0
         self.prefixes = [Prefix(adapter, batch) for batch in prepared]
         self.full = self._gathered(lambda i: self.prepared[i].log_probs)
-        # The layers of the prefix that have been counted.
-        self._known = 0
+        # Whether passes share their first layers. To know it takes about two passes of one batch.
+        self.shares = journal.recall({"shares": len(prepared)}, self._shares)
+        self.passes = 2.0 * total(len(prepared[0]))
+        # The layers of the prefixes that have been counted.
+        self._known = [0] * len(prepared)
 
-    def losses(self, layer: int, tokens: int) -> list[float]:
-        """The loss at each answer token of all processes, `tokens` kept from `layer` on."""
-        asked = {"layer": layer, "tokens": tokens}
-        with during(f"layer {layer}, {tokens} tokens"):
-            found = self.journal.recall(asked, lambda: self._measure(layer, tokens))
+    def losses(self, layer: int, tokens: int, name: str, part: int | None = None) -> list[float]:
+        """The loss at each answer token, `tokens` kept from `layer` on.
+
+        name: of the method. part: of how many batches, the first ones; None: all.
+        """
+        batches = range(len(self.prepared))[:part]
+        asked = {"layer": layer, "tokens": tokens, "method": name, "batches": len(batches)}
+        with during(f"{name}, layer {layer}, {tokens} tokens"):
+            make = partial(self._measure, layer, tokens, name, batches)
+            losses = self.journal.recall(asked, make)
         begin = self._begin(layer)
-        self.passes += self.samples * (self.layers - min(begin, self._known)) / self.layers
-        self._known = max(begin, self._known)
-        return found
+        for i in batches:
+            layers = self.layers - min(begin, self._known[i])
+            self.passes += total(len(self.prepared[i])) * layers / self.layers
+            self._known[i] = max(begin, self._known[i])
+        if self.callback:
+            self.callback({**asked, "loss": _mean(losses)})
+        return losses
 
-    def _measure(self, layer: int, tokens: int) -> list[float]:
+    def _measure(self, layer: int, tokens: int, name: str, batches: Sequence[int]) -> list[float]:
         ratios = torch.ones(self.layers, dtype=torch.float64)
         ratios[layer:] = tokens / self.tokens
-        begin = self._begin(layer)
+        begin, pruner = self._begin(layer), self.pruners[name]
 
         def logits(i: int) -> Tensor:
             self.prefixes[i].advance(begin)
             with self.prefixes[i].replayed(begin):
-                return self.pruner.run(self.prepared[i], ratios)
+                return pruner.run(self.prepared[i], ratios)
 
-        with self.pruner:
-            return self._gathered(logits)
+        with pruner:
+            return self._gathered(logits, batches)
 
     def _begin(self, layer: int) -> int:
         """Where a pass may begin: at the last attention before the drop, which methods may read."""
         before = [i for i in range(layer) if self.adapter.attends(i)]
         return before[-1] if before and self.shares else 0
 
-    @cached_property
-    def shares(self) -> bool:
+    def _shares(self) -> bool:
         """Whether a pass that begins in the middle gives the full model's answers, to the bit.
 
         Not where later layers read more of the earlier ones than the hidden states.
@@ -353,8 +443,10 @@ class _Runs:
         return True
 
     @torch.no_grad()
-    def _gathered(self, logits: Callable[[int], Tensor]) -> list[float]:
-        found = []
-        for i, batch in enumerate(self.prepared):
-            found.append(token_losses(logits(i), batch, self.objective).cpu())
-        return [round(loss, 6) for loss in gathered(torch.cat(found)).tolist()]
+    def _gathered(
+        self, logits: Callable[[int], Tensor], batches: Sequence[int] | None = None
+    ) -> list[float]:
+        """The losses of all processes at the answer tokens of some batches; None: of all."""
+        numbers = range(len(self.prepared)) if batches is None else batches
+        found = [token_losses(logits(i), self.prepared[i], self.objective) for i in numbers]
+        return [round(loss, 6) for loss in gathered(torch.cat(found).cpu()).tolist()]

@@ -38,7 +38,7 @@ STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared
 def search(
     model: nn.Module,
     batches: Sequence[Mapping],
-    method: str | Mapping = "fastv",
+    method: str | Mapping | Sequence = "fastv",
     budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
     *,
     start: str | Mapping | Gradient | Shared | Ramp | Profiled = "gradient",
@@ -53,14 +53,16 @@ def search(
     model: any vision-language model whose decoder holds visual tokens. Its weights are not changed.
     batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer).
         The vision tower runs once on each batch, and what it makes is kept in main memory.
-    method: a registered pruning method, a name or a mapping {"name": ..., **options}.
+    method: a registered pruning method, a name or a mapping {"name": ..., **options}; a composite
+        such as "visionzip+pdrop"; or, with start="profile", several of them, a list or "auto", of
+        which each drop has its layer's best.
     budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
-    start: "ramp", "gradient" or "shared"; or its options, as `Gradient(steps=10)` or as a mapping
-        {"name": "gradient", "steps": 10}. Through layers that run on the tokens that are left alone
-        (linear attention, sparse indexers) no gradient flows; where there are no others, the search
-        says so and goes without.
+    start: "profile", "ramp", "gradient" or "shared"; or its options, as `Gradient(steps=10)` or as
+        a mapping {"name": "gradient", "steps": 10}. Through layers that run on the tokens that are
+        left alone (linear attention, sparse indexers) no gradient flows; where there are no others,
+        the search says so and goes without.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
@@ -86,6 +88,11 @@ def search(
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
     problem = Problem(model, batches, method, kernel, options, callback)
+    if len(problem.methods) > 1 and not isinstance(chosen, Profiled):
+        raise ValueError(
+            f"start={chosen.name!r} searches with one method, got {method!r}: use start='profile', "
+            "or a composite such as 'visionzip+pdrop'"
+        )
     if not problem.adapter.differentiable(problem.scorer):
         chosen = _without_gradient(chosen, problem)
     points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)

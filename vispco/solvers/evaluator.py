@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,10 +45,12 @@ class Evaluator:
         self.records: dict[Schedule, Record] = {}
         self.screened: defaultdict[tuple[int, ...], dict[Schedule, Record]] = defaultdict(dict)
         self.passes = 0
+        # `method` and `method_options` of a schedule, where they depend on it.
+        self.ranked_by: Callable[[Schedule], dict] = lambda schedule: {}
 
     def config(self, schedule: Schedule) -> PruningConfig:
         """The configuration with these keep ratios."""
-        return PruningConfig(keep_ratios=schedule, **self.template)
+        return PruningConfig(keep_ratios=schedule, **{**self.template, **self.ranked_by(schedule)})
 
     def point(self, limit: Budget) -> FrontierPoint:
         """The best schedule as a point of the frontier, within `limit`."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,8 @@ from ..calibration import frozen, prepare, run_teacher, shapes
 from ..flops import CostModel, KVCacheMemory
 from ..frontier import FrontierPoint
 from ..latency.table import LatencyTable
+from ..methods import Method
+from ..profiling import named_methods
 from ..pruning.forward import check_objective
 from ..registry import KERNELS, adapter_for, build_method, named_options
 from ..schedule import ramp
@@ -55,7 +58,8 @@ class Problem:
     """What every start, the refinement and the result need.
 
     model: any vision-language model whose decoder holds visual tokens.
-    method, kernel: names, or mappings of a name and options.
+    method, kernel: names, or mappings of a name and options; of methods also several, see
+        `vispco.profile`.
     Raises ValueError for bad input, before the language model runs.
     """
 
@@ -63,7 +67,7 @@ class Problem:
         self,
         model: nn.Module,
         batches: Sequence[Mapping],
-        method: str | Mapping,
+        method: str | Mapping | Sequence,
         kernel: str | Mapping,
         options: SearchOptions,
         callback: Callable[[dict], Any] | None = None,
@@ -71,9 +75,13 @@ class Problem:
         self.model, self.options, self.callback = model, options, callback
         self.adapter = adapter_for(model)(model)
         self.layers = len(self.adapter.layers)
-        self.method, self.method_options = named_options("method", method)
-        self.scorer = build_method(self.method, self.method_options)
-        self.first_layer = self.adapter.first_layer(self.scorer)
+        self.methods = named_methods(method)
+        built = [build_method(name, options) for name, options in self.methods.items()]
+        self.method, self.method_options = ", ".join(self.methods), self.methods
+        if len(built) == 1:
+            self.method_options = self.methods[self.method]
+        self.scorer = built[0] if len(built) == 1 else Dearest(built)
+        self.first_layer = min(map(self.adapter.first_layer, built))
         self.kernel_name, self.kernel_options = named_options("kernel", kernel)
         build_kernel = KERNELS.get(self.kernel_name)
         self.kernel = build_kernel(self.layers, self.first_layer, **self.kernel_options)
@@ -157,6 +165,23 @@ class Problem:
         facts: dict[str, Any] = {"model_type": self.model_type, "num_layers": self.layers}
         facts |= {"n_visual": self.tokens, "samples": self.samples, "versions": versions()}
         return {**facts, "full_flops": float(full.mean()), "text_flops": float(text.mean())}
+
+
+class Dearest(Method):
+    """Several methods, of which any may rank: a ranking counts as the dearest one's."""
+
+    def __init__(self, methods: Sequence[Method]):
+        self.methods = list(methods)
+        self.first_layer = min(method.first_layer for method in methods)
+
+    def score(self, ctx):
+        """Not known without the layer's method."""
+        raise NotImplementedError("several methods: ask the profile which one ranks a layer")
+
+    def flops(self, dimensions, n_visual, n_text):
+        """FLOPs of the dearest method's scoring and merging."""
+        each = [method.flops(dimensions, n_visual, n_text) for method in self.methods]
+        return reduce(torch.maximum, map(torch.as_tensor, each))
 
 
 @dataclass(frozen=True)

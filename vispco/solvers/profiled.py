@@ -103,15 +103,13 @@ class Planned:
 
     def _check(self, profile: Profile) -> None:
         problem, objective = self.problem, self.problem.options.objective
-        mine = f"{problem.model_type}, {problem.method}, {problem.method_options}, {objective}"
-        other = f"{profile.model_type}, {profile.method}, {profile.method_options}"
-        other += f", {profile.objective}"
         layers = range(problem.first_layer, problem.layers)
-        if other != mine or list(profile.rows) != list(layers):
+        mine = f"{problem.model_type}, {problem.methods}, {objective}, layers {[*layers]}"
+        other = f"{profile.model_type}, {dict(profile.methods)}, {profile.objective}"
+        other += f", layers {list(profile.rows)}"
+        if other != mine:
             raise ValueError(
-                f"the profile is of {other} and layers {profile.first_layer} to "
-                f"{profile.layers - 1}; this search is of {mine} and layers {layers.start} to "
-                f"{layers.stop - 1}: measure another"
+                f"the profile is of {other}; this search is of {mine}: measure another"
             )
 
     def run(
@@ -124,12 +122,13 @@ class Planned:
         profile = self.profile
         if profile is None:
             batches = [problem.prepared[i] for i in part]
-            options = problem.method_options, problem.options.objective, self.options.measurements
-            profile = measured(problem.model, batches, problem.method, *options, journal)
+            given = problem.methods, problem.options.objective, self.options.measurements
+            profile = measured(problem.model, batches, *given, journal)
             # The full model's answers are known already.
             spent = profile.forward_passes - total(sum(map(len, batches)))
         self.profile, self.table = profile, profile.table(problem.tokens)
         for limit, evaluator in zip(limits, evaluators, strict=True):
+            evaluator.ranked_by = profile.ranked_by
             if limit.holds(limit.everything):
                 self.plans.append(torch.tensor([limit.everything]))
                 evaluator.losses([(1.0,) * limit.layers])
