@@ -36,8 +36,7 @@ def made(seed=0, layers=LAYERS, tokens=TOKENS, answers=3, first_layer=1):
     for layer in range(first_layer, layers):
         drawn = torch.rand(3, answers, generator=g).cumsum(0).flip(0).tolist()
         rows[layer] = dict(zip((0, 2, 5), drawn, strict=True))
-    ranks = dict.fromkeys(rows, "fastv")
-    return Profile({"fastv": {}}, "llava", layers, tokens, "kl", [0.0] * answers, rows, ranks)
+    return Profile({"fastv": {}}, "llava", layers, tokens, "kl", [0.0] * answers, rows)
 
 
 # ---- what is measured ------------------------------------------------------------------------
@@ -137,9 +136,9 @@ def test_exit_and_traps():
     free, dear, bad = {0: (0.0,), 4: (0.0,)}, {0: (2.0,), 4: (0.2,)}, {0: (2.0,), 4: (1.5,)}
     rows = {1: dear, 2: bad, 3: dear, 4: free, 5: free}
     whose = {"fastv": {}}, "llava", 6, 8, "kl", [0.0]
-    profile = Profile(*whose, rows, dict.fromkeys(rows, "fastv"))
+    profile = Profile(*whose, rows)
     assert profile.exit() == 4 and profile.traps() == [2]
-    last = Profile(*whose, {5: dear}, {5: "fastv"})
+    last = Profile(*whose, {5: dear})
     assert last.exit() is None and last.first_layer == 5
 
 
@@ -150,8 +149,8 @@ def test_a_file_gives_it_back_and_a_wrong_one_is_refused(tmp_path):
     data = json.loads((tmp_path / "profile.json").read_text())
     for change, said in (
         ({"rows": {"1": data["rows"]["1"]}}, "one after the other, up to 4"),
-        ({"ranks": {"1": "fastv"}}, "ranks"),
-        ({"ranks": {k: "pdrop" for k in data["ranks"]}}, "one of fastv"),
+        ({"ranks": {"1": {"0": "fastv"}}}, "ranks"),
+        ({"ranks": {k: dict.fromkeys(v, "pdrop") for k, v in data["ranks"].items()}}, "of fastv"),
         ({"rows": {**data["rows"], "2": {"3": [0.0] * 3}}}, "from 0, which is there"),
         ({"full": [0.0]}, "1 losses"),
         ({"methods": {"fastw": {}}}, "fastv"),
@@ -162,6 +161,10 @@ def test_a_file_gives_it_back_and_a_wrong_one_is_refused(tmp_path):
         ({"rows": {"1": 3}}, "rows"),
         ({"rows": {**data["rows"], "2": {"0": ["a"] * 3}}}, "numbers"),
         ({"tokens": "8"}, "tokens"),
+        ({"model_type": 3}, "model_type"),
+        ({"forward_passes": "many"}, "numbers"),
+        ({"full": []}, "numbers"),
+        ({"rows": {"1": [0.0]}}, "rows"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps({**data, **change}))
         with pytest.raises(ValueError, match=rf"bad\.json: .*{said}"):

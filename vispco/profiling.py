@@ -31,6 +31,8 @@ from .utils.version import versions
 
 #: Shares of the tokens that a row of the profile may measure.
 SHARES = (0, 1 / 64, 1 / 16, 1 / 8, 7 / 32, 3 / 8, 9 / 16, 3 / 4, 7 / 8, 15 / 16)
+#: Of these with the tokens themselves: where several methods race, few kept and many.
+PROBES = -8, -4
 #: The methods of method="auto": rankings by attention, by the tower, by differences; no ranking.
 AUTO = ["fastv", "pdrop", "sparsevlm", "visionzip", "vispruner", "divprune", "strided", "pool"]
 #: Losses below this many nats are as good as 0.
@@ -47,13 +49,13 @@ class Profile(JsonFile):
     full: the loss of the full model at each answer token, in nats.
     rows: {layer: {tokens kept: the loss at each answer token, in nats}}, from the first layer that
         can be pruned on.
-    ranks: {layer: name of the method that ranks what enters it}.
+    ranks: {layer: {tokens kept: name of the method that was measured}}, the best of several.
     forward_passes: what it cost, in forward passes of one question. A pass that begins at a later
         layer counts as the part of the layers that ran.
     Raises ValueError for anything else.
 
     >>> row = {0: [2.0, 0.0], 4: [0.5, 0.0]}
-    >>> profile = Profile({"fastv": {}}, "llava", 2, 8, "kl", [0.0, 0.0], {1: row}, {1: "fastv"})
+    >>> profile = Profile({"fastv": {}}, "llava", 2, 8, "kl", [0.0, 0.0], {1: row})
     >>> profile.loss(1, 4), profile.loss(1, 8), profile.predict(torch.tensor([[1.0, 0.5]])).tolist()
     (0.25, 0.0, [0.25])
     """
@@ -65,7 +67,7 @@ class Profile(JsonFile):
     objective: str
     full: Sequence[float]
     rows: Mapping[int, Mapping[int, Sequence[float]]]
-    ranks: Mapping[int, str]
+    ranks: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
     forward_passes: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -75,6 +77,10 @@ class Profile(JsonFile):
         for name, options in self.methods.items():
             build_method(name, options)
         check_objective(self.objective)
+        for name, kind in (("model_type", str), ("ranks", Mapping), ("versions", Mapping)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        _losses([self.forward_passes])
         for name in ("layers", "tokens"):
             if type(size := getattr(self, name)) is not int or size < 1:
                 raise ValueError(f"{name} must be a whole number from 1 on, got {size!r}")
@@ -85,9 +91,15 @@ class Profile(JsonFile):
         if not rows or list(rows) != list(range(max(first, 0), self.layers)):
             expected = f"layers one after the other, up to {self.layers - 1}"
             raise ValueError(f"rows must be of {expected}, got {list(rows)}")
-        if set(self.ranks) != set(rows) or not set(self.ranks.values()) <= set(self.methods):
-            expected = f"one of {', '.join(self.methods)} for each layer in rows"
-            raise ValueError(f"ranks must be {expected}, got {dict(self.ranks)}")
+        only = next(iter(self.methods))
+        ranks = self.ranks or {k: dict.fromkeys(row, only) for k, row in rows.items()}
+        object.__setattr__(self, "ranks", ranks)
+        same = {k: set(row) for k, row in rows.items()} == {k: set(ranks[k]) for k in ranks}
+        if not same or not {who for row in ranks.values() for who in row.values()} <= set(
+            self.methods
+        ):
+            expected = f"one of {', '.join(self.methods)} for each measurement in rows"
+            raise ValueError(f"ranks must be {expected}, got {ranks}")
         for layer, row in rows.items():
             if 0 not in row or not all(0 <= n < self.tokens for n in row):
                 expected = f"numbers from 0, which is there, up to {self.tokens - 1}"
@@ -108,17 +120,22 @@ class Profile(JsonFile):
     def ranked_by(self, ratios: Sequence[float]) -> dict[str, Any]:
         """`method` and `method_options` of a `PruningConfig` with these keep ratios (L,).
 
-        Each drop is ranked by the best method of its layer: a composite, where these differ.
+        Each drop is ranked by the method that was best at its layer and nearest to its tokens: a
+        composite, where these differ.
         """
         if len(self.methods) == 1:
             ((name, own),) = self.methods.items()
             return {"method": name, "method_options": dict(own)}
-        before = (1.0, *ratios)
+        before, last = (1.0, *ratios), ""
         parts: list[str] = []
         for layer in (i for i, r in enumerate(ratios) if r < before[i]):
-            name = self.ranks[layer]
-            if not parts or parts[-1].split("@")[0] != name:
+            kept = ratios[layer] * self.tokens
+            # Where nothing is kept, whoever ranks is the same.
+            near = [n for n in self.ranks[layer] if n] or [0]
+            name = self.ranks[layer][min(near, key=lambda n: abs(n - kept))]
+            if not parts or (kept and name != last):
                 parts.append(f"{name}@{layer}" if parts else name)
+                last = name
         parts = parts or [next(iter(self.methods))]
         names = {part.split("@")[0] for part in parts}
         options = {name: dict(own) for name, own in self.methods.items() if name in names and own}
@@ -202,7 +219,8 @@ class Profile(JsonFile):
         """A JSON-ready dict, with the schema version."""
         rows = {str(k): {str(n): list(row[n]) for n in row} for k, row in self.rows.items()}
         given = {**asdict(self), "full": list(self.full)}
-        given |= {"rows": rows, "ranks": {str(k): name for k, name in self.ranks.items()}}
+        ranks = {str(k): {str(n): name for n, name in row.items()} for k, row in self.ranks.items()}
+        given |= {"rows": rows, "ranks": ranks}
         return {"schema_version": SCHEMA_VERSION, **given}
 
     @classmethod
@@ -214,17 +232,19 @@ class Profile(JsonFile):
         )
         try:
             rows = {int(k): {int(n): row[n] for n in row} for k, row in data.pop("rows").items()}
-            ranks = {int(k): str(name) for k, name in data.pop("ranks").items()}
+            ranks = {int(k): {int(n): row[n] for n in row} for k, row in data.pop("ranks").items()}
         except (AttributeError, TypeError) as error:
-            expected = "rows must be {layer: {tokens: losses}}, ranks {layer: method}"
+            expected = "rows must be {layer: {tokens: losses}}, ranks {layer: {tokens: method}}"
             raise ValueError(expected) from error
         return cls(**{**data, "rows": rows, "ranks": ranks})
 
 
 def _losses(given: Any) -> tuple[float, ...]:
     losses = tuple(given) if isinstance(given, (list, tuple)) else ()
-    if not losses or not all(type(x) in (int, float) and math.isfinite(x) for x in losses):
-        raise ValueError(f"losses must be finite numbers, one for each answer token, got {given!r}")
+    if not losses or not all(type(x) in (int, float) and 0 <= x < math.inf for x in losses):
+        raise ValueError(
+            f"losses must be numbers from 0 on, one for each answer token, got {given!r}"
+        )
     return tuple(map(float, losses))
 
 
@@ -268,9 +288,9 @@ def profile(
     Raises ValueError for bad input, FloatingPointError for numbers that are not finite.
 
     All measurements of one layer share the layers before it, which run once. Without any token,
-    all methods are the same: that is measured once. Of several methods, all run at a quarter of the
-    tokens on the first batch, the best two of these on all batches, and the best one is the
-    layer's.
+    all methods are the same: that is measured once. Several methods race at each layer on the first
+    batch, with few tokens kept and with many; the winners are measured on all batches, and the
+    profile has the better one of each measurement.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -321,24 +341,62 @@ def measured(
     adapter = adapter_for(model)(model)
     built = {name: build_method(name, options) for name, options in methods.items()}
     runs = _Runs(adapter, built, prepared, objective, journal or Journal(), callback)
-    first_layer = min(runs.first_layers.values())
     rows: dict[int, dict[int, list[float]]] = {}
-    ranks: dict[int, str] = {}
-    for layer in range(first_layer, runs.layers):
-        able = [name for name, first in runs.first_layers.items() if first <= layer]
-        row = {0: runs.losses(layer, 0, able[0])}
-        if len(able) > 1 and (probe := _next(row, runs, 2)) is not None:
-            probe = min(probe, math.ceil(runs.tokens / 4))
-            able.sort(key=lambda name: _mean(runs.losses(layer, probe, name, part=1)))
-            both = {name: runs.losses(layer, probe, name) for name in able[:2]}
-            able = sorted(both, key=lambda name: _mean(both[name]))
-            row[probe] = both[able[0]]
-        while (tokens := _next(row, runs, measurements)) is not None:
-            row[tokens] = runs.losses(layer, tokens, able[0])
-        rows[layer], ranks[layer] = row, able[0]
+    ranks: dict[int, dict[int, str]] = {}
+    race = _Race(runs)
+    for layer in range(min(runs.first_layers.values()), runs.layers):
+        able = race.able(layer)
+        row, who = {0: runs.losses(layer, 0, able[0])}, {0: able[0]}
+        if len(able) > 1 and _next(row, runs, 2) is not None:
+            able, levels = race.best(layer), [_levels(runs.tokens)[i] for i in PROBES]
+        else:
+            levels = []
+        while (tokens := levels.pop() if levels else _next(row, runs, measurements)) is not None:
+            found = {name: runs.losses(layer, tokens, name) for name in able}
+            who[tokens] = min(found, key=lambda name: _mean(found[name]))
+            row[tokens] = found[who[tokens]]
+        rows[layer], ranks[layer] = row, who
     own = (dict(methods), adapter.config.model_type, runs.layers, runs.tokens, objective)
     passes = round(runs.passes + runs.samples, 3)
     return Profile(*own, runs.full, rows, ranks, passes, versions())
+
+
+class _Race:
+    """Which of several methods rank best at a layer, on the first batch.
+
+    At the first layers all of them run. Later the best four so far do, and the others in turn.
+    """
+
+    def __init__(self, runs: _Runs):
+        self.runs = runs
+        # The methods that have run, best first.
+        self.standing: list[str] = []
+
+    def able(self, layer: int) -> list[str]:
+        """The methods that can rank what enters a layer, the best so far first."""
+        names = [name for name, first in self.runs.first_layers.items() if first <= layer]
+        return [*self.standing, *(name for name in names if name not in self.standing)]
+
+    def best(self, layer: int) -> list[str]:
+        """The best method at few tokens kept, and the best at many, if that is another."""
+        names, runs = self.able(layer), self.runs
+        known = len(self.standing)
+        in_turn = names[4:known][layer % max(1, known - 4) :][:1]
+        racers = names[:4] + in_turn + names[max(4, known) :]
+        levels = [_levels(runs.tokens)[i] for i in PROBES]
+        found = {
+            name: [_mean(runs.losses(layer, tokens, name, part=1)) for tokens in levels]
+            for name in racers
+        }
+        ranked = sorted(racers, key=lambda name: sum(math.log(x + FREE) for x in found[name]))
+        self.standing = [*ranked, *(name for name in self.standing if name not in racers)]
+        winners = [min(racers, key=lambda name: found[name][i]) for i in range(len(levels))]
+        return list(dict.fromkeys(winners))
+
+
+def _levels(tokens: int) -> list[int]:
+    """The numbers of tokens that a row may measure, and all of them, rising."""
+    return sorted({math.floor(share * tokens) for share in SHARES} | {tokens})
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -350,10 +408,9 @@ def _next(row: Mapping[int, Sequence[float]], runs: _Runs, most: int) -> int | N
 
     Steep is what changes the logarithm of (loss + 0.01) by more than 1.
     """
-    levels = {math.floor(share * runs.tokens) for share in SHARES} | {*row, runs.tokens}
     if len(row) >= most:
         return None
-    known, places = {**row, runs.tokens: runs.full}, sorted(levels)
+    known, places = {**row, runs.tokens: runs.full}, _levels(runs.tokens)
     found = [i for i, level in enumerate(places) if level in known]
     heights = [math.log(max(0.0, _mean(known[places[i]])) + FREE) for i in found]
     best, chosen = 1.0, None
@@ -449,4 +506,5 @@ class _Runs:
         """The losses of all processes at the answer tokens of some batches; None: of all."""
         numbers = range(len(self.prepared)) if batches is None else batches
         found = [token_losses(logits(i), self.prepared[i], self.objective) for i in numbers]
-        return [round(loss, 6) for loss in gathered(torch.cat(found).cpu()).tolist()]
+        losses = gathered(torch.cat(found).cpu()).clamp(min=0)
+        return [round(loss, 6) for loss in losses.tolist()]
