@@ -21,7 +21,7 @@ ROWS = 128
 #: Losses that the colour bar names.
 _TICKS = (0, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 #: Shares of the tokens of which a table tells the loss.
-SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 0.9)
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 # ---- in words -----------------------------------------------------------------------------------
@@ -50,7 +50,9 @@ def _traps(profile: Profile) -> str:
         return f"No layer ranks much worse than its neighbours with {method}."
     named = ", ".join(map(str, layers))
     one = len(layers) == 1
-    return f"{'Layer' if one else 'Layers'} {named} {'ranks' if one else 'rank'} badly with {method}."
+    return (
+        f"{'Layer' if one else 'Layers'} {named} {'ranks' if one else 'rank'} badly with {method}."
+    )
 
 
 def _price(profile: Profile) -> str:
@@ -59,17 +61,21 @@ def _price(profile: Profile) -> str:
     return f"{passes}, for {measured} measurements at {len(profile.rows)} layers"
 
 
+def share_losses(profile: Profile) -> dict[int, list[float]]:
+    """{layer: the mean losses, in nats, of keeping SHARES of the tokens from it on}."""
+    losses = profile.table([math.floor(share * profile.tokens) for share in SHARES]).mean(-1)
+    return {layer: losses[layer].tolist() for layer in profile.rows}
+
+
 def losses_table(profile: Profile) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table: layers, and the mean loss of keeping a few shares of the tokens.
+    """Header and rows of a table of `share_losses`.
 
     >>> from vispco import Profile
     >>> rows = {1: {0: [2.0]}, 2: {0: [0.0]}}
     >>> losses_table(Profile("fastv", {}, "llava", 3, 8, 1, "kl", [0.0], rows))[1][0]
-    ['1', '2.000', '1.531', '1.125', '0.500', '0.125', '0.031']
+    ['1', '2.000', '2.000', '1.125', '0.500', '0.125', '0.031']
     """
-    counts = [math.floor(share * profile.tokens) for share in SHARES]
-    losses = profile.table(counts).mean(-1)
-    rows = [[str(k), *(f"{loss:.3f}" for loss in losses[k].tolist())] for k in profile.rows]
+    rows = [[str(k), *(f"{x:.3f}" for x in row)] for k, row in share_losses(profile).items()]
     return ["layer", *(percent(share, 0) for share in SHARES)], rows
 
 
@@ -79,9 +85,9 @@ def plot_profile(
 ) -> None:
     """Draw the loss of keeping a share of the visual tokens from a layer on, to `.svg` or `.png`.
 
-    Colour is the mean loss g_k(n) in nats, on the scale log(loss + 0.01), from light (free) to dark.
-    Dots are what was measured; between these it is as `Profile.table` says. Trap layers have a
-    triangle above them, and a dashed line is before the exit layer.
+    Colour is the mean loss g_k(n) in nats, on the scale log(loss + 0.01): light is free, dark is
+    dear. Dots are what was measured; between these it is as `Profile.table` says. Trap layers have
+    a triangle above them, and a dashed line is before the exit layer.
     configs: schedules of the same model, drawn over it as stairs.
 
     The file is written atomically, and the same input gives the same bytes. Raises ValueError for

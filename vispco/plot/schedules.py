@@ -10,7 +10,12 @@ from .figure import MARKERS, budget_label, percents
 from .read import Runs
 
 #: How the marks on a staircase look, besides colour and shape.
-MARKER: dict[str, Any] = {"markersize": 5.5, "zorder": 3, "markeredgecolor": "white", "markeredgewidth": 0.6}
+MARKER: dict[str, Any] = {
+    "markersize": 5.5,
+    "zorder": 3,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+}
 
 
 def looks(named: Runs) -> dict[str, tuple]:
@@ -68,7 +73,8 @@ def draw_stairs(
     """A staircase: the keep ratio entering each layer, marked where tokens are missing.
 
     inches: how far it is set apart, to the right and up. width: of the line, in points.
-    style: of the marks, the colour of both included. halo: a white edge of the line, in points, that no other line is hidden by.
+    style: of the marks; line and marks have its colour. halo: points of white beside the line,
+    below all other lines.
     """
     from matplotlib.transforms import ScaledTranslation
 
