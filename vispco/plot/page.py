@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -61,8 +61,8 @@ _LEGEND = (
 )
 _PROFILE = (
     "The loss in nats, if all visual tokens enter the layers before k and a share of them, those "
-    "that the method ranks first, the others. The stairs are the configurations. On the questions "
-    "that the profile was measured on."
+    "that the method ranks first, the others. The stairs are the configurations: what counts is "
+    "the colour where they step down. On the questions that the profile was measured on."
 )
 _NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
 _STEPS = "The gradient, step by step; below, its last step for each budget."
@@ -164,7 +164,8 @@ def _profile(profile: Profile | None, frontier: Frontier) -> dict[str, list[str]
     if profile is None:
         return {}
     said = findings(profile)
-    draw = partial(plot_profile, profile, configs=[point.config for point in frontier.points])
+    configs = [replace(point.config, budget=point.budget) for point in frontier.points]
+    draw = partial(plot_profile, profile, configs=configs)
     picture = _picture(draw, "profile", f"loss by layer and share of the tokens kept. {said[0]}")
     words = "".join(f"<li>{_text(sentence)}</li>" for sentence in said)
     header, rows = losses_table(profile)
