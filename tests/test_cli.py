@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.reproduction.training.build import build_processor
-from vispco import Frontier, PruningConfig, __version__, testbed
+from vispco import Frontier, Profile, PruningConfig, __version__, testbed
 from vispco.commands import demo, demo_report
 from vispco.commands.main import main
 from vispco.commands.options import budgets
@@ -30,7 +30,7 @@ from vispco.utils.console import (
     wilson,
 )
 
-COMMANDS = ("search", "evaluate", "plot", "apply", "convert", "list", "demo")
+COMMANDS = ("search", "profile", "evaluate", "plot", "apply", "convert", "list", "demo")
 SMALL = ["--limit", "8", "--batch-size", "8"]
 TINY_DEMO = {
     "budgets": (0.3, 0.7),
@@ -223,6 +223,88 @@ def test_other_starts(start, steps, capsys):
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert sum("step" in line for line in lines) == steps and len(lines) > steps
     assert ("No gradient step was made" in Path("run/report.html").read_text()) is not bool(steps)
+
+
+def test_profile_writes_and_says_what_it_found(capsys):
+    pytest.importorskip("matplotlib")
+    command = ["profile", "-o", "deep/p", "--measurements", "2", *SMALL]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    names = sorted(path.name for path in Path("deep/p").iterdir())
+    assert names == ["journal.jsonl", "profile.json", "profile.png"] and not err
+    found = Profile.load("deep/p/profile.json")
+    assert found.method == "fastv" and found.layers == 4 and found.tokens == 64
+    lines = out.splitlines()
+    assert lines[2].split()[:5] == ["layer", "0", "%", "10", "%"]
+    assert lines[3].split()[:2] == ["1", f"{found.loss(1, 0):.3f}"]
+    assert (
+        f"Cost: {found.forward_passes:,.0f} forward passes" in out and "deep/p/profile.png" in out
+    )
+    fails(command, capsys, "deep/p holds a profile.json: choose another --output, --resume it")
+    assert main([*command, "--resume"]) == 0
+    assert capsys.readouterr().err == "deep/p: the profile had finished\n"
+    assert main([*command, "--overwrite", "--method", "random", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = Profile.load(result["profile"])
+    assert found.method == "random" and Path(result["picture"]).is_file()
+    assert result["losses"]["2"]["0.0"] == found.loss(2, 0) and result["exit"] == found.exit()
+    assert result["traps"] == found.traps() and len(result["findings"]) == 3
+
+
+def test_a_profile_goes_on_where_it_was(capsys):
+    command = ["profile", "-o", "p", "--measurements", "1", "--quiet", *SMALL]
+    assert main(command) == 0
+    capsys.readouterr()
+    whole, journal = Profile.load("p/profile.json"), Path("p/journal.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    # The search itself, and one measurement for each of three layers.
+    assert len(lines) == 4
+    Path("p/profile.json").unlink()
+    journal.write_text("".join(lines[:2]))
+    fails(command, capsys, "a profile that was interrupted")
+    assert main([*command, "--resume"]) == 0
+    assert Profile.load("p/profile.json") == whole and journal.read_text().count("\n") == 4
+
+
+def test_a_profile_without_matplotlib_says_why_there_is_no_picture(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["profile", "-o", "p", "--measurements", "1", *SMALL]) == 0
+    assert (
+        'no picture: plots need matplotlib: pip install "vispco[plot]"' in capsys.readouterr().out
+    )
+    assert not Path("p/profile.png").exists() and Path("p/profile.json").exists()
+
+
+def test_search_from_a_profile(monkeypatch, capsys):
+    from vispco.commands import search as command
+
+    totals = []
+    real = command.Progress
+    monkeypatch.setattr(command, "Progress", lambda n, *a: (totals.append(n), real(n, *a))[1])
+    asked = ["--start", "profile", "--budgets", "0.3,0.7", "--refinement", "2", "-o", "run"]
+    assert main(["search", *asked, *SMALL, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = Profile.load(result["profile"])
+    assert found.layers == 4 and result["meta"]["start"] == "profile" and totals == [4]
+    assert len(Path("run/log.jsonl").read_text().splitlines()) <= 4
+    assert all(row["share"] <= row["budget"] for row in result["configurations"])
+    page = Path("run/report.html").read_text()
+    assert "What your model does with its image" in page
+    if "No picture" not in page:
+        assert all(f"budget {share} %" in page for share in (30, 70))
+    assert main(["search", *asked, *SMALL, "--resume"]) == 0
+    assert capsys.readouterr().err == "run: the search had finished\n"
+    # A profile that is known costs nothing; another start's folder has none.
+    known = ["--profile", "run/profile.json", "--start", "profile", "--budgets", "0.3,0.7"]
+    assert main(["search", *known, "--refinement", "2", "-o", "again", *SMALL, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    spent = result["meta"]["forward_passes"] - again["meta"]["forward_passes"]
+    # The full model's answers are needed in any case.
+    assert spent == pytest.approx(found.forward_passes - 8)
+    assert again["configurations"][0]["tokens"] == result["configurations"][0]["tokens"]
+    fails(["search", *known, "--method", "random", "-o", "x", *SMALL], capsys, "measure another")
+    assert main(["search", "--budgets", "0.5", "-o", "run", "--overwrite", *SMALL]) == 0
+    assert not Path("run/profile.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -566,6 +648,21 @@ def fails(words, capsys, *expected, code=2):
             "--steps goes with --start gradient or shared",
         ),
         (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
+        (["search", "--start", "profile", "--steps", "3"], "not with profile"),
+        (["search", "--start", "profile", "--profile", "missing.json"], "missing.json: No such"),
+        (["search", "--start", "profile", "--profile", "good.json"], "good.json: a profile lacks"),
+        (["search", "--profile", "good.json"], "--profile goes with --start profile"),
+        (
+            ["search", "--start", "profile", "--kernel", "linear", "--budgets", "0.5", *SMALL],
+            "start='profile'",
+        ),
+        (["profile", "--method", "fastvv"], "did you mean 'fastv'?"),
+        (["profile", "--objective", "loss"], "invalid choice: 'loss'"),
+        (["profile", "--measurements", "0"], "from 1"),
+        (["profile", "--limit", "0"], "from 1"),
+        (["profile", "--output", "taken"], "taken is a file"),
+        (["profile", "--model", "llava-7b"], "unknown model 'llava-7b'"),
+        (["profile", "--overwrite", "--resume"], "not allowed with"),
         (["search", "--start", "shared", "--steps", "0"], "steps must be at least 1"),
         (
             ["search", "--start", "ramp", "--kernel", "linear", "--budgets", "0.5", *SMALL],

@@ -110,7 +110,7 @@ def test_links_lead_to_files_and_headings_in_the_repository(page):
 
 def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
     numbered = sorted(page.name for page in (ROOT / "docs").glob("[0-9]*.md"))
-    assert [int(page[:2]) for page in numbered] == list(range(11))
+    assert [int(page[:2]) for page in numbered] == list(range(12))
     assert all(f"]({page})" in prose(ROOT / "docs" / "README.md") for page in numbered)
     for page, following in pairwise(numbered):
         assert f"]({following})" in prose(ROOT / "docs" / page)[-300:], (

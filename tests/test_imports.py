@@ -35,7 +35,7 @@ FLOORS = [
     {"pruning"},
     {"methods", "models"},
     {"calibration"},
-    {"latency", "evaluate"},
+    {"latency", "evaluate", "profiling"},
     {"solvers"},
     {"search"},
     {"baselines"},
@@ -44,6 +44,8 @@ FLOORS = [
     {"commands"},
     {"__main__"},
 ]
+#: The one arrow up: a profile draws itself, when it is asked to.
+DRAWS = ("profiling", "plot.profile")
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 MAY_USE_TRANSFORMERS = {"models", "reading", "testbed", "commands", "data", "integrations"}
 MAY_USE_MORE = {
@@ -93,9 +95,11 @@ def inside(name, **kwargs):
         parts = target.split(".")
         if parts[0] == "vispco" and len(parts) > 1:
             options = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
-            yield next(
+            found = next(
                 (o for o in options if o in MODULES or f"{o}.__init__" in MODULES), "__init__"
             )
+            if (name, found) != DRAWS:
+                yield found
 
 
 def outside(name, **kwargs):

@@ -214,7 +214,13 @@ class Profile(JsonFile):
         counts = (ratios.double() * self.tokens).round().long()
         return predicted(self.table(), counts)
 
-    # ---- files ----------------------------------------------------------------------------------
+    # ---- pictures and files ---------------------------------------------------------------------
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draw it as a heat map, to an `.svg` or `.png` file: see `vispco.plot.plot_profile`."""
+        from .plot.profile import plot_profile
+
+        plot_profile(self, path)
+
     def to_dict(self) -> dict:
         """A JSON-ready dict, with the schema version."""
         rows = {str(k): {str(n): list(row[n]) for n in row} for k, row in self.rows.items()}

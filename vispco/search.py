@@ -43,7 +43,7 @@ def search(
     *,
     start: str | Mapping | Gradient | Shared | Ramp | Profiled = "gradient",
     kernel: str | Mapping = "monotone",
-    refinement: int | Mapping = 6,
+    refinement: int | Mapping | None = None,
     seed: int = 0,
     options: SearchOptions | Mapping | None = None,
     callback: Callable[[dict], Any] | None = None,
@@ -66,9 +66,10 @@ def search(
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
-        question}.
+        question}. None: 6, or 1 with start="profile", which measures by itself.
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
-    callback: called with a dict after every gradient step (budget, step, loss, slack, multiplier,
+    callback: called with a dict after every measurement of a profile (layer, tokens, method, loss),
+        after every gradient step (budget, step, loss, slack, multiplier,
         penalty, ...), and after every schedule of the refinement (budget, schedule, loss, best).
 
     Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
@@ -95,6 +96,7 @@ def search(
         )
     if not problem.adapter.differentiable(problem.scorer):
         chosen = _without_gradient(chosen, problem)
+    refinement = chosen.refinement if refinement is None else refinement
     points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     if isinstance(chosen, Shared):
         return SharedFrontier(points, meta, problem, solver)

@@ -79,6 +79,11 @@ def device(text: str) -> str:
     return text
 
 
+def methods(text: str) -> str | list[str]:
+    """A type for argparse: a method, several as `fastv,pdrop`, or `auto`."""
+    return [name.strip() for name in text.split(",")] if "," in text else text
+
+
 def budgets(text: str) -> list[float | str | dict]:
     """A type for argparse: `0.2,50%`, `0.1:0.9:9`, `1.8TFLOPs`. Each budget is listed once.
 

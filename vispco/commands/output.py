@@ -1,4 +1,4 @@
-"""What several commands write: JSON, configurations, metrics; and which process writes."""
+"""What several commands write: JSON, configurations, metrics; how they go on; who writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from ..evaluate import Record
 from ..frontier import Frontier
 from ..utils.console import budget_text, standard_error, wilson
 from ..utils.distributed import launched, rank
+from ..utils.journal import Journal
 
 
 def print_json(data: Any) -> None:
@@ -34,6 +37,45 @@ def check_file(path: str) -> None:
         raise ValueError(f"{path}: there is no folder {folder}; {advice}")
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def check_folder(
+    folder: Path, result: str, work: str, options: argparse.Namespace, begun: dict | None
+) -> None:
+    """Raise ValueError if the folder holds earlier work that nobody said what to do with.
+
+    result: the file that the work ends with. work: what it is called. begun: what its journal is
+    of, if it has one.
+    """
+    if options.overwrite or (options.resume and begun):
+        return
+    done = (folder / result).exists()
+    if done or begun:
+        what = f"a {result}" if done else f"a {work} that was interrupted"
+        resume = "--resume it, " if begun else ""
+        advice = f"choose another --output, {resume}or --overwrite it"
+        raise ValueError(f"{folder} holds {what}: {advice}")
+
+
+@contextlib.contextmanager
+def resumable(
+    folder: Path, work: str, options: argparse.Namespace, journal: Journal
+) -> Iterator[None]:
+    """Tell how to go on with work that is stopped, or how far it was when it went on."""
+    words = shlex.split(options.command)
+    command = [word for word in words if word not in ("--overwrite", "--resume")]
+    how = f"`{shlex.join([*command, '--resume'])}` goes on where it was"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {how}") from None
+    except OSError as error:  # such as a full disk
+        why = f"{error.strerror or error}; {how}"
+        raise OSError(error.errno, why, error.filename) from None
+    if options.resume and not options.quiet and journal.recalled:
+        recalled, computed = journal.recalled, journal.computed
+        done = f"went on after {recalled} results, with {computed} more"
+        print(f"{folder}: the {work} {done if computed else 'had finished'}", file=sys.stderr)
 
 
 def slug(budget: float | str | Mapping) -> str:

@@ -37,6 +37,11 @@ class Progress:
         """One more is done."""
         self._bar.update()
 
+    def reach(self, done: int, state: str) -> None:
+        """So many are done. state: what is being done."""
+        self._bar.set_postfix_str(state, refresh=False)
+        self._bar.update(done - self._bar.n)
+
     def __enter__(self) -> Progress:
         return self
 

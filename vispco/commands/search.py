@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shlex
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,26 @@ from ..calibration import prepare, shapes
 from ..frontier import Frontier
 from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
+from ..profiling import Profile, named_methods
 from ..pruning.forward import OBJECTIVES
-from ..registry import KERNELS, build_method
-from ..search import STARTS, SearchOptions, search
+from ..registry import KERNELS
+from ..search import STARTS, ProfiledFrontier, SearchOptions, search
 from ..ste import ESTIMATORS
 from ..utils.console import COST_HEADER, budget_text, cost_cells, output_folder, table
 from ..utils.distributed import rank, total
 from ..utils.journal import Journal
 from .conversations import first_question
 from .model import find_model
-from .options import add_data, add_json, add_model, budgets, non_negative_int, positive_float
-from .output import first_process, print_json, save_configs
+from .options import (
+    add_data,
+    add_json,
+    add_model,
+    budgets,
+    methods,
+    non_negative_int,
+    positive_float,
+)
+from .output import check_folder, first_process, print_json, resumable, save_configs
 from .progress import Progress
 from .questions import Questions, load_questions, reading_options
 
@@ -41,13 +47,17 @@ EXAMPLES = (
     "      --method fastv --kernel multi_step --budgets 0.2:0.9:8 --dtype bfloat16 --output run",
 )
 # Options that not every start takes. None: the start's own default.
-_OF_STARTS = ("steps", "learning_rate", "estimator", "checkpoint")
+_OF_STARTS = ("steps", "learning_rate", "estimator", "checkpoint", "profile")
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco search`."""
     add = sub.add_argument
-    add("--method", default="fastv", help="who ranks the tokens; several: vispruner+fastv@6")
+    several = (
+        "who ranks the tokens; vispruner+fastv@6: one after the other; with --start profile also "
+        "fastv,pdrop or auto: at each layer the best of several"
+    )
+    add("--method", type=methods, default="fastv", help=several)
     add("--kernel", default="monotone", help="the family of schedules")
     add(
         "--budgets",
@@ -60,8 +70,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     objective = "kl: stay close to the full model; task: answer right"
     add("--objective", choices=OBJECTIVES, default="kl", help=objective)
     start = (
-        "where the refinement starts. gradient: a descent for each budget, the paper's way; "
-        "shared: one descent for all budgets together; ramp: a rule without any gradient"
+        "where the refinement starts. profile: what each drop costs is measured once, and all "
+        "budgets are planned from it; gradient: a descent for each budget, the paper's way; "
+        "shared: one descent for all budgets together; profile: what each drop costs is measured "
+        "once, and every budget is planned from it; ramp: a rule without any gradient"
     )
     add("--start", choices=STARTS, default="gradient", help=start)
     steps = (
@@ -75,8 +87,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--estimator", choices=ESTIMATORS, help=estimator)
     checkpoint = "less memory, more time: run each layer again in the backward pass"
     add("--checkpoint", action="store_const", const=True, help=checkpoint)
+    profile = "of --start profile: what `vispco profile` wrote, so that it is not measured again"
+    add("--profile", metavar="FILE", help=profile)
     refinement = "schedules per budget that are measured after the start"
-    add("--refinement", type=non_negative_int, default=6, help=refinement)
+    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 1)")
     folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument
@@ -90,7 +104,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Search, write, print, with the processes of `torchrun`: the first one writes and prints."""
-    build_method(options.method)
+    named_methods(options.method)
     KERNELS.get(options.kernel)
     start_options(options)
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
@@ -113,6 +127,8 @@ def start_options(options: argparse.Namespace) -> Any:
             others = " or ".join(start for start in takes if name in takes[start])
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} goes with --start {others}, not with {options.start}")
+    if "profile" in given:
+        given["profile"] = Profile.load(given["profile"])
     return STARTS[options.start](**given)
 
 
@@ -125,7 +141,7 @@ def _search(
     """load: gives model and processor, once it is known that there is something to search."""
     start = start_options(options)
     begun = journal.search
-    _check_folder(folder, options, begun)
+    check_folder(folder, "frontier.json", "search", options, begun)
     questions = load_questions(options, "calibration")
     model, processor = load()
     batches = questions.batches(model, processor)
@@ -135,11 +151,17 @@ def _search(
     log = folder / "log.jsonl"
     steps: list[dict] = []
     descents = 1 if start.any_budget else len(options.budgets)
-    rounds = descents * getattr(start, "steps", 0) + len(options.budgets) * options.refinement
-    with _resumable(folder, options, journal):
+    refinement = start.refinement if options.refinement is None else options.refinement
+    rounds = descents * getattr(start, "steps", 0)
+    rounds += len(options.budgets) * (refinement + getattr(start, "screens", 0))
+    with resumable(folder, "search", options, journal):
         with Progress(rounds, "search", options.quiet) as bar:
 
             def on_step(record: dict) -> None:
+                if "layer" in record:
+                    # Of the profile, which comes first.
+                    bar.reach(0, f"profile, layer {record['layer']}")
+                    return
                 with open(log, "a" if steps else "w", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 steps.append(record)
@@ -152,22 +174,26 @@ def _search(
                 options.budgets,
                 start=start,
                 kernel=options.kernel,
-                refinement=options.refinement,
+                refinement=refinement,
                 seed=options.seed,
                 options=SearchOptions(options.objective, latency=latency, journal=journal),
                 callback=on_step,
             )
-        # An earlier search's log does not belong to one that made no step.
+        # An earlier search's log does not belong to one that made no step, nor does its profile.
         if not steps:
             log.unlink(missing_ok=True)
+        (folder / "profile.json").unlink(missing_ok=True)
         frontier.meta |= {"model": options.model, "data": options.data}
         files = save_configs(frontier, folder, "config")
         if latency:
             latency.save(folder / "latency.json")
         frontier.save(folder / "frontier.json")
+        profile = frontier.profile if isinstance(frontier, ProfiledFrontier) else None
+        if profile:
+            profile.save(folder / "profile.json")
         overlays, note = _overlays(options, frontier, questions, model, processor)
         report = folder / "report.html"
-        write_report(report, frontier, steps, options.command, overlays, note)
+        write_report(report, frontier, steps, options.command, overlays, note, profile)
     _print(options, folder, frontier, files)
 
 
@@ -184,6 +210,8 @@ def _print(options: argparse.Namespace, folder: Path, found: Frontier, files: li
             row |= {"tokens": config.tokens(config.n_visual or 0), "file": str(file)}
             rows.append(row)
         names = {"frontier": "frontier.json", "log": "log.jsonl", "report": "report.html"}
+        if isinstance(found, ProfiledFrontier):
+            names["profile"] = "profile.json"
         paths = {key: str(folder / name) for key, name in names.items()}
         print_json({**paths, "configurations": rows, "meta": found.meta})
         return
@@ -194,37 +222,6 @@ def _print(options: argparse.Namespace, folder: Path, found: Frontier, files: li
         f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
         f"with pictures in {folder / 'report.html'}"
     )
-
-
-def _check_folder(folder: Path, options: argparse.Namespace, begun: dict | None) -> None:
-    """Raise ValueError if the folder holds a search that nobody said what to do with."""
-    if options.overwrite or (options.resume and begun):
-        return
-    done = (folder / "frontier.json").exists()
-    if done or begun:
-        what = "a frontier.json" if done else "a search that was interrupted"
-        resume = "--resume it, " if begun else ""
-        advice = f"choose another --output, {resume}or --overwrite it"
-        raise ValueError(f"{folder} holds {what}: {advice}")
-
-
-@contextlib.contextmanager
-def _resumable(folder: Path, options: argparse.Namespace, journal: Journal) -> Iterator[None]:
-    """Tell how to go on with a search that is stopped, or how far one was that went on."""
-    words = shlex.split(options.command)
-    command = [word for word in words if word not in ("--overwrite", "--resume")]
-    how = f"`{shlex.join([*command, '--resume'])}` goes on where it was"
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; {how}") from None
-    except OSError as error:  # such as a full disk
-        why = f"{error.strerror or error}; {how}"
-        raise OSError(error.errno, why, error.filename) from None
-    if options.resume and not options.quiet and journal.recalled:
-        recalled, computed = journal.recalled, journal.computed
-        done = f"went on after {recalled} results, with {computed} more"
-        print(f"{folder}: the search {done if computed else 'had finished'}", file=sys.stderr)
 
 
 def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyTable:

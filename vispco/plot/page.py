@@ -1,4 +1,4 @@
-"""`write_report`: a search on one HTML page: frontier, table, kept tokens, convergence, settings.
+"""`write_report`: a search on one HTML page: frontier, profile, kept tokens, course, settings.
 
 The page needs no network and no script. All that came from data passes through `html.escape`.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..frontier import Frontier
+from ..profiling import Profile
 from ..utils.console import COST_HEADER, budget_text, cost_cells
 from ..utils.files import write_text
 from .convergence import ALL, PANELS, plot_convergence
 from .figure import require_matplotlib
 from .frontiers import plot_frontier
+from .profile import findings, losses_table, plot_profile
 from .svg import drawn
 
 _STYLE = """\
@@ -32,7 +34,7 @@ th, td { text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 td, dd, pre { overflow-wrap: anywhere }
 pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap }
-svg { width: 100%; height: auto } .note { color: #555 }"""
+svg { width: 100%; height: auto } .note { color: #555 } .small { max-width: 46rem }"""
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -57,6 +59,11 @@ _LEGEND = (
     "calibration questions themselves (vispco evaluate measures it on others). "
     "Right: the visual tokens that enter each layer."
 )
+_PROFILE = (
+    "The loss in nats, if all visual tokens enter the layers before k and a share of them, those "
+    "that the method ranks first, the others. The stairs are the configurations: what counts is "
+    "the colour where they step down. On the questions that the profile was measured on."
+)
 _NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
 _STEPS = "The gradient, step by step; below, its last step for each budget."
 _REFINED = "Refinement: schedules measured on all calibration data, and the best loss after them."
@@ -77,11 +84,12 @@ def write_report(
     command: str = "",
     overlays: Sequence[Overlay] = (),
     note: str = "",
+    profile: Profile | None = None,
 ) -> None:
     """Write the page, atomically. Without matplotlib it has no pictures, and says so.
 
     steps: the search's log, a mapping a step. command: what was typed. note: why there are no
-    overlays, if so.
+    overlays, if so. profile: what the search has measured of the model.
     Raises OSError if the page cannot be written.
 
     >>> import tempfile
@@ -100,6 +108,7 @@ def write_report(
     sections = {
         "Frontier and schedules": [curve, _note(_LEGEND)],
         "Configurations": [_configurations(frontier)],
+        **_profile(profile, frontier),
         "Kept tokens": kept or [_note(note or "None were drawn.")],
         "Convergence": _gradient(steps) + _refinement(steps),
         "How it was made": [*[f"<pre>{_text(command)}</pre>"] * bool(command), _settings(meta)],
@@ -148,6 +157,21 @@ def _configurations(frontier: Frontier) -> str:
         rows.append([*cost_cells(p), *map(_decimals, values)])
     header = [*COST_HEADER, loss, *measured]
     return _table(header, rows, numbers={1, 2, *range(4, len(header))})
+
+
+def _profile(profile: Profile | None, frontier: Frontier) -> dict[str, list[str]]:
+    """The section about the model: picture, words and numbers; no section without a profile."""
+    if profile is None:
+        return {}
+    said = findings(profile)
+    configs = [replace(point.config, budget=point.budget) for point in frontier.points]
+    draw = partial(plot_profile, profile, configs=configs)
+    picture = _picture(draw, "profile", f"loss by layer and share of the tokens kept. {said[0]}")
+    words = "".join(f"<li>{_text(sentence)}</li>" for sentence in said)
+    header, rows = losses_table(profile)
+    numbers = _table(header, rows, range(len(header)))
+    parts = [f'<div class="small">{picture}</div>', _note(_PROFILE), f"<ul>{words}</ul>", numbers]
+    return {"What your model does with its image": parts}
 
 
 def _decimals(value: Any) -> str:

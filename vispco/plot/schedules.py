@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..frontier import Frontier
 from .figure import MARKERS, budget_label, percents
 from .read import Runs
+
+#: How the marks on a staircase look, besides colour and shape.
+MARKER: dict[str, Any] = {
+    "markersize": 5.5,
+    "zorder": 3,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+}
 
 
 def looks(named: Runs) -> dict[str, tuple]:
@@ -29,7 +38,6 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
     crowded: how many panels share the height of the picture.
     """
     from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import ScaledTranslation
 
     by_seed = sorted(frontiers, key=lambda f: str(f.meta.get("seed")))
     points = sorted((p for f in by_seed for p in f.points), key=lambda p: p.share)
@@ -39,18 +47,9 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
     legend = {}
     for rank, point in enumerate(points):
         colour, marker = looks[str(point.budget)]
-        style = {"color": colour, "marker": marker, "markersize": 5.5, "zorder": 3}
-        style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
-        ratios = point.config.keep_ratios
+        style = {**MARKER, "color": colour, "marker": marker}
         inches = (rank - (len(points) - 1) / 2) * apart
-        moved = axes.transData + ScaledTranslation(inches, inches, axes.figure.dpi_scale_trans)
-        edges = [i - 0.5 for i in range(len(ratios) + 1)]
-        heights = [*ratios, ratios[-1]]
-        axes.step(edges, heights, where="post", color=colour, linewidth=width, transform=moved)
-        marked = [i for i, r in enumerate(ratios) if r < 1][:: max(1, layers // 12)]
-        marked = marked or [len(ratios) - 1]
-        heights = [ratios[i] for i in marked]
-        axes.plot(marked, heights, linestyle="none", transform=moved, **style)
+        draw_stairs(axes, point.config.keep_ratios, inches, width, style)
         if str(point.budget) not in legend:
             label = budget_label(point.budget)
             legend[str(point.budget)] = axes.plot([], [], linewidth=1.8, label=label, **style)[0]
@@ -61,3 +60,33 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
     space = {"handlelength": 1.6, "handletextpad": 0.5, "borderaxespad": 0.2}
     space["labelspacing"] = 0.5 if crowded == 1 else 0.2
     axes.legend(handles=[*legend.values()][::-1], title="budget", **box, **space)
+
+
+def draw_stairs(
+    axes,
+    ratios: Sequence[float],
+    inches: float,
+    width: float,
+    style: dict[str, Any],
+    halo: float = 0.0,
+) -> None:
+    """A staircase: the keep ratio entering each layer, marked where tokens are missing.
+
+    inches: how far it is set apart, to the right and up. width: of the line, in points.
+    style: of the marks; line and marks have its colour. halo: points of white beside the line,
+    below all other lines.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    moved = axes.transData + ScaledTranslation(inches, inches, axes.figure.dpi_scale_trans)
+    edges, heights = [i - 0.5 for i in range(len(ratios) + 1)], [*ratios, ratios[-1]]
+    line: dict[str, Any] = {"where": "post", "transform": moved}
+    # Below the lines and marks of all staircases.
+    below, colour = style["zorder"] - 2, style["color"]
+    if halo:
+        axes.step(edges, heights, color="white", linewidth=width + 2 * halo, zorder=below, **line)
+    axes.step(edges, heights, color=colour, linewidth=width, zorder=below + 1, **line)
+    marked = [i for i, r in enumerate(ratios) if r < 1][:: max(1, len(ratios) // 12)]
+    marked = marked or [len(ratios) - 1]
+    heights = [ratios[i] for i in marked]
+    axes.plot(marked, heights, linestyle="none", transform=moved, **style)

@@ -50,6 +50,8 @@ class Gradient:
     """
 
     name: ClassVar[str] = "gradient"
+    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
+    refinement: ClassVar[int] = 6
     #: Whether it answers other budgets afterwards.
     any_budget: ClassVar[bool] = False
     #: Whether it takes the budgets from the largest down.

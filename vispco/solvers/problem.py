@@ -189,6 +189,8 @@ class Ramp:
     """`start="ramp"`: a line from all tokens to none, as late as each budget allows."""
 
     name: ClassVar[str] = "ramp"
+    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
+    refinement: ClassVar[int] = 6
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False

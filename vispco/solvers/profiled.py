@@ -35,15 +35,17 @@ from .surrogate import log_loss
 class Profiled:
     """Options of `start="profile"`: one profile answers all budgets.
 
-    questions: calibration questions that the profile and the screening use, in whole batches.
+    questions: calibration questions of the profile, in whole batches, and of the screening, which
+        has others if there are so many.
     measurements: most measurements of the profile at one layer, see `vispco.profile`.
-    screens: schedules per budget that are measured on these questions. finals: of these, how many
-        are measured on all.
+    screens: schedules per budget that are measured on a part of the data. finals: of these, how
+        many are measured on all.
     profile: one that was measured before, of the same model, method and objective; None: measured.
     Raises ValueError for bad values.
     """
 
     name: ClassVar[str] = "profile"
+    refinement: ClassVar[int] = 1
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
@@ -85,7 +87,7 @@ class Planned:
         # The profile's losses (L, tokens + 1, A), and the plans (C, L) of every limit.
         self.table = torch.empty(0)
         self.plans: list[Tensor] = []
-        # The batches of the profile and the screening.
+        # The batches of the screening.
         self.part: list[int] = []
         self.evaluators: Sequence[Evaluator] = ()
         self.guidance: dict[str, Any] = {"propose": self.propose, "whole": True}
@@ -116,16 +118,16 @@ class Planned:
         self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
     ) -> float:
         """Profile, plan, screen, and measure the best; returns the passes of the profile."""
-        self.part, self.evaluators = self._part(), evaluators
-        part, problem = self.part, self.problem
+        (first, part), problem = self._parts(), self.problem
+        self.part, self.evaluators = part, evaluators
         spent = 0.0
         profile = self.profile
         if profile is None:
-            batches = [problem.prepared[i] for i in part]
+            batches = [problem.prepared[i] for i in first]
             given = problem.methods, problem.options.objective, self.options.measurements
-            profile = measured(problem.model, batches, *given, journal)
+            profile = measured(problem.model, batches, *given, journal, problem.callback)
             # The full model's answers are known already.
-            spent = profile.forward_passes - total(sum(map(len, batches)))
+            spent = profile.forward_passes - self._size(first)
         self.profile, self.table = profile, profile.table(problem.tokens)
         for limit, evaluator in zip(limits, evaluators, strict=True):
             evaluator.ranked_by = profile.ranked_by
@@ -137,6 +139,7 @@ class Planned:
             self.plans.append(found)
             evaluator.losses([tuple((found[0] / limit.tokens).tolist())], part)
         how: dict[str, Any] = {**self.guidance, "prior": self._prior, "part": part}
+        how["callback"] = problem.callback
         refine(evaluators, limits, self.options.screens - 1, self.seed, **how)
         screened = fitted(evaluators, self._prior, part)
         self.guidance["prior"] = lambda ratios: screened(ratios)[0]
@@ -144,14 +147,23 @@ class Planned:
             evaluator.losses(evaluator.ranked(part)[: self.options.finals])
         return spent
 
-    def _part(self) -> list[int]:
-        """Numbers of the batches that the profile and the screening use."""
+    def _parts(self) -> list[list[int]]:
+        """Numbers of the batches that the profile uses, and of those that the screening uses.
+
+        They are others, if half as many questions are left: what the profile has not seen tells
+        more of a plan.
+        """
         prepared, seed = self.problem.prepared, torch.Generator().manual_seed(self.seed)
-        part: list[int] = []
+        parts: list[list[int]] = [[], []]
         for i in torch.randperm(len(prepared), generator=seed).tolist():
-            if total(sum(len(prepared[j]) for j in part)) < self.options.questions:
-                part.append(i)
-        return sorted(part)
+            few = [part for part in parts if self._size(part) < self.options.questions]
+            if few:
+                few[0].append(i)
+        first, second = map(sorted, parts)
+        return [first, second if 2 * self._size(second) >= self.options.questions else first]
+
+    def _size(self, part: Sequence[int]) -> int:
+        return total(sum(len(self.problem.prepared[i]) for i in part))
 
     def _predict(self, counts: Tensor) -> Tensor:
         return predicted(self.table, counts)

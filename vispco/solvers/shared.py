@@ -52,6 +52,8 @@ class Shared:
     """
 
     name: ClassVar[str] = "shared"
+    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
+    refinement: ClassVar[int] = 6
     #: Whether it answers other budgets afterwards.
     any_budget: ClassVar[bool] = True
     #: Whether it takes the budgets from the largest down.
