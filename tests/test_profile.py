@@ -218,15 +218,15 @@ def test_the_best_plan_is_the_best_there_is(seed):
         if list(row) == sorted(row, reverse=True)
     ]
     every = torch.tensor([[6, *row] for row in every])
-    best = predicted(table, every[own.fits(every)]).min()
+    best = predicted(table, every[own.fits(every)] / 6).min()
     found = plans(table, own, seed)
-    losses = predicted(table, found)
+    losses = predicted(table, found / 6)
     assert (losses[1:] >= losses[:-1]).all()
     assert float(losses[0]) == pytest.approx(float(best), abs=1e-9)
 
 
 # ---- the search ------------------------------------------------------------------------------
-QUICK = Profiled(questions=2, screens=3, finals=1)
+QUICK = Profiled(questions=2)
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +244,8 @@ def test_every_budget_is_held_and_others_are_planned_with_no_pass_but_their_own(
         and found.meta["start"] == "profile"
     )
     more = found.frontier([0.5, 0.6])
-    # The full model, and for each budget the best plan: on the profile's part, then on all.
-    assert more.meta["forward_passes"] == 6 + 2 * (2 + 6)
+    # The full model, and for each budget the best plan.
+    assert more.meta["forward_passes"] == 6 + 2 * 6
     assert all(point.share <= point.budget for point in more.points)
     assert found.config(0.5) == more.points[0].config
 
@@ -275,15 +275,15 @@ def test_a_kernel_of_steps_gets_so_many(llava, batches, kernel, most):
 
 def test_a_given_profile_must_be_of_this_model_and_method(llava, batches):
     profile = vispco.profile(llava, batches[:1])
-    start = Profiled(profile=profile, screens=1, finals=1)
+    start = Profiled(profile=profile)
     found = vispco.search(llava, batches, budgets=[0.5], start=start, refinement=0)
     assert found.profile is profile
     with pytest.raises(
         ValueError, match="profile is of llava, {'fastv.*search is of llava, {'pdrop"
     ):
         vispco.search(llava, batches, "pdrop", budgets=[0.5], start=start)
-    with pytest.raises(ValueError, match="screens must be"):
-        Profiled(screens=0)
+    with pytest.raises(ValueError, match="questions must be"):
+        Profiled(questions=0)
 
 
 def test_several_limits_hold_at_once(llava, batches):

@@ -20,7 +20,7 @@ def profile(rows, tokens=TOKENS, layers=None, model="llava", **more):
     """A profile of two answer tokens, of which the second loses half as much."""
     rows = {k: {n: [loss, loss / 2] for n, loss in row.items()} for k, row in rows.items()}
     layers = layers or 1 + max(rows)
-    return Profile("fastv", {}, model, layers, tokens, min(rows), "kl", [0.0, 0.0], rows, **more)
+    return Profile({"fastv": {}}, model, layers, tokens, "kl", [0.0, 0.0], rows, **more)
 
 
 def trapped(**more):

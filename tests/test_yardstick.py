@@ -26,8 +26,8 @@ TINY = {
     "ramp-refined": ({"name": "ramp"}, 1),
     "gradient": ({"name": "gradient", "steps": 1}, 1),
     "shared": ({"name": "shared", "steps": 1}, 1),
-    "profile": ({"name": "profile", "measurements": 1, "screens": 2, "finals": 1}, 1),
-    "profile-lean": ({"name": "profile", "measurements": 1, "screens": 1, "finals": 1}, 0),
+    "profile": ({"name": "profile", "measurements": 1}, 1),
+    "profile-lean": ({"name": "profile", "measurements": 1}, 0),
 }
 
 

@@ -211,8 +211,7 @@ class Profile(JsonFile):
         Exact for one drop. An answer is lost if any of the drops loses it. (The sum over the
         drops instead of the largest counts what is lost twice.)
         """
-        counts = (ratios.double() * self.tokens).round().long()
-        return predicted(self.table(), counts)
+        return predicted(self.table(), ratios.double())
 
     # ---- pictures and files ---------------------------------------------------------------------
     def plot(self, path: str | os.PathLike) -> None:
@@ -254,17 +253,17 @@ def _losses(given: Any) -> tuple[float, ...]:
     return tuple(map(float, losses))
 
 
-def predicted(table: Tensor, counts: Tensor) -> Tensor:
+def predicted(table: Tensor, ratios: Tensor) -> Tensor:
     """The mean over the answer tokens of the largest loss of a drop: (C,), see `Profile.predict`.
 
-    table: (L, tokens + 1, A) losses of one drop. counts: (C, L) whole tokens.
+    table: (L, parts + 1, A) losses of one drop. ratios: (C, L) kept shares of the tokens.
     """
-    layers, most, _ = table.shape
-    before = torch.cat([torch.full_like(counts[:, :1], most - 1), counts[:, :-1]], 1)
-    worst = table[0, -1].expand(len(counts), -1)
-    for k in range(layers):
-        drops = (counts[:, k] < before[:, k])[:, None]
-        worst = torch.where(drops, torch.maximum(worst, table[k, counts[:, k]]), worst)
+    before = torch.cat([torch.ones_like(ratios[:, :1]), ratios[:, :-1]], 1)
+    places = (ratios * (table.shape[1] - 1)).round().long()
+    worst = table[0, -1].expand(len(ratios), -1)
+    for k in range(len(table)):
+        drops = (ratios[:, k] < before[:, k])[:, None]
+        worst = torch.where(drops, torch.maximum(worst, table[k, places[:, k]]), worst)
     return worst.mean(-1)
 
 

@@ -66,7 +66,7 @@ def search(
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
-        question}. None: 6, or 1 with start="profile", which measures by itself.
+        question}. None: 6, or 5 with start="profile".
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
     callback: called with a dict after every measurement of a profile (layer, tokens, method, loss),
         after every gradient step (budget, step, loss, slack, multiplier,
@@ -165,7 +165,7 @@ class ProfiledFrontier(AnyBudget):
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
     >>> batches = testbed.batches("calibration", n=32, batch_size=32)
-    >>> start = Profiled(screens=2, finals=1)
+    >>> start = Profiled()
     >>> found = search(model, batches, budgets=[0.5], start=start, refinement=0)
     >>> found.profile.exit(), found.config(0.3).describe()[:5]
     (6, 'fastv')

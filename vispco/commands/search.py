@@ -90,7 +90,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     profile = "of --start profile: what `vispco profile` wrote, so that it is not measured again"
     add("--profile", metavar="FILE", help=profile)
     refinement = "schedules per budget that are measured after the start"
-    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 1)")
+    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 5)")
     folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument
@@ -153,7 +153,7 @@ def _search(
     descents = 1 if start.any_budget else len(options.budgets)
     refinement = start.refinement if options.refinement is None else options.refinement
     rounds = descents * getattr(start, "steps", 0)
-    rounds += len(options.budgets) * (refinement + getattr(start, "screens", 0))
+    rounds += len(options.budgets) * refinement
     with resumable(folder, "search", options, journal):
         with Progress(rounds, "search", options.quiet) as bar:
 

@@ -30,7 +30,7 @@ def findings(profile: Profile) -> list[str]:
 
     >>> from vispco import Profile
     >>> rows = {1: {0: [2.0]}, 2: {0: [0.0]}}
-    >>> findings(Profile("fastv", {}, "llava", 3, 8, 1, "kl", [0.0], rows, 12.5))[0]
+    >>> findings(Profile({"fastv": {}}, "llava", 3, 8, "kl", [0.0], rows, {}, 12.5))[0]
     'From layer 2 on the image is dead weight: losing all of it costs at most 0.01 nats.'
     """
     return [_exit(profile), _traps(profile), f"Cost: {_price(profile)}."]
@@ -63,7 +63,8 @@ def _price(profile: Profile) -> str:
 
 def share_losses(profile: Profile) -> dict[int, list[float]]:
     """{layer: the mean losses, in nats, of keeping SHARES of the tokens from it on}."""
-    losses = profile.table([math.floor(share * profile.tokens) for share in SHARES]).mean(-1)
+    kept = [math.floor(share * profile.tokens) for share in SHARES]
+    losses = profile.table()[:, kept].mean(-1)
     return {layer: losses[layer].tolist() for layer in profile.rows}
 
 
@@ -72,7 +73,7 @@ def losses_table(profile: Profile) -> tuple[list[str], list[list[str]]]:
 
     >>> from vispco import Profile
     >>> rows = {1: {0: [2.0]}, 2: {0: [0.0]}}
-    >>> losses_table(Profile("fastv", {}, "llava", 3, 8, 1, "kl", [0.0], rows))[1][0]
+    >>> losses_table(Profile({"fastv": {}}, "llava", 3, 8, "kl", [0.0], rows))[1][0]
     ['1', '2.000', '2.000', '1.125', '0.500', '0.125', '0.031']
     """
     rows = [[str(k), *(f"{x:.3f}" for x in row)] for k, row in share_losses(profile).items()]
@@ -96,7 +97,7 @@ def plot_profile(
     >>> import tempfile
     >>> from vispco import Profile
     >>> rows = {1: {0: [2.0], 4: [0.5]}, 2: {0: [0.0]}}
-    >>> profile = Profile("fastv", {}, "llava", 3, 8, 1, "kl", [0.0], rows)
+    >>> profile = Profile({"fastv": {}}, "llava", 3, 8, "kl", [0.0], rows)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     plot_profile(profile, f"{folder}/profile.svg", [PruningConfig("fastv", [1, 0.5, 0])])
     """
@@ -128,7 +129,7 @@ def shades(profile: Profile) -> tuple[list[int], Tensor]:
     """What the colours stand for: whole tokens, rising, and log(loss + 0.01) (layers, tokens)."""
     rows = min(profile.tokens, ROWS)
     counts = [round(i * profile.tokens / rows) for i in range(rows + 1)]
-    return counts, (profile.table(counts).mean(-1).clamp(min=0) + FREE).log()
+    return counts, (profile.table()[:, counts].mean(-1).clamp(min=0) + FREE).log()
 
 
 def _draw_map(axes, profile: Profile):

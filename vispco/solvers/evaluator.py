@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -26,8 +25,8 @@ class Evaluator:
     prepared: the calibration data, from `vispco.calibration.prepare`. template: the fields of a
     `PruningConfig` without its keep ratios. objective: what is measured, "kl" or "task". journal:
     where measurements are kept; None: nowhere.
-    records: {schedule: what all of the calibration data gave}. screened: the same of parts of the
-    data, {numbers of the batches: records}. passes: forward passes of one question so far.
+    records: {schedule: what all of the calibration data gave}. passes: forward passes of one
+    question so far.
     """
 
     def __init__(
@@ -43,7 +42,6 @@ class Evaluator:
         self.journal = journal or Journal()
         self.samples = total(sum(map(len, self.prepared)))
         self.records: dict[Schedule, Record] = {}
-        self.screened: defaultdict[tuple[int, ...], dict[Schedule, Record]] = defaultdict(dict)
         self.passes = 0
         # `method` and `method_options` of a schedule, where they depend on it.
         self.ranked_by: Callable[[Schedule], dict] = lambda schedule: {}
@@ -69,26 +67,18 @@ class Evaluator:
         """The objective of each schedule, on all batches, or on those with the numbers `part`."""
         return [self.loss(self._run(schedule, part)) for schedule in schedules]
 
-    def size(self, part: Sequence[int] | None = None) -> int:
-        """Forward passes of one question that a measurement takes, on all or on a part."""
-        return self.samples if part is None else total(sum(len(self.prepared[i]) for i in part))
-
-    def known(self, part: Sequence[int] | None = None) -> dict[Schedule, Record]:
-        """What is measured already, on all of the data or on a part."""
-        return self.records if part is None else self.screened[tuple(part)]
-
     def _run(self, schedule: Schedule, part: Sequence[int] | None) -> Record:
-        known = self.known(part)
-        if schedule in known:
-            return known[schedule]
+        if part is None and schedule in self.records:
+            return self.records[schedule]
         batches = self.prepared if part is None else [self.prepared[i] for i in part]
         budget = self.template.get("budget")
         asked = {"schedule": schedule, "batches": part or "all", "budget": budget}
         with during(f"budget {budget!r}, keep ratios {[round(r, 4) for r in schedule]}"):
             found = self.journal.recall(asked, lambda: self._measure(schedule, batches))
         record = Record(**{**found, "correct": torch.tensor(found["correct"], dtype=torch.bool)})
-        self.passes += self.size(part)
-        known[schedule] = record
+        self.passes += total(sum(map(len, batches)))
+        if part is None:
+            self.records[schedule] = record
         return record
 
     def _measure(self, schedule: Schedule, batches: list[PreparedBatch]) -> dict:
@@ -98,12 +88,7 @@ class Evaluator:
     @property
     def ranking(self) -> list[Schedule]:
         """The schedules measured on all batches, best first."""
-        return self.ranked()
-
-    def ranked(self, part: Sequence[int] | None = None) -> list[Schedule]:
-        """The schedules measured on all batches, or on a part, best first."""
-        known = self.known(part)
-        return sorted(known, key=lambda schedule: self.loss(known[schedule]))
+        return sorted(self.records, key=lambda schedule: self.loss(self.records[schedule]))
 
     @property
     def best(self) -> Schedule:

@@ -33,7 +33,7 @@ POPULATION, GENERATIONS = 48, 30
 def plans(table: Tensor, limit: Budget, seed: int = 0, *, drops: int = DROPS) -> Tensor:
     """Counts (C, L) of whole tokens within the limit, of the least predicted loss first.
 
-    table: (L, tokens + 1, A) losses of one drop, see `vispco.Profile.table`. drops: the most drops
+    table: (L, parts + 1, A) losses of one drop, see `vispco.Profile.table`. drops: the most drops
     of a plan, the last one included.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -42,10 +42,10 @@ def plans(table: Tensor, limit: Budget, seed: int = 0, *, drops: int = DROPS) ->
     drawn = random_plans(limit, POPULATION, drops, generator)
     found = fill(torch.cat([chains, single_drops(limit), drawn]), limit, generator)
     for _ in range(GENERATIONS):
-        found = found[predicted(table, found).argsort(stable=True)[: 2 * POPULATION]]
+        found = found[predicted(table, found / limit.tokens).argsort(stable=True)[: 2 * POPULATION]]
         children = offspring(found[:POPULATION], limit, POPULATION, drops, generator)
         found = torch.cat([found, fill(children, limit, generator)]).unique(dim=0)
-    return found[predicted(table, found).argsort(stable=True)[: 2 * POPULATION]]
+    return found[predicted(table, found / limit.tokens).argsort(stable=True)[: 2 * POPULATION]]
 
 
 def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) -> Tensor:
@@ -53,8 +53,8 @@ def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) 
 
         V_k(n) = min over m <= n of   max(0, g_k(m) - g_k(n))  +  lambda f_k(m)  +  V_{k+1}(m)
 
-    losses: (L, tokens + 1) g_k(n). The prices are spread evenly in their logarithm. n and m are
-    among 65 numbers of tokens, if there are so many.
+    losses: (L, parts + 1) g_k(n), n in parts of the tokens. The prices are spread evenly in their
+    logarithm. n and m are among 65 numbers of tokens, if there are so many.
     """
     at = torch.linspace(0, limit.tokens, min(levels, limit.tokens) + 1).round().long()
     # f_k(m) of the largest prompt, as a share of what can be pruned: (L, levels)
@@ -62,7 +62,7 @@ def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) 
     ones = at[:, None].expand(-1, limit.layers)
     cost = limit.cost.layers(ones, limit.n_text[largest]).double().T
     cost = cost / float(limit.full[largest] - limit.text[largest])
-    g = losses[:, at].double()
+    g = losses[:, (at * (losses.shape[1] - 1) / limit.tokens).round().long()].double()
     price = torch.logspace(-4, 2, prices, dtype=torch.float64)[:, None, None]
     rises = at[None, :] > at[:, None]
     value = torch.zeros(prices, len(at), dtype=torch.float64)

@@ -1,13 +1,12 @@
 """`start="profile"`: profile the model once, plan every budget from it, measure the best plans.
 
-    profile    g_k(n), the loss of n tokens from layer k on          (`vispco.profile`)
-    plan       staircases of least predicted loss on each budget     (`vispco.solvers.plan`)
-    screen     the most promising ones on a part of the data, the profile being the prior of the
-               surrogate (`vispco.solvers.refine`)
-    measure    the best of these on all of the data
+    profile   g_k(n), the loss of n tokens from layer k on, on a part of the data (`vispco.profile`)
+    plan      staircases of least predicted loss on each budget      (`vispco.solvers.plan`)
+    refine    what is measured of them corrects what is expected: the prediction is the prior of the
+              surrogate (`vispco.solvers.refine`)
 
-Each stage tells the next one what to expect: what the surrogate has learned of a part of the data
-is its prior for all of it.
+The rule that costs nothing (`vispco.schedule.ramp`) is measured beside the best plan of each
+budget: a profile of single drops does not know how drops interact.
 """
 
 from __future__ import annotations
@@ -20,48 +19,48 @@ import torch
 from torch import Tensor
 
 from ..budget import Budget
+from ..calibration import PreparedBatch
 from ..profiling import Profile, measured, predicted
+from ..schedule import ramp
 from ..utils.digest import key
 from ..utils.distributed import total
 from ..utils.journal import Journal
 from .evaluator import Evaluator
 from .plan import DROPS, fill, offspring, plans
 from .problem import Problem
-from .refine import fitted, moves, refine
+from .refine import nearby
 from .surrogate import log_loss
+
+#: Numbers of tokens kept that are told apart in predictions, at most.
+PARTS = 256
 
 
 @dataclass(frozen=True)
 class Profiled:
     """Options of `start="profile"`: one profile answers all budgets.
 
-    questions: calibration questions of the profile, in whole batches, and of the screening, which
-        has others if there are so many.
+    questions: calibration questions of the profile, in whole batches, drawn at random.
     measurements: most measurements of the profile at one layer, see `vispco.profile`.
-    screens: schedules per budget that are measured on a part of the data. finals: of these, how
-        many are measured on all.
+    rule: whether the ramp of each budget is measured, too.
     profile: one that was measured before, of the same model, method and objective; None: measured.
     Raises ValueError for bad values.
     """
 
     name: ClassVar[str] = "profile"
-    refinement: ClassVar[int] = 1
+    refinement: ClassVar[int] = 5
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
 
     questions: int = 32
     measurements: int = 6
-    screens: int = 12
-    finals: int = 2
+    rule: bool = True
     profile: Profile | None = None
 
     def __post_init__(self):
-        least = {"questions": 1, "measurements": 1, "screens": 1, "finals": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name} must be a whole number from {lowest} on, got {value!r}")
+        for name in ("questions", "measurements"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
 
     def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> Planned:
         """A planner for the problem. Raises ValueError for a kernel that forms no staircases, or a
@@ -70,7 +69,7 @@ class Profiled:
 
 
 class Planned:
-    """Plans and screens schedules for every limit."""
+    """Plans schedules for every limit."""
 
     def __init__(self, options: Profiled, problem: Problem, limits: Sequence[Budget], seed: int):
         kernel = problem.kernel
@@ -87,19 +86,16 @@ class Planned:
         # The profile's losses (L, tokens + 1, A), and the plans (C, L) of every limit.
         self.table = torch.empty(0)
         self.plans: list[Tensor] = []
-        # The batches of the screening.
-        self.part: list[int] = []
         self.evaluators: Sequence[Evaluator] = ()
-        self.guidance: dict[str, Any] = {"propose": self.propose, "whole": True}
+        self.guidance = {"propose": self.propose, "whole": True, "prior": self._prior}
 
     def again(self) -> Profiled:
         """The start for further budgets: the profile is known, the best plan is measured once."""
-        return replace(self.options, profile=self.profile, screens=1, finals=1)
+        return replace(self.options, profile=self.profile, rule=False)
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""
-        own = {name: getattr(self.options, name) for name in ("questions", "measurements")}
-        own |= {"screens": self.options.screens, "finals": self.options.finals}
+        own = {name: getattr(self.options, name) for name in ("questions", "measurements", "rule")}
         given = self.options.profile
         return own if given is None else {**own, "profile": key(profile=given.to_dict())[:16]}
 
@@ -117,74 +113,57 @@ class Planned:
     def run(
         self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
     ) -> float:
-        """Profile, plan, screen, and measure the best; returns the passes of the profile."""
-        (first, part), problem = self._parts(), self.problem
-        self.part, self.evaluators = part, evaluators
-        spent = 0.0
-        profile = self.profile
+        """Profile, plan, and measure the best; returns the passes of the profile."""
+        problem, profile, spent = self.problem, self.profile, 0.0
+        self.evaluators = evaluators
         if profile is None:
-            batches = [problem.prepared[i] for i in first]
+            batches = self._part()
             given = problem.methods, problem.options.objective, self.options.measurements
             profile = measured(problem.model, batches, *given, journal, problem.callback)
             # The full model's answers are known already.
-            spent = profile.forward_passes - self._size(first)
-        self.profile, self.table = profile, profile.table(problem.tokens)
+            spent = profile.forward_passes - _size(batches)
+        self.profile, self.table = profile, profile.table(min(problem.tokens, PARTS))
         for limit, evaluator in zip(limits, evaluators, strict=True):
             evaluator.ranked_by = profile.ranked_by
-            if limit.holds(limit.everything):
-                self.plans.append(torch.tensor([limit.everything]))
-                evaluator.losses([(1.0,) * limit.layers])
-                continue
-            found = plans(self.table, limit, self.seed, drops=self.drops)
+            found = torch.tensor([limit.everything])
+            if not limit.holds(limit.everything):
+                found = plans(self.table, limit, self.seed, drops=self.drops)
             self.plans.append(found)
-            evaluator.losses([tuple((found[0] / limit.tokens).tolist())], part)
-        how: dict[str, Any] = {**self.guidance, "prior": self._prior, "part": part}
-        how["callback"] = problem.callback
-        refine(evaluators, limits, self.options.screens - 1, self.seed, **how)
-        screened = fitted(evaluators, self._prior, part)
-        self.guidance["prior"] = lambda ratios: screened(ratios)[0]
-        for evaluator in evaluators:
-            evaluator.losses(evaluator.ranked(part)[: self.options.finals])
+            begin = found[:1]
+            if self.options.rule and self.problem.kernel.free:
+                rule = (ramp(limit) * limit.tokens).round().long()[None]
+                begin = torch.cat([begin, fill(rule, limit, torch.Generator())])
+            evaluator.losses(sorted({tuple(row) for row in (begin / limit.tokens).tolist()}))
         return spent
 
-    def _parts(self) -> list[list[int]]:
-        """Numbers of the batches that the profile uses, and of those that the screening uses.
-
-        They are others, if half as many questions are left: what the profile has not seen tells
-        more of a plan.
-        """
-        prepared, seed = self.problem.prepared, torch.Generator().manual_seed(self.seed)
-        parts: list[list[int]] = [[], []]
-        for i in torch.randperm(len(prepared), generator=seed).tolist():
-            few = [part for part in parts if self._size(part) < self.options.questions]
-            if few:
-                few[0].append(i)
-        first, second = map(sorted, parts)
-        return [first, second if 2 * self._size(second) >= self.options.questions else first]
-
-    def _size(self, part: Sequence[int]) -> int:
-        return total(sum(len(self.problem.prepared[i]) for i in part))
-
-    def _predict(self, counts: Tensor) -> Tensor:
-        return predicted(self.table, counts)
+    def _part(self) -> list[PreparedBatch]:
+        """The batches of the profile."""
+        prepared, part = self.problem.prepared, list[PreparedBatch]()
+        drawn = torch.Generator().manual_seed(self.seed)
+        for i in torch.randperm(len(prepared), generator=drawn).tolist():
+            if _size(part) < self.options.questions:
+                part.append(prepared[i])
+        return part
 
     def _prior(self, ratios: Tensor) -> Tensor:
-        counts = (ratios.double() * self.problem.tokens).round().long()
-        return log_loss(self._predict(counts))
+        return log_loss(predicted(self.table, ratios.double()))
 
     def propose(self, i: int, generator: torch.Generator) -> Tensor:
         """Candidates (C, L) on budget i, steps as steps: plans, and what is near the best ones."""
         limit, near = self.limits[i], (i, i - 1, i + 1)
         found = []
         for evaluator in (self.evaluators[j] for j in near if 0 <= j < len(self.evaluators)):
-            found += evaluator.ranked()[:4] + evaluator.ranked(self.part)[:6]
+            found += evaluator.ranking[:6]
         best = torch.tensor(list(dict.fromkeys(found)), dtype=torch.float64)
         counts = (best * limit.tokens).round().long()
         few = offspring(counts, limit, 128, self.drops, generator)
         made = [counts, few, self.plans[i]]
-        if self.drops == DROPS:
-            # A part of a drop goes elsewhere: where layers are few, many small drops may be best.
-            parents = best[torch.randint(len(best), (64,), generator=generator)]
-            apart = moves(parents, limit.first_layer, generator)
-            made.append((apart * limit.tokens).round().long())
+        if self.problem.kernel.free:
+            # Many small drops: where layers are few, these may be best.
+            dense = nearby(self.evaluators, self.limits, i, generator)
+            made.append((dense * limit.tokens).round().long())
         return fill(torch.cat(made), limit, generator) / limit.tokens
+
+
+def _size(batches: Sequence[PreparedBatch]) -> int:
+    return total(sum(map(len, batches)))

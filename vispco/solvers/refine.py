@@ -9,7 +9,7 @@ to improve most is measured next, on all calibration data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ def refine(
     propose: Propose | None = None,
     whole: bool = False,
     prior: Prior | None = None,
-    part: Sequence[int] | None = None,
     callback: Callable[[dict], Any] | None = None,
 ) -> None:
     """Improve on the best schedule of every budget, by up to `rounds` more schedules per budget.
@@ -45,25 +44,23 @@ def refine(
     others.
     propose: what may be measured; None: `nearby` schedules. whole: whether these are in whole
     tokens on the limits already, and measured as they are. prior: what is known of their losses.
-    part: the numbers of the batches that are measured; None: all. callback: called with a dict
-    after every schedule (budget, schedule, loss, best).
-    Costs at most `rounds` passes over the calibration data, or the part, for each budget, and at
-    most `passes` forward passes of one question in all.
+    callback: called with a dict after every schedule (budget, schedule, loss, best).
+    Costs at most `rounds` passes over the calibration data for each budget, and at most `passes`
+    forward passes of one question in all.
     """
     generator = torch.Generator().manual_seed(seed)
     propose = propose or (lambda i, generator: nearby(evaluators, limits, i, generator))
     unsolved = [i for i, limit in enumerate(limits) if not limit.holds(limit.everything)]
-    allowed = min(passes, rounds * sum(evaluators[i].size(part) for i in unsolved))
+    allowed = min(passes, rounds * sum(evaluators[i].samples for i in unsolved))
     most_passes = _spent(evaluators) + allowed
     tried = [0] * len(limits)
     while unsolved:
-        surrogate = fitted(evaluators, prior, part)
+        surrogate = _fitted(evaluators, prior)
         promising = []
         for i in unsolved:
-            known = losses_of(evaluators[i], part)
-            harden = None if whole else limits[i].harden
-            candidates = propose(i, generator)
-            gain, schedule = _most_promising(candidates, limits[i].tokens, harden, known, surrogate)
+            harden = Tensor.tolist if whole else limits[i].harden
+            candidates = (propose(i, generator) * limits[i].tokens).round() / limits[i].tokens
+            gain, schedule = _most_promising(candidates, evaluators[i], harden, surrogate)
             if schedule is not None:
                 promising.append((gain, i, schedule))
         if not promising:
@@ -71,12 +68,12 @@ def refine(
         promising.sort(key=lambda candidate: (-candidate[0], candidate[1]))
         for _, i, schedule in promising[: math.ceil(len(unsolved) / 2)]:
             evaluator = evaluators[i]
-            if _spent(evaluators) + evaluator.size(part) > most_passes:
+            if _spent(evaluators) + evaluator.samples > most_passes:
                 return
-            (loss,) = evaluator.losses([schedule], part)
+            (loss,) = evaluator.losses([schedule])
             tried[i] += 1
             if callback:
-                best = min(losses_of(evaluator, part).values())
+                best = evaluator.best_loss
                 callback(
                     {"budget": limits[i].value, "schedule": tried[i], "loss": loss, "best": best}
                 )
@@ -86,39 +83,26 @@ def _spent(evaluators: Sequence[Evaluator]) -> int:
     return sum(evaluator.passes for evaluator in evaluators)
 
 
-def losses_of(evaluator: Evaluator, part: Sequence[int] | None = None) -> dict[Schedule, float]:
-    """The measured loss of each schedule, on all of the data or on a part."""
-    return {each: evaluator.loss(record) for each, record in evaluator.known(part).items()}
-
-
-def fitted(
-    evaluators: Sequence[Evaluator],
-    prior: Prior | None = None,
-    part: Sequence[int] | None = None,
-) -> Surrogate:
-    """The surrogate of all measurements at all budgets, of all of the data or of a part."""
-    found = [pair for each in evaluators for pair in losses_of(each, part).items()]
-    schedules, losses = zip(*found, strict=True)
+def _fitted(evaluators: Sequence[Evaluator], prior: Prior | None) -> Surrogate:
+    """The surrogate of all measurements at all budgets."""
+    schedules: list[Schedule] = []
+    losses: list[float] = []
+    for evaluator in evaluators:
+        schedules += evaluator.records
+        losses += map(evaluator.loss, evaluator.records.values())
     return Surrogate(torch.tensor(schedules), losses, prior)
 
 
 def _most_promising(
-    candidates: Tensor,
-    tokens: int,
-    harden: Callable | None,
-    known: Mapping[Schedule, float],
-    surrogate: Surrogate,
+    candidates: Tensor, evaluator: Evaluator, harden: Callable, surrogate: Surrogate
 ) -> tuple[float, Schedule | None]:
-    """(expected improvement, schedule in whole tokens) of the best new candidate.
-
-    harden: what brings candidates into whole tokens; None: they are.
-    """
-    candidates = (candidates * tokens).round().unique(dim=0) / tokens
-    gains = surrogate.expected_improvement(candidates, min(known.values()))
+    """(expected improvement, schedule in whole tokens) of the best new candidate."""
+    candidates = candidates.unique(dim=0)
+    gains = surrogate.expected_improvement(candidates, evaluator.best_loss)
     for i in gains.argsort(descending=True, stable=True).tolist():
-        if tuple(candidates[i].tolist()) not in known:
-            schedule = tuple((harden or Tensor.tolist)(candidates[i]))
-            if schedule not in known:
+        if tuple(candidates[i].tolist()) not in evaluator.records:
+            schedule = tuple(harden(candidates[i]))
+            if schedule not in evaluator.records:
                 return float(gains[i]), schedule
     return 0.0, None
 

@@ -5,7 +5,7 @@ others. Where something predicts the losses already (a profile, or what a part o
 is the prior, and the process is of what it misses. The kernel is Matern-3/2 in the keep ratios and
 their square roots (a token matters most where few are left):
 
-    log(loss + 0.01) ~ GP(mean + prior, s^2 k)
+    log(loss + 0.01) ~ GP(mean + trust prior, s^2 k)
     k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
 
 (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2 and 4.2.)
@@ -22,12 +22,13 @@ from torch import Tensor
 
 #: prior(ratios (C, L)) -> log(loss + 0.01) (C,), as far as it is known beforehand.
 Prior = Callable[[Tensor], Tensor]
+TRUSTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 LENGTHS, NOISES = (0.2, 0.4, 0.8, 1.6), (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Surrogate:
-    """The process given some losses. Length and noise are those of the largest marginal likelihood
-    on a small grid.
+    """The process given some losses. Trust, length and noise are those of the largest marginal
+    likelihood on a small grid.
 
     ratios: (N, L) schedules. losses: (N,) what they measured, not negative. prior: None: nothing is
     known beforehand.
@@ -43,11 +44,13 @@ class Surrogate:
         self, ratios: Tensor, losses: Sequence[float] | Tensor, prior: Prior | None = None
     ):
         self.prior = prior or (lambda ratios: torch.zeros(len(ratios), dtype=torch.float64))
-        values = log_loss(torch.as_tensor(losses, dtype=torch.float64)) - self.prior(ratios)  # (N,)
-        self.points, self.mean = _features(ratios), values.mean()
-        centred = values - self.mean
+        values = log_loss(torch.as_tensor(losses, dtype=torch.float64))  # (N,)
+        self.points, known = _features(ratios), self.prior(ratios)
         distances, best = torch.cdist(self.points, self.points), math.inf
-        for length, noise in itertools.product(LENGTHS, NOISES):
+        trusts = TRUSTS if prior else (0.0,)
+        for trust, length, noise in itertools.product(trusts, LENGTHS, NOISES):
+            mean = (values - trust * known).mean()
+            centred = values - trust * known - mean
             covariance = _matern(distances / length) + noise * torch.eye(*distances.shape).double()
             root = torch.linalg.cholesky(covariance)
             weights = torch.cholesky_solve(centred[:, None], root)[:, 0]
@@ -56,6 +59,7 @@ class Surrogate:
             surprise = float(0.5 * len(values) * variance.log() + root.diag().log().sum())
             if surprise < best:
                 best = surprise
+                self.trust, self.mean = trust, mean
                 self.length, self.variance = length, variance
                 self.root, self.weights = root, weights
 
@@ -63,7 +67,7 @@ class Surrogate:
         """Mean and standard deviation (C,) of log(loss + 0.01) of schedules (C, L)."""
         near = _matern(torch.cdist(_features(ratios), self.points) / self.length)  # (C, N)
         known = torch.linalg.solve_triangular(self.root, near.T, upper=False).square().sum(0)
-        mean = self.prior(ratios) + self.mean + near @ self.weights
+        mean = self.trust * self.prior(ratios) + self.mean + near @ self.weights
         return mean, (self.variance * (1 - known).clamp(min=1e-9)).sqrt()
 
     def expected_improvement(self, ratios: Tensor, loss: float) -> Tensor:
