@@ -91,21 +91,21 @@ class Profile(JsonFile):
         if not rows or list(rows) != list(range(max(first, 0), self.layers)):
             expected = f"layers one after the other, up to {self.layers - 1}"
             raise ValueError(f"rows must be of {expected}, got {list(rows)}")
-        only = next(iter(self.methods))
-        ranks = self.ranks or {k: dict.fromkeys(row, only) for k, row in rows.items()}
-        object.__setattr__(self, "ranks", ranks)
-        same = {k: set(row) for k, row in rows.items()} == {k: set(ranks[k]) for k in ranks}
-        if not same or not {who for row in ranks.values() for who in row.values()} <= set(
-            self.methods
-        ):
-            expected = f"one of {', '.join(self.methods)} for each measurement in rows"
-            raise ValueError(f"ranks must be {expected}, got {ranks}")
         for layer, row in rows.items():
             if 0 not in row or not all(0 <= n < self.tokens for n in row):
                 expected = f"numbers from 0, which is there, up to {self.tokens - 1}"
                 raise ValueError(f"rows[{layer}] must be of {expected}, got {list(row)}")
             if any(len(losses) != len(self.full) for losses in row.values()):
                 raise ValueError(f"rows[{layer}] must have {len(self.full)} losses each")
+        only = next(iter(self.methods))
+        ranks = self.ranks or {k: dict.fromkeys(row, only) for k, row in rows.items()}
+        object.__setattr__(self, "ranks", ranks)
+        who = {name for row in ranks.values() for name in row.values()}
+        if {k: {*row} for k, row in rows.items()} != {k: {*row} for k, row in ranks.items()} or (
+            not who <= set(self.methods)
+        ):
+            expected = f"one of {', '.join(self.methods)} for each measurement in rows"
+            raise ValueError(f"ranks must be {expected}, got {ranks}")
 
     @property
     def first_layer(self) -> int:
