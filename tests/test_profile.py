@@ -1,5 +1,6 @@
 """The profile: what each single drop costs, and what is planned and predicted from it."""
 
+import dataclasses
 import itertools
 import json
 
@@ -17,7 +18,7 @@ from vispco.evaluate import grade
 from vispco.flops import CostModel, Dimensions
 from vispco.profiling import predicted
 from vispco.pruning import apply
-from vispco.registry import adapter_for
+from vispco.registry import adapter_for, build_method
 from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
 
 LAYERS, TOKENS = 5, 8
@@ -47,7 +48,8 @@ def check_rows(model, batches, method, **options):
     for layer, row in found.rows.items():
         for tokens, losses in row.items():
             ratios = [1.0] * layer + [tokens / found.tokens] * (found.layers - layer)
-            with torch.no_grad(), apply(model, PruningConfig(method, ratios)) as pruner:
+            who = found.ranks[layer][tokens]
+            with torch.no_grad(), apply(model, PruningConfig(who, ratios)) as pruner:
                 grades = [grade(each, pruner.run(each)) for each in prepared]
             expected = torch.cat([divergence for _, divergence, _ in grades])
             assert (torch.tensor(losses) - expected).abs().max() <= 1e-6, (layer, tokens)
@@ -59,6 +61,46 @@ def test_a_measurement_is_that_of_the_configuration(llava, method):
     batches = [batch(images=(1, 2), text=(9, 6), before=(2, 0), seed=s) for s in range(2)]
     found = check_rows(llava, batches, method)
     assert found.tokens == 32 and all(len(row) > 1 for row in found.rows.values())
+
+
+SEVERAL = ["fastv", "pdrop", "visionzip", "divprune", "random", "strided"]
+
+
+def test_of_several_methods_each_measurement_names_its_own(llava):
+    """The best of those that were measured on all batches; the first batch decides which."""
+    batches, seen = [batch(seed=s) for s in range(2)], []
+    found = check_rows(llava, batches, SEVERAL, callback=seen.append)
+    whole = [each for each in seen if each["batches"] == 2]
+    for layer, row in found.ranks.items():
+        for tokens, name in row.items():
+            at = [e for e in whole if (e["layer"], e["tokens"]) == (layer, tokens)]
+            assert name in {e["method"] for e in at} and len(at) <= 2
+            mean = sum(found.rows[layer][tokens]) / len(found.full)
+            assert mean == pytest.approx(min(e["loss"] for e in at), abs=1e-9)
+    assert len({name for row in found.ranks.values() for name in row.values()}) > 1
+    assert {e["method"] for e in seen if e["layer"] == 1} == set(SEVERAL)
+
+
+def test_a_method_that_the_model_does_not_serve_is_left_out_aloud(llava):
+    @vispco.register_method("refuses", overwrite=True)
+    class Refuses(vispco.Method):
+        """Cannot."""
+
+        def score(self, ctx):
+            raise ValueError("this model has no such thing")
+
+    try:
+        with pytest.warns(UserWarning, match="refuses is left out: this model has no such thing"):
+            found = vispco.profile(llava, [batch()], ["fastv", "refuses"])
+        assert {name for row in found.ranks.values() for name in row.values()} == {"fastv"}
+    finally:
+        vispco.registry.METHODS.remove("refuses")
+
+
+@pytest.mark.parametrize("given", [[], ["fastv", "fastv"], ["fastv", "visionzip+pdrop"], 3])
+def test_several_methods_are_different_plain_ones(llava, given):
+    with pytest.raises(ValueError, match="method"):
+        vispco.profile(llava, [batch()], given)
 
 
 def pytest_generate_tests(metafunc):
@@ -130,6 +172,27 @@ def test_between_measurements_it_neither_rises_nor_leaves_their_range():
     table = made().table(64)
     assert (table[1:, 1:] <= table[1:, :-1] + 1e-9).all() and (table[:, -1] == 0).all()
     assert table[1, 16].tolist() == pytest.approx(list(made().rows[1][2]), abs=1e-6)
+
+
+@given(data=st.data())
+def test_each_drop_is_ranked_by_the_method_that_was_best_there(data):
+    """What the composite says of each layer, against the nearest measurement."""
+    names = ["fastv", "pdrop", "strided"]
+    profile = made()
+    ranks = {
+        k: {n: data.draw(st.sampled_from(names)) for n in row} for k, row in profile.rows.items()
+    }
+    profile = dataclasses.replace(profile, methods=dict.fromkeys(names, {}), ranks=ranks)
+    levels = data.draw(st.lists(st.integers(0, TOKENS), min_size=4, max_size=4))
+    counts = [TOKENS, *sorted(levels, reverse=True)]
+    config = PruningConfig(
+        **profile.ranked_by([n / TOKENS for n in counts]), keep_ratios=[n / TOKENS for n in counts]
+    )
+    method = build_method(config.method, config.method_options)
+    for layer, tokens in steps(counts, TOKENS).items():
+        if tokens:
+            nearest = min((n for n in ranks[layer] if n), key=lambda n: abs(n - tokens))
+            assert type(method.at(layer)) is type(build_method(ranks[layer][nearest]))
 
 
 def test_exit_and_traps():
@@ -284,6 +347,19 @@ def test_a_given_profile_must_be_of_this_model_and_method(llava, batches):
         vispco.search(llava, batches, "pdrop", budgets=[0.5], start=start)
     with pytest.raises(ValueError, match="questions must be"):
         Profiled(questions=0)
+
+
+def test_several_methods_are_searched_at_once(llava, batches):
+    found = vispco.search(llava, batches, SEVERAL, budgets=[0.4, 0.7], start=QUICK, refinement=1)
+    for point in found.points:
+        # With the cost of the rankings that run, not of the dearest method.
+        report = vispco.count_flops(llava, point.config, 16, 9)
+        assert report.prunable_share <= point.budget
+        assert PruningConfig.from_dict(point.config.to_dict()) == point.config
+        record = vispco.evaluate(llava, batches, point.config)
+        assert record.kl == pytest.approx(point.loss, abs=1e-6)
+    with pytest.raises(ValueError, match="start='gradient' searches with one method.*'profile'"):
+        vispco.search(llava, batches, SEVERAL, budgets=[0.4], start="gradient")
 
 
 def test_several_limits_hold_at_once(llava, batches):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -295,7 +296,8 @@ def profile(
     All measurements of one layer share the layers before it, which run once. Without any token,
     all methods are the same: that is measured once. Several methods race at each layer on the first
     batch, with few tokens kept and with many; the winners are measured on all batches, and the
-    profile has the better one of each measurement.
+    profile has the better one of each measurement. One that this model does not serve is left out,
+    with a warning.
 
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
@@ -389,10 +391,17 @@ class _Race:
         in_turn = names[4:known][layer % max(1, known - 4) :][:1]
         racers = names[:4] + in_turn + names[max(4, known) :]
         levels = [_levels(runs.tokens)[i] for i in PROBES]
-        found = {
-            name: [_mean(runs.losses(layer, tokens, name, part=1)) for tokens in levels]
-            for name in racers
-        }
+        found = {}
+        for name in list(racers):
+            try:
+                found[name] = [_mean(runs.losses(layer, n, name, part=1)) for n in levels]
+            except ValueError as error:
+                # Some read a tower, or places, that this model does not tell.
+                warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+                racers.remove(name)
+                del runs.first_layers[name]
+        if not racers:
+            raise ValueError(f"none of {', '.join(names)} can rank what enters layer {layer}")
         ranked = sorted(racers, key=lambda name: sum(math.log(x + FREE) for x in found[name]))
         self.standing = [*ranked, *(name for name in self.standing if name not in racers)]
         winners = [min(racers, key=lambda name: found[name][i]) for i in range(len(levels))]
