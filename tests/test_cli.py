@@ -257,13 +257,13 @@ def test_a_profile_goes_on_where_it_was(capsys):
     capsys.readouterr()
     whole, journal = Profile.load("p/profile.json"), Path("p/journal.jsonl")
     lines = journal.read_text().splitlines(keepends=True)
-    # The search itself, and one measurement for each of three layers.
-    assert len(lines) == 4
+    # The profile itself, whether passes share layers, one measurement for each of three layers.
+    assert len(lines) == 5
     Path("p/profile.json").unlink()
     journal.write_text("".join(lines[:2]))
     fails(command, capsys, "a profile that was interrupted")
     assert main([*command, "--resume"]) == 0
-    assert Profile.load("p/profile.json") == whole and journal.read_text().count("\n") == 4
+    assert Profile.load("p/profile.json") == whole and journal.read_text().count("\n") == 5
 
 
 def test_a_profile_without_matplotlib_says_why_there_is_no_picture(monkeypatch, capsys):

@@ -102,3 +102,23 @@ def test_equal_losses_do_not_break_it():
     ratios, _ = known()
     mean, deviation = Surrogate(ratios, torch.zeros(12))(ratios)
     assert mean.isfinite().all() and deviation.isfinite().all()
+
+
+def test_a_prior_that_knows_is_trusted_and_one_that_does_not_is_not():
+    """What is known beforehand is predicted where nothing was measured; noise is left aside."""
+    ratios, losses = known()
+    new, truth = known(40, seed=1)
+
+    def exact(ratios):
+        return log_loss((ratios - 0.5).square().sum(1)) + 0.7
+
+    def noise(ratios):
+        return (1e4 * ratios.sum(1)).sin()
+
+    with_prior, without = Surrogate(ratios, losses, exact), Surrogate(ratios, losses)
+    assert with_prior.trust == 1 and Surrogate(ratios, losses, noise).trust < 1
+    errors = [(each(new)[0] - log_loss(truth)).abs() for each in (with_prior, without)]
+    assert errors[0].max() < 1e-6 < 0.01 < errors[1].mean()
+    # A prior of zeros is none.
+    zeros = Surrogate(ratios, losses, lambda ratios: torch.zeros(len(ratios)).double())
+    torch.testing.assert_close(zeros(new), without(new))

@@ -1,7 +1,6 @@
 """The yardstick: every contender holds its budgets, says what it cost, and goes on when killed."""
 
 import json
-from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -16,9 +15,8 @@ from tests.reproduction.yardstick import Draw, main, measure, table
 from vispco import PruningConfig, evaluate, testbed
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
-from vispco.solvers import profiled
+from vispco.solvers import plan
 from vispco.solvers.evaluator import Evaluator
-from vispco.solvers.plan import plans
 
 BUDGETS = (0.35, 0.6)
 TINY = {
@@ -44,7 +42,7 @@ def small(monkeypatch):
         monkeypatch.setattr(contenders, name, value)
     for name, value in TINY.items():
         monkeypatch.setitem(contenders.SEARCHES, name, value)
-    monkeypatch.setattr(profiled, "plans", partial(plans, generations=1))
+    monkeypatch.setattr(plan, "GENERATIONS", 1)
 
 
 def test_every_contender_holds_its_budgets(small, tmp_path):

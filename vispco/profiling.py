@@ -158,7 +158,7 @@ class Profile(JsonFile):
         return float(losses.std() / len(losses) ** 0.5) if len(losses) > 1 else math.inf
 
     def _losses(self, layer: int, tokens: int) -> Tensor:
-        return self.table()[layer, tokens]
+        return self._row(layer, torch.tensor([float(tokens)]).double())[0]
 
     def exit(self, tolerance: float = FREE) -> int | None:
         """The first layer from which on no token is needed: losing all costs `tolerance` nats more
@@ -191,18 +191,18 @@ class Profile(JsonFile):
         """
         parts = self.tokens if parts is None else parts
         wanted = torch.arange(parts + 1, dtype=torch.float64) * (self.tokens / parts)
-        full = torch.tensor(self.full, dtype=torch.float64)
-        table = full.expand(self.layers, len(wanted), -1).clone()
-        for layer, row in self.rows.items():
-            measured = {**row, self.tokens: self.full}
-            x = torch.tensor(sorted(measured), dtype=torch.float64)
-            y = torch.tensor([list(measured[int(n)]) for n in x], dtype=torch.float64)
-            right = torch.searchsorted(x, wanted).clamp(1, len(x) - 1)
-            left = right - 1
-            weight = ((wanted - x[left]) / (x[right] - x[left]))[:, None]
-            roots = y.clamp(min=0).sqrt()
-            table[layer] = torch.lerp(roots[left], roots[right], weight).square().round(decimals=9)
-        return table
+        return torch.stack([self._row(layer, wanted) for layer in range(self.layers)])
+
+    def _row(self, layer: int, wanted: Tensor) -> Tensor:
+        """Losses (W, answer tokens) of keeping `wanted` tokens (W,) from a layer on."""
+        measured = {**self.rows.get(layer, {}), self.tokens: self.full}
+        x = torch.tensor(sorted(measured), dtype=torch.float64)
+        roots = torch.tensor([measured[int(n)] for n in x], dtype=torch.float64).sqrt()
+        if len(x) == 1:
+            return roots.square().round(decimals=9).expand(len(wanted), -1)
+        right = torch.searchsorted(x, wanted).clamp(1, len(x) - 1)
+        weight = ((wanted - x[right - 1]) / (x[right] - x[right - 1]))[:, None]
+        return torch.lerp(roots[right - 1], roots[right], weight).square().round(decimals=9)
 
     def predict(self, ratios: Tensor) -> Tensor:
         """The loss (C,) that schedules (C, L) are expected to have, in nats.
@@ -354,12 +354,15 @@ def measured(
     for layer in range(min(runs.first_layers.values()), runs.layers):
         able = race.able(layer)
         row, who = {0: runs.losses(layer, 0, able[0])}, {0: able[0]}
+        few, many, levels = able[0], able[0], []
         if len(able) > 1 and _next(row, runs, 2) is not None:
-            able, levels = race.best(layer), [_levels(runs.tokens)[i] for i in PROBES]
-        else:
-            levels = []
+            few, many = race.best(layer)
+            levels = race.levels
+        least, most = race.levels
         while (tokens := levels.pop() if levels else _next(row, runs, measurements)) is not None:
-            found = {name: runs.losses(layer, tokens, name) for name in able}
+            # Between the two levels of the race, either winner may be the better one.
+            names = {few} if tokens <= least else {many} if tokens >= most else {few, many}
+            found = {name: runs.losses(layer, tokens, name) for name in sorted(names)}
             who[tokens] = min(found, key=lambda name: _mean(found[name]))
             row[tokens] = found[who[tokens]]
         rows[layer], ranks[layer] = row, who
@@ -379,22 +382,26 @@ class _Race:
         # The methods that have run, best first.
         self.standing: list[str] = []
 
+    @property
+    def levels(self) -> list[int]:
+        """The two numbers of tokens kept at which the methods race."""
+        return [_levels(self.runs.tokens)[i] for i in PROBES]
+
     def able(self, layer: int) -> list[str]:
         """The methods that can rank what enters a layer, the best so far first."""
         names = [name for name, first in self.runs.first_layers.items() if first <= layer]
         return [*self.standing, *(name for name in names if name not in self.standing)]
 
     def best(self, layer: int) -> list[str]:
-        """The best method at few tokens kept, and the best at many, if that is another."""
+        """The best method where few tokens are kept, and the best where many are."""
         names, runs = self.able(layer), self.runs
         known = len(self.standing)
         in_turn = names[4:known][layer % max(1, known - 4) :][:1]
         racers = names[:4] + in_turn + names[max(4, known) :]
-        levels = [_levels(runs.tokens)[i] for i in PROBES]
         found = {}
         for name in list(racers):
             try:
-                found[name] = [_mean(runs.losses(layer, n, name, part=1)) for n in levels]
+                found[name] = [_mean(runs.losses(layer, n, name, part=1)) for n in self.levels]
             except ValueError as error:
                 # Some read a tower, or places, that this model does not tell.
                 warnings.warn(f"{name} is left out: {error}", stacklevel=2)
@@ -404,8 +411,7 @@ class _Race:
             raise ValueError(f"none of {', '.join(names)} can rank what enters layer {layer}")
         ranked = sorted(racers, key=lambda name: sum(math.log(x + FREE) for x in found[name]))
         self.standing = [*ranked, *(name for name in self.standing if name not in racers)]
-        winners = [min(racers, key=lambda name: found[name][i]) for i in range(len(levels))]
-        return list(dict.fromkeys(winners))
+        return [min(racers, key=lambda name: found[name][i]) for i in range(len(self.levels))]
 
 
 def _levels(tokens: int) -> list[int]:
