@@ -45,7 +45,7 @@ FLOORS = [
     {"__main__"},
 ]
 #: The one arrow up: a profile draws itself, when it is asked to.
-DRAWS = ("profiling", "plot.profile")
+DRAWS = ("profiling.record", "plot.profile")
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 MAY_USE_TRANSFORMERS = {"models", "reading", "testbed", "commands", "data", "integrations"}
 MAY_USE_MORE = {

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vispco.calibration import prepare, run_teacher
 from vispco.evaluate import grade
 from vispco.flops import CostModel, Dimensions
 from vispco.profiling import predicted
+from vispco.profiling.race import Race
 from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
 from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
@@ -84,17 +86,33 @@ def test_of_several_methods_each_measurement_names_its_own(llava):
 def test_a_method_that_the_model_does_not_serve_is_left_out_aloud(llava):
     @vispco.register_method("refuses", overwrite=True)
     class Refuses(vispco.Method):
-        """Cannot."""
+        """Cannot, from layer 0 on."""
+
+        first_layer = 0
 
         def score(self, ctx):
             raise ValueError("this model has no such thing")
 
     try:
         with pytest.warns(UserWarning, match="refuses is left out: this model has no such thing"):
-            found = vispco.profile(llava, [batch()], ["fastv", "refuses"])
+            found = vispco.profile(llava, [batch()], ["refuses", "fastv"])
+        with pytest.raises(ValueError, match="this model has no such thing"):
+            vispco.profile(llava, [batch()], "refuses")
         assert {name for row in found.ranks.values() for name in row.values()} == {"fastv"}
+        assert found.first_layer == 1
+        with pytest.warns(UserWarning, match="refuses is left out"):
+            given = {"budgets": [0.5], "start": QUICK, "refinement": 2}
+            frontier = vispco.search(llava, [batch()], ["refuses", "fastv"], **given)
+        assert frontier.points[0].config.method == "fastv"
+        assert frontier.config(0.6).keep_ratios[0] == 1
     finally:
         vispco.registry.METHODS.remove("refuses")
+
+
+@pytest.mark.parametrize("tokens", range(1, 12))
+def test_methods_race_where_tokens_are_kept_and_dropped(tokens):
+    few, many = Race(types.SimpleNamespace(tokens=tokens)).levels
+    assert 0 <= few <= many < tokens and (few > 0 or tokens == 1)
 
 
 @pytest.mark.parametrize("given", [[], ["fastv", "fastv"], ["fastv", "visionzip+pdrop"], 3])

@@ -27,7 +27,7 @@ SEARCHES: dict[str, tuple[dict[str, Any], int]] = {
     "ramp-refined": ({"name": "ramp"}, 12),
     "gradient": ({"name": "gradient", "steps": 20}, 6),
     "shared": ({"name": "shared", "steps": 60}, 6),
-    "profile": ({"name": "profile"}, 5),
+    "profile": ({"name": "profile"}, 4),
     "profile-lean": ({"name": "profile"}, 0),
 }
 #: Random schedules per budget: of drops at all layers, and of few drops; of these, how many are

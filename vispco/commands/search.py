@@ -90,7 +90,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     profile = "of --start profile: what `vispco profile` wrote, so that it is not measured again"
     add("--profile", metavar="FILE", help=profile)
     refinement = "schedules per budget that are measured after the start"
-    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 5)")
+    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 4)")
     folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
     again = sub.add_mutually_exclusive_group().add_argument

@@ -11,11 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from ..config import PruningConfig
-from ..profiling import FREE, Profile
 from ..utils.console import percent
 from .figure import INK, MARKERS, budget_label, clean, percents, save
 from .schedules import MARKER, draw_stairs
 
+#: Added to a loss before its logarithm is taken. What is below it is pale: as good as 0.
+FLOOR = 0.01
 #: Most rows of the map. Models may have thousands of tokens.
 ROWS = 128
 #: Losses that the colour bar names.
@@ -25,7 +26,7 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 # ---- in words -----------------------------------------------------------------------------------
-def findings(profile: Profile) -> list[str]:
+def findings(profile: Any) -> list[str]:
     """What a profile says, in a sentence each: the exit layer, the trap layers, and its price.
 
     >>> from vispco import Profile
@@ -36,15 +37,15 @@ def findings(profile: Profile) -> list[str]:
     return [_exit(profile), _traps(profile), f"Cost: {_price(profile)}."]
 
 
-def _exit(profile: Profile) -> str:
+def _exit(profile: Any) -> str:
     layer = profile.exit()
     if layer is None:
         return "The image is needed up to the last layer."
-    what = f"on the image is dead weight: losing all of it costs at most {FREE} nats."
+    what = f"on the image is dead weight: losing all of it costs at most {FLOOR} nats."
     return f"From layer {layer} {what}"
 
 
-def _traps(profile: Profile) -> str:
+def _traps(profile: Any) -> str:
     layers, method = profile.traps(), clean(profile.method)
     if not layers:
         return f"No layer ranks much worse than its neighbours with {method}."
@@ -55,20 +56,20 @@ def _traps(profile: Profile) -> str:
     )
 
 
-def _price(profile: Profile) -> str:
+def _price(profile: Any) -> str:
     measured = sum(map(len, profile.rows.values()))
     passes = f"{profile.forward_passes:,.0f} forward passes of one question"
     return f"{passes}, for {measured} measurements at {len(profile.rows)} layers"
 
 
-def share_losses(profile: Profile) -> dict[int, list[float]]:
+def share_losses(profile: Any) -> dict[int, list[float]]:
     """{layer: the mean losses, in nats, of keeping SHARES of the tokens from it on}."""
     kept = [math.floor(share * profile.tokens) for share in SHARES]
     losses = profile.table()[:, kept].mean(-1)
     return {layer: losses[layer].tolist() for layer in profile.rows}
 
 
-def losses_table(profile: Profile) -> tuple[list[str], list[list[str]]]:
+def losses_table(profile: Any) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table of `share_losses`.
 
     >>> from vispco import Profile
@@ -82,7 +83,7 @@ def losses_table(profile: Profile) -> tuple[list[str], list[list[str]]]:
 
 # ---- as a picture -------------------------------------------------------------------------------
 def plot_profile(
-    profile: Profile, path: str | os.PathLike, configs: Sequence[PruningConfig] = ()
+    profile: Any, path: str | os.PathLike, configs: Sequence[PruningConfig] = ()
 ) -> None:
     """Draw the loss of keeping a share of the visual tokens from a layer on, to `.svg` or `.png`.
 
@@ -109,7 +110,7 @@ def plot_profile(
     save(path, lambda figure: draw_profile(figure, profile, configs), 6.8, 5.0)
 
 
-def draw_profile(figure, profile: Profile, configs: Sequence[PruningConfig] = ()) -> None:
+def draw_profile(figure, profile: Any, configs: Sequence[PruningConfig] = ()) -> None:
     """The whole picture, on an empty figure."""
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     axes = figure.add_subplot()
@@ -125,14 +126,14 @@ def draw_profile(figure, profile: Profile, configs: Sequence[PruningConfig] = ()
     figure.legend(loc="outside lower left", ncols=columns, **space)
 
 
-def shades(profile: Profile) -> tuple[list[int], Tensor]:
+def shades(profile: Any) -> tuple[list[int], Tensor]:
     """What the colours stand for: whole tokens, rising, and log(loss + 0.01) (layers, tokens)."""
     rows = min(profile.tokens, ROWS)
     counts = [round(i * profile.tokens / rows) for i in range(rows + 1)]
-    return counts, (profile.table()[:, counts].mean(-1).clamp(min=0) + FREE).log()
+    return counts, (profile.table()[:, counts].mean(-1).clamp(min=0) + FLOOR).log()
 
 
-def _draw_map(axes, profile: Profile):
+def _draw_map(axes, profile: Any):
     """The colours, a column for each layer that can be pruned; the others are hatched."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -150,8 +151,8 @@ def _draw_map(axes, profile: Profile):
         interpolation="nearest",
         extent=(first - 0.5, layers - 0.5, -half, 1 + half),
         cmap=look,
-        vmin=math.log(FREE),
-        vmax=max(math.log(1 + FREE), float(heights.max())),
+        vmin=math.log(FLOOR),
+        vmax=max(math.log(1 + FLOOR), float(heights.max())),
     )
     if first:
         style: dict[str, Any] = {"facecolor": "none", "edgecolor": "#b5b5b5", "linewidth": 0}
@@ -164,16 +165,16 @@ def _draw_map(axes, profile: Profile):
     return image
 
 
-def _draw_colour_bar(figure, axes, image, profile: Profile) -> None:
+def _draw_colour_bar(figure, axes, image, profile: Any) -> None:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
-    shown = [loss for loss in _TICKS if math.log(loss + FREE) <= image.norm.vmax + 1e-9]
-    bar.set_ticks([math.log(loss + FREE) for loss in shown], labels=[f"{x:g}" for x in shown])
+    shown = [loss for loss in _TICKS if math.log(loss + FLOOR) <= image.norm.vmax + 1e-9]
+    bar.set_ticks([math.log(loss + FLOOR) for loss in shown], labels=[f"{x:g}" for x in shown])
     what = {"kl": "KL from the full model", "task": "loss of the answers"}[profile.objective]
     bar.set_label(f"{what}, nats")
     bar.outline.set_visible(False)
 
 
-def _draw_measured(axes, profile: Profile) -> None:
+def _draw_measured(axes, profile: Any) -> None:
     places = [(k, n / profile.tokens) for k, row in profile.rows.items() for n in row]
     xs, ys = zip(*places, strict=True)
     size = min(3.5, 90 / profile.layers)
@@ -196,7 +197,7 @@ def _draw_schedules(axes, configs: Sequence[PruningConfig]) -> None:
         axes.plot([], [], linewidth=1.8, label=label, **style)
 
 
-def _mark(axes, profile: Profile) -> None:
+def _mark(axes, profile: Any) -> None:
     """Trap layers and the exit layer, on the map and in words."""
     above = axes.get_xaxis_transform()
     if traps := profile.traps():

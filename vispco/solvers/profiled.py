@@ -47,7 +47,7 @@ class Profiled:
     """
 
     name: ClassVar[str] = "profile"
-    refinement: ClassVar[int] = 5
+    refinement: ClassVar[int] = 4
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
@@ -101,10 +101,9 @@ class Planned:
 
     def _check(self, profile: Profile) -> None:
         problem, objective = self.problem, self.problem.options.objective
-        layers = range(problem.first_layer, problem.layers)
-        mine = f"{problem.model_type}, {problem.methods}, {objective}, layers {[*layers]}"
-        other = f"{profile.model_type}, {dict(profile.methods)}, {profile.objective}"
-        other += f", layers {list(profile.rows)}"
+        mine = f"{problem.model_type}, {problem.layers} layers, {problem.methods}, {objective}"
+        other = f"{profile.model_type}, {profile.layers} layers, {dict(profile.methods)}"
+        other += f", {profile.objective}"
         if other != mine:
             raise ValueError(
                 f"the profile is of {other}; this search is of {mine}: measure another"
@@ -124,6 +123,8 @@ class Planned:
             spent = profile.forward_passes - _size(batches)
         self.profile, self.table = profile, profile.table(min(problem.tokens, PARTS))
         for limit, evaluator in zip(limits, evaluators, strict=True):
+            # A method that does not serve this model may have been the only one that ranks earlier.
+            limit.first_layer = max(limit.first_layer, profile.first_layer)
             evaluator.ranked_by = profile.ranked_by
             found = torch.tensor([limit.everything])
             if not limit.holds(limit.everything):
