@@ -44,8 +44,6 @@ FLOORS = [
     {"commands"},
     {"__main__"},
 ]
-#: The one arrow up: a profile draws itself, when it is asked to.
-DRAWS = ("profiling.record", "plot.profile")
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 MAY_USE_TRANSFORMERS = {"models", "reading", "testbed", "commands", "data", "integrations"}
 MAY_USE_MORE = {
@@ -98,8 +96,7 @@ def inside(name, **kwargs):
             found = next(
                 (o for o in options if o in MODULES or f"{o}.__init__" in MODULES), "__init__"
             )
-            if (name, found) != DRAWS:
-                yield found
+            yield found
 
 
 def outside(name, **kwargs):

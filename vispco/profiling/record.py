@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -196,9 +197,8 @@ class Profile(JsonFile):
     # ---- pictures and files ---------------------------------------------------------------------
     def plot(self, path: str | os.PathLike) -> None:
         """Draw it as a heat map, to an `.svg` or `.png` file: see `vispco.plot.plot_profile`."""
-        from ..plot.profile import plot_profile
-
-        plot_profile(self, path)
+        # By its name: what is measured does not depend on how it is drawn.
+        import_module("vispco.plot.profile").plot_profile(self, path)
 
     def to_dict(self) -> dict:
         """A JSON-ready dict, with the schema version."""
