@@ -93,10 +93,9 @@ def inside(name, **kwargs):
         parts = target.split(".")
         if parts[0] == "vispco" and len(parts) > 1:
             options = (".".join(parts[1:end]) for end in range(len(parts), 1, -1))
-            found = next(
+            yield next(
                 (o for o in options if o in MODULES or f"{o}.__init__" in MODULES), "__init__"
             )
-            yield found
 
 
 def outside(name, **kwargs):
