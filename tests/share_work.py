@@ -50,6 +50,14 @@ with launched():
             start=vispco.Gradient(steps=2),
             options={"objective": "task"},
         ),
+        "profiled": vispco.search(
+            model,
+            batches,
+            ["fastv", "pdrop"],
+            budgets=[0.5],
+            refinement=1,
+            start=vispco.Profiled(questions=8, measurements=2),
+        ),
         "amortised": vispco.search(
             model, batches, budgets=(), start=vispco.Shared(steps=4, between=(0.3, 0.8))
         ).frontier([0.4, 0.6], refinement=1),

@@ -129,6 +129,8 @@ class Planned:
             found = torch.tensor([limit.everything])
             if not limit.holds(limit.everything):
                 found = plans(self.table, limit, self.seed, drops=self.drops)
+            if not len(found):
+                raise ValueError(f"no plan from layer {limit.first_layer} on holds {limit.value!r}")
             self.plans.append(found)
             begin = found[:1]
             if self.options.rule and self.problem.kernel.free:
