@@ -211,3 +211,17 @@ def test_the_report_has_a_section_about_the_model(tmp_path, monkeypatch, picture
     assert ("pip install &quot;vispco[plot]&quot;" in section) is not pictures
     write_report(tmp_path / "b.html", frontier())
     assert "What your model does" not in (tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+def test_of_several_methods_the_best_are_named_by_layer():
+    """Consecutive layers together, up to the exit; the picture's title stays short."""
+    rows = {k: {0: [2.0 * (k < 5), 2.0 * (k < 5)], 4: [0.3, 0.3]} for k in range(1, 6)}
+    names = {1: "fastv", 2: "pdrop", 3: "pdrop", 4: "fastv", 5: "pdrop"}
+    ranks = {k: {0: "fastv", 4: name} for k, name in names.items()}
+    methods = dict.fromkeys(["fastv", "pdrop", "visionzip"], {})
+    several = Profile(methods, "llava", 6, 8, "kl", [0.0, 0.0], rows, ranks)
+    said = "Best where half is kept, by layer: fastv at 1, pdrop at 2 to 3, fastv at 4."
+    assert said in findings(several)
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    draw_profile(figure, several)
+    assert "the best of 3 methods, llava" in figure.axes[0].get_title()

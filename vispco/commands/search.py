@@ -40,7 +40,7 @@ from .output import check_folder, first_process, print_json, resumable, save_con
 from .progress import Progress
 from .questions import Questions, load_questions, reading_options
 
-SUMMARY = "find one configuration per budget by gradient"
+SUMMARY = "find one configuration per budget"
 EXAMPLES = (
     "--model testbed --budgets 0.2,0.5,0.8 --output run",
     "--model llava-hf/llava-1.5-7b-hf --data questions.jsonl --images pictures \\\n"
@@ -70,8 +70,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     objective = "kl: stay close to the full model; task: answer right"
     add("--objective", choices=OBJECTIVES, default="kl", help=objective)
     start = (
-        "where the refinement starts. profile: what each drop costs is measured once, and all "
-        "budgets are planned from it; gradient: a descent for each budget, the paper's way; "
+        "where the refinement starts. gradient: a descent for each budget, the paper's way; "
         "shared: one descent for all budgets together; profile: what each drop costs is measured "
         "once, and every budget is planned from it; ramp: a rule without any gradient"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def findings(profile: Any) -> list[str]:
     >>> findings(Profile({"fastv": {}}, "llava", 3, 8, "kl", [0.0], rows, {}, 12.5))[0]
     'From layer 2 on the image is dead weight: losing all of it costs at most 0.01 nats.'
     """
-    return [_exit(profile), _traps(profile), f"Cost: {_price(profile)}."]
+    said = [_exit(profile), _traps(profile), *_best(profile)]
+    return [*said, f"Cost: {_price(profile)}."]
 
 
 def _exit(profile: Any) -> str:
@@ -46,7 +48,7 @@ def _exit(profile: Any) -> str:
 
 
 def _traps(profile: Any) -> str:
-    layers, method = profile.traps(), clean(profile.method)
+    layers, method = profile.traps(), _ranking(profile)
     if not layers:
         return f"No layer ranks much worse than its neighbours with {method}."
     named = ", ".join(map(str, layers))
@@ -54,6 +56,26 @@ def _traps(profile: Any) -> str:
     return (
         f"{'Layer' if one else 'Layers'} {named} {'ranks' if one else 'rank'} badly with {method}."
     )
+
+
+def _ranking(profile: Any) -> str:
+    """Who ranks: a method's name, or how many methods were compared."""
+    several = len(profile.methods)
+    return clean(profile.method) if several == 1 else f"the best of {several} methods"
+
+
+def _best(profile: Any) -> list[str]:
+    """Of several methods, the best one at each layer before the exit, where half is kept."""
+    if len(profile.methods) == 1:
+        return []
+    stop = profile.exit()
+    layers = [k for k in profile.rows if stop is None or k < stop]
+    runs = groupby(layers, key=lambda layer: profile.ranker(layer, profile.tokens / 2))
+    named = []
+    for name, run in runs:
+        first, *others = run
+        named.append(f"{clean(name)} at {first}" + (f" to {others[-1]}" if others else ""))
+    return [f"Best where half is kept, by layer: {', '.join(named)}."] if named else []
 
 
 def _price(profile: Any) -> str:
@@ -119,7 +141,7 @@ def draw_profile(figure, profile: Any, configs: Sequence[PruningConfig] = ()) ->
     _draw_measured(axes, profile)
     _mark(axes, profile)
     _draw_schedules(axes, configs)
-    name = f"{clean(profile.method)}, {clean(profile.model_type)}"
+    name = f"{_ranking(profile)}, {clean(profile.model_type)}"
     axes.set_title(f"Loss of keeping fewer visual tokens ({name})", pad=18)
     space = {"handlelength": 2.0, "columnspacing": 1.4, "labelspacing": 0.35}
     columns = 2 if configs else 1

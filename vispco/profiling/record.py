@@ -98,6 +98,11 @@ class Profile(JsonFile):
         """The names of the methods, in a word."""
         return ", ".join(self.methods)
 
+    def ranker(self, layer: int, tokens: float) -> str:
+        """The method that was best at a layer, where about so many tokens were kept."""
+        near = [n for n in self.ranks[layer] if n] or [0]
+        return self.ranks[layer][min(near, key=lambda n: abs(n - tokens))]
+
     def ranked_by(self, ratios: Sequence[float]) -> dict[str, Any]:
         """`method` and `method_options` of a `PruningConfig` with these keep ratios (L,).
 
@@ -110,11 +115,9 @@ class Profile(JsonFile):
         before, last = (1.0, *ratios), ""
         parts: list[str] = []
         for layer in (i for i, r in enumerate(ratios) if r < before[i]):
-            kept = ratios[layer] * self.tokens
+            name = self.ranker(layer, ratios[layer] * self.tokens)
             # Where nothing is kept, whoever ranks is the same.
-            near = [n for n in self.ranks[layer] if n] or [0]
-            name = self.ranks[layer][min(near, key=lambda n: abs(n - kept))]
-            if not parts or (kept and name != last):
+            if not parts or (ratios[layer] and name != last):
                 parts.append(f"{name}@{layer}" if parts else name)
                 last = name
         parts = parts or [next(iter(self.methods))]
