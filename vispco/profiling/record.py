@@ -155,14 +155,16 @@ class Profile(JsonFile):
 
     def traps(self, factor: float = 3.0) -> list[int]:
         """Layers that rank badly: a drop of half of the tokens costs `factor` times as much as at
-        the layer before or after, whichever is worse, and at least 0.1 nats."""
-        half, found = self.tokens // 2, []
-        losses = {layer: self.loss(layer, half) for layer in self.rows}
-        for layer, loss in losses.items():
-            near = [losses[i] for i in (layer - 1, layer + 1) if i in losses]
-            if near and loss > 0.1 + sum(self.full) / len(self.full) and loss > factor * max(near):
-                found.append(layer)
-        return found
+        the layer before or after, whichever is worse, and at least 0.1 nats. The first and the last
+        layer have no two neighbours to be compared with."""
+        losses = {layer: self.loss(layer, self.tokens // 2) for layer in self.rows}
+        least = 0.1 + sum(self.full) / len(self.full)
+
+        def ranks_badly(layer: int) -> bool:
+            near = max(losses[layer - 1], losses[layer + 1])
+            return losses[layer] > max(least, factor * near)
+
+        return [layer for layer in list(losses)[1:-1] if ranks_badly(layer)]
 
     # ---- what it predicts -----------------------------------------------------------------------
     def table(self, parts: int | None = None) -> Tensor:
