@@ -69,11 +69,12 @@ def search(
         question}. None: 6, or 4 with start="profile".
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
     callback: called with a dict after every measurement of a profile (layer, tokens, method, loss),
-        after every gradient step (budget, step, loss, slack, multiplier,
-        penalty, ...), and after every schedule of the refinement (budget, schedule, loss, best).
+        after every gradient step (budget, step, loss, slack, multiplier, penalty, ...), and after
+        every schedule of the refinement (budget, schedule, loss, best).
 
     Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
-    too; then `budgets` may be empty.
+    too; then `budgets` may be empty. With start="profile" it is a `ProfiledFrontier`, which plans
+    other budgets from the same profile.
     Raises ValueError for bad input, or a journal of another search, before the language model runs.
     Raises FloatingPointError, naming budget, step and layer, for numbers that are not finite:
     logits, hidden states, scores, the loss or its gradient.
@@ -165,8 +166,7 @@ class ProfiledFrontier(AnyBudget):
     >>> from vispco import testbed
     >>> model, _ = testbed.load("testbed-llava")
     >>> batches = testbed.batches("calibration", n=32, batch_size=32)
-    >>> start = Profiled()
-    >>> found = search(model, batches, budgets=[0.5], start=start, refinement=0)
+    >>> found = search(model, batches, budgets=[0.5], start="profile", refinement=0)
     >>> found.profile.exit(), found.config(0.3).describe()[:5]
     (6, 'fastv')
     """

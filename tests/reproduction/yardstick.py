@@ -31,7 +31,7 @@ from .searches import Found
 
 QUESTIONS, BATCH, HELD_OUT = 96, 16, 320
 BUDGETS: Mapping[str, tuple[float, ...]] = {"testbed-smollm": (0.12, 0.2, 0.3, 0.5, 0.7)}
-#: Of the testbeds with eight layers.
+#: Of the two small testbeds.
 SHALLOW = (0.2, 0.35, 0.5, 0.7)
 #: What a table is of: {value of a row: (title, digits, factor)}.
 TABLES = {

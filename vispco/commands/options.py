@@ -185,6 +185,18 @@ def add_reading(add: Callable) -> None:
     add("--chat-template", metavar="FILE", help="a Jinja file, in place of the model's own")
 
 
+def add_folder(sub: argparse.ArgumentParser, work: str, default: str, files: str) -> None:
+    """--output, --overwrite and --resume of work that a journal lets go on.
+
+    work: what it is called. default: the folder. files: what it gets, for the help.
+    """
+    sub.add_argument("--output", "-o", default=default, metavar="FOLDER", help=f"for {files}")
+    again = sub.add_mutually_exclusive_group().add_argument
+    again("--overwrite", action="store_true", help=f"replace an earlier {work} in that folder")
+    resume = f"go on with a {work} that was interrupted there, with the same options; else start"
+    again("--resume", action="store_true", help=resume)
+
+
 def add_json(sub: argparse.ArgumentParser) -> None:
     """--json."""
     sub.add_argument("--json", action="store_true", help="print JSON on stdout, and nothing else")

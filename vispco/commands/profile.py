@@ -16,7 +16,7 @@ from ..registry import adapter_for
 from ..utils.console import output_folder, table
 from ..utils.journal import Journal
 from .model import find_model
-from .options import add_data, add_json, add_model, methods, positive_int
+from .options import add_data, add_folder, add_json, add_model, methods, positive_int
 from .output import check_folder, first_process, print_json, resumable
 from .progress import Progress
 from .questions import load_questions
@@ -38,12 +38,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--objective", choices=OBJECTIVES, default="kl", help=objective)
     most = "numbers of tokens that are measured at one layer, at most"
     add("--measurements", type=positive_int, default=6, help=most)
-    folder = "for profile.json, profile.png and journal.jsonl"
-    add("--output", "-o", default="vispco-profile", metavar="FOLDER", help=folder)
-    again = sub.add_mutually_exclusive_group().add_argument
-    again("--overwrite", action="store_true", help="replace an earlier profile in that folder")
-    resume = "go on with a profile that was interrupted there, with the same options; else start"
-    again("--resume", action="store_true", help=resume)
+    add_folder(sub, "profile", "vispco-profile", "profile.json, profile.png and journal.jsonl")
     add_json(sub)
     add_model(sub)
     add_data(sub, limit=32, split="calibration")

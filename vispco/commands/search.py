@@ -29,6 +29,7 @@ from .conversations import first_question
 from .model import find_model
 from .options import (
     add_data,
+    add_folder,
     add_json,
     add_model,
     budgets,
@@ -90,12 +91,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--profile", metavar="FILE", help=profile)
     refinement = "schedules per budget that are measured after the start"
     add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 4)")
-    folder = "for frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
-    add("--output", "-o", default="vispco-run", metavar="FOLDER", help=folder)
-    again = sub.add_mutually_exclusive_group().add_argument
-    again("--overwrite", action="store_true", help="replace an earlier search in that folder")
-    resume = "go on with a search that was interrupted there, with the same options; else start"
-    again("--resume", action="store_true", help=resume)
+    files = "frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
+    add_folder(sub, "search", "vispco-run", files)
     add_json(sub)
     add_model(sub)
     add_data(sub, limit=256, split="calibration")

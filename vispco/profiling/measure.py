@@ -138,7 +138,7 @@ def _next(row: Mapping[int, Sequence[float]], runs: Drops, most: int) -> int | N
         return None
     known, places = {**row, runs.tokens: runs.full}, levels_of(runs.tokens)
     found = [i for i, level in enumerate(places) if level in known]
-    heights = [math.log(max(0.0, mean(known[places[i]])) + FREE) for i in found]
+    heights = [math.log(mean(known[places[i]]) + FREE) for i in found]
     best, chosen = 1.0, None
     for (i, high), (j, low) in itertools.pairwise(zip(found, heights, strict=True)):
         if j - i > 1 and high - low > best:

@@ -35,10 +35,10 @@ class Prefix:
         self._output: Any = None
 
     @torch.no_grad()
-    def advance(self, layers: int) -> int:
-        """Know the first `layers` layers; returns how many of them had to run."""
+    def advance(self, layers: int) -> None:
+        """Know the first `layers` layers."""
         if layers <= self.layers:
-            return 0
+            return
 
         def reached(module: Any, args: Any, output: Any) -> None:
             self._output = tree_map_only(Tensor, lambda x: x.cpu(), output)
@@ -52,8 +52,7 @@ class Prefix:
             pass
         finally:
             hook.remove()
-        run, self.layers = layers - self.layers, layers
-        return run
+        self.layers = layers
 
     @contextlib.contextmanager
     def replayed(self, layers: int) -> Iterator[None]:

@@ -83,7 +83,7 @@ class Planned:
         self.profile = options.profile
         if self.profile is not None:
             self._check(self.profile)
-        # The profile's losses (L, tokens + 1, A), and the plans (C, L) of every limit.
+        # The profile's losses (L, parts + 1, A), and the plans (C, L) of every limit.
         self.table = torch.empty(0)
         self.plans: list[Tensor] = []
         self.evaluators: Sequence[Evaluator] = ()

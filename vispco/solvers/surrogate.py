@@ -1,9 +1,9 @@
 """A surrogate of the calibration loss: one Gaussian process over schedules, shared by all budgets.
 
 Schedules of near budgets have near losses, so what is measured for one budget tells about the
-others. Where something predicts the losses already (a profile, or what a part of the data gave), it
-is the prior, and the process is of what it misses. The kernel is Matern-3/2 in the keep ratios and
-their square roots (a token matters most where few are left):
+others. Where something predicts the losses already, such as a profile, it is the prior, and the
+process is of what it misses. The kernel is Matern-3/2 in the keep ratios and their square roots (a
+token matters most where few are left):
 
     log(loss + 0.01) ~ GP(mean + trust prior, s^2 k)
     k(x, y) = (1 + sqrt(3) d) exp(-sqrt(3) d),   d = |x - y| / length
