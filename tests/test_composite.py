@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +17,9 @@ from vispco.dimensions import Dimensions
 from vispco.flops import CostModel
 from vispco.methods.composite import Composite
 from vispco.methods.fastv import FastV
+from vispco.profiling import Profile
 from vispco.registry import METHODS, adapter_for, build_method
+from vispco.solvers.several import Several
 
 MIXED = {"images": (1, 2, 0, 1), "text": (9, 7, 6, 12), "before": (2, 0, 3, 8)}
 MODES = ("deploy", "search")
@@ -317,3 +320,38 @@ def test_first_layers_without_attention():
     for name in ("random+pdrop@2", "random+fastv@3", "pdrop+random@3", "fastv+pdrop@4"):
         with pytest.raises(ValueError, match="cannot rank from layer"):
             first(build_method(name))
+
+
+@given(data=st.data())
+def test_several_methods_cost_what_the_composite_of_their_profile_will(data):
+    """Never less, for any prompt; exactly that for the largest one, where something is kept."""
+    layers, tokens = 5, 16
+    names = data.draw(st.permutations(["fastv", "pdrop", "divprune", "visionzip"]))[:3]
+    methods = {name: build_method(name) for name in names}
+    first = min(each.first_layer for each in methods.values())
+    ranks = {}
+    for k in range(first, layers):
+        able = [name for name in names if methods[name].first_layer <= k]
+        levels = [0, *data.draw(st.sets(st.integers(1, tokens - 1), max_size=4))]
+        ranks[k] = {n: data.draw(st.sampled_from(able)) for n in levels}
+    rows = {k: {n: [1.0] for n in row} for k, row in ranks.items()}
+    options = dict.fromkeys(names, {})
+    profile = Profile(options, "llava", layers, tokens, "kl", [0.0], rows, ranks)
+    counts, left = [tokens] * layers, tokens
+    for k in sorted(data.draw(st.sets(st.integers(first, layers - 1), min_size=1))):
+        left = data.draw(st.integers(0, left))
+        counts[k:] = [left] * (layers - k)
+    ratios = [n / tokens for n in counts]
+    config = PruningConfig(keep_ratios=ratios, **profile.ranked_by(ratios))
+    true, size = (
+        build_method(config.method, config.method_options),
+        Dimensions(layers, 8, 2, 2, 4, 16, 10),
+    )
+    for n in (tokens, data.draw(st.integers(1, tokens))):
+        prompt = torch.tensor([config.tokens(n)]), torch.tensor([n]), torch.tensor([3])
+        several = Several(methods)
+        dearest = CostModel(size, several)(*prompt)
+        several.know(profile)
+        found, least = (CostModel(size, method)(*prompt) for method in (several, true))
+        assert least <= found <= dearest
+        assert n < tokens or not all(counts) or found == least

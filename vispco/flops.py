@@ -133,11 +133,7 @@ class CostModel(Cost):
         n_visual = torch.as_tensor(n_visual, device=counts.device)[..., None]
         n_text = torch.as_tensor(n_text, device=counts.device)[..., None]
         before = torch.cat([n_visual.expand(*counts.shape[:-1], 1), counts[..., :-1]], -1)
-        found = self.dimensions.before()
-        ranked, who = torch.zeros_like(counts), [self.method.at(i) for i in range(counts.shape[-1])]
-        for method in {id(each): each for each in who}.values():
-            its_own = torch.tensor([each is method for each in who], device=counts.device)
-            ranked = ranked + method.flops(found, before, n_text) * its_own
+        ranked = self.method.ranking(self.dimensions.before(), before, counts, n_text)
         return ranked.where(counts < before, 0).sum(-1)
 
     def __call__(self, counts: Tensor, n_visual, n_text) -> Tensor:

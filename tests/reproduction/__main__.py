@@ -61,6 +61,7 @@ def sized(name: str, seeds: int | None = None) -> Size:
         settings=tuple(
             replace(s, seeds=seeds, rivals=seeds, kernel_seeds=seeds) for s in size.settings
         ),
+        winners={name: replace(own, seeds=seeds) for name, own in size.winners.items()},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,10 +31,14 @@ RECORDED = ("budget", "step", "slack", "violation", "multiplier", "penalty", "gr
 
 @dataclass(frozen=True)
 class Found:
-    """Configurations by budget, and what they cost in all, in forward passes of one question."""
+    """Configurations by budget, and what they cost in all, in forward passes of one question.
+
+    shares: by budget, of the prunable cost, where the search said them.
+    """
 
     configs: dict[float, PruningConfig]
     passes: int
+    shares: dict[float, float] = field(default_factory=dict)
 
     @property
     def each(self) -> float:
@@ -148,6 +152,23 @@ def by_start(
         return found
 
     return _found(benchmark, "start", make, **options)
+
+
+def by_methods(
+    benchmark: Benchmark, method: str, budgets: Sequence[float], seed: int, refinement: int
+) -> Found:
+    """A search with one method or "auto", planned from a profile."""
+
+    def make() -> dict:
+        batches, how = benchmark.calibration.batches, {"refinement": refinement, "seed": seed}
+        found = search(benchmark.model, batches, method, budgets, start="profile", **how)
+        points = [[point.budget, point.share, point.config.to_dict()] for point in found.points]
+        return {"points": points, "passes": found.meta["forward_passes"]}
+
+    options = {"methods": method, "seed": seed, "budgets": list(budgets)}
+    made = benchmark.searched("methods", make, **options, refinement=refinement)
+    configs = {budget: PruningConfig.from_dict(config) for budget, _, config in made["points"]}
+    return Found(configs, made["passes"], {budget: share for budget, share, _ in made["points"]})
 
 
 def by_kernel(

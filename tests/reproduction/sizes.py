@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vispco.profiling.measure import AUTO
 
 METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
 KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
@@ -35,16 +37,32 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Winner:
+    """What the race of the methods is given on one testbed: methods, budgets, seeds, calibration
+    questions, held-out questions, questions in a batch, and refinement a budget."""
+
+    methods: tuple[str, ...]
+    budgets: tuple[float, ...]
+    seeds: int
+    questions: int = 96
+    test: int = 320
+    batch: int = 16
+    refinement: int = 4
+
+
+@dataclass(frozen=True)
 class Size:
     """A size of the whole reproduction.
 
     calibration, test: questions. settings: the pairs of testbed and method. percentile_pool: how
-    many schedules of a pool the percentile is taken of. frontier_budgets: where the cheap frontier
+    many schedules of a pool the percentile is taken of. winners: the races of methods, by testbed.
+    frontier_budgets: where the cheap frontier
     is asked. depth_*, kernel_*, transfer_*, convergence_*, estimator_*: of those claims.
     """
 
     name: str
     settings: tuple[Setting, ...]
+    winners: dict[str, Winner]
     calibration: int = 96
     test: int = 192
     batch: int = 8
@@ -88,6 +106,15 @@ def _settings(
     )
 
 
+def _winners(seeds: int, deep: Winner) -> dict[str, Winner]:
+    """All methods on the small testbeds, fewer on the deep one."""
+    small = Winner(("auto", "random", *AUTO), (0.2, 0.35, 0.5, 0.7), seeds)
+    return {"testbed-llava": small, "testbed-qwen": small, "testbed-smollm": deep}
+
+
+_DEEP = Winner(
+    ("auto", "random", *METHODS[:2], "pdrop", "visionzip"), (0.12, 0.2, 0.3, 0.5, 0.7), 3
+)
 _HOUR: dict[str, Any] = {
     "depth_factors": (1, 2, 4),
     "depth_pool": 40,
@@ -101,6 +128,7 @@ SIZES = {
     "smoke": Size(
         "smoke",
         (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),),
+        {"testbed-llava": Winner(("auto", "fastv"), (0.5,), 1, 16, 16, 16, 0)},
         calibration=16,
         test=16,
         frontier_budgets=(0.3, 0.6),
@@ -128,6 +156,7 @@ SIZES = {
             (PAIR, 1, 20, 6, 3, 1, 0),
             (PAIR, 1, 20, 6, 3, 1, 0),
         ),
+        _winners(1, Winner(("auto", "fastv"), (0.2, 0.3, 0.5), 1, 48, 192)),
         calibration=80,
         test=160,
         **_HOUR,
@@ -140,6 +169,7 @@ SIZES = {
             (PAIR, 5, 500, 50, 10, 5, 0),
             (PAIR, 5, 500, 50, 10, 5, 0),
         ),
+        _winners(5, _DEEP),
         **{**_HOUR, "depth_seeds": 5, "transfer_testbeds": 2},
         convergence_pairs=_ALL,
         estimator_questions=64,
@@ -148,6 +178,7 @@ SIZES = {
     "full": Size(
         "full",
         _settings(_FULL, _FULL, _FULL, _FULL),
+        _winners(5, replace(_DEEP, seeds=5)),
         calibration=128,
         test=512,
         frontier_budgets=TWENTIETHS,

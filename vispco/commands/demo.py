@@ -1,4 +1,4 @@
-"""`vispco demo`: a search and all its competitors on the embedded testbed, in minutes on a CPU."""
+"""`vispco demo`: a search and its competitors on the embedded testbed, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from typing import Any
 
 from .. import testbed
 from ..baselines.downsample import evaluate_downsampled
-from ..baselines.grids import published, single_layer_grid
-from ..baselines.rules import fitprune_schedule
-from ..baselines.searchers import random_schedules
+from ..baselines.grids import published
 from ..budget import Budget
 from ..calibration import prepare, run_teacher, shapes
 from ..config import PruningConfig
 from ..evaluate import Record, evaluate
 from ..flops import CostModel
 from ..frontier import Frontier
-from ..plot import plot_frontier, require_matplotlib
+from ..plot import plot_frontier, plot_profile, require_matplotlib
 from ..registry import adapter_for, build_method
-from ..search import Gradient, search
+from ..search import ProfiledFrontier, search
 from ..utils.console import output_folder, percent
 from .answer import answer, side_by_side
 from .demo_report import FLOOR, compare, report
 from .options import non_negative_int
 from .output import metrics, save_configs
-from .progress import Progress, track
+from .progress import Progress
 
 SUMMARY = "run everything on the embedded testbed, in minutes on a CPU"
 EXAMPLES = ("--output vispco-demo",)
@@ -38,18 +36,13 @@ FAST: dict[str, Any] = {
     "budgets": (0.3, 0.7),
     "n_calibration": 32,
     "n_test": 32,
-    "steps": 4,
-    "grid_ratios": 3,
-    "n_random": 3,
+    "method": ["fastv", "visionzip"],
+    "refinement": 1,
 }
 #: Sizes for a decoder of thirty layers and 135 million parameters.
-DEEP: dict[str, Any] = {
-    "budgets": (0.2, 0.3, 0.5),
-    "n_calibration": 64,
-    "n_test": 96,
-    "grid_ratios": 4,
-    "n_random": 4,
-}
+DEEP: dict[str, Any] = {"budgets": (0.2, 0.3, 0.5), "n_calibration": 64, "n_test": 96}
+#: Sides of smaller pictures, as shares of the whole ones.
+SCALES = 0.75, 0.5
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -74,27 +67,23 @@ def demonstrate(
     quiet: bool = False,
     *,
     model_name: str = "testbed-llava",
+    method: str | Sequence[str] = "auto",
     budgets: Sequence[float] = (0.2, 0.35, 0.5, 0.7, 0.9),
-    n_calibration: int = 128,
+    n_calibration: int = 96,
     n_test: int = 256,
-    steps: int = 20,
-    refinement: int = 6,
-    grid_ratios: int = 10,
-    n_random: int = 24,
-    batch_size: int = 16,
+    refinement: int = 4,
 ) -> Frontier:
-    """Search the testbed's frontier, and measure it on held-out questions beside its competitors.
+    """Find methods and schedules on the testbed, and measure them beside what costs no search.
 
-    Competitors, on the same questions: FastV's published configurations, `n_random` random
-    schedules per budget, FitPrune's fit of attention statistics, tokens pooled in squares, smaller
-    pictures, and every single-layer configuration with `grid_ratios` keep ratios a layer. The
-    grid's best are chosen in hindsight, on the test questions themselves: by KL, and by accuracy.
-    The search never sees these questions.
+    Competitors, on the same held-out questions, which the search never sees: FastV's published
+    configurations, tokens chosen at random within the schedules that were found, tokens pooled
+    before the first layer on the same budgets, and smaller pictures.
 
-    batch_size: questions per gradient step.
-    Writes frontier.json (metrics in the points, competitors in meta), pruning_config-<budget>.json,
-    frontier.svg and frontier.png to `output`; prints the report on stdout, and progress on stderr
-    unless `quiet`. Returns the frontier.
+    method: what the search may rank with; see `vispco.search`.
+    Writes frontier.json (metrics in the points, competitors in meta), profile.json, a
+    pruning_config-<budget>.json for each budget, and the pictures frontier and profile, as .svg and
+    .png, to `output`. Prints the report on stdout, and progress on stderr unless `quiet`. Returns
+    the frontier.
     """
     require_matplotlib()
     started = time.perf_counter()
@@ -102,94 +91,96 @@ def demonstrate(
     def say(stage: int, message: str) -> None:
         if not quiet:
             seconds = time.perf_counter() - started
-            print(f"[{stage}/5] {message} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            print(f"[{stage}/4] {message} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
     with output_folder(output) as folder:
         model, processor = testbed.load(model_name)
-        say(1, f"searching {len(budgets)} budgets on {n_calibration} calibration questions")
+        say(1, f"profile, and a search for {len(budgets)} budgets, on {n_calibration} questions")
         where: dict[str, Any] = {"seed": seed, "model": model_name}
-        calibration = testbed.batches("calibration", n_calibration, batch_size, **where)
-        how: dict[str, Any] = {"start": Gradient(steps), "refinement": refinement, "seed": seed}
-        with Progress(len(budgets) * (steps + refinement), "search", quiet) as bar:
-            found = search(model, calibration, "fastv", budgets=budgets, callback=bar, **how)
+        calibration = testbed.batches("calibration", n_calibration, 16, **where)
+        how: dict[str, Any] = {"start": "profile", "refinement": refinement, "seed": seed}
+        with Progress(len(budgets) * refinement, "search", quiet) as bar:
 
-        say(2, f"held-out accuracy on {n_test} test questions")
+            def on_step(record: dict) -> None:
+                if "layer" in record:
+                    bar.reach(0, f"profile, layer {record['layer']}")
+                else:
+                    bar(record)
+
+            found = search(model, calibration, method, budgets, callback=on_step, **how)
+        assert isinstance(found, ProfiledFrontier)
+
+        say(2, f"accuracy on {n_test} held-out questions")
         arena = Arena(model, calibration, testbed.batches("test", n_test, 64, **where))
         frontier = arena.measure(found)
 
-        ratios = [i / grid_ratios for i in range(grid_ratios)]
-        grid = single_layer_grid("fastv", arena.layers, ratios, arena.first_layer, arena.n_visual)
-        say(3, f"the exhaustive grid: {len(grid)} single-layer configurations")
-        competitors = []
-        for config in track(grid, "grid", quiet):
-            ((layer, ratio),) = config.steps.items()
-            label = f"layer {layer}, keep {ratio:.3g}"
-            more = {"layer": layer, "keep_ratio": ratio}
-            competitors.append(arena.competitor("grid", label, config, **more))
-
-        fixed = "published and fitted configurations, pooling"
-        say(4, f"{fixed}, and {n_random} random schedules per budget")
-        for name, config in published("fastv", arena.layers, at="layer").items():
-            competitors.append(arena.competitor("published", name, config))
-        competitors += arena.coarse()
+        say(3, "published settings, random and pooled tokens, smaller pictures")
+        competitors = arena.published()
         for point in frontier.points:
-            budget = {"budget": point.budget}
-            config = fitprune_schedule(model, calibration, point.budget, "fastv")
-            competitors.append(arena.competitor("fitted", "FitPrune's fit", config, **budget))
-            drawn = random_schedules("fastv", arena.limit(point.budget), n_random, seed)
-            for i, config in enumerate(track(drawn, f"random, {point.budget:g}", quiet)):
-                competitors.append(arena.competitor("random", f"random {i}", config, **budget))
+            competitors += arena.rivals(point.budget, point.config.keep_ratios)
+        competitors += arena.smaller_pictures()
 
-        say(5, "writing the results")
-        comparison = [compare(point, competitors) for point in frontier.points]
-        for row in comparison:
-            if row["grid"]:
-                competitors.append({**row["grid"], "kind": "selected", "budget": row["budget"]})
+        say(4, "writing the results")
         frontier.meta |= {
             "competitors": competitors,
-            "comparison": comparison,
+            "comparison": [compare(point, competitors) for point in frontier.points],
+            "profile_passes": found.profile.forward_passes,
             "n_test": n_test,
-            "grid_size": len(grid),
-            "cost_in_forward_passes": {
-                "search": found.meta["forward_passes"],
-                "grid": len(grid) * n_calibration,
-                "random": len(frontier) * n_random * n_calibration,
-            },
             "seconds_in_all": round(time.perf_counter() - started, 1),
         }
         save_configs(frontier, folder, "pruning_config")
-        plot_frontier(frontier, folder / "frontier.svg")
-        plot_frontier(frontier, folder / "frontier.png")
+        for suffix in ("svg", "png"):
+            plot_frontier(frontier, folder / f"frontier.{suffix}")
+            plot_profile(found.profile, folder / f"profile.{suffix}")
+        found.profile.save(folder / "profile.json")
         frontier.save(folder / "frontier.json")
-    print(report(frontier))
-    config = frontier.points[len(frontier) // 3].config
-    example = testbed.examples("test", n_test, seed)[0]
-    inputs = testbed.collate([example], with_answers=False, model=model_name)
-    full, pruned = (answer(model, processor, inputs, c) for c in (None, config))
-    print(f"\nOne test question, within {percent(config.budget, 0)} of the prunable compute:\n")
-    print(side_by_side(full, pruned, f"{example.question}?", example.answer))
-    files = "frontier.json, frontier.svg, frontier.png"
+    print(report(frontier, found.profile))
+    print(
+        "\n" + _example(arena, processor, frontier, testbed.examples("test", n_test, seed), where)
+    )
+    files = "frontier.json and profile.json, both as .svg and .png,"
     configs = f"{len(frontier)} configurations, pruning_config-<budget>.json"
     print(f"\n{folder}{os.sep} holds {files} and {configs}")
     return frontier
 
 
+def _example(arena: Arena, processor, frontier: Frontier, examples: Sequence, where: dict) -> str:
+    """One question that the full and the pruned model answer rightly, and how the latter does."""
+    i = len(frontier) // 3
+    config, right = frontier.points[i].config, arena.right[i]
+    both = (right & arena.full.correct).nonzero()[:, 0].tolist()
+    n = int(right.sum())
+    budget, number = percent(config.budget, 0), both[0] if both else 0
+    why = "the first that both answer rightly" if both else "the first one: no answer is right"
+    inputs = testbed.collate([examples[number]], with_answers=False, model=where["model"])
+    full, pruned = (answer(arena.model, processor, inputs, c) for c in (None, config))
+    head = f"One held-out question at {budget} of the prunable compute. It was chosen: {why}.\n"
+    head += f"Over all {len(right)} questions the pruned model is right {n} times, the full one "
+    head += f"{int(arena.full.correct.sum())} times.\n\n"
+    example = examples[number]
+    return head + side_by_side(full, pruned, f"{example.question}?", example.answer)
+
+
 class Arena:
-    """The held-out questions, answered once by the full model. All competitors meet here."""
+    """The held-out questions, answered once by the full model. All competitors meet here.
+
+    full: what the full model answers. right: (N,) bool for each configuration found: which answers
+    are right.
+    """
 
     def __init__(self, model, calibration: Sequence[dict], test: Sequence[dict]):
-        adapter, method = adapter_for(model)(model), build_method("fastv")
-        self.model = model
+        self.model, self.adapter = model, adapter_for(model)(model)
         self.test = run_teacher(model, prepare(model, test))
-        self.layers, self.first_layer = len(adapter.layers), method.first_layer
-        self.cost = CostModel(adapter.dimensions(adapter.config), method)
+        self.layers = len(self.adapter.layers)
         self.shapes = shapes(prepare(model, calibration))
-        self.everything = self.limit(1.0)
-        self.n_visual = self.everything.tokens
+        self.full = evaluate(model, self.test)
+        self.right: list[Any] = []
 
-    def limit(self, budget: float) -> Budget:
-        """The budget, exactly as the search was held to it."""
-        return Budget(budget, self.cost, *self.shapes, self.first_layer)
+    def limit(self, budget: float, method: str) -> Budget:
+        """A budget, held exactly as the search holds it, with what a method's ranking costs."""
+        scorer = build_method(method)
+        cost = CostModel(self.adapter.dimensions(self.adapter.config), scorer)
+        return Budget(budget, cost, *self.shapes, scorer.first_layer)
 
     def measure(self, found: Frontier) -> Frontier:
         """The points with held-out metrics; full model and floor go into meta."""
@@ -197,29 +188,36 @@ class Arena:
         for point in found.points:
             record = evaluate(self.model, self.test, point.config)
             points.append(replace(point, metrics=metrics(record)))
-        dropped = self.layers - self.first_layer
-        nothing = PruningConfig("fastv", [1.0] * self.first_layer + [0.0] * dropped)
-        full, floor = evaluate(self.model, self.test), evaluate(self.model, self.test, nothing)
-        accuracy = {"full_accuracy": full.accuracy, "floor_accuracy": floor.accuracy}
+            self.right.append(record.correct)
+        nothing = PruningConfig("random", [0.0] * self.layers)
+        floor = evaluate(self.model, self.test, nothing)
+        accuracy = {"full_accuracy": self.full.accuracy, "floor_accuracy": floor.accuracy}
         return Frontier(points, {**found.meta, **accuracy, "floor": FLOOR, "floor_kl": floor.kl})
 
     def competitor(self, kind: str, label: str, config: PruningConfig, **more) -> dict:
-        """An item of `meta["competitors"]`; its share is counted as the budgets count theirs."""
-        record = evaluate(self.model, self.test, config)
-        share = self.everything.share(config.tokens(self.n_visual))
-        return {**_entry(kind, label, record), "share": share, **more}
+        """An item of `meta["competitors"]`."""
+        return {**_entry(kind, label, evaluate(self.model, self.test, config)), **more}
 
-    def coarse(self) -> list[dict]:
-        """Fewer tokens from the start: squares of tokens averaged, and smaller pictures."""
-        entries = []
-        for share in (0.5, 0.25):
-            config = PruningConfig("pool", [share] * self.layers)
-            record = evaluate(self.model, self.test, config)
-            entries.append(_entry("coarse", f"pooled to {share:.0%} at layer 0", record))
-        for scale in (0.75, 0.5):
-            record = evaluate_downsampled(self.model, self.test, scale)
-            entries.append(_entry("coarse", f"pictures of {scale:.0%} of the side", record))
-        return entries
+    def published(self) -> list[dict]:
+        """FastV's published configurations."""
+        known = published("fastv", self.layers, at="layer")
+        return [self.competitor("published", name, config) for name, config in known.items()]
+
+    def rivals(self, budget: float, ratios: Sequence[float]) -> list[dict]:
+        """On one budget: random tokens in the schedule (L,) found for it, and pooled tokens."""
+        limit = self.limit(budget, "pool")
+        most = max(n for n in range(limit.tokens + 1) if limit.holds([n] * self.layers))
+        pooled = PruningConfig("pool", [most / limit.tokens] * self.layers)
+        blind, own = PruningConfig("random", ratios), {"budget": budget}
+        return [
+            self.competitor("blind", f"random tokens, {budget:.0%}", blind, **own),
+            self.competitor("coarse", f"pooled to {most} tokens", pooled, **own),
+        ]
+
+    def smaller_pictures(self) -> list[dict]:
+        """Pictures of fewer pixels, of which everything is kept."""
+        found = ((scale, evaluate_downsampled(self.model, self.test, scale)) for scale in SCALES)
+        return [_entry("coarse", f"pictures of {s:.0%} of the side", record) for s, record in found]
 
 
 def _entry(kind: str, label: str, record: Record) -> dict:

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from ..config import PruningConfig
 from ..frontier import Frontier, FrontierPoint
+from ..plot.profile import findings
+from ..profiling import Profile
 from ..utils.console import COST_HEADER, cost_cells, percent, standard_error, table
 
-FLOOR = "no visual tokens after layer 0"
+FLOOR = "no visual tokens at all"
+#: The columns of the comparison, by the kind of competitor.
+RIVALS = {
+    "blind": "random tokens, same schedule",
+    "coarse": "pooled before layer 0",
+    "published": "best published FastV",
+}
 
 
 def compare(point: FrontierPoint, competitors: Sequence[dict]) -> dict[str, Any]:
-    """One budget: the configuration found beside the grid's, the random ones, and FitPrune's.
+    """One budget: the configuration found, and the best competitor of each kind within it.
 
-    competitors: all of them, as in `Frontier.meta`; `kind` and `budget` tell which count here.
+    competitors: all of them, as in `Frontier.meta`. What is on no budget of its own counts where it
+    fits. The best is that of least KL on the held-out questions, so it is chosen in hindsight.
     """
-    grid = [c for c in competitors if c["kind"] == "grid" and c["share"] <= point.budget + 1e-9]
-    own = [c for c in competitors if c.get("budget") == point.budget]
-    chance = [c for c in own if c["kind"] == "random"]
-    row: dict[str, Any] = {
-        "budget": point.budget,
-        "accuracy": point.metrics["accuracy"],
-        "kl": point.metrics["kl"],
-        "grid": min(grid, key=lambda c: c["kl"], default=None),
-        "hindsight": {},
-        "random": {},
-        "fitted": next(c for c in own if c["kind"] == "fitted"),
-    }
-    for name, best, sign in (("accuracy", max, 1), ("kl", min, -1)):
-        values = [c[name] for c in chance]
-        if values:
-            row["random"][name] = {
-                "mean": statistics.fmean(values),
-                "std": statistics.pstdev(values),
-                "best": best(values),
-                "beaten": beaten(sign * row[name], [sign * value for value in values]),
-            }
-        if grid:
-            row["hindsight"][name] = best(c[name] for c in grid)
+
+    def within(c: dict) -> bool:
+        return c.get("budget", point.budget) == point.budget and c["share"] <= point.budget + 1e-9
+
+    row = {"budget": point.budget}
+    row |= {name: point.metrics[name] for name in ("accuracy", "kl")}
+    for kind in RIVALS:
+        own = [c for c in competitors if c["kind"] == kind and within(c)]
+        best = min(own, key=lambda c: c["kl"], default=None)
+        row[kind] = best and {name: best[name] for name in ("label", "accuracy", "kl")}
     return row
 
 
-def beaten(value: float, others: Sequence[float]) -> float:
-    """Percentage of `others` below `value`; ties count half.
-
-    >>> beaten(3, [1, 2, 3, 4])
-    62.5
-    """
-    return 100 * sum((o < value) + (o == value) / 2 for o in others) / len(others)
-
-
-def report(frontier: Frontier) -> str:
+def report(frontier: Frontier, profile: Profile) -> str:
     """The demo's tables as text: what was found, how it compares, what it cost."""
-    meta, costs = frontier.meta, frontier.meta["cost_in_forward_passes"]
+    meta = frontier.meta
     rows = [[FLOOR, "", f"{meta['floor_kl']:.4f}", percent(meta["floor_accuracy"])]]
     named = {"published": "FastV's published ", "coarse": ""}
     for c in meta["competitors"]:
@@ -63,19 +49,15 @@ def report(frontier: Frontier) -> str:
             label, kl = named[c["kind"]] + c["label"], f"{c['kl']:.4f}"
             rows.append([label, percent(c["share"]), kl, percent(c["accuracy"])])
     parts = [
-        f"Found by gradient ({meta['method']}, {meta['kernel']} kernel, {meta['steps']} steps a "
-        "budget):",
+        "What the model does with its image:\n" + "\n".join(findings(profile)),
+        "Found (" + ", ".join(profile.methods) + "; each drop by whoever ranks best there):",
         _found(frontier),
         table(["for comparison", "share", "held-out KL", "held-out accuracy"], rows),
-        "Held-out accuracy at each budget, % (grid: of least KL on these questions; hindsight: of "
-        "best accuracy):",
-        _rivalry(meta["comparison"], "accuracy"),
-        "Held-out KL at each budget, nats:",
-        _rivalry(meta["comparison"], "kl"),
-        "Cost in forward passes of one question (a backward pass counts 2): search "
-        f"{costs['search']:,} for {len(frontier)} budgets;\non the same calibration questions the "
-        f"grid's {meta['grid_size']} configurations would be {costs['grid']:,}, the random "
-        f"schedules {costs['random']:,}. {meta['seconds_in_all']:.0f} s in all.",
+        "Held-out accuracy within each budget, % (KL, nats):",
+        _rivalry(meta["comparison"]),
+        f"Cost: {meta['forward_passes']:,.0f} forward passes of one question for "
+        f"{len(frontier)} budgets, of which the profile {meta['profile_passes']:,.0f}. "
+        f"{meta['seconds_in_all']:.0f} s in all.",
     ]
     return "\n\n".join(parts)
 
@@ -83,15 +65,16 @@ def report(frontier: Frontier) -> str:
 def _found(frontier: Frontier) -> str:
     """A table of the configurations found, and of the full model."""
     meta = frontier.meta
-    config = PruningConfig(meta["method"], [1.0] * meta["num_layers"], n_visual=meta["n_visual"])
+    config = PruningConfig("random", [1.0] * meta["num_layers"], n_visual=meta["n_visual"])
     metrics = {"accuracy": meta["full_accuracy"], "kl": 0.0, "n": meta["n_test"]}
     full = FrontierPoint(config, "full", meta["full_flops"], 1.0, 0.0, metrics)
     rows = []
     for point in [*frontier.points, full]:
+        method = "" if point is full else point.config.method
         accuracy = plus_minus(point.metrics["accuracy"], point.metrics["n"])
         losses = [f"{loss:.4f}" for loss in (point.loss, point.metrics["kl"])]
-        rows.append([*cost_cells(point), *losses, accuracy])
-    return table([*COST_HEADER, "KL", "held-out KL", "held-out accuracy"], rows)
+        rows.append([*cost_cells(point), method, *losses, accuracy])
+    return table([*COST_HEADER, "method", "KL", "held-out KL", "held-out accuracy"], rows)
 
 
 def plus_minus(accuracy: float, n: int) -> str:
@@ -99,21 +82,14 @@ def plus_minus(accuracy: float, n: int) -> str:
     return f"{100 * accuracy:.1f} ± {100 * standard_error(accuracy, n):.1f} %"
 
 
-def _rivalry(comparison: list[dict], name: str) -> str:
-    """A table of one metric: a row for each budget, a column for each kind of competitor."""
+def _rivalry(comparison: list[dict]) -> str:
+    """A row for each budget, a column for each kind of competitor."""
 
-    def show(value: float | None) -> str:
-        if value is None:
-            return "–"
-        return f"{100 * value:.1f}" if name == "accuracy" else f"{value:.4f}"
+    def show(own: dict | None) -> str:
+        return f"{100 * own['accuracy']:.1f} ({own['kl']:.3f})" if own else "–"
 
-    rows = []
-    for row in comparison:
-        chance, grid = row["random"].get(name, {}), row["grid"] or {}
-        values = [row[name], grid.get(name), row["hindsight"].get(name), row["fitted"][name]]
-        spread = f"{show(chance.get('mean'))} ± {show(chance.get('std'))}"
-        share = f"{chance['beaten']:.0f} %" if chance else "–"
-        cells = [*map(show, values), spread, show(chance.get("best")), share]
-        rows.append([row["budget"], *cells])
-    header = ["budget", "found", "grid", "hindsight", "FitPrune's fit", "random: mean ± s.d."]
-    return table([*header, "best random", "random ones beaten"], rows)
+    rows = [
+        [row["budget"], *(show(each) for each in (row, *map(row.get, RIVALS)))]
+        for row in comparison
+    ]
+    return table(["budget", "found", *RIVALS.values()], rows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..flops import Dimensions
@@ -70,9 +72,23 @@ class Method(ABC):
         """The method that ranks what is about to enter `layer`: itself, unless a composite."""
         return self
 
-    def flops(self, dimensions: Dimensions, n_visual: int, n_text: int) -> int:
+    def flops(self, dimensions: Dimensions, n_visual: Any, n_text: Any) -> Any:
         """FLOPs of scoring and merging once, for one sample: matrix products only.
 
-        n_visual, n_text: tokens present now. They may be tensors, so use plain arithmetic.
+        n_visual, n_text: tokens present now, numbers or tensors of these: use plain arithmetic.
         """
         return 0
+
+    def ranking(
+        self, dimensions: Dimensions, before: Tensor, after: Tensor, n_text: Tensor
+    ) -> Tensor:
+        """FLOPs (..., L) of scoring and merging before each layer, if tokens are dropped there.
+
+        before, after: (..., L) whole visual tokens, of which `after` go on. n_text: (..., 1).
+        """
+        who = [self.at(i) for i in range(after.shape[-1])]
+        found = torch.zeros_like(after)
+        for method in {id(each): each for each in who}.values():
+            its_own = torch.tensor([each is method for each in who], device=after.device)
+            found = found + method.flops(dimensions, before, n_text) * its_own
+        return found

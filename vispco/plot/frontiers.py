@@ -25,10 +25,10 @@ def plot_frontier(
     (anything below 0.001 nats is drawn there); None chooses.
     Read from `frontier.meta`, where present: `full_accuracy`; `floor_accuracy`, `floor_kl` and
     `floor`, what they are the floor of; `competitors`, a list of {"kind": "grid", "selected",
-    "random", "published", "fitted" or "coarse", "label", "share", "flops", "accuracy", "kl",
-    "budget"}, where kind and the x and y in use are needed. Grid points get their Pareto frontier,
-    random ones their mean and standard deviation per budget. Published configurations at the same
-    place get one marker with all their names.
+    "random", "published", "fitted", "coarse" or "blind", "label", "share", "flops", "accuracy",
+    "kl", "budget"}, where kind and the x and y in use are needed. Grid points get their Pareto
+    frontier, random ones their mean and standard deviation per budget. Published configurations at
+    the same place get one marker with all their names.
 
     The file is written atomically, and the same input gives the same bytes. Raises ValueError for
     another suffix, nothing to draw or malformed numbers, ImportError without matplotlib.

@@ -15,7 +15,7 @@ from ..pareto import is_non_dominated
 Frontiers = Frontier | Sequence[Frontier] | Mapping[str, Frontier]
 #: {label: frontiers of the same settings with different seeds}.
 Runs = Mapping[str, Sequence[Frontier]]
-KINDS = ("grid", "selected", "random", "published", "fitted", "coarse")
+KINDS = ("grid", "selected", "random", "published", "fitted", "coarse", "blind")
 LEAST_KL = 1e-3
 # Frontiers that agree in these differ in nothing but their seeds.
 _SETTINGS = (

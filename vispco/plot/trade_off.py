@@ -21,6 +21,7 @@ _SINGLE_DOTS = {
     "fitted": ("^", _GREEN, "white", "FitPrune's fit of attention statistics"),
     "coarse": ("v", _GREEN, "white", "tokens pooled, or smaller pictures"),
     "published": ("D", _PURPLE, "white", "published defaults"),
+    "blind": ("X", _ORANGE, "white", "random tokens, same schedule"),
 }
 
 

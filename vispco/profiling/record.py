@@ -80,6 +80,7 @@ class Profile(JsonFile):
                 raise ValueError(f"rows[{layer}] must have {len(self.full)} losses each")
         only = next(iter(self.methods))
         ranks = self.ranks or {k: dict.fromkeys(row, only) for k, row in rows.items()}
+        ranks = {k: {n: row[n] for n in sorted(row)} for k, row in ranks.items()}
         object.__setattr__(self, "ranks", ranks)
         who = {name for row in ranks.values() for name in row.values()}
         if {k: {*row} for k, row in rows.items()} != {k: {*row} for k, row in ranks.items()} or (

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +27,7 @@ from ..utils.journal import Journal, opened
 from ..utils.version import versions
 from .evaluator import Evaluator
 from .refine import refine
+from .several import Several
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Problem:
         self.adapter = adapter_for(model)(model)
         self.layers = len(self.adapter.layers)
         self.methods = named_methods(method)
-        built = [build_method(name, options) for name, options in self.methods.items()]
+        built = {name: build_method(name, options) for name, options in self.methods.items()}
         self.method, self.method_options = ", ".join(self.methods), self.methods
+        self.scorer: Method = Several(built)
         if len(built) == 1:
-            self.method_options = self.methods[self.method]
-        self.scorer = built[0] if len(built) == 1 else Dearest(built)
-        self.first_layer = min(map(self.adapter.first_layer, built))
+            self.method_options, self.scorer = self.methods[self.method], built[self.method]
+        self.first_layer = min(map(self.adapter.first_layer, built.values()))
         self.kernel_name, self.kernel_options = named_options("kernel", kernel)
         build_kernel = KERNELS.get(self.kernel_name)
         self.kernel = build_kernel(self.layers, self.first_layer, **self.kernel_options)
@@ -165,23 +165,6 @@ class Problem:
         facts: dict[str, Any] = {"model_type": self.model_type, "num_layers": self.layers}
         facts |= {"n_visual": self.tokens, "samples": self.samples, "versions": versions()}
         return {**facts, "full_flops": float(full.mean()), "text_flops": float(text.mean())}
-
-
-class Dearest(Method):
-    """Several methods, of which any may rank: a ranking counts as the dearest one's."""
-
-    def __init__(self, methods: Sequence[Method]):
-        self.methods = list(methods)
-        self.first_layer = min(method.first_layer for method in methods)
-
-    def score(self, ctx):
-        """Not known without the layer's method."""
-        raise NotImplementedError("several methods: ask the profile which one ranks a layer")
-
-    def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the dearest method's scoring and merging."""
-        each = [method.flops(dimensions, n_visual, n_text) for method in self.methods]
-        return reduce(torch.maximum, map(torch.as_tensor, each))
 
 
 @dataclass(frozen=True)

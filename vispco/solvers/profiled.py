@@ -29,6 +29,7 @@ from .evaluator import Evaluator
 from .plan import DROPS, fill, offspring, plans
 from .problem import Problem
 from .refine import nearby
+from .several import Several
 from .surrogate import log_loss
 
 #: Numbers of tokens kept that are told apart in predictions, at most.
@@ -122,6 +123,8 @@ class Planned:
             # The full model's answers are known already.
             spent = profile.forward_passes - _size(batches)
         self.profile, self.table = profile, profile.table(min(problem.tokens, PARTS))
+        if isinstance(problem.scorer, Several):
+            problem.scorer.know(profile)
         for limit, evaluator in zip(limits, evaluators, strict=True):
             # A method that does not serve this model may have been the only one that ranks earlier.
             limit.first_layer = max(limit.first_layer, profile.first_layer)

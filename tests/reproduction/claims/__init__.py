@@ -2,9 +2,20 @@
 cache.
 """
 
-from . import convergence, cost, depth, estimators, hypervolume, kernels, percentile, transfer
+from . import (
+    convergence,
+    cost,
+    depth,
+    estimators,
+    hypervolume,
+    kernels,
+    percentile,
+    transfer,
+    winner,
+)
 
 CLAIMS = {
+    "winner": winner,
     "percentile": percentile,
     "hypervolume": hypervolume,
     "cost": cost,

@@ -16,6 +16,7 @@ MEASURED = "measured"  # where no threshold is set
 SECONDS = {
     "testbed-llava": 0.005,
     "testbed-qwen": 0.0085,
+    "testbed-smollm": 0.07,
 }  # of one forward pass of one question, on one core
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from .base import Markdown
 from .insight import convergence, estimators, kernels, transfer
-from .rivals import cost, depth, hypervolume, percentile
+from .rivals import cost, depth, hypervolume, percentile, winner
 
 TABLES: dict[str, Callable[[dict, Markdown], list[str]]] = {
+    "winner": winner,
     "hypervolume": hypervolume,
     "percentile": percentile,
     "cost": cost,

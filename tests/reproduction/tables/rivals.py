@@ -215,3 +215,26 @@ _DEPTH: Columns = {
 def depth(result: dict, table: Markdown) -> list[str]:
     """Learned and random configurations of ever deeper models."""
     return [written(result["rows"], _DEPTH, table)]
+
+
+def winner(result: dict, table: Markdown) -> list[str]:
+    """A table for each testbed: a row for each method, the largest hypervolume first."""
+    parts = []
+    for testbed in dict.fromkeys(row["testbed"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["testbed"] == testbed]
+        budgets = [p["budget"] for p in own[0]["points"]]
+        lines = []
+        for row in sorted(own, key=lambda row: -row["hypervolume"]["mean"]):
+            cells = [points(p["accuracy"]) for p in row["points"] if "budget" in p]
+            cells = cells or [NOTHING] * len(budgets)
+            volume = spread(row["hypervolume"]["values"], 4)
+            passes = f"{row['passes']:,.0f}" if row["passes"] else NOTHING
+            lines.append([row["method"], row["number"], passes, volume, *cells])
+        header = ["method", "seeds", "passes", "hypervolume", *(f"{b:.0%}" for b in budgets)]
+        parts += [
+            f"{testbed}: held-out accuracy in % at each budget, on {own[0]['n_test']} questions. "
+            f"The full model has {100 * own[0]['full']:.1f} %, none of the visual tokens "
+            f"{100 * own[0]['floor']:.1f} %.",
+            table(header, lines),
+        ]
+    return parts
