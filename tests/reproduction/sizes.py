@@ -128,7 +128,7 @@ SIZES = {
     "smoke": Size(
         "smoke",
         (Setting("testbed-llava", "fastv", (0.5,), 1, 6, 3, 2, 1, 1),),
-        {"testbed-llava": Winner(("auto", "fastv"), (0.5,), 1, 16, 16, 16, 0)},
+        {"testbed-llava": Winner(("auto", "fastv"), (0.5,), 1, 8, 8, 8, 0)},
         calibration=16,
         test=16,
         frontier_budgets=(0.3, 0.6),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from .. import testbed
 from ..baselines.downsample import evaluate_downsampled
@@ -108,7 +108,7 @@ def demonstrate(
                     bar(record)
 
             found = search(model, calibration, method, budgets, callback=on_step, **how)
-        assert isinstance(found, ProfiledFrontier)
+        profile = cast(ProfiledFrontier, found).profile
 
         say(2, f"accuracy on {n_test} held-out questions")
         arena = Arena(model, calibration, testbed.batches("test", n_test, 64, **where))
@@ -124,17 +124,17 @@ def demonstrate(
         frontier.meta |= {
             "competitors": competitors,
             "comparison": [compare(point, competitors) for point in frontier.points],
-            "profile_passes": found.profile.forward_passes,
+            "profile_passes": profile.forward_passes,
             "n_test": n_test,
             "seconds_in_all": round(time.perf_counter() - started, 1),
         }
         save_configs(frontier, folder, "pruning_config")
         for suffix in ("svg", "png"):
             plot_frontier(frontier, folder / f"frontier.{suffix}")
-            plot_profile(found.profile, folder / f"profile.{suffix}")
-        found.profile.save(folder / "profile.json")
+            plot_profile(profile, folder / f"profile.{suffix}")
+        profile.save(folder / "profile.json")
         frontier.save(folder / "frontier.json")
-    print(report(frontier, found.profile))
+    print(report(frontier, profile))
     print(
         "\n" + _example(arena, processor, frontier, testbed.examples("test", n_test, seed), where)
     )

@@ -23,6 +23,9 @@ TARGET = (
     "FastV. All are searched with start='profile', and with as many measurements a budget."
 )
 AUTO_ALONE, RIVAL = "auto", "fastv"
+#: Passes of a profile, about; and those of all methods over those of one.
+PROFILE = {"testbed-llava": 800, "testbed-qwen": 1700, "testbed-smollm": 2600}
+PORTFOLIO = 2.5
 #: Sides of smaller pictures, as shares of the whole ones.
 SCALES = 0.875, 0.75, 0.625, 0.5, 0.375, 0.25
 
@@ -31,9 +34,10 @@ def pieces(size: Size) -> list[Piece]:
     """One per testbed and method, and one per testbed for the smaller pictures."""
     found = []
     for name, own in size.winners.items():
-        each = own.seeds * (40 + 9 * len(own.budgets)) * own.questions
+        each = len(own.budgets) * ((own.refinement + 2) * own.questions + own.test)
         for method in own.methods:
-            passes = 3 * each if method == AUTO_ALONE else each
+            profile = PROFILE[name] * (PORTFOLIO if method == AUTO_ALONE else 1)
+            passes = int(own.seeds * (profile + each))
             found.append(Piece({"testbed": name, "method": method}, passes, name))
         found.append(Piece({"testbed": name, "method": None}, len(SCALES) * own.test, name))
     return found
