@@ -351,7 +351,7 @@ class Template(Reader):
 
     def read(self):
         options = reading_options(
-            argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1)
+            argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1, fps=None)
         )
         try:
             render(self._processor, parse(ROW, self.file), options["chat_template"])

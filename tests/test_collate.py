@@ -424,8 +424,9 @@ def test_other_faults_are_told():
             processor("bytes", "chatml"),
             [Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q.jsonl:1")],
         )
-    with pytest.raises(ValueError, match=r"q\.jsonl:1: LlavaProcessor cannot process it"):
-        collate(processor("bytes", "chatml"), [talk(("<image>What is <|im_end|>?", "a <image> b"))])
+    for answer, sign in (("a <image> b", "<image>"), ("a<|im_end|>b", r"<\|im_end\|>")):
+        with pytest.raises(ValueError, match=rf"q\.jsonl:1: the answer .* holds '{sign}'"):
+            collate(processor("bytes", "chatml"), [talk(("<image>What?", answer))])
     # Two places, one picture.
     bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")
     with pytest.raises(ValueError, match=r"^q\.jsonl:5: LlavaProcessor cannot process it"):
@@ -465,7 +466,7 @@ class Films:
             said, chat_template=chat_template or self.chat_template, **options
         )
 
-    def __call__(self, text, videos=None, do_sample_frames=None, **options):
+    def __call__(self, text, videos=None, do_sample_frames=None, video_metadata=None, **options):
         assert do_sample_frames is False
         films = [film for row in videos for film in row]
         steps = [film[i] for film in films for i in range(0, len(film), 2)]
@@ -614,9 +615,10 @@ def test_other_families_expand_pictures_in_their_own_ways(name, side):
 
 
 @pytest.mark.filterwarnings("ignore:__array__")
-def test_a_processor_that_puts_all_pictures_first_takes_one_turn_with_pictures():
+def test_a_processor_that_puts_all_pictures_first_knows_its_answers():
     paligemma, _ = family("paligemma")
-    made = collate(paligemma, [TALKS[0]], chat_template=CHATML)
-    assert paligemma.tokenizer.decode(made["labels"][made["labels"] != -100]) == "A cat<|im_end|>"
-    with pytest.raises(ValueError, match="does not read this conversation from front to back"):
-        collate(paligemma, [TALKS[2]], chat_template=CHATML)
+    for conversation in (TALKS[0], TALKS[2]):
+        made = collate(paligemma, [conversation], chat_template=CHATML)
+        assert paligemma.tokenizer.decode(made["labels"][made["labels"] != -100]) == "".join(
+            f"{answer}<|im_end|>" for _, answer in conversation.turns
+        )

@@ -5,6 +5,7 @@ What a row may say, reading in a stream, drawing by seed, pictures, video frames
 
 import io
 import json
+import math
 import os
 import random
 import struct
@@ -216,13 +217,16 @@ def test_llava_instruct_conversations():
             {"image": "a.png", "question": "q", "anwser": "b"},
             "expected a text under 'answer', got the keys 'image', 'question', 'anwser'",
         ),
-        ({**ROW, "answer": "  "}, "expected a text that is not empty under 'answer', got '  '"),
+        ({**ROW, "answer": "  "}, "expected a text under 'answer', but its value is missing: '  '"),
+        ({**ROW, "answer": None}, "under 'answer', but its value is missing: None"),
+        ({**ROW, "answer": math.nan}, "under 'answer', but its value is missing: 'nan'"),
+        ({**ROW, "answer": ["a", None]}, "under 'answer', but its value is missing: None"),
         ({**ROW, "answer": True}, "under 'answer', got True"),
-        ({**ROW, "answer": []}, "under 'answer', got []"),
+        ({**ROW, "answer": []}, "under 'answer', but its value is missing: []"),
         ({**ROW, "answer": {"text": "b"}}, "under 'answer', got {'text': 'b'}"),
         ({**ROW, "question": ["a"]}, "under 'question', got ['a']"),
         ({**ROW, "question": "a\ud800"}, "half of a character (a lone surrogate): 'a\\ud800'"),
-        ({**ROW, "task": ""}, "under 'task'"),
+        ({**ROW, "task": ["x"]}, "under 'task'"),
         ({**ROW, "image": 7}, "expected a path under 'image', got 7"),
         ({**ROW, "image": ["a.png", None]}, "expected a path under 'image', got None"),
         ({**ROW, "image": "a\0.png"}, "expected a path"),

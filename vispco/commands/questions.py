@@ -74,7 +74,7 @@ def load_questions(options: argparse.Namespace, split: str) -> Questions:
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
     template = read_template(options.chat_template) if options.chat_template else None
-    reading = {"max_pixels": options.max_pixels, "frames": options.frames}
+    reading = {name: getattr(options, name) for name in ("max_pixels", "frames", "fps")}
     return {"chat_template": template, **reading}
 
 
