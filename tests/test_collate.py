@@ -5,7 +5,6 @@ Labels against character offsets, for several tokenizers, templates, paddings an
 
 import functools
 import io
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vispco import testbed
 from vispco.calibration import prepare
 from vispco.data import Conversation, batches, collate, parse, prompt
+from vispco.data.collate import split
 from vispco.data.template import render
 from vispco.testbed.model import EMBEDDED
 
@@ -518,14 +518,11 @@ def test_videos_where_the_processor_takes_them(tmp_path):
     assert [len(b["input_ids"]) for b in both] == [2, 1]
 
 
-def test_pictures_and_videos_never_share_a_batch(monkeypatch):
+def test_pictures_and_videos_never_share_a_batch():
     film = Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q")
-    monkeypatch.setattr(
-        sys.modules["vispco.data.collate"],
-        "collate",
-        lambda processor, group, **_: [c.kind for c in group],
-    )
-    assert batches(None, [*TALKS[:3], film, film], 2) == [["image"] * 2, ["image"], ["video"] * 2]
+    parts = split([*TALKS[:3], film, film], 2)
+    kinds = [[conversation.kind for conversation in part] for part in parts]
+    assert kinds == [["image"] * 2, ["image"], ["video"] * 2]
 
 
 # ---- real processors of other families -----------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -10,25 +11,52 @@ import torch
 
 from ..utils.distributed import share
 from ..utils.files import brief
+from ..utils.lazy import Lazy, Room
 from .conversation import Conversation
 from .labels import answer_tokens, check_answers
 from .marks import listening, marked
 from .pictures import MAX_PIXELS, open_picture, open_video
-from .process import Rendered, check_rates, process
+from .process import Rendered, check_rates, process, warn_of_many
 from .template import render, render_prompt
+
+#: Bytes of large tensors (pixel values) that the batches of one call hold at a time.
+MEMORY = 2 << 30
+
+
+class Batches(Sequence):
+    """Batches that are made when they are looked at. See `batches`."""
+
+    def __init__(self, makes: Sequence[Callable[[], dict]], memory: int):
+        room = Room(memory)
+        self._batches = [Lazy(make, room) for make in makes]
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._batches[i]
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
 
 def batches(
-    processor: Any, conversations: Sequence[Conversation], batch_size: int = 8, **options
-) -> list[dict]:
-    """`collate` over conversations in order, `batch_size` at a time.
+    processor: Any,
+    conversations: Sequence[Conversation],
+    batch_size: int = 8,
+    memory: int = MEMORY,
+    **options,
+) -> Batches:
+    """`collate` over conversations in order, `batch_size` at a time, each made when it is needed.
 
     Pictures and videos never share a batch. If several processes search together
-    (`vispco.utils.distributed`), each gets its own share of every batch. options: of `collate`.
-    Raises ValueError if batch_size is below 1, and whatever `collate` raises.
+    (`vispco.utils.distributed`), each gets its own share of every batch.
+
+    memory: bytes of pixel values that are held at a time; those of further batches are made again
+        from the files at each use. A search lets them all go once the vision tower has run, and
+        holds what it made: visual tokens x width numbers.
+    options: of `collate`.
+    Raises ValueError if batch_size is below 1. Looking at a batch raises what `collate` raises.
     """
-    groups = split(conversations, batch_size)
-    return [collate(processor, share(group), **options) for group in groups]
+    parts = [share(group) for group in split(conversations, batch_size)]
+    return Batches([partial(collate, processor, part, **options) for part in parts], memory)
 
 
 def split(conversations: Sequence[Conversation], batch_size: int) -> list[list[Conversation]]:
@@ -78,6 +106,7 @@ def collate(
     check_rates(processor, rendered)
     twin, heard = listening(processor)
     inputs = process(twin, rendered, padding=True, padding_side=padding_side)
+    warn_of_many(processor, inputs, rendered)
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     labels = torch.full_like(ids, -100)
     for row, one in enumerate(rendered):
@@ -107,7 +136,9 @@ def prompt(
     media = _open(conversation, max_pixels, frames, fps)
     rendered = Rendered(conversation, text, media)
     check_rates(processor, [rendered])
-    return process(processor, [rendered])
+    inputs = process(processor, [rendered])
+    warn_of_many(processor, inputs, [rendered])
+    return inputs
 
 
 def check_kind(processor: Any, kind: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +14,11 @@ from ..utils.files import brief
 from .conversation import Conversation
 from .film import Film
 from .marks import unmarked
+from .template import media_tokens
 
+#: Visual tokens of a picture from which on a warning is given.
+MANY_TOKENS = 4096
+_WARNED: Any = weakref.WeakSet()
 #: What a processor must know of its model, and may lack in old checkpoints.
 _SETTINGS = ("patch_size", "num_image_tokens", "vision_feature_select_strategy")
 
@@ -55,6 +61,27 @@ def process(processor: Any, rendered: Sequence[Rendered], **padding) -> dict[str
         patch = processor.video_processor.temporal_patch_size
         made[seconds] = torch.tensor([patch / film.sampled_fps for film in films])
     return made
+
+
+def warn_of_many(processor: Any, made: dict[str, Any], rendered: Sequence[Rendered]) -> None:
+    """Warn, once for a processor, of pictures that become very many tokens."""
+    token = media_tokens(processor)["image"]
+    seen = made["input_ids"] == processor.tokenizer.convert_tokens_to_ids(token)
+    pairs = zip(seen.sum(1).tolist(), rendered, strict=True)
+    most = max(
+        (tokens / len(one.media) for tokens, one in pairs if one.conversation.kind == "image"),
+        default=0,
+    )
+    if most <= MANY_TOKENS or processor in _WARNED:
+        return
+    _WARNED.add(processor)
+    size = sum(x.nbytes for x in made.values() if isinstance(x, torch.Tensor)) / len(rendered)
+    warnings.warn(
+        f"a picture gives {most:,.0f} visual tokens, and a question takes {size / 1e6:,.0f} MB: if "
+        "that is more than the model will see later, lower the most pixels that its processor "
+        "takes (size or max_pixels in its configuration)",
+        stacklevel=3,
+    )
 
 
 def metadata(films: Sequence[Film]) -> Any:
