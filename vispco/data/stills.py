@@ -1,0 +1,49 @@
+"""A model's processor; without its video half where torchvision, which that needs, is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load_processor(name: str, **options) -> Any:
+    """The processor of a folder or a name, as `AutoProcessor.from_pretrained` gives it.
+
+    Qwen's processors (and others) read videos with torchvision. Where that is not installed, they
+    cannot be loaded at all, not even for still pictures. Then this gives the same class without its
+    video half, if that can be left out.
+
+    options: of `from_pretrained`. Raises what that raises; ImportError that names the extra if
+    torchvision is missing and the class cannot do without.
+    """
+    from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    try:
+        return AutoProcessor.from_pretrained(name, **options)
+    except ImportError as error:
+        if is_torchvision_available() or "torchvision" not in str(error).lower():
+            raise
+        try:
+            return _stills(name, options).from_pretrained(name, **options)
+        except Exception as second:
+            raise ImportError(
+                f'{name}: its processor needs torchvision: pip install "vispco[qwen]" (without it: '
+                f"{second})"
+            ) from error
+
+
+def _stills(name: str, options: dict[str, Any]) -> Any:
+    """The processor class that a model names, which asks for no video processor."""
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    config = AutoConfig.from_pretrained(name, **options)
+    processor: Any = PROCESSOR_MAPPING[type(config)]
+
+    class Stills(processor):
+        @classmethod
+        def get_attributes(cls):
+            return [part for part in super().get_attributes() if part != "video_processor"]
+
+    Stills.__name__ = processor.__name__
+    return Stills
