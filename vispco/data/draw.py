@@ -15,7 +15,7 @@ from .conversation import Conversation, parse
 from .guards import check_inside
 from .library import load, of_metadata, row, text_files
 from .lines import rows
-from .opening import ENDINGS, is_parquet
+from .opening import ENDINGS
 from .pictures import MAX_PIXELS, open_picture
 
 Item = TypeVar("Item")
@@ -49,9 +49,9 @@ def draw(
 ) -> Sample:
     """`limit` conversations (all, if there are fewer), each with the same chance, shuffled.
 
-    data: a file of JSON lines, a JSON list, CSV or TSV (`vispco.data.rows`); a parquet file; a
-        folder of such files, or a folder or a name for the `datasets` library. Of a folder or a
-        name, `split` (default "train") is taken.
+    data: a file of JSON lines, a JSON list, CSV, TSV or parquet (`vispco.data.rows`); a folder of
+        such files; or a folder or a name for the `datasets` library. Of a folder or a name, `split`
+        (default "train") is taken.
     images: the folder that relative paths start from and that all pictures must lie in; default:
         the data's own.
     columns: see `vispco.data.parse`.
@@ -72,9 +72,7 @@ def draw(
     folder = images or (parent if is_file else name if os.path.isdir(name) else ".")
     read = partial(parse, folder=folder, columns=columns)
     part = split or "train"
-    files = [name] if is_file and not is_parquet(name) else None
-    if files is None and os.path.isdir(name):
-        files = text_files(name, part)
+    files = [name] if is_file else text_files(name, part) if os.path.isdir(name) else None
     if files:
         sample = _from_files(files, name, limit, seed, read)
     else:

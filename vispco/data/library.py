@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's `datasets` library: by name, or folders and parquet files on disk."""
+"""Data sets of Hugging Face's `datasets` library: by name, or folders on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ..utils.files import brief
-from .opening import TABLES, TEXTS, is_parquet
+from .opening import TABLES, TEXTS
+from .parquet import in_words
 
 #: What `save_to_disk` writes beside the tables.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -20,7 +19,7 @@ _SAVED = ("state.json", "dataset_dict.json")
 def load(name: str, split: str) -> Any:
     """A memory-mapped `datasets.Dataset`, with pictures and videos left encoded.
 
-    name: a folder that `save_to_disk` wrote; a parquet file, or a folder of them; or OWNER/NAME or
+    name: a folder that `save_to_disk` wrote, or of parquet files; or OWNER/NAME or
         OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub.
     Raises ImportError that names the extra; ValueError with the library's own words, or if it has
     read the cells of a CSV file as numbers.
@@ -75,22 +74,17 @@ def of_metadata(file: str, folder: str, row: Any) -> Any:
 def row(table: Any, index: int, source: str) -> dict[str, Any]:
     """Row `index` of a table. Raises ValueError that names `source`.
 
-    A row is read only now, so only now may it turn out to be damaged. A float of 32 bits becomes
-    the shortest text that means it: 0.1, not 0.10000000149011612.
+    A row is read only now, so only now may it turn out to be damaged.
     """
     try:
         found = dict(table[index])
     except Exception as error:
         raise ValueError(f"{source}: the data set cannot be read: {brief(error)}") from error
-    for column, feature in table.features.items():
-        kind = getattr(feature, "dtype", None)
-        if kind in ("float32", "float16") and found[column] is not None:
-            found[column] = str(np.dtype(kind).type(found[column]))
-    return found
+    return in_words(found, {name: getattr(x, "dtype", "") for name, x in table.features.items()})
 
 
 def _library(name: str) -> Any:
-    here = os.path.exists(name)
+    here = os.path.isdir(name)
     if not here and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
         raise ValueError(
             f"{name!r} is no file and no folder here, and not the OWNER/NAME of a data set"
@@ -98,8 +92,7 @@ def _library(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        what = "a parquet file" if os.path.isfile(name) else "a folder of data"
-        what = what if here else "no file, so it must be the name of a data set"
+        what = "a folder of data" if here else "no file, so it must be the name of a data set"
         raise ImportError(
             f'{name} is {what}, which needs the datasets library: pip install "vispco[data]"'
         ) from error
@@ -108,9 +101,11 @@ def _library(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any, name: str, split: str) -> Iterator[None]:
-    """Without progress bars; every fault becomes a ValueError that names the data set."""
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
+    """Without bars and log; every fault becomes a ValueError that names the data set."""
+    logging = datasets.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     except Exception as error:
@@ -119,19 +114,18 @@ def _quiet(datasets: Any, name: str, split: str) -> Iterator[None]:
             f"{name}: no data set could be loaded (split {split!r}): {brief(error)}"
         ) from error
     finally:
+        logging.set_verbosity(level)
         if bars:
-            datasets.utils.logging.enable_progress_bar()
+            logging.enable_progress_bar()
 
 
 def _tables(datasets: Any, name: str, split: str) -> dict[str, Any]:
     """{split: table}; a table saved without splits stands for the one that is asked for."""
-    if os.path.exists(name):
+    if os.path.isdir(name):
         path, configuration = os.path.abspath(name), ""
     else:
         path, _, configuration = name.partition(":")
-    if is_parquet(path):
-        found = datasets.load_dataset("parquet", data_files={split: path}, split=split)
-    elif any(os.path.exists(os.path.join(path, file)) for file in _SAVED):
+    if any(os.path.exists(os.path.join(path, file)) for file in _SAVED):
         found = datasets.load_from_disk(path)
     else:
         found = datasets.load_dataset(path, configuration or None, split=split)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from .cells import cells
-from .opening import is_table, open_text
+from .opening import is_parquet, is_table, open_text
+from .parquet import parquet_rows
 from .words import DECODER
 
 #: Characters read at once.
@@ -31,9 +32,9 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     """(`file:line`, row) of every row of a file.
 
     The file holds a JSON object on each line; or one list of objects (LLaVA-Instruct), alone or in
-    an object, such as `{"data": [...]}`; or, if its name says so, CSV or TSV. It may be packed by
-    gzip. Of a list, the source also says the number of the item. Cells are texts, and numbers
-    remember how the file writes them (`vispco.data.words`).
+    an object, such as `{"data": [...]}`; parquet; or, if its name says so, CSV or TSV. Text may be
+    packed by gzip. Of a list, the source also says the number of the item. Cells are texts, and
+    numbers remember how the file writes them (`vispco.data.words`).
     Raises ValueError that names file and line where something is broken; OSError if the file cannot
     be read.
 
@@ -46,6 +47,9 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     [('1', {'a': 1}), ('3', {'a': 2})]
     """
     name = os.fspath(path)
+    if is_parquet(name):
+        yield from parquet_rows(name)
+        return
     if is_table(name):
         with open_text(path, newline="") as file:
             yield from cells(file, name)
