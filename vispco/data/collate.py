@@ -150,7 +150,7 @@ def check_kind(processor: Any, kind: str) -> None:
         )
     if kind == "video" and getattr(processor, "video_processor", None) is None:
         raise ValueError(
-            f"{name} takes no video (some need torchvision for it: pip install torchvision); "
+            f'{name} takes no video (most need torchvision for it: pip install "vispco[qwen]"); '
             "give the frames as images"
         )
 

@@ -100,7 +100,10 @@ def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         try:
             row = DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            raise _broken(source, "a JSON object on one line", line, error) from None
+            what = "a JSON object on one line"
+            if line.strip() == "{":
+                what += f" (or one object with a list under {', '.join(_LISTS[:4])}, ...)"
+            raise _broken(source, what, line, error) from None
         yield source, row
 
 

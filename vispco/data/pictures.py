@@ -65,7 +65,11 @@ def open_picture(
             with Image.open(file, formats=_FORMATS) as image:
                 check_pixels(image, max_pixels, "pixels")
                 check_depth(image)
-                return in_rgb(ImageOps.exif_transpose(image)) if decode else None
+                if not decode:
+                    return None
+                # A copy would not know its format and its tags.
+                ImageOps.exif_transpose(image, in_place=True)
+                return in_rgb(image)
         except Image.DecompressionBombError:
             raise Fault(
                 f"expected at most {max_pixels:,} pixels, got more than PIL would ever open; "

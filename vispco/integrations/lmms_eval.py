@@ -16,10 +16,12 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
+from PIL.Image import Image
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 
 from ..config import PruningConfig
+from ..data.colours import in_rgb
 from ..data.film import Film
 from ..data.pictures import open_video
 from ..data.process import metadata
@@ -144,7 +146,10 @@ class VispcoModel(lmms):
             messages = ChatMessages(messages=to_messages(self.task_dict[task][split][document]))
             conversations.append(messages.to_hf_messages())
         media = {"padding": True, "return_tensors": "pt"}
-        parts = (part for turns in conversations for turn in turns for part in turn["content"])
+        parts = [part for turns in conversations for turn in turns for part in turn["content"]]
+        for part in parts:
+            if isinstance(part.get("image"), Image):
+                part["image"] = in_rgb(part["image"])
         videos = [part for part in parts if part["type"] == "video"]
         for part in videos:
             part["video"] = self._frames(part)
