@@ -19,6 +19,7 @@ from vispco import testbed
 from vispco.calibration import prepare
 from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.collate import split
+from vispco.data.stills import without_videos
 from vispco.data.template import render
 from vispco.testbed.model import EMBEDDED
 
@@ -582,11 +583,12 @@ def family(name):
         pil.image_seq_length = 4
         return hf.PaliGemmaProcessor(pil, tok), "<image>"
 
+    if name == "llava_onevision":
+        pil = images(name, "LlavaOnevisionImageProcessorPil", size=square)
+        pil.image_grid_pinpoints = [[16, 32], [32, 16], [32, 32]]
+        own = {"num_image_tokens": 4, "vision_feature_select_strategy": "full"}
+        return without_videos(hf.LlavaOnevisionProcessor)(pil, tok, **own), "<image>"
     # Without its video half, which needs torchvision.
-    class Pictures(hf.Qwen2_5_VLProcessor):
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-            super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
     pil = images(
         "qwen2_vl",
         "Qwen2VLImageProcessorPil",
@@ -594,11 +596,14 @@ def family(name):
         patch_size=4,
         merge_size=2,
     )
-    return Pictures(pil, tok), "<|image_pad|>"
+    return without_videos(hf.Qwen2_5_VLProcessor)(pil, tok), "<|image_pad|>"
+
+
+FAMILIES = ["llava_next", "llava_onevision", "idefics3", "gemma3", "qwen2_vl"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llava_next", "idefics3", "gemma3", "qwen2_vl"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_other_families_expand_pictures_in_their_own_ways(name, side):
     """Tiles, rows, separators: what is labelled must read as the answers do."""
     made_of, image = family(name)

@@ -18,8 +18,8 @@ def check_depth(image: Any) -> None:
     if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):
         got = "floats" if image.mode == "F" else "integers of 32 bits or with a sign"
         raise Fault(
-            f"expected 8 or 16 bits for each colour, got {got}, of which nobody says what is black "
-            "and what is white: save it as an 8-bit PNG"
+            f"expected 8 or 16 bits for each colour, got {got}, whose black and white are not "
+            "known: save it as an 8-bit PNG"
         )
 
 

@@ -24,7 +24,8 @@ def load_processor(name: str, **options) -> Any:
         if is_torchvision_available() or "torchvision" not in str(error).lower():
             raise
         try:
-            return _stills(name, options).from_pretrained(name, **options)
+            stills = without_videos(_named_class(name, options))
+            return stills.from_pretrained(name, **options)
         except Exception as second:
             raise ImportError(
                 f'{name}: its processor needs torchvision: pip install "vispco[qwen]" (without it: '
@@ -32,13 +33,8 @@ def load_processor(name: str, **options) -> Any:
             ) from error
 
 
-def _stills(name: str, options: dict[str, Any]) -> Any:
-    """The processor class that a model names, which asks for no video processor."""
-    from transformers import AutoConfig
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    config = AutoConfig.from_pretrained(name, **options)
-    processor: Any = PROCESSOR_MAPPING[type(config)]
+def without_videos(processor: Any) -> Any:
+    """A processor class that asks for no video processor, and is the same otherwise."""
 
     class Stills(processor):
         @classmethod
@@ -47,3 +43,11 @@ def _stills(name: str, options: dict[str, Any]) -> Any:
 
     Stills.__name__ = processor.__name__
     return Stills
+
+
+def _named_class(name: str, options: dict[str, Any]) -> Any:
+    """The processor class of a model's kind."""
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    return PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(name, **options))]
