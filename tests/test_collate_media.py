@@ -20,7 +20,6 @@ from vispco.calibration import answer_logits, prepare, run_teacher
 from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.film import Film
 from vispco.data.marks import BEGIN, END, marked, unmarked
-from vispco.data.process import check_rates
 from vispco.data.stills import load_processor
 
 # The package has a function of that name too.
@@ -147,13 +146,18 @@ def test_the_rate_of_frames_reaches_the_model(filmed):
 OTHERS = ("labels", "pixel_values_videos")
 
 
-def test_times_that_nobody_knows_are_asked_for_if_the_model_reads_them(filmed):
+def test_times_that_nobody_knows_are_asked_for_if_the_model_reads_them(filmed, monkeypatch):
     own = testbed.load("testbed-qwen")[1]
     for read in (lambda p: collate(p, [filmed()]), lambda p: prompt(p, filmed())):
         assert "input_ids" in read(Films(own))
         with pytest.raises(ValueError, match=r'^q:3: Timed tells .* in the row \("fps": 2\) or as'):
             read(Timed(own))
-    check_rates(Timed(own), [])
+    # Two frames may be one time: nothing is concluded from them.
+    several, calls, real_call = Films(own), [], Films.__call__
+    monkeypatch.setattr(Films, "__call__", lambda *a, **k: calls.append(1) or real_call(*a, **k))
+    for frames, want in ((2, 3), (2, 6), (4, 9), (4, 10)):
+        collate(several, [filmed()], frames=frames)
+        assert len(calls) == want
 
 
 def test_a_film_of_one_rate_is_the_same_at_another():

@@ -18,7 +18,10 @@ from .template import media_tokens
 
 #: Visual tokens of a picture from which on a warning is given.
 MANY_TOKENS = 4096
+#: Frames of which a processor that reads times writes at least two times.
+SEVERAL = 4
 _WARNED: Any = weakref.WeakSet()
+_TIMELESS: Any = weakref.WeakSet()
 #: What a processor must know of its model, and may lack in old checkpoints.
 _SETTINGS = ("patch_size", "num_image_tokens", "vision_feature_select_strategy")
 
@@ -96,10 +99,10 @@ def check_rates(processor: Any, rendered: Sequence[Rendered]) -> None:
     """Raise ValueError that names a conversation whose model reads times that nobody knows.
 
     A list of frames says nothing of their times. If the processor makes the same of them at two
-    rates, then the model does not read them.
+    rates, then the model does not read them. Of several frames, this is found once.
     """
     for one in rendered:
-        if all(getattr(medium, "fps", 1) for medium in one.media):
+        if all(getattr(medium, "fps", 1) for medium in one.media) or processor in _TIMELESS:
             continue
         plain = replace(one, text=unmarked(one.text).text)
         slow, fast = (
@@ -112,6 +115,8 @@ def check_rates(processor: Any, rendered: Sequence[Rendered]) -> None:
                 "of each frame, which these frames do not say: give the frames per second, in the "
                 'row ("fps": 2) or as --fps 2'
             )
+        if min(len(film) for film in one.media) >= SEVERAL:
+            _TIMELESS.add(processor)
 
 
 def _at(film: Film, fps: float) -> Film:

@@ -20,13 +20,17 @@ def load_processor(name: str, **options) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(name, **options)
-    except ImportError as error:
-        if is_torchvision_available() or "torchvision" not in str(error).lower():
+    except (ImportError, TypeError, ValueError) as error:
+        # Releases of transformers raise one or another of these where torchvision is missing.
+        told = "torchvision" in str(error).lower()
+        if is_torchvision_available() or isinstance(error, ValueError) and not told:
             raise
         try:
             stills = without_videos(_named_class(name, options))
             return stills.from_pretrained(name, **options)
         except Exception as second:
+            if not told:
+                raise error from None
             raise ImportError(
                 f'{name}: its processor needs torchvision: pip install "vispco[qwen]" (without it: '
                 f"{second})"
