@@ -16,11 +16,12 @@ from transformers.utils import is_torchvision_available
 import vispco
 from test_collate import CHATML, FAMILIES, TALKS, Films, family, processor, talk, tokenizer
 from vispco import evaluate, testbed
-from vispco.calibration import answer_logits, prepare, run_teacher
+from vispco.calibration import answer_logits, prepare
 from vispco.data import Conversation, batches, collate, parse, prompt
 from vispco.data.film import Film
 from vispco.data.marks import BEGIN, END, marked, unmarked
 from vispco.data.stills import load_processor
+from vispco.utils.digest import of_batches
 
 # The package has a function of that name too.
 collate_module = sys.modules["vispco.data.collate"]
@@ -280,21 +281,22 @@ def test_a_search_lets_pixels_go_once_the_tower_has_run(tmp_path, monkeypatch):
         Image.fromarray(e.image).save(tmp_path / f"{i}.png")
         row = {"image": f"{i}.png", "question": e.question + "?", "answer": e.answer}
         conversations.append(parse(row, f"{i}", tmp_path))
-    frontiers = []
-    for memory in (0, 1 << 30):
-        made = batches(own, conversations, 4, memory=memory)
-        options = {"budgets": [0.5], "start": vispco.Gradient(steps=2), "refinement": 1}
-        for items in (made, [dict(batch.items()) for batch in made]):
-            found = vispco.search(model, items, options={"journal": tmp_path / "j"}, **options)
-            frontiers.append([(p.config, p.loss) for p in found.points])
-        prepared = run_teacher(model, prepare(model, made, keep_features=True))
-        assert [batch.features is not None for batch in prepared] == [True] * 3
-        answer_logits(model, prepared[0])
-        assert made[0]._held.room.used <= max(0, memory)
-        assert made[0]._held._large is None
-        config = frontiers[0][0][0]
-        assert evaluate(model, made, config).kl == evaluate(model, items, config).kl
-    assert all(found == frontiers[0] for found in frontiers)
+    options = {"budgets": [0.5], "start": vispco.Gradient(steps=2), "refinement": 1}
+    made = batches(own, conversations, 4, memory=0)
+    held = [dict(batch.items()) for batch in made]
+    (want,), (found,) = (vispco.search(model, b, **options).points for b in (held, made))
+    assert (found.config, found.loss) == (want.config, want.loss)
+    assert evaluate(model, made, want.config).kl == evaluate(model, held, want.config).kl
+    # A search that is resumed compares these.
+    assert of_batches(dict(batch.items()) for batch in made) == of_batches(held)
+    roomy = batches(own, conversations, 4)
+    prepared, room = prepare(model, roomy, keep_features=True), roomy[0]._held.room
+    assert room.used == 12 * 3 * 64 * 64 * 4
+    for left, batch in zip((8, 4, 0), prepared, strict=True):
+        before = answer_logits(model, batch)
+        assert room.used == left * 3 * 64 * 64 * 4
+        assert torch.equal(answer_logits(model, batch), before)
+    assert room.used == 0 and all("pixel_values" in batch for batch in roomy)
 
 
 # ---- a clean machine -----------------------------------------------------------------------------

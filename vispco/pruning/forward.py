@@ -49,6 +49,8 @@ def answer_logits(
         return logits[batch.answers.to(logits.device)].float()
 
     logits = run()
+    if reuses and batch.features.made and isinstance(batch.inputs, Lazy):
+        batch.inputs.let_go()
     if not logits.isfinite().all():
         with torch.no_grad():
             where = _first_not_finite(model, run, inputs.get("attention_mask"))

@@ -34,8 +34,8 @@ class Room:
 class Lazy(Mapping):
     """A batch of model inputs: `make()`, called at the first look, and again when it must be.
 
-    Its small tensors, and all that have the shape of `input_ids`, are held. The large ones, such as
-    pixel values, are held while there is room, and made again otherwise.
+    Ids, masks, positions and all that is small are held. What is large, such as pixel values, is
+    held while there is room, and made again otherwise.
 
     >>> makes = []
     >>> def make():
@@ -59,11 +59,12 @@ class Lazy(Mapping):
         return rest
 
     def outlines(self) -> dict[str, Any]:
-        """The inputs with zeros, which take no memory, in place of the large tensors.
+        """The inputs with zeros, which take no memory, in place of the large tensors."""
+        return self._seen({**self._held.small(), **self._held.shapes})
 
-        Those are let go: who asks for outlines has what was made of them.
-        """
-        return self._seen(self._held.outlines())
+    def let_go(self) -> None:
+        """Hold the large tensors no more. They can be made again."""
+        self._held.let_go()
 
     def items(self) -> Any:
         """As of a dict. The large tensors are made once for all of them."""
@@ -99,7 +100,7 @@ class _Held:
             return {**self._small, **self._large}
         made = dict(self.make())
         shape = made["input_ids"].shape
-        large = {name: x for name, x in made.items() if _is_large(x, shape)}
+        large = {name: x for name, x in made.items() if _is_large(name, x, shape)}
         self._small = {name: x for name, x in made.items() if name not in large}
         self.shapes = {name: x.new_zeros(()).expand(x.shape) for name, x in large.items()}
         if self.room.take(_size(large)):
@@ -109,16 +110,16 @@ class _Held:
     def small(self) -> dict[str, Any]:
         return self.whole() if self._small is None else self._small
 
-    def outlines(self) -> dict[str, Any]:
-        small = self.small()
+    def let_go(self) -> None:
         if self._large is not None:
             self.room.give_back(_size(self._large))
             self._large = None
-        return {**small, **self.shapes}
 
 
-def _is_large(x: Any, shape: torch.Size) -> bool:
-    return isinstance(x, Tensor) and x.shape[:2] != shape and x.nbytes > LARGE
+def _is_large(name: str, x: Any, shape: torch.Size) -> bool:
+    """Whether an input holds pixels, or what is alike, and many of them: no ids, no positions."""
+    is_tensor = isinstance(x, Tensor) and x.shape != shape and x.nbytes > LARGE
+    return is_tensor and (x.is_floating_point() or name.startswith("pixel"))
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
