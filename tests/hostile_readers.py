@@ -4,7 +4,10 @@ Valid examples of each kind of file, and what is done with a file of that kind.
 """
 
 import argparse
+import base64
 import contextlib
+import csv
+import gzip
 import io
 import json
 import random
@@ -239,6 +242,75 @@ class Instruct(Questions):
         return b"[" + b",\n".join(rows) + b"]"
 
 
+class Messages(Instruct):
+    """Hugging Face's messages, with pictures in the parts, in a list that lies in an object."""
+
+    file = "m.json"
+
+    def seeds(self):
+        super().seeds()
+        inside = "data:image/png;base64," + base64.b64encode(Path("a.png").read_bytes()).decode()
+
+        def asked(*parts, **more):
+            question = {"role": "user", "content": list(parts)}
+            return {"messages": [question, {"role": "assistant", "content": "yes"}], **more}
+
+        text = {"type": "text", "text": "What?"}
+        return [
+            [
+                asked({"type": "image"}, text, images=["a.png"]),
+                asked(
+                    {"type": "image", "image": "a.png"}, text, {"type": "image", "path": "a.png"}
+                ),
+                asked(text, {"type": "image_url", "image_url": {"url": inside}}),
+                asked({"type": "video"}, text, video=["a.png"], fps=0.5),
+                {"messages": "[]", "image": inside.split(",")[1], "question": "q"},
+            ]
+        ]
+
+    def join(self, rows):
+        return b'{"about": 1, "data": [' + b",\n".join(rows) + b"]}"
+
+
+class Cells(Questions):
+    """A table: CSV, with quotes and a picture in base64."""
+
+    file = "q.csv"
+
+    def seeds(self):
+        super().seeds()
+        inside = base64.b64encode(Path("a.png").read_bytes()).decode()
+        rows = [("image", "question", "answer"), ("a.png", 'Is "x, y" it?', "007")]
+        rows += [(inside, "Two\nlines?", "None"), ("", "no picture", "")]
+        file = io.StringIO()
+        csv.writer(file).writerows(rows)
+        text = file.getvalue()
+        return [text.encode(), text.encode("utf-16"), text.replace(",", ";").encode()]
+
+
+class Packed(Questions):
+    """Questions packed by gzip."""
+
+    file = "q.jsonl.gz"
+
+    def seeds(self):
+        (rows,) = super().seeds()
+        lines = self.join([json.dumps(row).encode() for row in rows])
+        return [gzip.compress(lines, mtime=0)]
+
+
+class Parquet(Questions):
+    file = "q.parquet"
+    needs = "datasets"
+
+    def seeds(self):
+        import datasets
+
+        super().seeds()
+        datasets.Dataset.from_list([ROW, {**ROW, "answer": "no"}] * 2).to_parquet(self.file)
+        return [Path(self.file).read_bytes()]
+
+
 class Picture(Reader):
     file = "picture"
 
@@ -270,6 +342,13 @@ class Picture(Reader):
             )
             for mode in ("P", "L", "LA", "RGBA", "1", "I;16")
         ]
+        files += [
+            (Image.new("P", (9, 7), 1), "png", {"transparency": 1}),
+            (Image.new("P", (9, 7), 1), "gif", {"transparency": 1}),
+            (Image.new("L", (9, 7), 1), "png", {"transparency": 1}),
+            (Image.new("F", (9, 7), 1), "tiff", {}),
+            (Image.new("I;16", (9, 7), 1), "tiff", {}),
+        ]
         return [encoded(*each) for each in files]
 
     def read(self):
@@ -296,6 +375,7 @@ class Film(Reader):
                 ("b.avi", "mpeg4"),
                 ("c.mkv", "mpeg4"),
                 ("d.mpg", "mpeg1video"),
+                ("e.gif", "gif"),
             )
         ]
 
@@ -305,7 +385,7 @@ class Film(Reader):
         with av.open(name, "w") as file:
             stream = file.add_stream(coding, rate=25)
             stream.width = stream.height = 32
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt = "rgb8" if coding == "gif" else "yuv420p"
             for i in range(5):
                 file.mux(
                     stream.encode(
@@ -316,10 +396,11 @@ class Film(Reader):
         return Path(name).read_bytes()
 
     def read(self):
-        assert all(
-            f.width * f.height <= PIXELS
-            for f in open_video(str(Path(self.file).resolve()), ".", 4, PIXELS)
-        )
+        film = open_video(str(Path(self.file).resolve()), ".", 4, PIXELS)
+        assert all(frame.width * frame.height <= PIXELS for frame in film)
+        known = film.metadata()
+        assert len(known["frames_indices"]) == len(film) and film.fps is None or film.fps > 0
+        assert known["frames_indices"] == sorted(known["frames_indices"])
 
 
 class Library(Reader):
@@ -351,7 +432,7 @@ class Template(Reader):
 
     def read(self):
         options = reading_options(
-            argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1)
+            argparse.Namespace(chat_template=self.file, max_pixels=1, frames=1, fps=None)
         )
         try:
             render(self._processor, parse(ROW, self.file), options["chat_template"])
@@ -547,6 +628,10 @@ READERS = {
     "JSON": Anything(),
     "JSON lines of questions": Questions(),
     "LLaVA-Instruct JSON": Instruct(),
+    "messages in an object": Messages(),
+    "a table": Cells(),
+    "packed questions": Packed(),
+    "a parquet file": Parquet(),
     "a picture": Picture(),
     "a video": Film(),
     "a data set on disk": Library(),

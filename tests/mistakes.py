@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gzip
 import io
 import json
 import os
@@ -237,7 +238,22 @@ data.parse({"images": ["a.png"], "question": "Is <image> like <image>?", "answer
 data.parse({"image": "a.png", "video": "b.mp4", "question": "What?", "answer": "x"}, "q.jsonl:1")
 data.parse({"image": "a.png", "conversations": [{"from": "human", "value": "What?"}]}, "q.jsonl:1")
 data.parse({"image": "a.png", "conversations": [{"from": "robot", "value": "What?"}]}, "q.jsonl:1")
+data.parse({"image": "a.png", "question": "What?", "answer": True}, "q.jsonl:1")
+data.parse({"image": "a.png", "messages": [{"role": "tool", "content": "x"}]}, "q.jsonl:1")
 data.draw("questions.jsonl", 0)
+vispco search --data dialog.jsonl
+vispco search --data empty.csv
+vispco search --data quote.csv
+vispco search --data wide.csv
+vispco search --data twice.csv
+vispco search --data latin.csv
+vispco search --data sheet.csv
+vispco search --data packed.jsonl.gz
+vispco search --data damaged.parquet
+vispco search --data object.json
+vispco search --data lists.json
+data.collate(processor, [data.parse({"image": "pictures/a.png", "question": "What?", \
+"answer": "a <eos> b"}, "q.jsonl:1")])
 """,
     "Pictures and videos": """
 vispco search --data gone.jsonl
@@ -249,6 +265,11 @@ vispco search --data questions.jsonl --max-pixels 10
 data.open_picture(b"hello")
 data.open_picture(b"0" * 2**25, max_pixels=100)
 data.open_picture("pictures")
+data.open_picture("floats.tif")
+data.parse({"image": "x" * 300, "question": "What?", "answer": "x"}, "q.jsonl:1")
+data.parse({"image": "iVBORw0KGgo?", "question": "What?", "answer": "x"}, "q.jsonl:1")
+data.parse({"video": "a.mp4", "question": "What?", "answer": "x", "fps": 0}, "q.jsonl:1")
+vispco search --fps 0
 """,
 }
 MISTAKES = [
@@ -263,6 +284,7 @@ MISTAKES = [
         ('testbed.batches("test", tasks=["easy_vqa"])', "easy_vqa"),
         ("baselines.nsga2(evaluator, None, 8)", "optuna"),
         ('pictures.open_video("film.mp4")', "av"),
+        ('data.draw("damaged.parquet", 1)', "pyarrow"),
     )
 ]
 
@@ -313,6 +335,22 @@ def files() -> None:
     }
     for name, found in rows.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    talk = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "a square"},
+    ]
+    Path("dialog.jsonl").write_text(json.dumps({"img": "pictures/a.png", "dialog": talk}))
+    table = "image,question,answer\npictures/a.png,What is it?,"
+    tables = {"empty": "", "quote": '"a', "wide": "a,b", "latin": "caf\xe9", "twice": ""}
+    for name, answer in tables.items():
+        text = table.replace("question", "image", 1) if name == "twice" else table
+        Path(f"{name}.csv").write_bytes(f"{text}{answer}\n".encode("latin-1"))
+    Path("sheet.csv").write_bytes(b"PK\x03\x04")
+    Path("packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode())[:-20])
+    Path("damaged.parquet").write_bytes(b"PAR1" + bytes(8))
+    Path("object.json").write_text(json.dumps({"mine": [row]}, indent=1))
+    Path("lists.json").write_text(json.dumps({"train": [row], "test": [row]}))
+    Image.new("F", (8, 8)).save("floats.tif")
     Path("broken.jsonl").write_text(json.dumps(row) + "\n{'image': 'a.png'}\n")
 
 
@@ -347,6 +385,7 @@ def names() -> dict:
         "data": data,
         "kernels": kernels,
         "testbed": testbed,
+        "processor": testbed.load("testbed-llava")[1],
         "baselines": baselines,
         "pictures": pictures,
         "evaluator": SimpleNamespace(passes=0, samples=4),

@@ -5,7 +5,6 @@ Labels against character offsets, for several tokenizers, templates, paddings an
 
 import functools
 import io
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vispco import testbed
 from vispco.calibration import prepare
 from vispco.data import Conversation, batches, collate, parse, prompt
+from vispco.data.collate import split
+from vispco.data.stills import without_videos
 from vispco.data.template import render
 from vispco.testbed.model import EMBEDDED
 
@@ -424,8 +425,9 @@ def test_other_faults_are_told():
             processor("bytes", "chatml"),
             [Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q.jsonl:1")],
         )
-    with pytest.raises(ValueError, match=r"q\.jsonl:1: LlavaProcessor cannot process it"):
-        collate(processor("bytes", "chatml"), [talk(("<image>What is <|im_end|>?", "a <image> b"))])
+    for answer, sign in (("a <image> b", "<image>"), ("a<|im_end|>b", r"<\|im_end\|>")):
+        with pytest.raises(ValueError, match=rf"q\.jsonl:1: the answer .* holds '{sign}'"):
+            collate(processor("bytes", "chatml"), [talk(("<image>What?", answer))])
     # Two places, one picture.
     bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")
     with pytest.raises(ValueError, match=r"^q\.jsonl:5: LlavaProcessor cannot process it"):
@@ -465,7 +467,7 @@ class Films:
             said, chat_template=chat_template or self.chat_template, **options
         )
 
-    def __call__(self, text, videos=None, do_sample_frames=None, **options):
+    def __call__(self, text, videos=None, do_sample_frames=None, video_metadata=None, **options):
         assert do_sample_frames is False
         films = [film for row in videos for film in row]
         steps = [film[i] for film in films for i in range(0, len(film), 2)]
@@ -517,14 +519,11 @@ def test_videos_where_the_processor_takes_them(tmp_path):
     assert [len(b["input_ids"]) for b in both] == [2, 1]
 
 
-def test_pictures_and_videos_never_share_a_batch(monkeypatch):
+def test_pictures_and_videos_never_share_a_batch():
     film = Conversation((("<video>Why?", "yes"),), (pictures(),), "video", "/", "q")
-    monkeypatch.setattr(
-        sys.modules["vispco.data.collate"],
-        "collate",
-        lambda processor, group, **_: [c.kind for c in group],
-    )
-    assert batches(None, [*TALKS[:3], film, film], 2) == [["image"] * 2, ["image"], ["video"] * 2]
+    parts = split([*TALKS[:3], film, film], 2)
+    kinds = [[conversation.kind for conversation in part] for part in parts]
+    assert kinds == [["image"] * 2, ["image"], ["video"] * 2]
 
 
 # ---- real processors of other families -----------------------------------------------------------
@@ -584,11 +583,12 @@ def family(name):
         pil.image_seq_length = 4
         return hf.PaliGemmaProcessor(pil, tok), "<image>"
 
+    if name == "llava_onevision":
+        pil = images(name, "LlavaOnevisionImageProcessorPil", size=square)
+        pil.image_grid_pinpoints = [[16, 32], [32, 16], [32, 32]]
+        own = {"num_image_tokens": 4, "vision_feature_select_strategy": "full"}
+        return without_videos(hf.LlavaOnevisionProcessor)(pil, tok, **own), "<image>"
     # Without its video half, which needs torchvision.
-    class Pictures(hf.Qwen2_5_VLProcessor):
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-            super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
     pil = images(
         "qwen2_vl",
         "Qwen2VLImageProcessorPil",
@@ -596,11 +596,14 @@ def family(name):
         patch_size=4,
         merge_size=2,
     )
-    return Pictures(pil, tok), "<|image_pad|>"
+    return without_videos(hf.Qwen2_5_VLProcessor)(pil, tok), "<|image_pad|>"
+
+
+FAMILIES = ["llava_next", "llava_onevision", "idefics3", "gemma3", "qwen2_vl"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llava_next", "idefics3", "gemma3", "qwen2_vl"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_other_families_expand_pictures_in_their_own_ways(name, side):
     """Tiles, rows, separators: what is labelled must read as the answers do."""
     made_of, image = family(name)
@@ -614,9 +617,10 @@ def test_other_families_expand_pictures_in_their_own_ways(name, side):
 
 
 @pytest.mark.filterwarnings("ignore:__array__")
-def test_a_processor_that_puts_all_pictures_first_takes_one_turn_with_pictures():
+def test_a_processor_that_puts_all_pictures_first_knows_its_answers():
     paligemma, _ = family("paligemma")
-    made = collate(paligemma, [TALKS[0]], chat_template=CHATML)
-    assert paligemma.tokenizer.decode(made["labels"][made["labels"] != -100]) == "A cat<|im_end|>"
-    with pytest.raises(ValueError, match="does not read this conversation from front to back"):
-        collate(paligemma, [TALKS[2]], chat_template=CHATML)
+    for conversation in (TALKS[0], TALKS[2]):
+        made = collate(paligemma, [conversation], chat_template=CHATML)
+        assert paligemma.tokenizer.decode(made["labels"][made["labels"] != -100]) == "".join(
+            f"{answer}<|im_end|>" for _, answer in conversation.turns
+        )

@@ -5,6 +5,7 @@ What a row may say, reading in a stream, drawing by seed, pictures, video frames
 
 import io
 import json
+import math
 import os
 import random
 import struct
@@ -12,14 +13,17 @@ import sys
 import tracemalloc
 import zlib
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from vispco import data
 from vispco.data import draw, lines as lines_module, parse, reservoir, rows
+from vispco.data.film import clock
 from vispco.data.pictures import open_picture, open_video
 
 ROW = {"image": "a.png", "question": "What is it?", "answer": "a cat"}
@@ -216,13 +220,16 @@ def test_llava_instruct_conversations():
             {"image": "a.png", "question": "q", "anwser": "b"},
             "expected a text under 'answer', got the keys 'image', 'question', 'anwser'",
         ),
-        ({**ROW, "answer": "  "}, "expected a text that is not empty under 'answer', got '  '"),
+        ({**ROW, "answer": "  "}, "expected a text under 'answer', but its value is missing: '  '"),
+        ({**ROW, "answer": None}, "under 'answer', but its value is missing: None"),
+        ({**ROW, "answer": math.nan}, "under 'answer', but its value is missing: 'nan'"),
+        ({**ROW, "answer": ["a", None]}, "under 'answer', but its value is missing: None"),
         ({**ROW, "answer": True}, "under 'answer', got True"),
-        ({**ROW, "answer": []}, "under 'answer', got []"),
+        ({**ROW, "answer": []}, "under 'answer', but its value is missing: []"),
         ({**ROW, "answer": {"text": "b"}}, "under 'answer', got {'text': 'b'}"),
         ({**ROW, "question": ["a"]}, "under 'question', got ['a']"),
         ({**ROW, "question": "a\ud800"}, "half of a character (a lone surrogate): 'a\\ud800'"),
-        ({**ROW, "task": ""}, "under 'task'"),
+        ({**ROW, "task": ["x"]}, "under 'task'"),
         ({**ROW, "image": 7}, "expected a path under 'image', got 7"),
         ({**ROW, "image": ["a.png", None]}, "expected a path under 'image', got None"),
         ({**ROW, "image": "a\0.png"}, "expected a path"),
@@ -371,6 +378,72 @@ def test_a_picture_taken_sideways_is_turned():
     assert open_picture("x.jpg").size == (6, 4)
 
 
+def on_white(rgb, alpha):
+    """Composited by hand."""
+    share = np.asarray(alpha, float)[..., None] / 255
+    return np.rint(np.asarray(rgb) * share + 255 * (1 - share)).astype(int)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+@given(seed=st.integers(0, 2**31 - 1))
+@settings(max_examples=15)
+def test_what_is_transparent_shows_white_whatever_colour_hides_there(kind, seed):
+    rng = np.random.default_rng(seed)
+    rgb, alpha = rng.integers(0, 256, (6, 5, 3)), rng.choice([0, 3, 128, 255], (6, 5))
+    pixels = np.dstack([rgb, alpha]).astype(np.uint8)
+    lossless = {"lossless": True, "exact": True} if kind == "webp" else {}
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **lossless)
+    found = np.asarray(open_picture(file.getvalue())).astype(int)
+    assert abs(found - on_white(rgb, alpha)).max() <= 1
+    assert (found[alpha == 0] == 255).all() and (found == rgb)[alpha == 255].all()
+
+
+def test_transparency_of_greys_palettes_and_single_colours():
+    grey = np.full((2, 2), 40, np.uint8)
+    clear = np.array([[0, 255], [0, 255]], np.uint8)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([255, 0, 255, 40, 40, 40] + [0] * 750)
+    palette.paste(0, (0, 0, 1, 2))
+    deep = np.array([[7, 40 * 257], [7, 40 * 257]], np.uint16)
+    few = Image.fromarray(np.dstack([np.where(clear, 40, 9)] * 3).astype(np.uint8))
+    for name, image, options in (
+        ("la.png", Image.fromarray(np.dstack([grey, clear])), {}),
+        ("p.png", palette, {"transparency": 0}),
+        ("partly.png", palette, {"transparency": b"\0\xff"}),
+        ("p.gif", palette, {"transparency": 0}),
+        ("l.png", Image.fromarray(np.where(clear, grey, 9).astype(np.uint8)), {"transparency": 9}),
+        ("rgb.png", few, {"transparency": (9, 9, 9)}),
+        ("deep.png", Image.fromarray(deep), {"transparency": 7}),
+    ):
+        image.save(name, **options)
+        found = np.asarray(open_picture(name))[0]
+        assert found.tolist() == [[255] * 3, [40] * 3], name
+
+
+def test_16_bits_keep_their_range():
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    image = Image.fromarray(values)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, options in (("a.png", {}), ("a.tif", {}), ("a.ppm", {}), ("b.png", {"exif": turned})):
+        image.save(name, **options)
+        found = np.asarray(open_picture(name))
+        assert found[..., 0].ravel().tolist() == [0, 1, 128, 255], name
+        assert found.shape[:2] == ((4, 1) if options else (1, 4))
+    # 0 is white.
+    image.save("white.tif", tiffinfo={262: 0})
+    assert np.asarray(open_picture("white.tif"))[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_numbers_whose_white_nobody_knows_are_refused(mode):
+    Image.new(mode, (4, 4), 1).save("a.tif")
+    write("q.jsonl", [{**ROW, "image": "a.tif"}])
+    with pytest.raises(ValueError, match=r"q\.jsonl:1: .*a\.tif: expected 8 or 16 bits for each"):
+        draw("q.jsonl", 1)
+
+
 def bomb(width, height):
     """A PNG of that size by its header, with nothing in it."""
 
@@ -460,6 +533,95 @@ def test_a_video_file():
     Path("bad.mp4").write_text("hello")
     with pytest.raises(ValueError, match="expected a video"):
         open_video("bad.mp4")
+
+
+def filmed(name, times, size=(32, 32), left=None):
+    """A video whose frames are shown at `times` (seconds). left: the colour of its left half."""
+    av = pytest.importorskip("av")
+    with av.open(name, "w") as file:
+        stream = file.add_stream("mpeg4", rate=30)
+        stream.width, stream.height = size
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, time in enumerate(times):
+            image = Image.new("RGB", size, (20 * i % 256,) * 3)
+            if left:
+                image.paste(left, (0, 0, size[0] // 2, size[1]))
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return name
+
+
+@pytest.mark.parametrize("start", [0, 7.5])
+def test_frames_know_when_they_are_shown(start):
+    """At a steady rate, by their numbers; at a varying rate, in milliseconds."""
+    steady = open_video(filmed("steady.mkv", [start + i / 5 for i in range(300)]), frames=8)
+    assert [p / steady.fps for p in steady.places] == pytest.approx(
+        [0, 8.6, 17, 25.6, 34.2, 42.8, 51.2, 59.8], abs=2e-3
+    )
+    assert steady.length / steady.fps == pytest.approx(60, abs=0.01)
+    assert steady.sampled_fps == pytest.approx(8 / 60, rel=1e-3)
+    times = [0, 0.1, 0.2, 30, 31, 60]
+    varying = open_video(filmed("varying.mkv", [start + t for t in times]))
+    assert [p / varying.fps for p in varying.places] == pytest.approx(times)
+    assert varying.sampled_fps == pytest.approx(5 / 60)
+    whole = Path("steady.mkv").read_bytes()
+    assert open_video(whole, frames=8).metadata() == steady.metadata()
+    known = steady.metadata()
+    assert known["total_num_frames"] == steady.length and known["fps"] == steady.fps
+
+
+@given(
+    rate=st.sampled_from([5.0, 24.0, 25.0, 30000 / 1001, 60.0]),
+    count=st.integers(1, 60),
+    start=st.floats(0, 9),
+)
+def test_the_clock_of_a_steady_video_counts_its_frames(rate, count, start):
+    times = [start + i / rate for i in range(count)]
+    assert clock(times, rate) == (rate, count, list(range(count)))
+    # The header says nothing, or something else.
+    for stated in (None, 1000.0):
+        found, length, places = clock(times, stated)
+        if count > 1:
+            assert [p / found for p in places] == pytest.approx(
+                [t - start for t in times], abs=1e-3
+            )
+            assert length / found == pytest.approx(count / rate, abs=1e-3)
+    assert clock([None] * count, rate) == (rate, count, list(range(count)))
+
+
+def test_frames_in_a_folder_stand_in_the_order_of_their_numbers():
+    for i in (1, 2, 10):
+        picture(f"film/frame{i}.png", colour=(10 * i,) * 3)
+    film = open_video("film", fps=2)
+    assert greys(film) == [10, 20, 100] and film.metadata()["duration"] == 1.5
+    assert open_video("film").fps is None
+
+
+def test_a_video_taken_sideways_is_turned():
+    """The display matrix says: turn by 90 degrees, clockwise."""
+    film = filmed("up.mp4", [0, 1], size=(64, 32), left="red")
+    content = bytearray(Path(film).read_bytes())
+    place = content.index(b"tkhd") + 44
+    content[place : place + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    frames = open_video(bytes(content))
+    if not hasattr(pytest.importorskip("av").VideoFrame, "rotation"):
+        pytest.skip("this release of PyAV does not read the matrix")
+    assert frames[0].size == (32, 64)
+    top, bottom = (frames[0].getpixel((16, y)) for y in (8, 56))
+    assert top[0] > 200 > 50 > top[1] and max(bottom) < 50
+
+
+def test_what_is_transparent_in_a_moving_picture_shows_white():
+    pytest.importorskip("av")
+    frames = [Image.new("RGBA", (16, 16), (255, 0, 255, 0)) for _ in range(3)]
+    for i, frame in enumerate(frames):
+        frame.paste((0, 0, 0, 255), (4 * i, 4, 4 * i + 4, 12))
+    frames[0].save("t.gif", save_all=True, append_images=frames[1:], duration=200, disposal=2)
+    film = open_video("t.gif")
+    assert [frame.getpixel((15, 15)) for frame in film] == [(255, 255, 255)] * 3
+    assert [p / film.fps for p in film.places] == pytest.approx([0, 0.2, 0.4])
 
 
 def test_without_the_package_that_reads_video(monkeypatch):

@@ -215,6 +215,7 @@ def test_what_is_shown_before_the_start_are_the_questions_of_ones_own_rows(
         model="testbed",
         chat_template=None,
         frames=8,
+        fps=None,
         quiet=False,
     )
     monkeypatch.setattr(distributed, "processes", lambda: 2)

@@ -15,6 +15,10 @@ from mutations import harmless, mutations, within
 
 torch.set_num_threads(1)
 QUICK = {
+    "messages in an object": 1500,
+    "a table": 1500,
+    "packed questions": 1000,
+    "a parquet file": 1000,
     "a video": 300,
     "a data set on disk": 200,
     "a chat template": 2000,

@@ -364,6 +364,9 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
         (["--chat-template", "questions.jsonl"], "questions.jsonl:"),
         (["--batch-size", "0"], "from 1"),
         (["--frames", "0"], "from 1"),
+        (["--fps", "0"], "--fps: expected a positive number, got '0'"),
+        (["--data", "names.jsonl"], "--columns image=img,conversations=dialog"),
+        (["--data", "cells.csv"], "cells.csv:2: expected a text under 'answer', but its value is"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--device", "gpu"], "expected cpu, cuda, cuda:1, mps or auto, got 'gpu'"),
         (["--device", "cuda:99"], "cuda"),
@@ -430,6 +433,9 @@ def stand_in_folder(tmp_path_factory):
         "video": [{"video": ["a.png", "a.png"], "question": "what?", "answer": "yes"}],
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dialog = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    (folder / "names.jsonl").write_text(json.dumps({"img": "a.png", "dialog": dialog}))
+    (folder / "cells.csv").write_text("image,question,answer\na.png,x,\n")
     (folder / "bad.jsonl").write_text(json.dumps(good) + "\n{'image': 'a.png'}\n")
     return folder
 

@@ -17,13 +17,14 @@ from .pruning.context import before_answer as before_answer
 from .pruning.forward import answer_logits as answer_logits, during as during
 from .registry import adapter_for
 from .utils.distributed import gathered
+from .utils.lazy import Lazy
 
 
 @dataclass
 class PreparedBatch:
     """One batch with its answers located: B samples, A answer tokens, C columns that predict one.
 
-    inputs: the model's inputs, without labels.
+    inputs: the model's inputs, without labels; large tensors may be made when they are needed.
     labels: (B, S), -100 outside the answer.
     columns: (C,) positions whose logits predict an answer token of some sample.
     answers: (B, C) bool: the samples for which each column predicts an answer token.
@@ -33,7 +34,7 @@ class PreparedBatch:
     features: what the vision tower made of the inputs, once it has run; None: nothing is kept.
     """
 
-    inputs: dict
+    inputs: Mapping
     labels: Tensor
     columns: Tensor
     answers: Tensor
@@ -114,7 +115,7 @@ def _locate_answers(adapter, batch: Mapping, name: str) -> PreparedBatch:
     answers = predicts[:, columns]
     text = before_answer(real, labels) & ~visual
     return PreparedBatch(
-        inputs={k: v for k, v in batch.items() if k != "labels"},
+        inputs=_without_labels(batch),
         labels=labels,
         columns=columns,
         answers=answers,
@@ -123,6 +124,12 @@ def _locate_answers(adapter, batch: Mapping, name: str) -> PreparedBatch:
         n_visual=visual.sum(1),
         n_text=text.sum(1),
     )
+
+
+def _without_labels(batch: Mapping) -> Mapping:
+    if isinstance(batch, Lazy):
+        return batch.without("labels")
+    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def shapes(prepared: Sequence[PreparedBatch]) -> tuple[Tensor, Tensor]:

@@ -182,6 +182,8 @@ def add_reading(add: Callable) -> None:
     """How pictures are read and prompts are written. add: adds an option."""
     add("--max-pixels", type=positive_int, default=MAX_PIXELS, help="refuse larger pictures")
     add("--frames", type=positive_int, default=8, help="of each video, evenly spread")
+    rate = "frames per second of videos that come as pictures, if the data do not say it"
+    add("--fps", type=positive_float, help=rate)
     add("--chat-template", metavar="FILE", help="a Jinja file, in place of the model's own")
 
 

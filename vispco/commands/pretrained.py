@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..data.collate import check_kind
+from ..data.stills import load_processor
 from ..registry import adapter_for
 from ..utils.files import brief
 
@@ -85,10 +86,8 @@ def _unread(name: str, common: dict[str, Any], error: Exception) -> str:
 
 def read_processor(name: str, common: dict[str, Any]) -> Any:
     """The model's processor. Raises ValueError that names the model and says what is missing."""
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(name, **common)
+        processor = load_processor(name, **common)
         check_kind(processor, "image")
     except Exception as error:
         folder, missing = Path(name), []

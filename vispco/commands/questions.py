@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ class Questions:
 
     split: str | None
     tasks: list[str]
-    batches: Callable[[Any, Any], list[dict]]
+    batches: Callable[[Any, Any], Sequence[Mapping]]
     about_one_picture: Callable[[int], list[data.Conversation]]
 
 
@@ -55,7 +55,7 @@ def load_questions(options: argparse.Namespace, split: str) -> Questions:
     size = options.batch_size or 4
     parts = in_batches(sample.conversations, size)
 
-    def batches(model, processor) -> list[dict]:
+    def batches(model, processor) -> Sequence[Mapping]:
         made = data.batches(processor, sample.conversations, size, **reading)
         if not options.quiet and not rank():
             rows = chain.from_iterable(map(share, parts))
@@ -74,14 +74,14 @@ def load_questions(options: argparse.Namespace, split: str) -> Questions:
 def reading_options(options: argparse.Namespace) -> dict[str, Any]:
     """Options of `data.collate` and `data.prompt`."""
     template = read_template(options.chat_template) if options.chat_template else None
-    reading = {"max_pixels": options.max_pixels, "frames": options.frames}
+    reading = {name: getattr(options, name) for name in ("max_pixels", "frames", "fps")}
     return {"chat_template": template, **reading}
 
 
 def preview(
     sample: data.Sample,
     conversations: Iterable[data.Conversation],
-    batches: list[dict],
+    batches: Sequence[Mapping],
     adapter,
     processor,
     options: argparse.Namespace,
@@ -139,7 +139,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
     size = options.batch_size or 32
     parts = [examples[i : i + size] for i in range(0, len(examples), size)]
 
-    def batches(model, processor) -> list[dict]:
+    def batches(model, processor) -> Sequence[Mapping]:
         return [testbed.collate(share(part), model=kind) for part in parts]
 
     def about_one_picture(n: int) -> list[data.Conversation]:

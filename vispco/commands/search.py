@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def _print(options: argparse.Namespace, folder: Path, found: Frontier, files: li
     )
 
 
-def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyTable:
+def _measure_latency(model, batches: Sequence[Mapping], begun: dict | None) -> LatencyTable:
     """The decoder's times up to the longest prompt; of a search that has begun, its own times."""
     if begun and begun.get("latency"):
         return LatencyTable.from_dict(begun["latency"])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..utils.files import brief
+from .columns import KEYS as KEYS, suggestion
+from .media import media
+from .turns import MARKERS as MARKERS, listed, seen_in, turns
+from .words import is_missing, most_frequent, short, text
 
-#: How a question says where a picture or a video stands.
-MARKERS = {"image": "<image>", "video": "<video>"}
-#: The keys of a row that are read.
-KEYS = ("image", "images", "video", "question", "answer", "conversations", "system", "task")
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_MEDIA = ("image", "images", "video")
+#: What a message may say of a row.
+_LONGEST_MESSAGE = 400
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,14 @@ class Conversation:
 
     turns: (question, answer) each. Questions hold `<image>` or `<video>` once for each of `media`,
         in the same order.
-    media: of a picture its path or its encoded bytes; of a video its path, or a tuple of frames,
+    media: of a picture its path or its encoded bytes; of a video the same, or a tuple of frames,
         each given as a picture is.
     kind: "image" or "video".
     folder: the folder that all paths must lie in.
     source: `file:line`, for messages.
     system: a system prompt.
     task: a name to report accuracy by.
+    fps: how many frames are a second, of videos that do not say it themselves.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -39,6 +42,7 @@ class Conversation:
     source: str
     system: str | None = None
     task: str | None = None
+    fps: float | None = None
 
 
 def parse(
@@ -46,13 +50,21 @@ def parse(
 ) -> Conversation | None:
     """The conversation that a row of a data set holds.
 
-    None if it has turns, but no picture and no video: then there is nothing to prune.
+    None if it holds no picture and no video: then there is nothing to prune, and nothing else in
+    the row is looked at.
 
-    row: `{"image": path, "question": text, "answer": text}`, with `images` (a list) or `video` (a
-        path, or a list of frames) in place of `image`. Or LLaVA-Instruct's `{"image": path,
-        "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}, ...]}`.
-        Also `system` and `task`; other keys are ignored. Of a list of answers the most frequent
-        one counts. Media without a marker stand before the first question.
+    row: one of
+        - `{"image": path, "question": text, "answer": text}`, with `images` (a list) or `video` (a
+          path, or a list of frames) in place of `image`;
+        - LLaVA-Instruct's `{"image": path, "conversations": [{"from": "human", "value": text},
+          {"from": "gpt", "value": text}, ...]}`;
+        - Hugging Face's `{"messages": [{"role": "user", "content": [{"type": "image"}, {"type":
+          "text", "text": text}]}, {"role": "assistant", "content": text}, ...], "images": [path]}`,
+          where the parts may also hold the pictures themselves.
+        A picture may also be bytes, `{"bytes": ...}`, a data URL or base64. Also `system`, `task`,
+        and `fps` (of a video given as frames, how many are a second). Other keys are ignored. Of a
+        list of answers the most frequent one counts. Media without a marker stand before the first
+        question.
     columns: {key as above: the row's own name for it}.
     Raises ValueError that names `source`, what was expected, and what came.
 
@@ -62,127 +74,105 @@ def parse(
     try:
         return _parse(row, source, os.path.abspath(folder), columns or {})
     except ValueError as error:
-        raise ValueError(f"{source}: {brief(error)}") from None
+        raise ValueError(f"{source}: {brief(error, _LONGEST_MESSAGE)}") from None
 
 
 def _parse(row: Any, source: str, folder: str, columns: Mapping[str, str]) -> Conversation | None:
     if not isinstance(row, Mapping):
-        raise ValueError(f"expected an object with image, question and answer, got {_short(row)}")
+        raise ValueError(f"expected an object with image, question and answer, got {short(row)}")
     names = {key: columns.get(key, key) for key in KEYS}
     own = {key: row.get(names[key]) for key in KEYS}
-    given = [key for key in ("image", "images", "video") if own[key] not in (None, "", [])]
+    said = next((key for key in ("conversations", "messages") if own[key] is not None), None)
+    seen = _seen(own, said)
+    if seen is None:
+        _check_absent(row, names, columns, said)
+        return None
+    kind, files = seen
+    system, task = (
+        None if is_missing(own[key]) else text(own[key], names[key]) for key in ("system", "task")
+    )
+    if said:
+        dialogue, opening = turns(listed(own[said], names[said]), names[said])
+        system = opening or system
+    else:
+        _check_present(row, names, columns)
+        question = text(own["question"], names["question"])
+        answer = text(most_frequent(own["answer"], names["answer"]), names["answer"])
+        dialogue = [(question, answer)]
+    found = media(files, kind, folder)
+    dialogue = _with_markers(dialogue, kind, len(found))
+    fps = _rate(own["fps"], names["fps"])
+    return Conversation(tuple(dialogue), found, kind, folder, source, system, task, fps)
+
+
+def _seen(own: Mapping[str, Any], said: str | None) -> tuple[str, Any] | None:
+    """("image" or "video", the files) of a row; None if it has neither."""
+    given = [key for key in _MEDIA if not is_missing(own[key])]
     if len(given) > 1:
         raise ValueError(f"expected one of image, images and video, got {' and '.join(given)}")
-    system = None if own["system"] is None else _text(own["system"], names["system"])
-    task = None if own["task"] is None else _text(own["task"], names["task"])
+    parts = seen_in(own[said]) if said else []
+    if given and parts:
+        raise ValueError(f"expected the pictures under {given[0]} or in the turns, got both")
+    if given:
+        return "video" if given == ["video"] else "image", own[given[0]]
+    if not parts:
+        return None
+    kinds = {kind for kind, _ in parts}
+    files = [file for _, file in parts]
+    if len(kinds) > 1 or kinds == {"video"} and len(files) > 1:
+        raise ValueError("expected pictures or one video in a conversation, got several kinds")
+    return (kinds.pop(), files) if "image" in kinds else ("video", files[0])
+
+
+def _check_absent(row: Mapping, names: Mapping, columns: Mapping, said: str | None) -> None:
+    """Raise ValueError unless the row is without a picture, not only without one by these names."""
+    if any(names[key] in row for key in _MEDIA):
+        return
+    hint = suggestion(row, [*_MEDIA, *_wanted(row, names)], columns)
+    if said and "--columns" not in hint:
+        return
     keys = ", ".join(map(repr, row)) or "of an empty object"
-    if own["conversations"] is not None:
-        turns, opening = _turns(own["conversations"])
-        system = opening or system
-        if not given:
-            return None
-    elif not given:
-        raise ValueError(
-            f"expected a picture under {names['image']!r} (or several under 'images', or a "
-            f"'video'), got the keys {keys}"
-        )
-    else:
-        for key in ("question", "answer"):
-            if own[key] is None:
-                raise ValueError(
-                    f"expected a text under {names[key]!r}, got the keys {keys}; is it there by "
-                    "another name?"
-                )
-        question = _text(own["question"], names["question"])
-        turns = [(question, _text(_most_frequent(own["answer"]), names["answer"]))]
-    kind = "video" if given == ["video"] else "image"
-    media = _media(own[given[0]], kind, folder)
-    turns = _with_markers(turns, kind, len(media))
-    return Conversation(tuple(turns), media, kind, folder, source, system, task)
+    raise ValueError(
+        f"expected a picture under {names['image']!r} (or several under 'images', or a 'video'), "
+        f"got the keys {keys}; {hint}"
+    )
 
 
-def _text(value: Any, key: str) -> str:
-    """Stripped text; numbers become text."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected a text that is not empty under {key!r}, got {_short(value)}")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(
-            f"expected a text under {key!r}, got one with half of a character (a lone surrogate): "
-            f"{_short(value)}"
-        )
-    return value.strip()
+def _wanted(row: Mapping, names: Mapping) -> list[str]:
+    """Which keys of a question and its answer a row lacks by these names."""
+    if names["conversations"] in row or names["messages"] in row:
+        return []
+    lacking = [key for key in ("question", "answer") if names[key] not in row]
+    return [*lacking, "conversations"] if len(lacking) == 2 else lacking
 
 
-def _most_frequent(answers: Any) -> Any:
-    """Of a list of annotators' answers the one given most often, of ties the first."""
-    if isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers):
-        return Counter(answers).most_common(1)[0][0]
-    return answers
+def _check_present(row: Mapping, names: Mapping, columns: Mapping) -> None:
+    for key in ("question", "answer"):
+        if names[key] not in row:
+            keys = ", ".join(map(repr, row))
+            hint = suggestion(row, _wanted(row, names), columns)
+            raise ValueError(f"expected a text under {names[key]!r}, got the keys {keys}; {hint}")
 
 
-def _turns(said: Any) -> tuple[list[tuple[str, str]], str | None]:
-    """LLaVA-Instruct's list as (question, answer) pairs, and the system prompt if it opens it."""
-    if not isinstance(said, list) or not said:
-        raise ValueError(f"expected a list of turns under 'conversations', got {_short(said)}")
-    roles, texts = [], []
-    for i, turn in enumerate(said):
-        name = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
-        role = _ROLES.get(str(name), str(name))
-        if role not in _ROLES.values():
-            raise ValueError(
-                f"conversations[{i}]: expected {{'from': 'human' or 'gpt', 'value': text}}, "
-                f"got {_short(turn)}"
-            )
-        roles.append(role)
-        texts.append(_text(turn.get("value", turn.get("content")), f"conversations[{i}].value"))
-    system = None
-    if roles[0] == "system":
-        system = texts.pop(0)
-        roles.pop(0)
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError(
-            "expected turns of human and gpt in alternation, the last one gpt's, got "
-            f"{', '.join(roles) or 'none'}"
-        )
-    return list(zip(texts[::2], texts[1::2], strict=True)), system
+def _rate(value: Any, key: str) -> float | None:
+    """Frames per second. Raises ValueError unless it is a positive number."""
+    if is_missing(value):
+        return None
+    try:
+        rate = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f"expected a positive number under {key!r}, got {short(value)}")
+    return rate
 
 
-def _media(value: Any, kind: str, folder: str) -> tuple[Any, ...]:
-    """Each picture, or the one video, as a path below `folder`, as bytes, or as frames of those."""
-    several = isinstance(value, list)
-    files = tuple(_file(one, kind, folder) for one in (value if several else [value]))
-    return (files,) if kind == "video" and several else files
-
-
-def _file(value: Any, key: str, folder: str) -> str | bytes:
-    # The datasets library stores a picture as {"bytes": ..., "path": ...}.
-    if isinstance(value, Mapping):
-        if isinstance(value.get("bytes"), bytes):
-            return value["bytes"]
-        value = value.get("path")
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"expected a path under {key!r}, got {_short(value)}")
-    if "://" in value or value.startswith(("data:", "file:")):
-        raise ValueError(
-            f"expected a path under {key!r}, got the address {_short(value)}: nothing is downloaded"
-        )
-    path = os.path.normpath(os.path.join(folder, value))
-    if os.path.commonpath([path, folder]) != folder:
-        raise ValueError(
-            f"{_short(value)} lies outside of {folder}: give a folder that holds all pictures as "
-            "--images"
-        )
-    return path
-
-
-def _with_markers(turns: list[tuple[str, str]], kind: str, count: int) -> list[tuple[str, str]]:
+def _with_markers(dialogue: list[tuple[str, str]], kind: str, count: int) -> list[tuple[str, str]]:
     """The turns with a marker for each of `count` media: their own, or all in front."""
     marker = MARKERS[kind]
     other = MARKERS["video" if kind == "image" else "image"]
-    questions = "\n".join(question for question, _ in turns)
-    answers = "\n".join(answer for _, answer in turns)
+    questions = "\n".join(question for question, _ in dialogue)
+    answers = "\n".join(answer for _, answer in dialogue)
     if other in questions or any(m in answers for m in MARKERS.values()):
         raise ValueError(
             f"expected {marker} in questions only, got {other} or a marker in an answer"
@@ -193,11 +183,6 @@ def _with_markers(turns: list[tuple[str, str]], kind: str, count: int) -> list[t
             f"expected {marker} once for each of {count}, got it {marks} times in the questions"
         )
     if marks == 0:
-        question, answer = turns[0]
-        turns = [(marker * count + question, answer), *turns[1:]]
-    return turns
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        question, answer = dialogue[0]
+        dialogue = [(marker * count + question, answer), *dialogue[1:]]
+    return dialogue

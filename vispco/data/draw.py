@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from ..utils.files import brief
 from .conversation import Conversation, parse
-from .library import load, row
+from .guards import check_inside
+from .library import load, of_metadata, row, text_files
 from .lines import rows
-from .pictures import MAX_PIXELS, check_inside, open_picture
+from .opening import ENDINGS
+from .pictures import MAX_PIXELS, open_picture
 
 Item = TypeVar("Item")
 #: From a row and its source to a conversation, or to None if it has no picture.
@@ -25,8 +27,9 @@ Reader = Callable[[Any, str], Conversation | None]
 class Sample:
     """What was drawn from a data set.
 
-    conversations: those drawn, pictures before videos. total: questions in the data set.
-    skipped: conversations without a picture among those that were read.
+    conversations: those drawn, pictures before videos. total: questions in the data set, less
+        those that were left out.
+    skipped: conversations without a picture among those that were read. They are left out.
     """
 
     conversations: list[Conversation]
@@ -46,8 +49,9 @@ def draw(
 ) -> Sample:
     """`limit` conversations (all, if there are fewer), each with the same chance, shuffled.
 
-    data: a file of JSON lines or a JSON list (`vispco.data.rows`); or a folder or name for the
-        `datasets` library, of which `split` (default "train") is taken.
+    data: a file of JSON lines, a JSON list, CSV, TSV or parquet (`vispco.data.rows`); a folder of
+        such files; or a folder or a name for the `datasets` library. Of a folder or a name, `split`
+        (default "train") is taken.
     images: the folder that relative paths start from and that all pictures must lie in; default:
         the data's own.
     columns: see `vispco.data.parse`.
@@ -61,16 +65,18 @@ def draw(
         raise ValueError(
             f"{os.fspath(images)} is no folder: --images needs the one that holds the pictures"
         )
-    is_file = os.path.isfile(name) or name.endswith((".json", ".jsonl"))
+    is_file = os.path.isfile(name) or name.lower().endswith(ENDINGS)
     if is_file and split is not None:
         raise ValueError(f"{name} is a file, which has no splits, got split {split!r}")
     parent = os.path.dirname(os.path.abspath(name))
     folder = images or (parent if is_file else name if os.path.isdir(name) else ".")
     read = partial(parse, folder=folder, columns=columns)
-    if is_file:
-        sample = _from_file(name, limit, seed, read)
+    part = split or "train"
+    files = [name] if is_file else text_files(name, part) if os.path.isdir(name) else None
+    if files:
+        sample = _from_files(files, name, limit, seed, read)
     else:
-        sample = _from_library(name, split or "train", limit, seed, read)
+        sample = _from_library(name, part, limit, seed, read)
     if not sample.conversations:
         without = f", but {sample.skipped} conversations without" if sample.skipped else ""
         raise ValueError(
@@ -83,30 +89,47 @@ def draw(
     return sample
 
 
-def _from_file(name: str, limit: int, seed: int, read: Reader) -> Sample:
+def _from_files(files: list[str], folder: str, limit: int, seed: int, read: Reader) -> Sample:
     total = skipped = 0
 
     def parsed() -> Iterator[Conversation]:
         nonlocal total, skipped
-        for source, content in rows(name):
-            conversation = read(content, source)
-            if conversation is None:
-                skipped += 1
-            else:
-                total += 1
-                yield conversation
+        for file in files:
+            for source, content in rows(file):
+                conversation = read(of_metadata(file, folder, content), source)
+                if conversation is None:
+                    skipped += 1
+                else:
+                    total += 1
+                    yield conversation
 
     found = reservoir(parsed(), limit, seed)
     return Sample(found, total, skipped)
 
 
 def _from_library(name: str, split: str, limit: int, seed: int, read: Reader) -> Sample:
-    table = load(name, split)
-    chosen = random.Random(seed).sample(range(len(table)), min(limit, len(table)))
-    sources = {f"{name}[{i}]": i for i in chosen}
-    found = [read(row(table, i, source), source) for source, i in sources.items()]
-    conversations = [conversation for conversation in found if conversation]
-    return Sample(conversations, len(table), len(found) - len(conversations))
+    table, rng = load(name, split), random.Random(seed)
+    count = len(table)
+    chosen = rng.sample(range(count), min(limit, count))
+    found: list[Conversation] = []
+    looked_at = 0
+    for i in chain(chosen, _others(chosen, count, rng)):
+        if len(found) == limit:
+            break
+        source = f"{name}[{i}]"
+        conversation = read(row(table, i, source), source)
+        found += [conversation] if conversation else []
+        looked_at += 1
+    skipped = looked_at - len(found)
+    return Sample(found, count - skipped, skipped)
+
+
+def _others(chosen: list[int], count: int, rng: random.Random) -> Iterator[int]:
+    """The rows that were not chosen, shuffled: for those without a picture. Made when needed."""
+    taken = set(chosen)
+    rest = [i for i in range(count) if i not in taken]
+    rng.shuffle(rest)
+    yield from rest
 
 
 def reservoir(items: Iterable[Item], n: int, seed: int = 0) -> list[Item]:
@@ -137,9 +160,10 @@ def check_files(conversation: Conversation, max_pixels: int = MAX_PIXELS) -> Non
     media = chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in conversation.media)
     for medium in media:
         try:
-            if conversation.kind == "image" or isinstance(medium, bytes):
+            frame = isinstance(conversation.media[0], tuple)
+            if conversation.kind == "image" or frame:
                 open_picture(medium, folder, max_pixels, decode=False)
-            else:
+            elif isinstance(medium, str):
                 check_inside(medium, folder)
                 os.stat(medium)
         except FileNotFoundError:

@@ -2,20 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from ..utils.files import brief
+from .opening import TABLES, TEXTS
+from .parquet import in_words
+
+#: What `save_to_disk` writes beside the tables.
+_SAVED = ("state.json", "dataset_dict.json")
 
 
 def load(name: str, split: str) -> Any:
-    """A memory-mapped `datasets.Dataset`, with pictures left encoded.
+    """A memory-mapped `datasets.Dataset`, with pictures and videos left encoded.
 
-    name: a folder that `save_to_disk` wrote; a folder of parquet, JSON Lines or CSV files; or
-        OWNER/NAME or OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub.
-    Raises ImportError that names the extra; ValueError with the library's own words.
+    name: a folder that `save_to_disk` wrote, or of parquet files; or OWNER/NAME or
+        OWNER/NAME:CONFIGURATION, from the local cache or the Hugging Face hub.
+    Raises ImportError that names the extra; ValueError with the library's own words, or if it has
+    read the cells of a CSV file as numbers.
     """
+    datasets = _library(name)
+    with _quiet(datasets, name, split):
+        tables = _tables(datasets, name, split)
+    if split not in tables:
+        raise ValueError(
+            f"{name} has no split {split!r}: expected one of {', '.join(tables)}, as --split"
+        )
+    table = tables[split]
+    return table.cast(datasets.Features(_encoded(datasets, dict(table.features))))
+
+
+def text_files(name: str, split: str) -> list[str] | None:
+    """The files of a split of a folder, if they are CSV or JSON; None if they are others.
+
+    The library would read the cells as numbers: 007 as 7. So these files are read by
+    `vispco.data.rows`. Of a folder of pictures (`imagefolder`) they are its metadata.
+    Raises what `load` does.
+    """
+    if any(os.path.exists(os.path.join(name, file)) for file in _SAVED):
+        return None
+    datasets = _library(name)
+    with _quiet(datasets, name, split):
+        builder = datasets.load_dataset_builder(os.path.abspath(name))
+        found = {str(key): list(files) for key, files in (builder.config.data_files or {}).items()}
+    if builder.name not in ("csv", "json", "imagefolder"):
+        return None
+    if split not in found:
+        raise ValueError(
+            f"{name} has no split {split!r}: expected one of {', '.join(found)}, as --split"
+        )
+    files = [file for file in found[split] if file.lower().removesuffix(".gz").endswith(TEXTS)]
+    return files or None
+
+
+def of_metadata(file: str, folder: str, row: Any) -> Any:
+    """A row of a metadata file of an `imagefolder`: its `file_name` is the picture.
+
+    file: the metadata file, beside which the pictures lie. folder: that of the data.
+    """
+    name = os.path.basename(file)
+    if not name.startswith("metadata.") or not isinstance(row, dict) or "image" in row:
+        return row
+    beside = os.path.relpath(os.path.dirname(file), os.path.abspath(folder))
+    where = row.get("file_name")
+    return {**row, "image": os.path.join(beside, where) if isinstance(where, str) else where}
+
+
+def row(table: Any, index: int, source: str) -> dict[str, Any]:
+    """Row `index` of a table. Raises ValueError that names `source`.
+
+    A row is read only now, so only now may it turn out to be damaged.
+    """
+    try:
+        found = dict(table[index])
+    except Exception as error:
+        raise ValueError(f"{source}: the data set cannot be read: {brief(error)}") from error
+    return in_words(found, {name: getattr(x, "dtype", "") for name, x in table.features.items()})
+
+
+def _library(name: str) -> Any:
     here = os.path.isdir(name)
     if not here and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", name):
         raise ValueError(
@@ -28,30 +96,27 @@ def load(name: str, split: str) -> Any:
         raise ImportError(
             f'{name} is {what}, which needs the datasets library: pip install "vispco[data]"'
         ) from error
-    bars = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()
+    return datasets
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any, name: str, split: str) -> Iterator[None]:
+    """Without bars and log; every fault becomes a ValueError that names the data set."""
+    logging = datasets.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        tables = _tables(datasets, name, split)
+        yield
     except Exception as error:
         # Faults of the network, of files, of builders: anything.
         raise ValueError(
             f"{name}: no data set could be loaded (split {split!r}): {brief(error)}"
         ) from error
     finally:
+        logging.set_verbosity(level)
         if bars:
-            datasets.utils.logging.enable_progress_bar()
-    if split not in tables:
-        raise ValueError(
-            f"{name} has no split {split!r}: expected one of {', '.join(tables)}, as --split"
-        )
-    table = tables[split]
-    encoded = datasets.Image(decode=False)
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, encoded)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            table = table.cast_column(column, type(feature)(encoded))
-    return table
+            logging.enable_progress_bar()
 
 
 def _tables(datasets: Any, name: str, split: str) -> dict[str, Any]:
@@ -60,11 +125,11 @@ def _tables(datasets: Any, name: str, split: str) -> dict[str, Any]:
         path, configuration = os.path.abspath(name), ""
     else:
         path, _, configuration = name.partition(":")
-    written = ("state.json", "dataset_dict.json")
-    if any(os.path.exists(os.path.join(path, file)) for file in written):
+    if any(os.path.exists(os.path.join(path, file)) for file in _SAVED):
         found = datasets.load_from_disk(path)
     else:
         found = datasets.load_dataset(path, configuration or None, split=split)
+        _check_read_as_text(found)
     tables = found if isinstance(found, datasets.DatasetDict) else {split: found}
     for table in tables.values():
         # Arrow trusts its files: with damaged offsets it would read anywhere.
@@ -72,12 +137,28 @@ def _tables(datasets: Any, name: str, split: str) -> dict[str, Any]:
     return tables
 
 
-def row(table: Any, index: int, source: str) -> dict[str, Any]:
-    """Row `index` of a table. Raises ValueError that names `source`.
+def _check_read_as_text(table: Any) -> None:
+    """Raise ValueError if the library has made numbers of the cells of CSV files."""
+    if table.info.builder_name != "csv":
+        return
+    for column, feature in table.features.items():
+        kind = getattr(feature, "dtype", "string")
+        if kind.startswith(("int", "uint", "float", "bool")):
+            raise ValueError(
+                f"the datasets library has read {column!r} of its CSV files as {kind}, and 007 as "
+                f"7: download the files ({', '.join(TABLES)}) and give their folder as --data"
+            )
 
-    A row is read only now, so only now may it turn out to be damaged.
-    """
-    try:
-        return table[index]
-    except Exception as error:
-        raise ValueError(f"{source}: the data set cannot be read: {brief(error)}") from error
+
+def _encoded(datasets: Any, feature: Any) -> Any:
+    """A feature of which no picture and no video is decoded, however deep it lies."""
+    if isinstance(feature, dict):
+        return {key: _encoded(datasets, inner) for key, inner in feature.items()}
+    if isinstance(feature, list):
+        return [_encoded(datasets, inner) for inner in feature]
+    media = tuple(getattr(datasets, kind) for kind in ("Image", "Video") if hasattr(datasets, kind))
+    if isinstance(feature, media):
+        return type(feature)(decode=False)
+    if hasattr(feature, "feature"):
+        return type(feature)(_encoded(datasets, feature.feature))
+    return feature

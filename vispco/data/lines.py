@@ -1,4 +1,4 @@
-"""JSON Lines, or one JSON list, read row by row: a file never has to fit in memory."""
+"""JSON Lines, one JSON list, CSV or TSV, read row by row: a file never has to fit in memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from .cells import cells
+from .opening import is_parquet, is_table, open_text
+from .parquet import parquet_rows
+from .words import DECODER
+
 #: Characters read at once.
 _CHUNK = 1 << 16
+#: Characters in which the list of an object must begin.
+_START = 1 << 16
 #: The most characters that one line, or one item of a list, may have.
 _LONGEST = 1 << 24
 _BLANK: Any = re.compile(r"\s*")
-_DECODE = json.JSONDecoder().raw_decode
+_DECODE = DECODER.raw_decode
+#: The name that a list of questions may have in an object around it.
+_LISTS = (
+    *("data", "rows", "questions", "annotations", "examples", "samples", "instances", "records"),
+    *("items", "train", "validation", "val", "test"),
+)
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     """(`file:line`, row) of every row of a file.
 
-    The file holds a JSON object on each line, or one list of objects (LLaVA-Instruct). Of a list,
-    the source also says the number of the item.
-    Raises ValueError that names file and line where the JSON is broken; OSError if the file cannot
+    The file holds a JSON object on each line; or one list of objects (LLaVA-Instruct), alone or in
+    an object, such as `{"data": [...]}`; parquet; or, if its name says so, CSV or TSV. Text may be
+    packed by gzip. Of a list, the source also says the number of the item. Cells are texts, and
+    numbers remember how the file writes them (`vispco.data.words`).
+    Raises ValueError that names file and line where something is broken; OSError if the file cannot
     be read.
 
     >>> import tempfile
@@ -33,16 +47,45 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     [('1', {'a': 1}), ('3', {'a': 2})]
     """
     name = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            start = next((c for c in iter(lambda: file.read(1), "") if not c.isspace()), "")
-            file.seek(0)
-            yield from _items(file, name) if start == "[" else _lines(file, name)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(
-            f"{name}: expected text in UTF-8, got the byte 0x{byte:02x}; is it a JSON file?"
-        ) from None
+    if is_parquet(name):
+        yield from parquet_rows(name)
+        return
+    if is_table(name):
+        with open_text(path, newline="") as file:
+            yield from cells(file, name)
+        return
+    with open_text(path) as file:
+        start = file.read(_START)
+        file.seek(0)
+        at = _list_in(start)
+        if at is not None:
+            yield from _items(file, name, at)
+        else:
+            yield from _lines(file, name)
+
+
+def _list_in(start: str) -> int | None:
+    """Where the list of objects begins, by the beginning of a file; None if it is no list."""
+    at = _BLANK.match(start).end()
+    if start[at : at + 1] == "[":
+        return 0
+    if start[at : at + 1] != "{":
+        return None
+    sign = "{"
+    while start[at : at + 1] == sign:
+        try:
+            key, at = _DECODE(start, _BLANK.match(start, at + 1).end())
+            at = _BLANK.match(start, at).end()
+            if start[at : at + 1] != ":":
+                return None
+            at = _BLANK.match(start, at + 1).end()
+            if key in _LISTS and re.compile(r"\[\s*[{\]]").match(start, at):
+                return at
+            _, at = _DECODE(start, at)
+        except (ValueError, RecursionError):
+            return None
+        at, sign = _BLANK.match(start, at).end(), ","
+    return None
 
 
 def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
@@ -55,16 +98,23 @@ def _lines(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            raise _broken(source, "a JSON object on one line", line, error) from None
+            what = "a JSON object on one line"
+            if line.strip() == "{":
+                what += f" (or one object with a list under {', '.join(_LISTS[:4])}, ...)"
+            raise _broken(source, what, line, error) from None
         yield source, row
 
 
-def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
-    """Objects of a list. Each is complete as soon as it can be decoded: it ends with its brace."""
+def _items(file: TextIO, name: str, start: int) -> Iterator[tuple[str, Any]]:
+    """Objects of a list. Each is complete as soon as it can be decoded: it ends with its brace.
+
+    start: characters before the list. If there are any, it lies in an object, whose end is checked.
+    """
     # `text` is what has been read and not been given up; what comes next begins at `text[at]`.
-    text, at, line, count = "", 0, 1, 0
+    before = file.read(start)
+    text, at, line, count = "", 0, 1 + before.count("\n"), 0
     wanted = "["
     while True:
         begin = _BLANK.match(text, at).end()
@@ -84,6 +134,9 @@ def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         if sign != "{":
             at += 1
             wanted = {"[": "{]", ",": "{", "]": ""}[sign]
+            if sign == "]" and before:
+                _check_end(file, name, before, text[at:], line)
+                return
             continue
         count += 1
         source = f"{name}:{line} (item {count})"
@@ -93,6 +146,23 @@ def _items(file: TextIO, name: str) -> Iterator[tuple[str, Any]]:
         at, wanted = end, ",]"
     if wanted:
         raise ValueError(f"{name}:{line}: expected {' or '.join(wanted)}, got the end of the file")
+
+
+def _check_end(file: TextIO, name: str, before: str, after: str, line: int) -> None:
+    """Raise ValueError unless the object around a list is whole and holds no other such list."""
+    after += file.read(_LONGEST)
+    try:
+        around = json.loads(f"{before}[]{after}")
+    except (ValueError, RecursionError) as error:
+        raise _broken(
+            f"{name}:{line}", "the end of an object around a list", after, error
+        ) from None
+    others = [key for key in around if key in _LISTS and around[key]]
+    if others:
+        raise ValueError(
+            f"{name}: expected one list of questions, got others too: {', '.join(others)}; keep "
+            "the one that is meant in a file of its own"
+        )
 
 
 def _object(file: TextIO, text: str, at: int, source: str) -> tuple[str, int, Any, int]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import stat
-import warnings
-from collections.abc import Iterator
+import re
 from typing import Any
 
-from ..utils.files import brief
+from .colours import check_depth, in_rgb
+from .film import Film, evenly_spaced, open_film
+from .guards import Fault, check_inside, check_pixels, file_size, reading
 
 MAX_PIXELS = 50_000_000
 #: What is opened at all. PIL also knows formats that start other programs, or that hold addresses.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-#: Containers of videos that lead to no other files and to no addresses.
-_AV_OPTIONS = {
-    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,gif",
-    "protocol_whitelist": "file",
-}
 
 
 def require_pillow():
@@ -41,12 +35,14 @@ def open_picture(
     """The picture of a path or of encoded bytes: PIL, RGB, upright as its EXIF data say.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF and PPM are pictures; of several in a file the first counts.
+    What is transparent shows white; 16 bits become 8 (see `vispco.data.colours.in_rgb`).
 
     folder: the folder that the file must lie in, symbolic links followed; None: anywhere.
     max_pixels: the most pixels of a picture. They are looked up before any is decoded.
     decode: False reads the header only and returns None.
-    Raises ValueError that names the file if it lies elsewhere, is no picture, has more pixels, or
-    more bytes than so many pixels can need; FileNotFoundError if there is no such file.
+    Raises ValueError that names the file if it lies elsewhere, is no picture, has more pixels, has
+    more bytes than so many pixels can need, or holds floats; FileNotFoundError if there is no such
+    file.
     """
     Image, ImageOps = require_pillow()
     from PIL import UnidentifiedImageError
@@ -56,7 +52,7 @@ def open_picture(
         name, size = f"a picture of {len(source):,} bytes", len(source)
         file = io.BytesIO(source)
     else:
-        name, size = source, _file_size(source, folder)
+        name, size = source, file_size(source, folder)
     # 16 bits in each of four channels, and what else a file may hold.
     most = 8 * max_pixels + 2**24
     if size > most:
@@ -64,88 +60,51 @@ def open_picture(
             f"{name}: expected at most {most:,} bytes for {max_pixels:,} pixels, got {size:,}; "
             "make it smaller or raise --max-pixels"
         )
-    with _reading(name, "a picture"):
+    with reading(name, "a picture"):
         try:
             with Image.open(file, formats=_FORMATS) as image:
-                _check_pixels(image, max_pixels, "pixels")
-                return ImageOps.exif_transpose(image).convert("RGB") if decode else None
+                check_pixels(image, max_pixels, "pixels")
+                check_depth(image)
+                if not decode:
+                    return None
+                # A copy would not know its format and its tags.
+                ImageOps.exif_transpose(image, in_place=True)
+                return in_rgb(image)
         except Image.DecompressionBombError:
-            raise _Fault(
+            raise Fault(
                 f"expected at most {max_pixels:,} pixels, got more than PIL would ever open; "
                 "make it smaller"
             ) from None
         except UnidentifiedImageError:
             formats = ", ".join(_FORMATS)
-            raise _Fault(f"expected a picture, but it is none of {formats}") from None
-
-
-class _Fault(ValueError):
-    """A fault in our own words, which lack the name of the file."""
-
-
-@contextlib.contextmanager
-def _reading(name: str, what: str) -> Iterator[None]:
-    """Turn every fault of a file into a ValueError that names it. No warnings are shown."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except FileNotFoundError:
-        raise
-    except _Fault as error:
-        raise ValueError(f"{name}: {error}") from None
-    except Exception as error:
-        # Readers of damaged files raise anything.
-        reason = brief(str(error) or type(error).__name__)
-        raise ValueError(f"{name}: expected {what}, but {reason}") from error
-
-
-def _check_pixels(seen: Any, most: int, what: str) -> None:
-    if seen.width * seen.height > most:
-        got = f"{seen.width} x {seen.height}"
-        raise _Fault(
-            f"expected at most {most:,} {what}, got {got}; make it smaller or raise --max-pixels"
-        )
-
-
-def check_inside(path: str, folder: str | None) -> None:
-    """Raise ValueError unless `path`, symbolic links followed, lies in `folder`."""
-    if folder is None:
-        return
-    real, real_folder = os.path.realpath(path), os.path.realpath(folder)
-    if os.path.commonpath([real, real_folder]) != real_folder:
-        raise ValueError(
-            f"{path} is a link to a place outside of {folder}: give a folder that holds all "
-            "pictures as --images"
-        )
-
-
-def _file_size(path: str, folder: str | None) -> int:
-    """Bytes of a file. Raises ValueError if it lies outside of `folder`, or is no file."""
-    check_inside(path, folder)
-    found = os.stat(path)
-    # A pipe would never end.
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path}: expected a picture, but it is no file")
-    return found.st_size
+            raise Fault(f"expected a picture, but it is none of {formats}") from None
 
 
 def open_video(
-    source: Any, folder: str | None = None, frames: int = 8, max_pixels: int = MAX_PIXELS
-) -> list:
-    """`frames` frames of a video, evenly spaced (PIL, RGB); fewer if it has fewer.
+    source: Any,
+    folder: str | None = None,
+    frames: int = 8,
+    max_pixels: int = MAX_PIXELS,
+    fps: float | None = None,
+) -> Film:
+    """`frames` frames of a video (all, if it has fewer), evenly spaced, with their times: PIL, RGB.
 
-    source: a video file, a folder of pictures, taken in order of name, or a list of pictures.
+    source: a video file, or its bytes; a folder of pictures, taken in order of name, 2 before 10;
+        or a list of pictures.
     folder, max_pixels: see `open_picture`, which also says what is raised; ImportError if a video
-    file needs the package that reads it.
+        file needs the package that reads it.
+    fps: of a folder or a list, how many pictures are a second. A video file knows that itself.
     """
+    if isinstance(source, bytes):
+        return open_film(source, frames, max_pixels, fps)
     if isinstance(source, str):
         check_inside(source, folder)
         if not os.path.exists(source):
             raise FileNotFoundError(2, "No such file or directory", source)
         if not os.path.isdir(source):
-            return _open_video_file(source, frames, max_pixels)
-        names = sorted(name for name in os.listdir(source) if name.lower().endswith(_SUFFIXES))
+            return open_film(source, frames, max_pixels, fps)
+        found = (name for name in os.listdir(source) if name.lower().endswith(_SUFFIXES))
+        names = sorted(found, key=_in_order)
         if not names:
             raise ValueError(
                 f"{source}: expected a video, or a folder of frames ({', '.join(_SUFFIXES)}), "
@@ -153,44 +112,11 @@ def open_video(
             )
         source = [os.path.join(source, name) for name in names]
     chosen = evenly_spaced(len(source), frames)
-    return [open_picture(source[i], folder, max_pixels) for i in chosen]
+    opened = [open_picture(source[i], folder, max_pixels) for i in chosen]
+    return Film(opened, fps, len(source), chosen)
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices below `count`, evenly spaced, the first and the last among them.
-
-    >>> evenly_spaced(9, 3), evenly_spaced(2, 8)
-    ([0, 4, 8], [0, 1])
-    """
-    wanted = min(count, wanted)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
-
-
-def _open_video_file(path: str, frames: int, max_pixels: int) -> list:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            f'{path}: video files need PyAV: pip install "vispco[video]"; or give the frames as '
-            "pictures, in a list or a folder"
-        ) from error
-    _file_size(path, None)
-
-    def decoded() -> Iterator[Any]:
-        with av.open(path, options=_AV_OPTIONS) as video:
-            coder = video.streams.video[0].codec_context if video.streams.video else None
-            if coder is None:
-                raise _Fault("expected a video, but there is none in it that can be decoded")
-            # Containers may lie about the size of frames.
-            _check_pixels(coder, max_pixels, "pixels a frame")
-            for frame in video.decode(video=0):
-                _check_pixels(frame, max_pixels, "pixels a frame")
-                yield frame
-
-    with _reading(path, "a video"):
-        # Containers may lie about the number of frames, too: count them.
-        count = sum(1 for _ in decoded())
-        if not count:
-            raise _Fault("expected a video, but it has no frames")
-        chosen = evenly_spaced(count, frames)
-        return [frame.to_image().convert("RGB") for i, frame in enumerate(decoded()) if i in chosen]
+def _in_order(name: str) -> tuple[list, str]:
+    """Sorts names with numbers by these: frame2 before frame10."""
+    pieces = re.split("([0-9]+)", name)
+    return [int(x) if i % 2 else x for i, x in enumerate(pieces)], name

@@ -15,12 +15,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
-from lmms_eval.models.model_utils.load_video import read_video
 from lmms_eval.protocol import ChatMessages
+from PIL.Image import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from ..config import PruningConfig
+from ..data.colours import in_rgb
+from ..data.film import Film
+from ..data.pictures import open_video
+from ..data.process import metadata
+from ..data.stills import load_processor
 from ..data.template import read_template
 from ..pruning import apply, check_fits
 from ..registry import adapter_for
@@ -42,8 +47,7 @@ class VispcoModel(lmms):
     device_map: for a model that needs several devices, "auto".
     attn_implementation: as in `from_pretrained`.
     chat_template: a Jinja file, for a processor that has none.
-    max_num_frames: frames taken evenly from each video file; their times are not passed on to the
-        processor.
+    max_num_frames: frames taken evenly from each video file. The processor gets their times.
     trust_remote_code: run code that comes with the model; only if you say so.
     batch_size: comes from lmms-eval's `--batch_size`.
 
@@ -86,7 +90,7 @@ class VispcoModel(lmms):
         self.pruning = None if pruning_config is None else PruningConfig.load(pruning_config)
 
         kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        self.processor = AutoProcessor.from_pretrained(pretrained, **kwargs)
+        self.processor = load_processor(pretrained, **kwargs)
         # New tokens come after the prompt, in every row.
         self.processor.tokenizer.padding_side = "left"
         if chat_template is not None:
@@ -142,11 +146,18 @@ class VispcoModel(lmms):
             messages = ChatMessages(messages=to_messages(self.task_dict[task][split][document]))
             conversations.append(messages.to_hf_messages())
         media = {"padding": True, "return_tensors": "pt"}
-        parts = (part for turns in conversations for turn in turns for part in turn["content"])
+        parts = [part for turns in conversations for turn in turns for part in turn["content"]]
         for part in parts:
-            if part["type"] == "video":
-                part["video"] = self._frames(part)
-                media["do_sample_frames"] = False
+            if isinstance(part.get("image"), Image):
+                part["image"] = in_rgb(part["image"])
+        videos = [part for part in parts if part["type"] == "video"]
+        for part in videos:
+            part["video"] = self._frames(part)
+            media["do_sample_frames"] = False
+        films = [part["video"] for part in videos if isinstance(part["video"], Film)]
+        # Who gives frames in place of a file does not say their times.
+        if films and len(films) == len(videos):
+            media["video_metadata"] = metadata(films)
         inputs = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -160,7 +171,7 @@ class VispcoModel(lmms):
         return [cut(text, until) for text in texts]
 
     def _frames(self, part: dict):
-        """Frames (T, height, width, 3) of a video's file, by lmms-eval's reader.
+        """Frames of a video's file with their times, as calibration reads them.
 
         What is no file stays as it is. Raises ValueError if a part of a video is asked for.
         """
@@ -170,7 +181,7 @@ class VispcoModel(lmms):
                 "videos"
             )
         path = part["video"]
-        return read_video(path, num_frm=self.max_num_frames) if isinstance(path, str) else path
+        return open_video(path, frames=self.max_num_frames) if isinstance(path, str) else path
 
     def loglikelihood(self, requests):
         """Refused: lmms-eval hands a chat model requests to generate only."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import adapter_for
+from ..utils.lazy import Lazy
 from ._arguments import bound
 
 OBJECTIVES = ("kl", "task")
@@ -30,19 +31,26 @@ def answer_logits(
     where the hidden states are not.
     """
     device: Any = model.device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
+    reuses = reuse_features and batch.features is not None
+    given = batch.inputs
+    if reuses and batch.features.made and isinstance(given, Lazy):
+        # The tower's output is known, so its input is not needed.
+        given = given.outlines()
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
     # As numbers: a tensor could be on another device than the hidden states.
     columns = batch.columns.tolist()
 
     def run() -> Tensor:
         tower: Any = nullcontext()
-        if reuse_features and batch.features is not None:
+        if reuses:
             tower = batch.features.used(adapter_for(model)(model).backbone)
         with tower:
             logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
         return logits[batch.answers.to(logits.device)].float()
 
     logits = run()
+    if reuses and batch.features.made and isinstance(batch.inputs, Lazy):
+        batch.inputs.let_go()
     if not logits.isfinite().all():
         with torch.no_grad():
             where = _first_not_finite(model, run, inputs.get("attention_mask"))

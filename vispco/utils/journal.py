@@ -185,7 +185,7 @@ def opened(
 
 def _search(what: str, model: Any, prepared: Sequence, arguments: Mapping[str, Any]) -> dict:
     """All that decides what a search finds, to the bit, as the first process knows it."""
-    own = of_batches([{**batch.inputs, "labels": batch.labels} for batch in prepared])
+    own = of_batches({**dict(b.inputs.items()), "labels": b.labels} for b in prepared)
     everybody = gathered(torch.tensor([list(bytes.fromhex(own))])).tolist()
     kind = model.device.type
     found = {

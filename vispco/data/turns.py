@@ -1,0 +1,115 @@
+"""The turns of a conversation, in the shapes in which data sets have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .words import DECODER, is_missing, short, text
+
+#: How a question says where a picture or a video stands.
+MARKERS = {"image": "<image>", "video": "<video>"}
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
+    "system": "system",
+}
+
+
+def listed(said: Any, key: str) -> list:
+    """The list of turns under `key`; CSV files have it as JSON. Raises ValueError for others."""
+    found = said
+    if isinstance(said, str):
+        try:
+            found = DECODER.decode(said)
+        except (json.JSONDecodeError, RecursionError):
+            found = None
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"expected a list of turns under {key!r}, got {short(said)}")
+    return found
+
+
+def seen_in(said: Any) -> list[tuple[str, Any]]:
+    """("image" or "video", file) of each part of the turns that holds one. Nothing is checked."""
+    found = []
+    for turn in said if isinstance(said, list) else []:
+        for part in _parts(turn):
+            kind = _kind(part)
+            if kind and not is_missing(held := _held(part, kind)):
+                found.append((kind, held))
+    return found
+
+
+def turns(said: list, key: str) -> tuple[list[tuple[str, str]], str | None]:
+    """(question, answer) of each turn, and the system prompt if it opens the conversation.
+
+    said: `{"from": "human" or "gpt", "value": text}` (LLaVA-Instruct), or `{"role": "user" or
+        "assistant", "content": text or parts}` (Hugging Face) each. What the model says before the
+        first question is left out, as LLaVA does.
+    Raises ValueError that names the turn.
+    """
+    roles, texts = [], []
+    for i, turn in enumerate(said):
+        name = turn.get("from", turn.get("role")) if isinstance(turn, Mapping) else None
+        role = _ROLES.get(str(name))
+        if role is None:
+            raise ValueError(
+                f"{key}[{i}]: expected {{'from': 'human' or 'gpt', 'value': text}} or "
+                f"{{'role': 'user' or 'assistant', 'content': text}}, got {short(turn)}"
+            )
+        roles.append(role)
+        name = "value" if "value" in turn else "content"
+        texts.append(text(_joined(turn, f"{key}[{i}]"), f"{key}[{i}].{name}"))
+    system = None
+    if roles[0] == "system":
+        system = texts.pop(0)
+        roles.pop(0)
+    if roles[:1] == ["assistant"]:
+        roles, texts = roles[1:], texts[1:]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(
+            "expected turns of human and gpt in alternation, the last one gpt's, got "
+            f"{', '.join(roles) or 'none'}"
+        )
+    return list(zip(texts[::2], texts[1::2], strict=True)), system
+
+
+def _parts(turn: Any) -> list[Mapping]:
+    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
+def _kind(part: Mapping) -> str | None:
+    """Of what kind a part is: image, video, or None for a text."""
+    name = str(part.get("type"))
+    return next((kind for kind in MARKERS if name.removesuffix("_url") == kind), None)
+
+
+def _held(part: Mapping, kind: str) -> Any:
+    """The file of a part, as it stands there; None: it is somewhere else."""
+    for name in (kind, f"{kind}_url", "url", "path", "base64", "data"):
+        if not is_missing(held := part.get(name)):
+            return held.get("url", held) if isinstance(held, Mapping) else held
+    return None
+
+
+def _joined(turn: Mapping, where: str) -> Any:
+    """The text of a turn; a marker stands for each part that is a picture or a video."""
+    content = turn.get("content") if "content" in turn else turn.get("value")
+    if not isinstance(content, list):
+        return content
+    pieces = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            pieces.append(part)
+        elif isinstance(part, Mapping) and _kind(part):
+            pieces.append(MARKERS[str(_kind(part))])
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            pieces.append(part["text"])
+        else:
+            raise ValueError(
+                f"{where}.content[{i}]: expected a text, an image or a video, got {short(part)}"
+            )
+    return "".join(pieces)
