@@ -8,7 +8,8 @@ from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import directions, is_whole, question
+from .pairs import directions
+from .shared import is_whole, question
 
 
 @register_method("dart")

@@ -1,4 +1,4 @@
-"""What several methods share: text that can see the image, means, cosines, greedy picking."""
+"""What several methods share: text that can see the image, means, greedy picking."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..pruning.context import Context, column_sum, positions, take
+from ..relaxation import descending_ranks
 
 
 def is_whole(x: object, least: int | None = None) -> bool:
@@ -42,29 +42,25 @@ def head_mean(attention: Tensor) -> Tensor:
     return column_sum(attention, 1) / attention.shape[1]
 
 
-def directions(x: Tensor) -> Tensor:
-    """`x` (..., D) scaled to length 1, in float32."""
-    return normalize(x.float(), dim=-1)
-
-
-def cosines(x: Tensor) -> Tensor:
-    """Cosines (B, V, V) of all pairs of `x` (B, V, D), symmetric to the bit."""
-    unit = directions(x)
-    products = unit @ unit.transpose(1, 2)
-    return (products + products.transpose(1, 2)) / 2
-
-
-def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor]) -> Tensor:
+def greedy(
+    ctx: Context,
+    gains: Tensor,
+    update: Callable[[int, Tensor], Tensor],
+    changing: int | None = None,
+) -> Tensor:
     """Scores (B, V) of slots picked one by one, the one of largest gain next: 1, 1/2, 1/3, ...
 
     gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth.
     update: called with the number of picks before and the slot picked (B, 1); returns the gains for
         the next pick.
+    changing: picks after which no gain changes any more, if there is such a number: the others
+        follow all at once.
     Unless the order of all tokens matters, picking stops after `ctx.keep` slots; others score 0.
     """
     steps = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
     scores, left = torch.zeros_like(gains), ctx.valid
-    for step in range(steps):
+    changing = steps if changing is None else min(changing, steps)
+    for step in range(changing):
         # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax
         # takes the first.
         gains = (gains * 2**20).round()
@@ -74,4 +70,7 @@ def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor])
         scores = scores.scatter_reduce(1, pick, score, "amax")
         left = left.scatter(1, pick, False)
         gains = update(step, pick)
+    if changing < steps:
+        place = descending_ranks((gains * 2**20).round(), left)
+        scores = torch.where(left, 1 / (changing + place + 1), scores)
     return scores

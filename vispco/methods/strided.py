@@ -22,5 +22,10 @@ class Strided(Method):
 
     def score(self, ctx):
         """(B, n_visual) in (-1, 0]."""
-        bits = torch.arange(24, device=ctx.slot.device)
-        return -((ctx.slot[..., None] >> bits & 1) * 0.5 ** (bits + 1)).sum(-1)
+        return -mirrored_number(ctx.slot)
+
+
+def mirrored_number(x: torch.Tensor) -> torch.Tensor:
+    """The binary digits of whole numbers, mirrored about the point: floats in [0, 1)."""
+    bits = torch.arange(24, device=x.device)
+    return ((x[..., None] >> bits & 1) * 0.5 ** (bits + 1)).sum(-1)

@@ -8,7 +8,11 @@ from ..pruning.context import positions, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import cosines, is_whole
+from .pairs import Pairs
+from .shared import is_whole
+
+#: Neighbours of each token that are looked through before all others are.
+NEIGHBOURS = 32
 
 
 @register_method("vispruner")
@@ -48,7 +52,7 @@ class VisPruner(Method):
         """(B, n_visual): minus the rank."""
         # All that follows is in the order of attention; `stayed` counts rounds.
         order = descending_ranks(ctx.vision_attention, ctx.valid).argsort(dim=1, stable=True)
-        alike = cosines(take(ctx.embeddings[ctx.visual], order))  # (B, V, V)
+        near = Neighbours(take(ctx.embeddings[ctx.visual], order))
         real, number = ctx.valid.gather(1, order), torch.arange(order.shape[1], device=order.device)
         important = (ctx.keep.double() * self.important).floor().long()
         left = real & (number >= important[:, None])
@@ -61,18 +65,49 @@ class VisPruner(Method):
             count = left.cumsum(1)
             width = -(-int(count.max()) // 2)
             # `count` begins at 1, so it is odd where the number of a token is even.
-            (batch, even), there = positions(left & (count % 2 == 1), width)
+            (_, even), there = positions(left & (count % 2 == 1), width)
             (_, odd), other = positions(left & (count % 2 == 0), width)
-            pairs = alike[batch[..., None], even[..., None], odd[:, None]]  # (B, V / 2, V / 2)
-            twin = pairs.masked_fill(~other[:, None], float("-inf")).amax(-1)
+            is_odd = torch.zeros_like(left).scatter(1, odd, other)
+            twin = near.twin(even, there, is_odd)
             remove = surplus.clamp(max=min(self.step, number.numel()))[:, None]
             gone = there & (descending_ranks(twin, there) < remove)
             left = left.scatter(1, even, left.gather(1, even) & ~gone)
             stayed = stayed + left
         stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)
         place = descending_ranks(stayed, real)
-        return torch.zeros_like(alike[:, 0]).scatter(1, order, -place.to(alike))
+        return torch.zeros(place.shape, device=place.device).scatter(1, order, -place.float())
 
     def flops(self, dimensions, n_visual, n_text):
         """FLOPs of the cosines of all pairs of features."""
         return 2 * n_visual * n_visual * dimensions.hidden
+
+
+class Neighbours:
+    """The largest cosine of a token to one of a changing set, without looking at all pairs.
+
+    x: (B, V, D). Of each token, the NEIGHBOURS tokens most like it are found once, in falling
+    order: the first of them in the set is the one. Where none is, the whole row is looked through.
+    """
+
+    def __init__(self, x: torch.Tensor):
+        self.pairs = Pairs(x)
+        number = min(NEIGHBOURS, x.shape[1])
+        found = [alike.topk(number, -1) for _, alike in self.pairs.blocks()]
+        self.cosine = torch.cat([values for values, _ in found], 1)  # (B, V, NEIGHBOURS)
+        self.token = torch.cat([index for _, index in found], 1)
+
+    def twin(self, at: torch.Tensor, real: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """The largest cosine (B, R) of the `real` tokens `at` (B, R) to `members` (B, V) bool.
+
+        -inf without members.
+        """
+        token, cosine = take(self.token, at), take(self.cosine, at)
+        inside = members.gather(1, token.flatten(1)).view(token.shape)
+        first = inside.to(torch.int8).argmax(-1, keepdim=True)
+        twin = cosine.gather(2, first)[..., 0]
+        missed = (real & ~inside.any(-1)).nonzero()
+        for b in missed[:, 0].unique().tolist():
+            columns = missed[missed[:, 0] == b, 1]
+            rows = self.pairs.rows_of(b, at[b, columns])
+            twin[b, columns] = rows.masked_fill(~members[b], float("-inf")).amax(-1)
+        return twin

@@ -1,0 +1,133 @@
+"""PACT (Dhouib et al., CVPR 2025, arXiv 2504.08966): important tokens, then density peaks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..pruning.context import masked_softmax, without_overflow
+from ..registry import register_method
+from ..relaxation import descending_ranks
+from .base import Method
+from .groups import share
+from .pairs import HELD, Pairs
+from .shared import head_mean
+
+
+@register_method("pact")
+class PACT(Method):
+    """The important tokens are clustered by their keys; each cluster becomes one token.
+
+        s_j = |h_j| 1/H sum_h softmax_n(mean_i q_i^h . k_n^h / sqrt(E))_j,   i: visual tokens
+        pool = the tokens of largest s_j, `important` of those present, and k at least
+        density_j = sum over i in the pool, d_ij <= cutoff, of exp(-d_ij / cutoff)
+        reach_j = min d_ij over the pool's denser tokens,   d_ij = 1 - cos(key_i, key_j)
+        centres = tokens of the pool with a reach above the cutoff (the densest has any)
+        kept = centres by s; if there are fewer than k, others of the pool by reach
+        the others of the pool are averaged into the kept one nearest to them, up to the cutoff
+
+    q, k: of layer K, before rotary embedding, pruning before layer K. key: its keys, all heads side
+    by side. h: hidden states that enter it. Source: the paper. Published: layer 4 of 32, 55 % of
+    the tokens important, cutoff 0.21.
+
+    important, cutoff: as above. adaptive: keep at most as many as there are centres, as the authors
+    do. False: the count alone decides.
+
+    Departs from it: exactly the count; a merged token is one token to attention (theirs: as many as
+    it stands for); the densities' exponent, and that keys are compared without positions, are our
+    choice; ties in density go to the more important.
+    """
+
+    first_layer = 0
+    reads_next = True
+    reads_unrotated = True
+    reads = "queries and keys without positions, hidden states"
+
+    def __init__(self, important: float = 0.55, cutoff: float = 0.21, adaptive: bool = False):
+        if not isinstance(adaptive, bool):
+            raise ValueError(f"adaptive must be True or False, got {adaptive!r}")
+        self.important, self.cutoff = share("important", important), share("cutoff", cutoff)
+        self.adaptive = adaptive
+
+    def score(self, ctx):
+        """(B, n_visual): centres by s, others of the pool by reach, then the rest by s."""
+        place, pool, reach, _ = self._clusters(ctx)
+        # Reaches that are equal but for rounding are ties, which go to the more important.
+        order = place.argsort(dim=1, stable=True)
+        ordered = (reach * 2**20).round().gather(1, order)
+        rank = descending_ranks(ordered, pool.gather(1, order))
+        rank = torch.zeros_like(place).scatter(1, order, rank) + place.shape[1]
+        centre = pool & (reach > self.cutoff)
+        rank = torch.where(centre, place, rank).where(pool, place + 2 * place.shape[1])
+        return -rank.float()
+
+    def limit(self, ctx, scores):
+        """(B,) clusters; None unless `adaptive`."""
+        if not self.adaptive:
+            return None
+        _, pool, reach, _ = self._clusters(ctx)
+        return (pool & (reach > self.cutoff)).sum(1).clamp(min=1)
+
+    def merge(self, ctx, kept):
+        """(B, n_visual) the kept slot nearest to each token of the pool."""
+        _, pool, _, pairs = self._clusters(ctx)
+        kept = kept & ctx.valid
+        found = []
+        for _, alike in pairs.blocks():
+            best = alike.masked_fill(~kept[:, None], float("-inf")).max(-1)
+            found.append(best.indices.where(1 - best.values <= self.cutoff, -1))
+        into = torch.cat(found, 1).where(pool, -1)
+        return torch.arange(kept.shape[1], device=kept.device).where(kept, into)
+
+    def flops(self, dimensions, n_visual, n_text):
+        """FLOPs of the next layer up to its attention and of one row; of all cosines of keys.
+
+        The cosines are made for ranking, for merging and for `adaptive`. More than HELD tokens
+        have theirs made in each of two passes, and once more for merging.
+        """
+        keys = 2 * n_visual * n_visual * dimensions.cached // 2
+        asked = 2 + self.adaptive
+        return dimensions.ahead(n_visual + n_text) + keys * (
+            asked + (asked + 1) * (n_visual > HELD)
+        )
+
+    def _clusters(self, ctx):
+        """Place by s (B, V), pool (B, V), reach (B, V), and the pairs of keys."""
+        place = descending_ranks(self._importance(ctx), ctx.valid)
+        tokens = ctx.valid.sum(1)
+        size = torch.maximum((self.important * tokens.double() + 1e-6).long(), ctx.keep)
+        pool = ctx.valid & (place < size[:, None])
+        keys = ctx.keys(ctx.layer, rotary=False).transpose(1, 2).flatten(2)  # (B, N, G E)
+        pairs = Pairs(keys[ctx.visual])
+        density = torch.cat([self._near(alike, pool) for _, alike in pairs.blocks()], 1)
+        # Sums in another order differ by a rounding.
+        density = (density * 2**20).round().masked_fill(~pool, -1.0)
+        found = []
+        for at, alike in pairs.blocks():
+            mine, first = density[:, at, None], place[:, at, None]
+            denser = (density[:, None] > mine) | (
+                (density[:, None] == mine) & (place[:, None] < first)
+            )
+            far = (1 - alike).masked_fill(~(denser & pool[:, None]), 4.0)
+            found.append(far.amin(-1))
+        return place, pool, torch.cat(found, 1), pairs
+
+    def _near(self, alike: Tensor, pool: Tensor) -> Tensor:
+        """Densities (B, R) of rows of cosines (B, R, V)."""
+        far = (1 - alike).clamp(min=0).masked_fill(~pool[:, None], 4.0)
+        return ((-far / self.cutoff).exp() * (far <= self.cutoff)).double().sum(-1)
+
+    @staticmethod
+    def _importance(ctx):
+        """s (B, V)."""
+        query = without_overflow(ctx.queries(ctx.layer, at=ctx.visual[1], rotary=False))
+        key = without_overflow(ctx.keys(ctx.layer, rotary=False))
+        real = ctx.valid[:, None, :, None]
+        mean = query.double().masked_fill(~real, 0.0).sum(2, keepdim=True)
+        mean = (mean / real.sum(2, keepdim=True).clamp(min=1)).to(query)  # (B, H, 1, E)
+        mean = mean.unflatten(1, (key.shape[1], -1))[..., 0, :]  # (B, G, H / G, E)
+        product = (mean @ key.transpose(-1, -2)).flatten(1, 2)[:, :, None].float()
+        product = product * query.shape[-1] ** -0.5  # (B, H, 1, N)
+        attention = masked_softmax(product, ~ctx.present[:, None, None])
+        size = ctx.hidden[ctx.visual].float().norm(dim=-1)
+        return head_mean(attention)[:, 0][ctx.visual] * size
