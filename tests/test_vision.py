@@ -6,6 +6,7 @@ Attention and keys of patches, tokens made of them, their places.
 import copy
 import functools
 import importlib
+import inspect
 import math
 
 import pytest
@@ -559,6 +560,7 @@ def traced(model, config, inputs):
                         attention=ctx.vision_attention if self.reads_vision else None,
                         keys=ctx.vision_keys if self.reads_vision else None,
                         grid=ctx.grid if self.reads_grid else None,
+                        other=ctx.vision_attention_at(self.depth) if self.vision_depths else None,
                         keep=ctx.keep.clone(),
                     ),
                 )
@@ -606,6 +608,8 @@ def assert_as_naive(naive, ctx, seen, entered, packed, b):
     # Where the visual tokens stand in ctx.hidden.
     at = ctx.visual[1][b, slots]
     lists = {k: None if v is None else v[b, slots].tolist() for k, v in seen.items() if k != "keep"}
+    if "numbers" in inspect.signature(naive).parameters:
+        lists["numbers"] = ctx.slot[b, slots].tolist()
     groups = naive(**lists, features=ctx.embeddings[b, at].tolist(), k=int(seen["keep"][b]))
     expected = {
         p: x

@@ -52,10 +52,8 @@ class PACT(Method):
     def score(self, ctx):
         """(B, n_visual): centres by s, others of the pool by reach, then the rest by s."""
         place, pool, reach, _ = self._clusters(ctx)
-        # Reaches that are equal but for rounding are ties, which go to the more important.
         order = place.argsort(dim=1, stable=True)
-        ordered = (reach * 2**20).round().gather(1, order)
-        rank = descending_ranks(ordered, pool.gather(1, order))
+        rank = descending_ranks(reach.gather(1, order), pool.gather(1, order))
         rank = torch.zeros_like(place).scatter(1, order, rank) + place.shape[1]
         centre = pool & (reach > self.cutoff)
         rank = torch.where(centre, place, rank).where(pool, place + 2 * place.shape[1])
@@ -99,9 +97,7 @@ class PACT(Method):
         pool = ctx.valid & (place < size[:, None])
         keys = ctx.keys(ctx.layer, rotary=False).transpose(1, 2).flatten(2)  # (B, N, G E)
         pairs = Pairs(keys[ctx.visual])
-        density = torch.cat([self._near(alike, pool) for _, alike in pairs.blocks()], 1)
-        # Sums in another order differ by a rounding.
-        density = (density * 2**20).round().masked_fill(~pool, -1.0)
+        density = torch.cat([self._near(*block, pool) for block in pairs.blocks()], 1)
         found = []
         for at, alike in pairs.blocks():
             mine, first = density[:, at, None], place[:, at, None]
@@ -112,10 +108,13 @@ class PACT(Method):
             found.append(far.amin(-1))
         return place, pool, torch.cat(found, 1), pairs
 
-    def _near(self, alike: Tensor, pool: Tensor) -> Tensor:
-        """Densities (B, R) of rows of cosines (B, R, V)."""
+    def _near(self, at: Tensor, alike: Tensor, pool: Tensor) -> Tensor:
+        """Densities (B, R) of the rows `at` (R,) of cosines (B, R, V)."""
         far = (1 - alike).clamp(min=0).masked_fill(~pool[:, None], 4.0)
-        return ((-far / self.cutoff).exp() * (far <= self.cutoff)).double().sum(-1)
+        near = (-far / self.cutoff).exp() * (far <= self.cutoff)
+        # Itself, without rounding: two tokens near each other alone are equally dense.
+        itself = torch.arange(far.shape[-1], device=at.device) == at[:, None]
+        return near.masked_fill(itself, 1.0).sum(-1, dtype=torch.float64)
 
     @staticmethod
     def _importance(ctx):

@@ -120,6 +120,7 @@ class Context:
     heard: queries and keys of the layer just run (of the last one that has attention), or None.
     rotary: cosines and sines that layer `layer` is given, each (B or 1, S, E), of the whole
         sequence; None if it is given none.
+    start: (B, 1) original position of the first token that is no padding.
     ahead: runs layer `layer` up to its attention, on the tokens as they are; None if it has none.
         Its argument, True by default: with rotary positions.
     exhaustive: whether the order of ALL tokens matters (in search, the soft threshold looks past
@@ -143,6 +144,7 @@ class Context:
     sources: dict[str, Any]
     heard: Heard | None
     rotary: Any
+    start: Tensor
     ahead: Callable[..., Heard | None]
 
     @property
@@ -193,6 +195,7 @@ class Context:
     def rotary_means(self) -> Tensor:
         """Mean cosine and mean sine (B, n_visual, 2) of each visual token's rotary embedding.
 
+        Where padding on the left counts as positions, they are as they would be without it.
         Raises ValueError if the layer is given no cosines and sines.
         """
         given = self.rotary
@@ -202,7 +205,11 @@ class Context:
                 "and sines: use another method"
             )
         means = torch.stack([x.float().mean(-1) for x in given], -1)  # (B or 1, S, 2)
-        return take(means, self.order)[self.visual]
+        # Nothing is turned at position 0.
+        begins = take(given[1], self.start).abs().amax(-1) == 0  # (B, 1)
+        return take(means, (self.order - self.start.masked_fill(begins, 0)).clamp(min=0))[
+            self.visual
+        ]
 
     def keys(self, layer: int | None = None, rotary: bool = True) -> Tensor:
         """Keys (B, G, N, E) as attention uses them, after rotary embedding.

@@ -177,6 +177,7 @@ class PassState:
             sources=self.sources,
             heard=self.heard,
             rotary=self.rotary,
+            start=prompt.real.int().argmax(1, keepdim=True),
             ahead=ahead,
         )
 
