@@ -78,16 +78,15 @@ class PACT(Method):
         return torch.arange(kept.shape[1], device=kept.device).where(kept, into)
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the next layer up to its attention and of one row; of all cosines of keys.
+        """FLOPs of the next layer up to its attention, of rows there, and of all cosines of keys.
 
-        The cosines are made for ranking, for merging and for `adaptive`. More than HELD tokens
-        have theirs made in each of two passes, and once more for merging.
+        Row and cosines are made for ranking, for merging and for `adaptive`. Of more than HELD
+        tokens, the cosines are made in each of two passes, and once more for merging.
         """
-        keys = 2 * n_visual * n_visual * dimensions.cached // 2
-        asked = 2 + self.adaptive
-        return dimensions.ahead(n_visual + n_text) + keys * (
-            asked + (asked + 1) * (n_visual > HELD)
-        )
+        n, asked = n_visual + n_text, 2 + self.adaptive
+        rows = 2 * (asked - 1) * n * dimensions.heads * dimensions.head_dim
+        passes = asked + (asked + 1) * (n_visual > HELD)
+        return dimensions.ahead(n) + rows + passes * n_visual * n_visual * dimensions.cached
 
     def _clusters(self, ctx):
         """Place by s (B, V), pool (B, V), reach (B, V), and the pairs of keys."""

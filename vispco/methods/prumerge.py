@@ -65,7 +65,8 @@ class PruMerge(Method):
         best, alike, least = [], [], []
         for _, cosine in Pairs(ctx.vision_keys).blocks():
             found = cosine.masked_fill(~kept[:, None], float("-inf")).max(-1)
-            alike.append(found.values), best.append(found.indices)
+            alike.append(found.values)
+            best.append(found.indices)
             nearest = cosine.masked_fill(~dropped[:, None], float("-inf")).topk(width, -1).values
             least.append(nearest[..., -1])
         into, cosine, limit = (torch.cat(parts, 1) for parts in (best, alike, least))

@@ -74,4 +74,4 @@ class VidCom2(Method):
 def closeness(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """g of `VidCom2`, (B, V), of `x` (B, V, D) to `mean` (B, V or 1, D)."""
     square = ((x - mean) ** 2).sum(-1)
-    return sum((-square / (2 * a)).exp() for a in WIDTHS)
+    return torch.stack([(-square / (2 * a)).exp() for a in WIDTHS]).sum(0)

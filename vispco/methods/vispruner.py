@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..pruning.context import positions, take
+from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
@@ -50,36 +50,61 @@ class VisPruner(Method):
 
     def score(self, ctx):
         """(B, n_visual): minus the rank."""
-        # All that follows is in the order of attention; `stayed` counts rounds.
+        # All that follows is in the order of attention.
         order = descending_ranks(ctx.vision_attention, ctx.valid).argsort(dim=1, stable=True)
         near = Neighbours(take(ctx.embeddings[ctx.visual], order))
         real, number = ctx.valid.gather(1, order), torch.arange(order.shape[1], device=order.device)
         important = (ctx.keep.double() * self.important).floor().long()
         left = real & (number >= important[:, None])
         diverse = ctx.keep - important
-        stayed = torch.zeros_like(order)
-        while True:
-            surplus = (left.sum(1) - diverse).masked_fill(diverse == 0, 0)
+        # The round in which each token was removed; those that stay have more than any. One more
+        # place is for filler.
+        tokens = order.shape[1]
+        stayed = order.new_full((len(order), tokens + 1), tokens)
+        listed, there = compact(number.expand_as(order), left, tokens)
+        for turn in range(tokens):
+            surplus = (there.sum(1) - diverse).masked_fill(diverse == 0, 0).clamp(min=0)
             if not bool((surplus > 0).any()):
                 break
-            count = left.cumsum(1)
-            width = -(-int(count.max()) // 2)
-            # `count` begins at 1, so it is odd where the number of a token is even.
-            (_, even), there = positions(left & (count % 2 == 1), width)
-            (_, odd), other = positions(left & (count % 2 == 0), width)
-            is_odd = torch.zeros_like(left).scatter(1, odd, other)
-            twin = near.twin(even, there, is_odd)
-            remove = surplus.clamp(max=min(self.step, number.numel()))[:, None]
-            gone = there & (descending_ranks(twin, there) < remove)
-            left = left.scatter(1, even, left.gather(1, even) & ~gone)
-            stayed = stayed + left
-        stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)
-        place = descending_ranks(stayed, real)
+            even, alive = listed[:, ::2], there[:, ::2]
+            is_odd = torch.zeros_like(stayed, dtype=torch.bool)
+            is_odd = is_odd.scatter(1, listed[:, 1::2], there[:, 1::2])[:, :tokens]
+            twin = near.twin(even.clamp(max=tokens - 1), alive, is_odd)
+            gone = torch.zeros_like(there)
+            gone[:, ::2] = largest(twin, alive, surplus.clamp(max=self.step))
+            stayed = stayed.scatter(1, listed, stayed.gather(1, listed).masked_fill(gone, turn))
+            listed, there = compact(listed, there & ~gone, tokens)
+        stayed = stayed[:, :tokens].masked_fill(number < important[:, None], tokens + 1)
+        place = descending_ranks(stayed.double(), real)
         return torch.zeros(place.shape, device=place.device).scatter(1, order, -place.float())
 
     def flops(self, dimensions, n_visual, n_text):
         """FLOPs of the cosines of all pairs of features."""
         return 2 * n_visual * n_visual * dimensions.hidden
+
+
+def compact(
+    listed: torch.Tensor, stay: torch.Tensor, filler: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of `listed` (B, R) that `stay` (B, R), in order, then `filler`; and which are real."""
+    count = stay.sum(1, keepdim=True)
+    width = int(count.max())
+    place = torch.where(stay, stay.cumsum(1) - 1, width)
+    short = listed.new_full((len(listed), width + 1), filler).scatter(1, place, listed)[:, :width]
+    real = torch.arange(width, device=listed.device) < count
+    return short.masked_fill(~real, filler), real
+
+
+def largest(x: torch.Tensor, alive: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """(B, R) bool: the `number` (B,) largest of the `alive` x (B, R); of equal ones, the first."""
+    number = torch.minimum(number, alive.sum(1))
+    if not int(number.max()):
+        return torch.zeros_like(alive)
+    x = x.masked_fill(~alive, float("-inf"))
+    least = x.topk(int(number.max()), 1).values.gather(1, (number - 1).clamp(min=0)[:, None])
+    above, equal = (x > least) & alive, (x == least) & alive
+    more = number[:, None] - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= more))) & (number > 0)[:, None]
 
 
 class Neighbours:

@@ -69,7 +69,7 @@ class Tower:
         """Forget the prompt."""
         self.inputs, self._seen = {}, {}
 
-    def sources(self, method: Any, inputs: dict, visual: Tensor) -> dict[str, Callable[[], Any]]:
+    def sources(self, method: Any, inputs: dict, visual: Tensor) -> dict[str, Any]:
         """What a method may ask of the vision side: made when first asked for, then kept.
 
         inputs: keyword arguments of the backbone. visual: (B, S) bool.
