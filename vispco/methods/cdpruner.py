@@ -34,6 +34,7 @@ class CDPruner(Method):
     """
 
     first_layer = 0
+    reads = "features, text embeddings"
 
     def score(self, ctx):
         """(B, n_visual): the later a token was picked, the lower."""

@@ -34,6 +34,7 @@ class DART(Method):
     """
 
     first_layer = 1
+    reads = "keys, hidden states"
 
     def __init__(self, visual: int = 4, text: int = 4):
         for name, value in {"visual": visual, "text": text}.items():

@@ -25,6 +25,7 @@ class DivPrune(Method):
     """
 
     first_layer = 0
+    reads = "features"
 
     def score(self, ctx):
         """(B, n_visual): the later a token was picked, the lower."""

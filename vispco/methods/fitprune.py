@@ -32,6 +32,7 @@ class FitPrune(Method):
     """
 
     first_layer = 1
+    reads = "attention"
 
     def score(self, ctx):
         """(B, n_visual) products of attention probabilities."""

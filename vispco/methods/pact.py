@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pruning.context import masked_softmax, without_overflow
+from ..pruning.context import masked_softmax, positions, take, without_overflow
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
 from .groups import share
 from .pairs import HELD, Pairs
 from .shared import head_mean
+
+#: Beyond any distance of two directions.
+FARTHEST = 4.0
 
 
 @register_method("pact")
@@ -47,11 +50,14 @@ class PACT(Method):
         if not isinstance(adaptive, bool):
             raise ValueError(f"adaptive must be True or False, got {adaptive!r}")
         self.important, self.cutoff = share("important", important), share("cutoff", cutoff)
+        if not cutoff:
+            raise ValueError("cutoff must be above 0: no two tokens are that near")
         self.adaptive = adaptive
 
     def score(self, ctx):
         """(B, n_visual): centres by s, others of the pool by reach, then the rest by s."""
-        place, pool, reach, _ = self._clusters(ctx)
+        place, pool, index, pairs = self._pool(ctx)
+        reach = self._reach(place, pool, index, pairs)
         order = place.argsort(dim=1, stable=True)
         rank = descending_ranks(reach.gather(1, order), pool.gather(1, order))
         rank = torch.zeros_like(place).scatter(1, order, rank) + place.shape[1]
@@ -63,57 +69,71 @@ class PACT(Method):
         """(B,) clusters; None unless `adaptive`."""
         if not self.adaptive:
             return None
-        _, pool, reach, _ = self._clusters(ctx)
+        place, pool, index, pairs = self._pool(ctx)
+        reach = self._reach(place, pool, index, pairs)
         return (pool & (reach > self.cutoff)).sum(1).clamp(min=1)
 
     def merge(self, ctx, kept):
         """(B, n_visual) the kept slot nearest to each token of the pool."""
-        _, pool, _, pairs = self._clusters(ctx)
-        kept = kept & ctx.valid
-        found = []
+        _, pool, index, pairs = self._pool(ctx)
+        stay, found = (kept & pool).gather(1, index), []
         for _, alike in pairs.blocks():
-            best = alike.masked_fill(~kept[:, None], float("-inf")).max(-1)
-            found.append(best.indices.where(1 - best.values <= self.cutoff, -1))
-        into = torch.cat(found, 1).where(pool, -1)
+            best = alike.masked_fill(~stay[:, None], float("-inf")).max(-1)
+            into = index.gather(1, best.indices)
+            found.append(into.where(1 - best.values <= self.cutoff, -1))
+        into = torch.full_like(index[:, :1], -1).expand_as(pool)
+        into = into.scatter(1, index, torch.cat(found, 1)).where(pool, -1)
         return torch.arange(kept.shape[1], device=kept.device).where(kept, into)
 
     def flops(self, dimensions, n_visual, n_text):
         """FLOPs of the next layer up to its attention, of rows there, and of all cosines of keys.
 
         Row and cosines are made for ranking, for merging and for `adaptive`. Of more than HELD
-        tokens, the cosines are made in each of two passes, and once more for merging.
+        tokens, those of the pool alone are compared, in two passes to rank: at most so many.
         """
         n, asked = n_visual + n_text, 2 + self.adaptive
         rows = 2 * (asked - 1) * n * dimensions.heads * dimensions.head_dim
-        passes = asked + (asked + 1) * (n_visual > HELD)
+        passes = asked + (asked - 1) * (n_visual > HELD)
         return dimensions.ahead(n) + rows + passes * n_visual * n_visual * dimensions.cached
 
-    def _clusters(self, ctx):
-        """Place by s (B, V), pool (B, V), reach (B, V), and the pairs of keys."""
+    def _pool(self, ctx):
+        """Place by s (B, V), pool (B, V); slots that are compared (B, P), and their pairs of keys.
+
+        Of many tokens, those are the pool's alone, and filler.
+        """
         place = descending_ranks(self._importance(ctx), ctx.valid)
         tokens = ctx.valid.sum(1)
         size = torch.maximum((self.important * tokens.double() + 1e-6).long(), ctx.keep)
         pool = ctx.valid & (place < size[:, None])
+        many = pool.shape[1] > HELD
+        width = int(pool.sum(1).max()) if many else pool.shape[1]
+        (_, index), _ = positions(pool if many else torch.ones_like(pool), width)
         keys = ctx.keys(ctx.layer, rotary=False).transpose(1, 2).flatten(2)  # (B, N, G E)
-        pairs = Pairs(keys[ctx.visual])
-        density = torch.cat([self._near(*block, pool) for block in pairs.blocks()], 1)
+        return place, pool, index, Pairs(take(keys[ctx.visual], index))
+
+    def _reach(self, place, pool, index, pairs):
+        """(B, V); anything outside of the pool."""
+        place, inside = place.gather(1, index), pool.gather(1, index)
+        density = torch.cat([self._near(*block, inside) for block in pairs.blocks()], 1)
+        # 0 for the densest; of equally dense ones, for the most important.
+        order = descending_ranks(place.double().neg(), inside).argsort(dim=1, stable=True)
+        rank = descending_ranks(density.gather(1, order), inside.gather(1, order))
+        rank = torch.zeros_like(index).scatter(1, order, rank)  # no less than P outside
         found = []
         for at, alike in pairs.blocks():
-            mine, first = density[:, at, None], place[:, at, None]
-            denser = (density[:, None] > mine) | (
-                (density[:, None] == mine) & (place[:, None] < first)
-            )
-            far = (1 - alike).masked_fill(~(denser & pool[:, None]), 4.0)
-            found.append(far.amin(-1))
-        return place, pool, torch.cat(found, 1), pairs
+            sparser = rank[:, None] >= rank[:, at, None]
+            found.append((1 - alike).masked_fill_(sparser, FARTHEST).amin(-1))
+        reach = torch.cat(found, 1)
+        return reach.new_zeros(pool.shape).scatter(1, index, reach)
 
-    def _near(self, at: Tensor, alike: Tensor, pool: Tensor) -> Tensor:
-        """Densities (B, R) of the rows `at` (R,) of cosines (B, R, V)."""
-        far = (1 - alike).clamp(min=0).masked_fill(~pool[:, None], 4.0)
-        near = (-far / self.cutoff).exp() * (far <= self.cutoff)
+    def _near(self, at: Tensor, alike: Tensor, inside: Tensor) -> Tensor:
+        """Densities (B, R) of the rows `at` (R,) of cosines (B, R, P)."""
+        far = (1 - alike).clamp_(min=0).masked_fill_(~inside[:, None], FARTHEST)
+        beyond = far > self.cutoff
+        near = far.mul_(-1 / self.cutoff).exp_().masked_fill_(beyond, 0.0)
         # Itself, without rounding: two tokens near each other alone are equally dense.
-        itself = torch.arange(far.shape[-1], device=at.device) == at[:, None]
-        return near.masked_fill(itself, 1.0).sum(-1, dtype=torch.float64)
+        near[:, torch.arange(len(at)), at] = 1.0
+        return near.sum(-1, dtype=torch.float64)
 
     @staticmethod
     def _importance(ctx):

@@ -35,6 +35,7 @@ class Pool(Method):
 
     first_layer = 0
     reads_grid = True
+    reads = "grid"
 
     def score(self, ctx):
         """(B, n_visual): minus the place in the order."""

@@ -19,6 +19,7 @@ class Strided(Method):
     """
 
     first_layer = 0
+    reads = "nothing"
 
     def score(self, ctx):
         """(B, n_visual) in (-1, 0]."""

@@ -32,6 +32,7 @@ class VisionZip(Method):
 
     first_layer = 0
     reads_vision = True
+    reads = "tower attention and keys"
 
     def __init__(self, contextual: float = 5 / 32):
         if not 0 <= contextual <= 1:

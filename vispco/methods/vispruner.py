@@ -8,11 +8,11 @@ from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .pairs import Pairs
+from .pairs import HELD, Pairs
 from .shared import is_whole
 
-#: Neighbours of each token that are looked through before all others are.
-NEIGHBOURS = 32
+#: Neighbours of each token that are looked through first, then, and before all others are.
+FEW, NEIGHBOURS = 6, 32
 
 
 @register_method("vispruner")
@@ -38,6 +38,7 @@ class VisPruner(Method):
 
     first_layer = 0
     reads_vision = True
+    reads = "tower attention, features"
 
     def __init__(self, important: float = 0.5, step: int = 8):
         if not is_whole(step, 1):
@@ -52,11 +53,14 @@ class VisPruner(Method):
         """(B, n_visual): minus the rank."""
         # All that follows is in the order of attention.
         order = descending_ranks(ctx.vision_attention, ctx.valid).argsort(dim=1, stable=True)
-        near = Neighbours(take(ctx.embeddings[ctx.visual], order))
         real, number = ctx.valid.gather(1, order), torch.arange(order.shape[1], device=order.device)
         important = (ctx.keep.double() * self.important).floor().long()
         left = real & (number >= important[:, None])
         diverse = ctx.keep - important
+        # Of many tokens, those that are important in every sample are left out: nobody's twins.
+        many = order.shape[1] > HELD
+        skipped = min(int(important.min()), order.shape[1] - 1) if many else 0
+        near = Neighbours(take(ctx.embeddings[ctx.visual], order[:, skipped:]))
         # The round in which each token was removed; those that stay have more than any. One more
         # place is for filler.
         tokens = order.shape[1]
@@ -68,8 +72,8 @@ class VisPruner(Method):
                 break
             even, alive = listed[:, ::2], there[:, ::2]
             is_odd = torch.zeros_like(stayed, dtype=torch.bool)
-            is_odd = is_odd.scatter(1, listed[:, 1::2], there[:, 1::2])[:, :tokens]
-            twin = near.twin(even.clamp(max=tokens - 1), alive, is_odd)
+            is_odd = is_odd.scatter(1, listed[:, 1::2], there[:, 1::2])[:, skipped:tokens]
+            twin = near.twin(even.clamp(max=tokens - 1) - skipped, alive, is_odd)
             gone = torch.zeros_like(there)
             gone[:, ::2] = largest(twin, alive, surplus.clamp(max=self.step))
             stayed = stayed.scatter(1, listed, stayed.gather(1, listed).masked_fill(gone, turn))
@@ -79,7 +83,7 @@ class VisPruner(Method):
         return torch.zeros(place.shape, device=place.device).scatter(1, order, -place.float())
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the cosines of all pairs of features."""
+        """FLOPs of the cosines of all pairs of features; of more than HELD tokens, at most."""
         return 2 * n_visual * n_visual * dimensions.hidden
 
 
@@ -120,19 +124,27 @@ class Neighbours:
         found = [alike.topk(number, -1) for _, alike in self.pairs.blocks()]
         self.cosine = torch.cat([values for values, _ in found], 1)  # (B, V, NEIGHBOURS)
         self.token = torch.cat([index for _, index in found], 1)
+        self.few = self.token[..., :FEW].contiguous()
 
     def twin(self, at: torch.Tensor, real: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
         """The largest cosine (B, R) of the `real` tokens `at` (B, R) to `members` (B, V) bool.
 
         -inf without members.
         """
-        token, cosine = take(self.token, at), take(self.cosine, at)
+        token = take(self.few, at)
         inside = members.gather(1, token.flatten(1)).view(token.shape)
-        first = inside.to(torch.int8).argmax(-1, keepdim=True)
-        twin = cosine.gather(2, first)[..., 0]
-        missed = (real & ~inside.any(-1)).nonzero()
-        for b in missed[:, 0].unique().tolist():
-            columns = missed[missed[:, 0] == b, 1]
-            rows = self.pairs.rows_of(b, at[b, columns])
-            twin[b, columns] = rows.masked_fill(~members[b], float("-inf")).amax(-1)
+        first = inside.to(torch.int8).argmax(-1)
+        width = self.cosine.shape[-1]
+        twin = self.cosine.flatten(1).gather(1, at * width + first)
+        rest = (real & ~inside.any(-1)).nonzero()
+        for b in rest[:, 0].unique().tolist():
+            columns = rest[rest[:, 0] == b, 1]
+            mine = at[b, columns]
+            inside = members[b][self.token[b, mine]]  # (rest, NEIGHBOURS)
+            first = inside.to(torch.int8).argmax(-1, keepdim=True)
+            twin[b, columns] = self.cosine[b, mine].gather(1, first)[:, 0]
+            missed = ~inside.any(-1)
+            if bool(missed.any()):
+                rows = self.pairs.rows_of(b, mine[missed]).masked_fill(~members[b], float("-inf"))
+                twin[b, columns[missed]] = rows.amax(-1)
         return twin
