@@ -8,10 +8,10 @@ from torch import Tensor
 from ..pruning.context import Context, column_sum
 from ..registry import register_method
 from .base import Method
-from .shared import question, visual_columns
+from .shared import question
 
-#: Rows of attention that are computed at a time: this bounds the memory.
-ROWS = 512
+#: Rows of attention that are computed at a time, and numbers in all heads: this bounds the memory.
+ROWS, NUMBERS = 512, 2**21
 
 
 @register_method("fitprune")
@@ -57,8 +57,10 @@ def received(ctx: Context) -> tuple[Tensor, Tensor]:
 
 def mean_of(ctx: Context, rows: Tensor, real: Tensor) -> Tensor:
     """Attention (B, V) to visual tokens, of the strongest head, averaged over the `real` rows."""
-    total = torch.zeros(ctx.valid.shape, device=real.device)
-    for at, there in zip(rows.split(ROWS, 1), real.split(ROWS, 1), strict=True):
-        most = visual_columns(ctx, ctx.attention(at=at).amax(1))  # (B, rows, V)
-        total = total + column_sum(most.masked_fill(~there[..., None], 0.0), 1)
-    return total / real.sum(1, keepdim=True).clamp(min=1)
+    total = torch.zeros(ctx.present.shape, device=real.device)
+    held = ctx.queries().shape[1] * total.numel()
+    number = max(1, min(ROWS, NUMBERS // max(1, held)))
+    for at, there in zip(rows.split(number, 1), real.split(number, 1), strict=True):
+        most = ctx.attention(at=at).amax(1)  # (B, rows, N)
+        total = total + column_sum(most.masked_fill_(~there[..., None], 0.0), 1)
+    return total[ctx.visual] / real.sum(1, keepdim=True).clamp(min=1)
