@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_method
 from .base import Method
-from .groups import count
-from .shared import head_mean
+from .shared import count, head_mean
 
 
 @register_method("fastv")

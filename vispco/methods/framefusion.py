@@ -7,9 +7,9 @@ import torch
 from ..pruning.context import take
 from ..registry import register_method
 from .base import Method
-from .groups import before, share
+from .groups import before
 from .pairs import directions
-from .shared import head_mean
+from .shared import head_mean, share
 
 
 @register_method("framefusion")

@@ -6,24 +6,9 @@ import torch
 from torch import Tensor
 
 from ..pruning.context import Context
-from .shared import is_whole
 
 #: Binary digits of a frame's number.
 BITS = 24
-
-
-def share(name: str, value: object) -> float:
-    """`value` itself. Raises ValueError, with the option's name, unless it is in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a share, from 0 to 1, got {value!r}")
-    return value
-
-
-def count(name: str, value: object) -> int:
-    """`value` itself. Raises ValueError, with the option's name, unless it is whole, 1 or more."""
-    if not is_whole(value, 1):
-        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
-    return value  # type: ignore[return-value]
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .groups import rounded, share
+from .groups import rounded
+from .shared import share
 
 #: An anchor and its four neighbours on the grid.
 CROSS = 5

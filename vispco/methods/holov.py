@@ -7,8 +7,9 @@ import torch
 from ..pruning.context import positions, take
 from ..registry import register_method
 from .base import Method
-from .groups import count, shared_out, total
+from .groups import shared_out, total
 from .pairs import directions
+from .shared import count
 
 #: What the variance of cosines counts beside attention.
 WEIGHT = 0.09

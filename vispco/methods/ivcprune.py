@@ -8,8 +8,8 @@ from ..pruning.context import column_sum, masked_softmax, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .groups import rounded, share
-from .shared import masked_mean, question
+from .groups import rounded
+from .shared import masked_mean, question, share
 
 #: Of the tokens present, the part that are seeds.
 SEEDS = 0.01

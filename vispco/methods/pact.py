@@ -9,9 +9,8 @@ from ..pruning.context import masked_softmax, positions, take, without_overflow
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .groups import share
 from .pairs import HELD, Pairs
-from .shared import head_mean
+from .shared import head_mean, share
 
 #: Beyond any distance of two directions.
 FARTHEST = 4.0
@@ -114,7 +113,7 @@ class PACT(Method):
     def _reach(self, place, pool, index, pairs):
         """(B, V); anything outside of the pool."""
         place, inside = place.gather(1, index), pool.gather(1, index)
-        density = torch.cat([self._near(*block, inside) for block in pairs.blocks()], 1)
+        density = torch.cat([self._near(at, alike, inside) for at, alike in pairs.blocks()], 1)
         # 0 for the densest; of equally dense ones, for the most important.
         order = descending_ranks(place.double().neg(), inside).argsort(dim=1, stable=True)
         rank = descending_ranks(density.gather(1, order), inside.gather(1, order))

@@ -7,8 +7,9 @@ import torch
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .groups import count, rounded, share
+from .groups import rounded
 from .pairs import Pairs
+from .shared import count, share
 
 
 @register_method("prumerge")

@@ -16,6 +16,20 @@ def is_whole(x: object, least: int | None = None) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and (least is None or x >= least)
 
 
+def share(name: str, value: object) -> float:
+    """`value` itself. Raises ValueError, with the option's name, unless it is in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a share, from 0 to 1, got {value!r}")
+    return value
+
+
+def count(name: str, value: object) -> int:
+    """`value` itself. Raises ValueError, with the option's name, unless it is whole, 1 or more."""
+    if not is_whole(value, 1):
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
 def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Index pair of the prompt's text (B, T), and which of it (B, T) comes after the image.
 

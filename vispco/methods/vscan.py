@@ -7,8 +7,9 @@ import torch
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .groups import count, numbered, rounded, share, shared_out, total
+from .groups import numbered, rounded, shared_out, total
 from .pairs import Pairs
+from .shared import count, share
 
 
 @register_method("vscan")

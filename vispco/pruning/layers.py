@@ -187,8 +187,7 @@ class LayerHooks(Handle):
 
     def _unrotated(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, Tensor]:
         """Queries and keys of layer i once more, of what entered it, without rotary positions."""
-        heard = self._up_to_attention(i, hidden, given, rotary=False)
-        assert heard is not None
+        heard: Any = self._up_to_attention(i, hidden, given, rotary=False)
         return heard.query, heard.key
 
     @torch.no_grad()

@@ -79,7 +79,7 @@ class OneDrop:
         """Measure; returns the forward passes of the methods that were not the best."""
         spent = 0
         for evaluator, limit, schedule in zip(evaluators, limits, self.schedules, strict=True):
-            best: Evaluator | None = None
+            tried: list[Evaluator] = []
             for name, options in self.problem.methods.items():
                 one = self.problem.evaluator(limit, journal)
                 ranked = {"method": name, "method_options": dict(options)}
@@ -90,9 +90,8 @@ class OneDrop:
                     found |= {"budget": limit.value, "method": name, "loss": loss}
                     self.problem.callback(found)
                 spent += one.passes
-                if best is None or loss < best.best_loss:
-                    best = one
-            assert best is not None
+                tried.append(one)
+            best = min(tried, key=lambda one: one.best_loss)
             evaluator.records, evaluator.ranked_by = best.records, best.ranked_by
         return spent
 
