@@ -145,6 +145,8 @@ class PACT(Method):
         mean = mean.unflatten(1, (key.shape[1], -1))[..., 0, :]  # (B, G, H / G, E)
         product = (mean @ key.transpose(-1, -2)).flatten(1, 2)[:, :, None].float()
         product = product * query.shape[-1] ** -0.5  # (B, H, 1, N)
-        attention = masked_softmax(product, ~ctx.present[:, None, None])
+        # No answer has a say.
+        prompt = ctx.visual_mask | ctx.text_mask
+        attention = masked_softmax(product, ~prompt[:, None, None])
         size = ctx.hidden[ctx.visual].float().norm(dim=-1)
         return head_mean(attention)[:, 0][ctx.visual] * size
