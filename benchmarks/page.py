@@ -140,6 +140,19 @@ def _prediction(rows: list[dict]) -> str:
     return _table(columns, rows)
 
 
+def _ranking(rows: list[dict]) -> str:
+    columns: Columns = {
+        "visual tokens": lambda r: r["n_visual"],
+        "method": lambda r: f"`{r['method']}`",
+        "order": lambda r: "whole" if r["whole"] else f"best {r['keep']:.0%}",
+        "time over a prefill's": _spread,
+        "peak MiB": lambda r: _mib(r["peak_bytes"]),
+    }
+    target = _met(rows, lambda r: r["ratio"] <= 1, "at most the time of one prefill")
+    memory = _met(rows, lambda r: r["peak_bytes"] <= 2**30, "at most 1 GiB")
+    return target + memory + _table(columns, rows)
+
+
 #: {benchmark: (heading, its table)}, in the page's order.
 TABLES: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "prediction": ("Predicted and measured", _prediction),
@@ -148,6 +161,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "against": ("Against other ways to prune", _against),
     "search_cost": ("What a step of the search costs", _search_cost),
     "frontier_cost": ("What a frontier costs", _frontier_cost),
+    "ranking": ("What ranking costs", _ranking),
 }
 
 

@@ -59,6 +59,10 @@ PruningConfig("fastv", [1, 1, 50, 25])
 PruningConfig("fastv", [1, 1, float("nan")])
 PruningConfig("fastv", [1, True, 0.5])
 PruningConfig("fastv", [1, "0.5", 0.5])
+PruningConfig("fastv", [1, 0.5], {"stride": 0})
+PruningConfig("fastv", [1, 0.5], {"rotary": "no"})
+PruningConfig("hiprune", [0.5, 0.5], {"alpha": 2})
+PruningConfig("pact", [1, 0.5], {"cutoff": 0})
 PruningConfig("fastv", 0.5)
 PruningConfig("fastv", [])
 PruningConfig("fastv", {0: 1.0, 2: 0.5})
@@ -172,6 +176,7 @@ vispco search --steps -1
 vispco search --learning-rate nan
 vispco search --start gradients
 vispco search --start ramp --steps 3
+vispco search --start ramp --before-llm
 vispco search --dtype int8
 vispco search --device gpu
 vispco search --model llava-7b
@@ -202,6 +207,7 @@ vispco convert --from fastv "K=2" --num-layers 32
 vispco convert --from fastv "K=2 R=50" --num-layers 32
 vispco convert --from lexico "K=2" --num-layers 32
 vispco convert --config pyramid.json --to fastv
+vispco convert --config pyramid.json --to tgi
 vispco list colours
 vispco demo --model llava
 """,

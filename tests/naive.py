@@ -41,6 +41,11 @@ class Step:
         """{original position: place in the tensors of this layer}."""
         return {p: i for i, p in enumerate(self.now.places[-1].tolist())}
 
+    def cell(self, p):
+        """[image, row, column] of a visual token, of pictures of 4 x 4 tokens."""
+        number = self.numbers[p]
+        return [number // 16, number % 16 // 4, number % 4]
+
     @property
     def question(self):
         """Text after the image's first token."""
@@ -89,6 +94,121 @@ def last_row(weights, place, step):
     return {
         p: sum(head[last, place[p]].item() for head in weights) / len(weights) for p in step.visual
     }
+
+
+def naive_feather(step, stride=3):
+    """FastV's row from queries and keys as projected, and an even grid before all else."""
+    q, k, _ = projected(step, step.layer - 1, step.before.hidden[-1])
+    last, scores = step.place[max(step.text)], {}
+    weights = [
+        softmax([dot(row[last], x) / math.sqrt(len(x)) for x in k_h])
+        for row, k_h in zip(q, k, strict=True)
+    ]
+    for p in step.visual:
+        _, row, column = step.cell(p)
+        even = stride and row % stride == 0 and column % stride == 0
+        scores[p] = bool(even) + sum(w[step.place[p]] for w in weights) / len(weights)
+    return scores
+
+
+def projected(step, layer, hidden):
+    """Queries, keys and values of a layer before rotary embedding: lists of H heads (N, E)."""
+    layer = step.model.get_decoder().layers[layer]
+    x, a = layer.input_layernorm(hidden)[0], layer.self_attn
+    heads = [
+        list(f(x).unflatten(-1, (-1, a.head_dim)).unbind(1)) for f in (a.q_proj, a.k_proj, a.v_proj)
+    ]
+    times = len(heads[0]) // len(heads[1])
+    return heads[0], *([h for h in some for _ in range(times)] for some in heads[1:])
+
+
+def softmax(x):
+    """Of a list of numbers."""
+    powers = [math.exp(each - max(x)) for each in x]
+    return [each / math.fsum(powers) for each in powers]
+
+
+def naive_ivcprune(step, positions=1 / 3):
+    """Extreme rotary embeddings first; then values like those of the question, and of its seeds."""
+    _, _, v = projected(step, step.layer, step.now.hidden[-1])
+    place, visual, rows = step.place, step.visual, {}
+
+    def row(t):
+        if t not in rows:
+            weights = [
+                softmax([dot(h[place[t]], h[place[p]]) / math.sqrt(h.shape[1]) for p in visual])
+                for h in v
+            ]
+            rows[t] = [sum(some) / len(v) for some in zip(*weights, strict=True)]
+        return rows[t]
+
+    def mean(places):
+        columns = zip(*[row(t) for t in places], strict=True)
+        return dict(zip(visual, (math.fsum(c) / len(places) for c in columns), strict=True))
+
+    seeds = ranked(mean(step.question))[: max(1, math.floor(0.01 * len(visual) + 0.5))]
+    order = ranked(mean([*step.question, *seeds]))
+    extreme = set()
+    for x in decoder_inputs(step.model, step.inputs)[1][0]["position_embeddings"]:
+        x = x.expand(1, *x.shape[-2:])[0].mean(-1)
+        by_mean = ranked({p: x[p].item() for p in visual})
+        extreme |= set(by_mean[: math.floor(positions * step.keep / 2 + 0.5 + 1e-9)])
+    return in_order([p for p in order if p in extreme] + [p for p in order if p not in extreme])
+
+
+def naive_framefusion(step, similarity=0.6, least=0.1):
+    """Attention; tokens that repeat the frame before go first."""
+    repeated, scores = naive_repeated(step, similarity, least), naive_fastv(step)
+    return {p: -repeated[p][0] if p in repeated else scores[p] for p in scores}
+
+
+def naive_repeated(step, similarity, least):
+    """{token: (cosine, the token it repeats)}; none if they are too few."""
+    hidden, found = step.now.hidden[-1][0], {}
+    for p in step.visual:
+        frame, *cell = step.cell(p)
+        earlier = [q for q in step.visual if step.cell(q)[1:] == cell and step.cell(q)[0] < frame]
+        if earlier:
+            alike = cosine(hidden[step.place[p]], hidden[step.place[max(earlier)]])
+            if alike >= similarity:
+                found[p] = alike, max(earlier)
+    return found if len(found) >= least * len(step.visual) else {}
+
+
+def naive_pact(step, important=0.55, cutoff=0.21):
+    """Density peaks among the important tokens, the centres by importance."""
+    pool, centres, reach, importance, _ = naive_clusters(step, important, cutoff)
+    more = sorted(set(pool) - set(centres), key=lambda p: (-reach[p], pool.index(p)))
+    return in_order(centres + more + [p for p in ranked(importance) if p not in pool])
+
+
+def naive_clusters(step, important, cutoff):
+    """Pool, centres (both by importance), reach, importance, and distances of the pool's keys."""
+    hidden = step.now.hidden[-1]
+    q, k, _ = projected(step, step.layer, hidden)
+    place, importance = step.place, dict.fromkeys(step.visual, 0.0)
+    for q_h, k_h in zip(q, k, strict=True):
+        mean = q_h[[place[p] for p in step.visual]].double().mean(0)
+        weights = softmax([dot(mean, x) / math.sqrt(len(x)) for x in k_h])
+        for p in step.visual:
+            importance[p] += weights[place[p]] / len(q) * hidden[0, place[p]].norm().item()
+    size = max(step.keep, math.floor(important * len(step.visual) + 1e-6))
+    pool = ranked(importance)[:size]
+    keys = torch.cat(k[:: max(1, len(q) // step.model.config.text_config.num_key_value_heads)], 1)
+    far = {
+        (p, i): 1 - cosine(keys[place[p]], keys[place[i]]) if p != i else 0.0
+        for p in pool
+        for i in pool
+    }
+    density = {
+        p: math.fsum(math.exp(-far[p, i] / cutoff) for i in pool if far[p, i] <= cutoff)
+        for p in pool
+    }
+    reach = {}
+    for j, p in enumerate(pool):
+        denser = [i for n, i in enumerate(pool) if (density[i], -n) > (density[p], -j)]
+        reach[p] = min((far[p, i] for i in denser), default=4.0)
+    return pool, [p for p in pool if reach[p] > cutoff], reach, importance, far
 
 
 def naive_sparsevlm(step):
@@ -226,6 +346,9 @@ NAIVE = {
         "naive_divprune",
         "naive_fastv",
         "naive_fitprune",
+        "naive_framefusion",
+        "naive_ivcprune",
+        "naive_pact",
         "naive_pdrop",
         "naive_random",
         "naive_sparsevlm",

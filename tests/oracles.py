@@ -122,11 +122,9 @@ class Witness(Method):
 
     def __init__(self, method):
         self.method, self.merged = method, {}
-        self.first_layer, self.reads_vision, self.reads_grid = (
-            method.first_layer,
-            method.reads_vision,
-            method.reads_grid,
-        )
+        for name in vars(Method).keys() - {"parts"}:
+            if not (name.startswith("_") or callable(getattr(Method, name))):
+                setattr(self, name, getattr(method, name))
 
     def score(self, ctx):
         """As the other."""

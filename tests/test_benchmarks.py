@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vispco
-from benchmarks import against, overhead, page, prediction, search_cost, shapes, speedup
+from benchmarks import against, overhead, page, prediction, ranking, search_cost, shapes, speedup
 from benchmarks.side_by_side import peak_memory
 
 pytest.importorskip(
@@ -174,6 +174,16 @@ def written(command, tmp_path, *more):
     )
     assert data["machine"]["threads"] == 1
     return data["figures"]
+
+
+@pytest.mark.parametrize("order", [[], ["--whole-order"]])
+def test_ranking(tmp_path, order):
+    """Of every method: the share of a prefill, and memory."""
+    figures = written(ranking, tmp_path, *order)
+    assert [row["method"] for row in figures] == vispco.list_methods()
+    assert all(row["ratio"] > 0 and row["peak_bytes"] >= 0 for row in figures)
+    held = {row["method"]: row["peak_bytes"] for row in figures}
+    assert held["cdpruner"] > held["vtw"] and all(row["whole"] == bool(order) for row in figures)
 
 
 def test_overhead(tmp_path):

@@ -641,6 +641,8 @@ def fails(words, capsys, *expected, code=2):
             "--steps goes with --start gradient or shared",
         ),
         (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
+        (["search", "--start", "ramp", "--before-llm"], "not allowed with"),
+        (["search", "--before-llm", "--method", "fastv", *SMALL], "choose from cdpruner, "),
         (["search", "--start", "profile", "--steps", "3"], "not with profile"),
         (["search", "--start", "profile", "--profile", "missing.json"], "missing.json: No such"),
         (["search", "--start", "profile", "--profile", "good.json"], "good.json: a profile lacks"),

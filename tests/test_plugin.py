@@ -61,7 +61,7 @@ def run(tmp_path_factory):
 
 def test_the_command_line_lists_it(run):
     lists = json.loads(run("-m", "vispco", "list", "--json"))
-    assert lists["methods"]["border"] == "Keep the tokens at both ends of the image."
+    assert lists["methods"]["border"].endswith(": Keep the tokens at both ends of the image.")
     assert lists["kernels"]["line"] == "Ratios on a line from 1 to r = sigmoid(theta)."
     assert lists["adapters"]["border_vl"] == "A family that is LLaVA by another name."
     assert "fastv" in lists["methods"]

@@ -31,6 +31,11 @@ FIRST = {
     "dart": {"128": [2]},
     "divprune": {"0.098": [0]},
     "cdpruner": dict.fromkeys(("128", "64", "32"), [0]),
+    "holov": {"64": [0]},
+    "hiprune": dict.fromkeys(("192", "128", "64"), [0]),
+    "prumerge": {"32": [0], "plus-144": [0]},
+    "pact": {"k4-r55": [4]},
+    "vidcom2": {"0.25": [0], "0.15": [0]},
 }
 TOKENS = {
     ("fastv", "k3-r75"): [144],
@@ -45,6 +50,9 @@ TOKENS = {
     ("dart", "128"): [4 + 8 * 16],
     ("divprune", "0.098"): [56],
     ("cdpruner", "32"): [32],
+    ("prumerge", "plus-144"): [144],
+    ("pact", "k4-r55"): [316],
+    ("vidcom2", "0.25"): [1568],
 }
 
 
@@ -56,10 +64,11 @@ def preset(method, name, **kwargs):
 @pytest.mark.parametrize("method, name", ALL)
 def test_published_token_counts(method, name):
     """At the layers of the publication, exactly as many tokens as it says."""
-    config, published = vars(preset(method, name)).values()
-    assert config.method == method and config.num_layers == 32
+    depth = PUBLISHED[method][name].layers
+    config, published = vars(preset(method, name, num_layers=depth)).values()
+    assert config.method == method and config.num_layers == (28 if method == "vidcom2" else 32)
     assert sorted(config.steps) == FIRST[method][name] == sorted(published.steps)
-    counts = [576, *config.tokens(576)]
+    counts = [published.n_visual, *config.tokens(published.n_visual)]
     kept = [n for before, n in pairwise(counts) if n != before]
     assert kept == list(published.tokens) == TOKENS.get((method, name), kept)
     METHODS.get(method)(**config.method_options)
@@ -103,7 +112,7 @@ def test_sparsevlms_averages(name):
     assert int(name) + 10 < sum(as_run) / 32 < int(name) + 17
 
 
-@pytest.mark.parametrize("method", ["visionzip", "vispruner", "cdpruner"])
+@pytest.mark.parametrize("method", ["visionzip", "vispruner", "cdpruner", "hiprune", "holov"])
 def test_one_step_at_layer_0_is_its_own_average(method):
     for name in PUBLISHED[method]:
         assert set(preset(method, name).config.tokens(576)) == {int(name)}
@@ -155,7 +164,7 @@ def test_every_depth_can_be_had(method, layers):
         assert p.config.num_layers == layers
         assert all(i >= METHODS.get(method).first_layer for i in p.config.steps)
         if layers >= 6:
-            assert p.config.tokens(576)[-1] == p.published.tokens[-1]
+            assert p.config.tokens(p.published.n_visual)[-1] == p.published.tokens[-1]
 
 
 @pytest.mark.parametrize("method", sorted(PUBLISHED))
@@ -201,7 +210,7 @@ def test_an_unknown_method_comes_with_the_nearest():
         vispco.presets("fastvv")
 
 
-@pytest.mark.parametrize("method", ["random", "strided", "pool", "fitprune"])
+@pytest.mark.parametrize("method", ["random", "strided", "pool", "fitprune", "evs", "framefusion"])
 def test_a_method_without_published_configurations_has_none(method):
     assert vispco.presets(method) == {}
 

@@ -39,6 +39,7 @@ from .registry import (
     register_method as register_method,
 )
 from .search import (
+    BeforeLLM as BeforeLLM,
     Gradient as Gradient,
     Profiled as Profiled,
     ProfiledFrontier as ProfiledFrontier,

@@ -66,6 +66,18 @@ class Dimensions:
         h, g, e = self._attention()
         return 2 * n * (self.hidden * (h + 2 * g) + h) * e
 
+    def again(self, n):
+        """FLOPs `ahead` of the last layer before each that has attention, for n tokens (..., L).
+
+        Plain numbers, of a decoder whose layers are alike, have no layers to look back to.
+        """
+        n = torch.as_tensor(n)
+        if not n.ndim or n.shape[-1] != self.layers:
+            return self.ahead(n)
+        # Layer i + 1 is asked about; layer i pays.
+        spent = torch.as_tensor(self.ahead(torch.cat([n[..., 1:], n[..., -1:]], -1)))
+        return torch.cat([spent[..., :1], spent[..., :-1]], -1)
+
     @property
     def cached(self):
         """Numbers that each layer's key-value cache holds of a token: 2 g e."""

@@ -279,8 +279,10 @@ def count_flops(
         vision = adapter.vision_flops(hf_config, n_visual, images)
     tower, projector = (vision.tower, vision.projector) if cost.exact else (0, 0)
     drops = [i for i, n in enumerate(tokens) if n < [n_visual, *tokens][i]]
-    if tower and method is not None and any(method.at(i).reads_vision for i in drops):
-        tower += vision.reading
+    if tower and method is not None:
+        who = [method.at(i) for i in drops]
+        read = {depth for each in who if each.reads_vision for depth in (None, *each.vision_depths)}
+        tower += len(read) * (vision.reading or 0)
     counts = torch.tensor(tokens)
     return FlopsReport(
         per_layer=cost.layers(counts, n_text).tolist(),

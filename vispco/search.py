@@ -8,6 +8,8 @@ Start from a schedule on the budget, refine it by a surrogate, harden it to whol
                  (`vispco.solvers.descent`)
     "profile"    what each single drop costs, measured once; every budget is planned from it
                  (`vispco.solvers.profiled`)
+    "before_llm" one drop before the language model, by the best of several methods, for serving
+                 engines (`vispco.solvers.before`)
     "shared"     a predictor learned for all budgets at once, which then answers any budget
                  (`vispco.solvers.shared`)
 """
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from .config import PruningConfig
 from .frontier import Frontier
 from .registry import did_you_mean, named_options
+from .solvers.before import BeforeLLM, before_llm
 from .solvers.descent import Gradient
 from .solvers.problem import Problem, Ramp, SearchOptions
 from .solvers.profiled import Profiled
@@ -32,7 +35,9 @@ from .solvers.shared import Shared
 from .utils.journal import Journal
 
 #: Where a search can start: the options of each start.
-STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared, Profiled)}
+STARTS: dict[str, Any] = {
+    start.name: start for start in (Ramp, Gradient, Shared, Profiled, BeforeLLM)
+}
 
 
 def search(
@@ -41,7 +46,7 @@ def search(
     method: str | Mapping | Sequence = "fastv",
     budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
     *,
-    start: str | Mapping | Gradient | Shared | Ramp | Profiled = "gradient",
+    start: str | Mapping | Gradient | Shared | Ramp | Profiled | BeforeLLM = "gradient",
     kernel: str | Mapping = "monotone",
     refinement: int | Mapping | None = None,
     seed: int = 0,
@@ -54,23 +59,25 @@ def search(
     batches: the calibration data, dicts of model inputs with `labels` (-100 outside the answer).
         The vision tower runs once on each batch, and what it makes is kept in main memory.
     method: a registered pruning method, a name or a mapping {"name": ..., **options}; a composite
-        such as "visionzip+pdrop"; or, with start="profile", several of them, a list or "auto", of
-        which each drop has its layer's best.
+        such as "visionzip+pdrop"; or several of them, a list or "auto": with start="profile", each
+        drop has its layer's best; with start="before_llm", each budget its best ("auto": all that
+        rank before the language model).
     budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
-    start: "profile", "ramp", "gradient" or "shared"; or its options, as `Gradient(steps=10)` or as
-        a mapping {"name": "gradient", "steps": 10}. Through layers that run on the tokens that are
-        left alone (linear attention, sparse indexers) no gradient flows; where there are no others,
-        the search says so and goes without.
+    start: "profile", "ramp", "gradient", "before_llm" or "shared"; or its options, as
+        `Gradient(steps=10)` or as a mapping {"name": "gradient", "steps": 10}. Through layers that
+        run on the tokens that are left alone (linear attention, sparse indexers) no gradient flows;
+        where there are no others, the search says so and goes without.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
         question}. None: 6, or 4 with start="profile".
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
-    callback: called with a dict after every measurement of a profile (layer, tokens, method, loss),
-        after every gradient step (budget, step, loss, slack, multiplier, penalty, ...), and after
-        every schedule of the refinement (budget, schedule, loss, best).
+    callback: called with a dict after every measurement of a profile, or of a method before the
+        language model (layer, tokens, method, loss), after every gradient step (budget, step, loss,
+        slack, multiplier, penalty, ...), and after every schedule of the refinement (budget,
+        schedule, loss, best).
 
     Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
     too; then `budgets` may be empty. With start="profile" it is a `ProfiledFrontier`, which plans
@@ -89,11 +96,13 @@ def search(
     chosen = _options_of(start)
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
+    if isinstance(chosen, BeforeLLM) and method == "auto":
+        method = before_llm()
     problem = Problem(model, batches, method, kernel, options, callback)
-    if len(problem.methods) > 1 and not isinstance(chosen, Profiled):
+    if len(problem.methods) > 1 and not isinstance(chosen, Profiled | BeforeLLM):
         raise ValueError(
-            f"start={chosen.name!r} searches with one method, got {method!r}: use start='profile', "
-            "or a composite such as 'visionzip+pdrop'"
+            f"start={chosen.name!r} searches with one method, got {method!r}: use start='profile' "
+            "or 'before_llm', or a composite such as 'visionzip+pdrop'"
         )
     if not problem.adapter.differentiable(problem.scorer):
         chosen = _without_gradient(chosen, problem)
@@ -176,7 +185,7 @@ class ProfiledFrontier(AnyBudget):
 
 def _without_gradient(start: Any, problem: Problem) -> Any:
     """The same start without gradient steps, said aloud. Raises ValueError if it needs them."""
-    if isinstance(start, Ramp | Profiled):
+    if isinstance(start, Ramp | Profiled | BeforeLLM):
         return start
     model = type(problem.model).__name__
     why = f"no gradient flows through {model}: none of its layers takes a mask that hides a token"

@@ -1,8 +1,8 @@
 """What was published: each method's own configurations, by name, with the figures that they give.
 
-All are for LLaVA-1.5-7B, 32 decoder layers and 576 visual tokens. For another depth the steps go to
-the same relative depth. A preset holds a PruningConfig like any other: apply it, count it, compare
-it with a search.
+All are for LLaVA-1.5-7B, 32 decoder layers and 576 visual tokens, unless `Published` says so. For
+another depth the steps go to the same relative depth. A preset holds a PruningConfig like any
+other: apply it, count it, compare it with a search.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Published:
     steps: {layer: fraction of the original tokens that enters it and those after it}.
     tokens: what that leaves of `n_visual`, step by step.
     source: where it stands.
+    layers: decoder layers of the model that it was published for.
     n_text, convention: text tokens and convention of FLOPs of the published cost, if there is one:
         `share` of the full model's, or `flops` in the convention's unit.
     options: of the method.
@@ -34,6 +35,7 @@ class Published:
     tokens: tuple[int, ...]
     source: str
     n_visual: int = VISUAL
+    layers: int = LAYERS
     n_text: int = 0
     convention: str | None = None
     share: float | None = None
@@ -60,8 +62,9 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     their names: "k2-r50, k3-r50".
 
     num_layers: decoder layers of the model they are for.
-    at: where the steps go. "depth": a step before layer K of 32 goes before layer
-        round(K / 32 * num_layers), but not before the first layer that the method can prune.
+    at: where the steps go. "depth": a step before layer K of 32 (or of as many as it was published
+        for) goes before layer round(K / 32 * num_layers), but not before the first layer that the
+        method can prune.
         "layer": at the very layers; without configurations that have steps below the last one.
     Raises ValueError for an unknown method, with the nearest name; if num_layers is no number of
     layers; or for another `at`.
@@ -85,7 +88,7 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     for name, published in PUBLISHED.get(method, {}).items():
         steps = published.steps
         if at == "depth":
-            steps = _at_relative_depth(steps, num_layers, first_layer)
+            steps = _at_relative_depth(published, num_layers, first_layer)
         elif max(steps) >= num_layers:
             continue
         config = PruningConfig(method, _keep_ratios(steps, num_layers), published.options)
@@ -97,11 +100,11 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     return {", ".join(names): preset for names, preset in found}
 
 
-def _at_relative_depth(steps: Mapping, num_layers: int, first_layer: int) -> dict[int, float]:
-    """Steps in a model of 32 layers to those in one of `num_layers`."""
+def _at_relative_depth(published: Published, num_layers: int, first_layer: int) -> dict[int, float]:
+    """Steps in the model that they were published for to those in one of `num_layers`."""
     moved: dict[int, float] = {}
-    for layer, ratio in steps.items():
-        layer = max(first_layer, int(layer * num_layers / LAYERS + 0.5))
+    for layer, ratio in published.steps.items():
+        layer = max(first_layer, int(layer * num_layers / published.layers + 0.5))
         moved[layer] = min(ratio, moved.get(layer, 1.0))
     return moved
 
@@ -126,6 +129,13 @@ _VISPRUNER = "Zhang et al., ICCV 2025, arXiv 2412.01818"
 _DART = "Wen et al., EMNLP 2025, arXiv 2502.11494"
 _DIVPRUNE = "Alvar et al., CVPR 2025, arXiv 2503.02175"
 _CDPRUNER = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
+_HIPRUNE = "Liu et al. 2025, arXiv 2508.00553"
+_HOLOV = "Zou et al., NeurIPS 2025, arXiv 2510.02912"
+_PACT = "Dhouib et al., CVPR 2025, arXiv 2504.08966"
+_PRUMERGE = "Shang et al., ICCV 2025, arXiv 2403.15388"
+_VIDCOM2 = "Liu et al., EMNLP 2025, arXiv 2505.14454"
+_FILM: dict[str, Any] = {"n_visual": 32 * 196, "layers": 28}
+_OUTLIERS = "about so many: the authors keep as many as stand out, see the option `adaptive`"
 _AVERAGE = (
     "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and "
     "to them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out "
@@ -133,7 +143,8 @@ _AVERAGE = (
 )
 
 #: {method: {name: configuration}}. None of FitPrune: of its fitted counts only those of the first
-#: layers are known; `vispco.fitprune_schedule` fits them.
+#: layers are known; `vispco.fitprune_schedule` fits them. None of EVS, FEATHER, FrameFusion,
+#: IVC-Prune and VScan: of these, layers or shares are known to us, but no whole configuration.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),
@@ -166,5 +177,22 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         )
     },
     "divprune": {"0.098": Published({0: 0.098}, (56,), _DIVPRUNE)},
+    "holov": {"64": _of((0,), (64,), _HOLOV)},
+    "hiprune": {str(n): _of((0,), (n,), _HIPRUNE) for n in (192, 128, 64)},
+    "prumerge": {
+        "32": _of((0,), (32,), _PRUMERGE, note=_OUTLIERS),
+        "plus-144": _of(
+            (0,), (144,), _PRUMERGE, options={"spaced": 0.75}, note=f"PruMerge+; {_OUTLIERS}"
+        ),
+    },
+    "pact": {
+        "k4-r55": Published(
+            {4: 0.55}, (316,), _PACT, note="and then as many clusters: see the option `adaptive`"
+        )
+    },
+    "vidcom2": {
+        "0.25": Published({0: 0.25}, (1568,), _VIDCOM2, **_FILM, note="32 frames of 196 tokens"),
+        "0.15": Published({0: 0.15}, (940,), _VIDCOM2, **_FILM, note="32 frames of 196 tokens"),
+    },
     "cdpruner": {str(n): _of((0,), (n,), _CDPRUNER) for n in (128, 64, 32)},
 }

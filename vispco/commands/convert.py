@@ -1,20 +1,22 @@
-"""`vispco convert`: between published notations and configuration files."""
+"""`vispco convert`: between published notations, serving engines and configuration files."""
 
 from __future__ import annotations
 
 import argparse
 
 from ..config import PruningConfig
+from .engines import ENGINES, flags_for
 from .notations import NOTATIONS, parse_notation, write_notation
 from .options import add_json, positive_int
 from .output import check_file, print_json
 
-SUMMARY = "turn FastV's, PDrop's or SparseVLM's notation into a configuration, and back"
+SUMMARY = "turn published notations into configurations and back, or into flags of an engine"
 EXAMPLES = (
     '--from fastv "K=2 R=0.5" --num-layers 32 -o config.json',
     '--from pdrop "layers=8,16,24 ratios=0.5,0.25,0.125" --num-layers 32 -o config.json',
     '--from sparsevlm "layers=2,6,15 tokens=300,200,110" --num-layers 32 -o config.json',
     "--config config.json --to fastv",
+    "--config config.json --to vllm",
 )
 
 
@@ -28,7 +30,12 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add("--num-layers", type=positive_int, help="decoder layers of the model, with --from")
     visual = "visual tokens of a prompt (default: the configuration's own, else 576)"
     add("--n-visual", type=positive_int, help=visual)
-    add("--to", choices=NOTATIONS, help="a notation to write (default: describe in words)")
+    to = (
+        "a notation to write (fastv, pdrop, sparsevlm), or a serving engine (vllm, sglang, "
+        "openvino): its setting that comes closest, and what that cannot express (default: "
+        "describe in words)"
+    )
+    add("--to", choices=[*NOTATIONS, *ENGINES], metavar="NAME", help=to)
     add("--output", "-o", metavar="FILE", help="write the configuration there")
     add_json(sub)
 
@@ -46,11 +53,17 @@ def run(options: argparse.Namespace) -> None:
         config = parse_notation(notation, text, options.num_layers, options.n_visual or 576)
     else:
         config = PruningConfig.load(options.config)
-    to = options.to
-    text = write_notation(to, config, options.n_visual) if to else config.describe()
+    to, cannot = options.to, None
+    if to in ENGINES:
+        text, cannot = flags_for(to, config)
+    else:
+        text = write_notation(to, config, options.n_visual) if to else config.describe()
     if options.output:
         config.save(options.output)
     if options.json:
-        print_json({"notation": to, "text": text, "config": config.to_dict()})
+        found = {"notation": to, "text": text, "config": config.to_dict()}
+        print_json(found if cannot is None else {**found, "cannot": cannot})
     else:
         print(text if to or not options.output else f"{text}\n{options.output}")
+        if cannot is not None:
+            print("\nIt cannot express:", *cannot, sep="\n- ")

@@ -38,6 +38,17 @@ def _first_lines(registry: Registry) -> dict[str, str]:
     return {name: text.split("\n")[0] for name, text in documented.items()}
 
 
+def _methods() -> dict[str, str]:
+    """Where each ranks, what it looks at, and its first line."""
+    lines = {}
+    for name, first in _first_lines(METHODS).items():
+        cls = METHODS.get(name)
+        before = not cls.first_layer and not cls.reads_next
+        where = "before the language model" if before else "inside"
+        lines[name] = f"{where}; reads {cls.reads or 'what its `score` asks for'}: {first}"
+    return lines
+
+
 def _presets() -> dict[str, str]:
     """Published configurations, for 32 layers."""
     lines = {}
@@ -66,7 +77,7 @@ _MODELS = {
     "OWNER/MODEL": "the same by name, from the local cache or the Hugging Face hub",
 }
 LISTERS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": lambda: _first_lines(METHODS),
+    "methods": _methods,
     "presets": _presets,
     "kernels": lambda: _first_lines(KERNELS),
     "adapters": lambda: _first_lines(ADAPTERS),

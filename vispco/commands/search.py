@@ -56,9 +56,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument
     several = (
         "who ranks the tokens; vispruner+fastv@6: one after the other; with --start profile also "
-        "fastv,pdrop or auto: at each layer the best of several"
+        "fastv,pdrop or auto: at each layer the best of several; with --before-llm the best of "
+        "several (default: fastv; with --before-llm auto, all that can)"
     )
-    add("--method", type=methods, default="fastv", help=several)
+    add("--method", type=methods, help=several)
     add("--kernel", default="monotone", help="the family of schedules")
     add(
         "--budgets",
@@ -75,7 +76,13 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "shared: one descent for all budgets together; profile: what each drop costs is measured "
         "once, and every budget is planned from it; ramp: a rule without any gradient"
     )
-    add("--start", choices=STARTS, default="gradient", help=start)
+    where = sub.add_mutually_exclusive_group().add_argument
+    where("--start", choices=STARTS, default="gradient", help=start)
+    before = (
+        "--start before_llm: one drop, before the language model, which is all that most serving "
+        "engines can do (`vispco convert --to vllm`)"
+    )
+    where("--before-llm", dest="start", action="store_const", const="before_llm", help=before)
     steps = (
         "gradient steps: per budget, or in all with --start shared. 0 (of gradient): none, in the "
         "memory of inference (default: 20 of gradient, 200 of shared)"
@@ -100,6 +107,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Search, write, print, with the processes of `torchrun`: the first one writes and prints."""
+    if options.method is None:
+        options.method = "auto" if options.start == "before_llm" else "fastv"
     named_methods(options.method)
     KERNELS.get(options.kernel)
     start_options(options)

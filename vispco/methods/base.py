@@ -35,6 +35,13 @@ class Method(ABC):
     #: Whether the method asks for `ctx.vision_attention` or `ctx.vision_keys`. Only then is the
     #: vision tower hooked.
     reads_vision: bool = False
+    #: Further layers of the tower whose attention it asks for, by `ctx.vision_attention_at`: depths
+    #: from 0 (the first layer) to 1 (the last).
+    vision_depths: tuple[float, ...] = ()
+    #: Whether the method asks for queries or keys without rotary positions.
+    reads_unrotated: bool = False
+    #: What the method looks at, for `vispco list methods`.
+    reads: str = ""
     #: Whether the method asks for queries or keys of the layer that comes, `ctx.layer`.
     reads_next: bool = False
     #: Whether the method asks for `ctx.grid`.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..pruning.context import take
 from ..registry import register_method
 from .base import Method
-from .shared import cosines, directions, greedy
+from .pairs import Pairs, directions
+from .shared import greedy
 
 #: A token with no more than this share of its squared length outside of the span adds nothing.
 #: Rounding of float32 stays well below.
@@ -34,15 +34,18 @@ class CDPruner(Method):
     """
 
     first_layer = 0
+    reads = "features, text embeddings"
 
     def score(self, ctx):
         """(B, n_visual): the later a token was picked, the lower."""
         x = ctx.embeddings
-        alike, relevance = cosines(x[ctx.visual]), self._relevance(ctx, x)
-        rest = ctx.valid.to(alike)
+        pairs, relevance = Pairs(x[ctx.visual]), self._relevance(ctx, x)
+        rest = ctx.valid.to(pairs.unit)
         rows = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
+        # Features of size D have D directions at most; after these, nothing new is left.
+        rows = min(rows, x.shape[-1])
         # The rows of the Cholesky factor.
-        basis = alike.new_zeros(len(x), rows, alike.shape[1])
+        basis = rest.new_zeros(len(x), rows, rest.shape[1])
 
         def gains():
             new = (rest > SPANNED) & (relevance > 0)
@@ -53,12 +56,12 @@ class CDPruner(Method):
             before = basis[:, :step]
             inside = (before * before.gather(2, pick[:, None].expand(-1, step, 1))).sum(1)  # (B, V)
             height = rest.gather(1, pick)
-            row = (take(alike, pick)[:, 0] - inside) / height.clamp(min=SPANNED).sqrt()
+            row = (pairs.rows(pick)[:, 0] - inside) / height.clamp(min=SPANNED).sqrt()
             basis[:, step] = row.where(height > SPANNED, 0.0)
             rest = rest - basis[:, step] ** 2
             return gains()
 
-        return greedy(ctx, gains(), update)
+        return greedy(ctx, gains(), update, changing=rows)
 
     @staticmethod
     def _relevance(ctx, x):

@@ -28,8 +28,10 @@ class Composite(Method):
     def __init__(self, parts: Sequence[tuple[int, Method]]):
         self.parts = tuple(parts)
         self.first_layer = self.begin(lambda part: part.first_layer)
-        for flag in ("reads_vision", "reads_next", "reads_grid"):
+        for flag in ("reads_vision", "reads_next", "reads_grid", "reads_unrotated"):
             setattr(self, flag, any(getattr(part, flag) for _, part in self.parts))
+        depths = [depth for _, part in self.parts for depth in part.vision_depths]
+        self.vision_depths = tuple(dict.fromkeys(depths))
 
     def begin(self, first_layer: Callable[[Method], int], layers: float = math.inf) -> int:
         """First layer that can be pruned, if `first_layer` gives that of each part.

@@ -8,7 +8,8 @@ from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import directions, is_whole, question
+from .pairs import directions
+from .shared import is_whole, question
 
 
 @register_method("dart")
@@ -33,6 +34,7 @@ class DART(Method):
     """
 
     first_layer = 1
+    reads = "keys, hidden states"
 
     def __init__(self, visual: int = 4, text: int = 4):
         for name, value in {"visual": visual, "text": text}.items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..pruning.context import take
 from ..registry import register_method
 from .base import Method
-from .shared import cosines, greedy
+from .pairs import HELD, Pairs
+from .shared import greedy
 
 
 @register_method("divprune")
@@ -25,21 +25,26 @@ class DivPrune(Method):
     """
 
     first_layer = 0
+    reads = "features"
 
     def score(self, ctx):
         """(B, n_visual): the later a token was picked, the lower."""
-        alike = cosines(ctx.embeddings[ctx.visual])
-        itself = torch.eye(alike.shape[1], dtype=torch.bool, device=alike.device)
-        far = (1 - alike).masked_fill(itself | ~ctx.valid[:, None], float("inf"))  # (B, V, V)
-        nearest = torch.full_like(far[:, 0], float("inf"))  # (B, V) distance to the nearest picked
+        pairs = Pairs(ctx.embeddings[ctx.visual])
+        slot, first = torch.arange(ctx.valid.shape[1], device=ctx.valid.device), []
+        for at, alike in pairs.blocks():
+            others = ctx.valid[:, None] & (slot != at[:, None])
+            first.append((1 - alike).masked_fill(~others, float("inf")).amin(-1))
+        gains = torch.cat(first, 1)
+        nearest = torch.full_like(gains, float("inf"))  # (B, V) distance to the nearest picked
 
         def update(step, pick):
             nonlocal nearest
-            nearest = torch.minimum(nearest, take(far, pick)[:, 0])
+            # Its distance to itself does not count: it is not picked twice.
+            nearest = torch.minimum(nearest, 1 - pairs.rows(pick)[:, 0])
             return nearest
 
-        return greedy(ctx, far.amin(-1), update)
+        return greedy(ctx, gains, update)
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the cosines of all pairs of features."""
-        return 2 * n_visual * n_visual * dimensions.hidden
+        """FLOPs of the cosines of all pairs; twice where rows are made anew for each pick."""
+        return 2 * n_visual * n_visual * dimensions.hidden * (1 + (n_visual > HELD))

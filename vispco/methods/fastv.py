@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..registry import register_method
 from .base import Method
-from .shared import head_mean
+from .shared import count, head_mean
 
 
 @register_method("fastv")
@@ -18,14 +18,36 @@ class FastV(Method):
 
     Departs from the authors' code: the last VALID token of each sample (not a padding token), only
     this one row of attention is computed, any attention implementation.
+
+    rotary, stride: FEATHER (Endo et al., ICCV 2025, arXiv 2412.13180; MIT) is rotary=False and
+    stride=3. rotary=False takes q and k before rotary embedding: with it, tokens near the text, at
+    the picture's lower edge, score more than their content says. stride: tokens at every so many
+    rows and columns of each frame come first, whatever they score; None: no such grid. Published:
+    before layers 8 and 16 of 32. Departs from it: exactly the count; of a grid of more tokens, the
+    best stay. Layer K - 1 runs once more up to its attention, without positions.
     """
 
     first_layer = 1
+    reads = "attention"
+
+    def __init__(self, rotary: bool = True, stride: int | None = None):
+        if not isinstance(rotary, bool):
+            raise ValueError(f"rotary must be True or False, got {rotary!r}")
+        self.rotary, self.stride = rotary, stride if stride is None else count("stride", stride)
+        self.reads_unrotated, self.reads_grid = not rotary, stride is not None
 
     def score(self, ctx):
-        """(B, n_visual) attention probabilities."""
-        return head_mean(ctx.attention())[:, 0][ctx.visual]
+        """(B, n_visual) attention probabilities; 1 more on the grid."""
+        scores = head_mean(ctx.attention(rotary=self.rotary))[:, 0][ctx.visual]
+        if self.stride is None:
+            return scores
+        return scores + (ctx.grid[..., 1:] % self.stride == 0).all(-1)
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of one row of q k^T."""
-        return 2 * dimensions.heads * dimensions.head_dim * (n_visual + n_text)
+        """FLOPs of one row of q k^T; without rotary, of the layer up to its attention, too."""
+        n = n_visual + n_text
+        return (
+            dimensions.again(n)
+            if not self.rotary
+            else 2 * dimensions.heads * (dimensions.head_dim) * n
+        )

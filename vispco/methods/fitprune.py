@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pruning.context import Context
+from ..pruning.context import Context, column_sum
 from ..registry import register_method
 from .base import Method
-from .shared import masked_mean, question, visual_columns
+from .shared import question
 
-#: Rows of attention that are computed at a time: this bounds the memory.
-ROWS = 512
+#: Rows of attention that are computed at a time, and numbers in all heads: this bounds the memory.
+ROWS, NUMBERS = 512, 2**21
 
 
 @register_method("fitprune")
@@ -32,6 +32,7 @@ class FitPrune(Method):
     """
 
     first_layer = 1
+    reads = "attention"
 
     def score(self, ctx):
         """(B, n_visual) products of attention probabilities."""
@@ -50,9 +51,16 @@ def received(ctx: Context) -> tuple[Tensor, Tensor]:
     These are c and e of `FitPrune`; c is 1 without text.
     """
     text, after = question(ctx)
-    words = after.shape[1]
-    rows = torch.cat([text[1], ctx.visual[1]], 1)  # (B, T + V)
-    most = torch.cat([ctx.attention(at=some).amax(1) for some in rows.split(ROWS, 1)], 1)
-    most = visual_columns(ctx, most)  # (B, T + V, V)
-    cross, own = masked_mean(most[:, :words], after), masked_mean(most[:, words:], ctx.valid)
+    cross, own = mean_of(ctx, text[1], after), mean_of(ctx, ctx.visual[1], ctx.valid)
     return cross.where(after.any(1, keepdim=True), 1.0), own
+
+
+def mean_of(ctx: Context, rows: Tensor, real: Tensor) -> Tensor:
+    """Attention (B, V) to visual tokens, of the strongest head, averaged over the `real` rows."""
+    total = torch.zeros(ctx.present.shape, device=real.device)
+    held = ctx.queries().shape[1] * total.numel()
+    number = max(1, min(ROWS, NUMBERS // max(1, held)))
+    for at, there in zip(rows.split(number, 1), real.split(number, 1), strict=True):
+        most = ctx.attention(at=at).amax(1)  # (B, rows, N)
+        total = total + column_sum(most.masked_fill_(~there[..., None], 0.0), 1)
+    return total[ctx.visual] / real.sum(1, keepdim=True).clamp(min=1)

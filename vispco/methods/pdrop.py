@@ -23,6 +23,7 @@ class PDrop(Method):
 
     first_layer = 0
     reads_next = True
+    reads = "attention of the next layer"
 
     def score(self, ctx):
         """(B, n_visual) attention probabilities."""

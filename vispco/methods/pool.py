@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pruning.context import positions, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
 
 #: Binary digits of rows, columns and frames.
 BITS = 16
-#: Beyond any squared distance.
-FAR = 2**40
+#: Beyond any squared distance of 32 bits, and any frame.
+FAR = 2**31 - 1
 #: Distances that are computed at a time: this bounds the memory.
 CHUNK = 2**22
 
@@ -34,6 +35,7 @@ class Pool(Method):
 
     first_layer = 0
     reads_grid = True
+    reads = "grid"
 
     def score(self, ctx):
         """(B, n_visual): minus the place in the order."""
@@ -45,18 +47,31 @@ class Pool(Method):
 
     def merge(self, ctx, kept):
         """(B, n_visual) the nearest kept slot of the same frame; -1 if there is none."""
-        frame, row, column = ctx.grid.unbind(-1)
-        slots = kept.shape[1]
-        slot = torch.arange(slots, device=kept.device)
+        slot = torch.arange(kept.shape[1], device=kept.device)
+        stay = kept & ctx.valid
+        width = int(stay.sum(1).max())
+        if not width:
+            return torch.full_like(ctx.slot, -1)
+        grid = ctx.grid.int()
+        (_, columns), real = positions(stay, width)
+        target = take(grid, columns)  # (B, K, 3)
+        # Frames never fall from token to token, so those of a run of tokens are a run of targets.
+        frame = target[..., 0].masked_fill(~real, FAR)
         found = []
-        for some in slot.split(max(1, CHUNK // kept.numel())):
-            far = sum((x[:, some, None] - x[:, None]) ** 2 for x in (row, column))  # (B, some, V)
-            same_frame = frame[:, some, None] == frame[:, None]
-            far = far.masked_fill(~(kept[:, None] & same_frame), FAR)
-            # One minimum for both: the distance, and the first slot of those equally near.
-            found.append((far * slots + slot).amin(-1))
-        nearest = torch.cat(found, 1)
-        return slot.where(kept, (nearest % slots).where(nearest < FAR * slots, -1))
+        for some in slot.split(max(1, CHUNK // (len(kept) * width))):
+            of, there = grid[:, some], ctx.valid[:, some]
+            low = int(of[..., 0].masked_fill(~there, FAR).min())
+            high = int(of[..., 0].masked_fill(~there, -1).max())
+            inside = ((frame >= low) & (frame <= high)).any(0).nonzero()[:, 0].tolist() or [0]
+            run = slice(inside[0], inside[-1] + 1)
+            far = (of[:, :, None, 1] - target[:, None, run, 1]).square_()
+            far += (of[:, :, None, 2] - target[:, None, run, 2]).square_()
+            far.masked_fill_(of[:, :, None, 0] != frame[:, None, run], FAR)
+            # argmin takes the first of those equally near.
+            nearest = far.argmin(-1, keepdim=True)
+            into = columns.gather(1, nearest[..., 0] + run.start)
+            found.append(into.where(far.gather(2, nearest)[..., 0] < FAR, -1))
+        return slot.where(kept, torch.cat(found, 1))
 
 
 def mirrored(x: Tensor, first: int, step: int) -> Tensor:

@@ -20,6 +20,7 @@ class Random(Method):
     """
 
     first_layer = 0
+    reads = "nothing"
 
     def __init__(self, seed: int = 0):
         if not is_whole(seed):

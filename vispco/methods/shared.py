@@ -1,4 +1,4 @@
-"""What several methods share: text that can see the image, means, cosines, greedy picking."""
+"""What several methods share: text that can see the image, means, greedy picking."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..pruning.context import Context, column_sum, positions, take
+from ..relaxation import descending_ranks
 
 
 def is_whole(x: object, least: int | None = None) -> bool:
     """Whether `x` is a whole number, no bool, and at least `least` if that is given."""
     return isinstance(x, int) and not isinstance(x, bool) and (least is None or x >= least)
+
+
+def share(name: str, value: object) -> float:
+    """`value` itself. Raises ValueError, with the option's name, unless it is in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a share, from 0 to 1, got {value!r}")
+    return value
+
+
+def count(name: str, value: object) -> int:
+    """`value` itself. Raises ValueError, with the option's name, unless it is whole, 1 or more."""
+    if not is_whole(value, 1):
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+    return value  # type: ignore[return-value]
 
 
 def question(ctx: Context) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -42,29 +56,25 @@ def head_mean(attention: Tensor) -> Tensor:
     return column_sum(attention, 1) / attention.shape[1]
 
 
-def directions(x: Tensor) -> Tensor:
-    """`x` (..., D) scaled to length 1, in float32."""
-    return normalize(x.float(), dim=-1)
-
-
-def cosines(x: Tensor) -> Tensor:
-    """Cosines (B, V, V) of all pairs of `x` (B, V, D), symmetric to the bit."""
-    unit = directions(x)
-    products = unit @ unit.transpose(1, 2)
-    return (products + products.transpose(1, 2)) / 2
-
-
-def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor]) -> Tensor:
+def greedy(
+    ctx: Context,
+    gains: Tensor,
+    update: Callable[[int, Tensor], Tensor],
+    changing: int | None = None,
+) -> Tensor:
     """Scores (B, V) of slots picked one by one, the one of largest gain next: 1, 1/2, 1/3, ...
 
     gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth.
     update: called with the number of picks before and the slot picked (B, 1); returns the gains for
         the next pick.
+    changing: picks after which no gain changes any more, if there is such a number: the others
+        follow all at once.
     Unless the order of all tokens matters, picking stops after `ctx.keep` slots; others score 0.
     """
     steps = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
     scores, left = torch.zeros_like(gains), ctx.valid
-    for step in range(steps):
+    changing = steps if changing is None else min(changing, steps)
+    for step in range(changing):
         # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax
         # takes the first.
         gains = (gains * 2**20).round()
@@ -74,4 +84,7 @@ def greedy(ctx: Context, gains: Tensor, update: Callable[[int, Tensor], Tensor])
         scores = scores.scatter_reduce(1, pick, score, "amax")
         left = left.scatter(1, pick, False)
         gains = update(step, pick)
+    if changing < steps:
+        place = descending_ranks((gains * 2**20).round(), left)
+        scores = torch.where(left, 1 / (changing + place + 1), scores)
     return scores

@@ -48,6 +48,7 @@ class SparseVLM(Method):
     """
 
     first_layer = 1
+    reads = "attention, text embeddings"
 
     def __init__(self, adaptive: float | None = None, recycle: float = 0.0):
         if adaptive is not None and not (is_number(adaptive) and adaptive > 0):

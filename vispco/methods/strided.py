@@ -19,8 +19,14 @@ class Strided(Method):
     """
 
     first_layer = 0
+    reads = "nothing"
 
     def score(self, ctx):
         """(B, n_visual) in (-1, 0]."""
-        bits = torch.arange(24, device=ctx.slot.device)
-        return -((ctx.slot[..., None] >> bits & 1) * 0.5 ** (bits + 1)).sum(-1)
+        return -mirrored_number(ctx.slot)
+
+
+def mirrored_number(x: torch.Tensor) -> torch.Tensor:
+    """The binary digits of whole numbers, mirrored about the point: floats in [0, 1)."""
+    bits = torch.arange(24, device=x.device)
+    return ((x[..., None] >> bits & 1) * 0.5 ** (bits + 1)).sum(-1)

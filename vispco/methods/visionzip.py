@@ -7,7 +7,7 @@ import torch
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import cosines
+from .pairs import Pairs
 
 
 @register_method("visionzip")
@@ -32,6 +32,7 @@ class VisionZip(Method):
 
     first_layer = 0
     reads_vision = True
+    reads = "tower attention and keys"
 
     def __init__(self, contextual: float = 5 / 32):
         if not 0 <= contextual <= 1:
@@ -51,8 +52,7 @@ class VisionZip(Method):
     def merge(self, ctx, kept):
         """(B, n_visual) the contextual slot that each is averaged into."""
         targets = kept & ~self._dominant(ctx)[1]
-        alike = cosines(ctx.vision_keys).masked_fill(~targets[:, None], float("-inf"))
-        into = alike.argmax(-1).where(targets.any(1, keepdim=True), -1)
+        into = Pairs(ctx.vision_keys).nearest(targets)
         return torch.arange(kept.shape[1], device=kept.device).where(kept, into)
 
     def _dominant(self, ctx):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..pruning.context import positions, take
+from ..pruning.context import take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
-from .shared import cosines, is_whole
+from .pairs import HELD, Pairs
+from .shared import is_whole
+
+#: Neighbours of each token that are looked through first, then, and before all others are.
+FEW, NEIGHBOURS = 6, 32
 
 
 @register_method("vispruner")
@@ -34,6 +38,7 @@ class VisPruner(Method):
 
     first_layer = 0
     reads_vision = True
+    reads = "tower attention, features"
 
     def __init__(self, important: float = 0.5, step: int = 8):
         if not is_whole(step, 1):
@@ -46,33 +51,100 @@ class VisPruner(Method):
 
     def score(self, ctx):
         """(B, n_visual): minus the rank."""
-        # All that follows is in the order of attention; `stayed` counts rounds.
+        # All that follows is in the order of attention.
         order = descending_ranks(ctx.vision_attention, ctx.valid).argsort(dim=1, stable=True)
-        alike = cosines(take(ctx.embeddings[ctx.visual], order))  # (B, V, V)
         real, number = ctx.valid.gather(1, order), torch.arange(order.shape[1], device=order.device)
         important = (ctx.keep.double() * self.important).floor().long()
         left = real & (number >= important[:, None])
         diverse = ctx.keep - important
-        stayed = torch.zeros_like(order)
-        while True:
-            surplus = (left.sum(1) - diverse).masked_fill(diverse == 0, 0)
+        # Of many tokens, those that are important in every sample are left out: nobody's twins.
+        many = order.shape[1] > HELD
+        skipped = min(int(important.min()), order.shape[1] - 1) if many else 0
+        near = Neighbours(take(ctx.embeddings[ctx.visual], order[:, skipped:]))
+        # The round in which each token was removed; those that stay have more than any. One more
+        # place is for filler.
+        tokens = order.shape[1]
+        stayed = order.new_full((len(order), tokens + 1), tokens)
+        listed, there = compact(number.expand_as(order), left, tokens)
+        for turn in range(tokens):
+            surplus = (there.sum(1) - diverse).masked_fill(diverse == 0, 0).clamp(min=0)
             if not bool((surplus > 0).any()):
                 break
-            count = left.cumsum(1)
-            width = -(-int(count.max()) // 2)
-            # `count` begins at 1, so it is odd where the number of a token is even.
-            (batch, even), there = positions(left & (count % 2 == 1), width)
-            (_, odd), other = positions(left & (count % 2 == 0), width)
-            pairs = alike[batch[..., None], even[..., None], odd[:, None]]  # (B, V / 2, V / 2)
-            twin = pairs.masked_fill(~other[:, None], float("-inf")).amax(-1)
-            remove = surplus.clamp(max=min(self.step, number.numel()))[:, None]
-            gone = there & (descending_ranks(twin, there) < remove)
-            left = left.scatter(1, even, left.gather(1, even) & ~gone)
-            stayed = stayed + left
-        stayed = stayed.masked_fill(number < important[:, None], stayed.max() + 1)
-        place = descending_ranks(stayed, real)
-        return torch.zeros_like(alike[:, 0]).scatter(1, order, -place.to(alike))
+            even, alive = listed[:, ::2], there[:, ::2]
+            is_odd = torch.zeros_like(stayed, dtype=torch.bool)
+            is_odd = is_odd.scatter(1, listed[:, 1::2], there[:, 1::2])[:, skipped:tokens]
+            twin = near.twin(even.clamp(max=tokens - 1) - skipped, alive, is_odd)
+            gone = torch.zeros_like(there)
+            gone[:, ::2] = largest(twin, alive, surplus.clamp(max=self.step))
+            stayed = stayed.scatter(1, listed, stayed.gather(1, listed).masked_fill(gone, turn))
+            listed, there = compact(listed, there & ~gone, tokens)
+        stayed = stayed[:, :tokens].masked_fill(number < important[:, None], tokens + 1)
+        place = descending_ranks(stayed.double(), real)
+        return torch.zeros(place.shape, device=place.device).scatter(1, order, -place.float())
 
     def flops(self, dimensions, n_visual, n_text):
-        """FLOPs of the cosines of all pairs of features."""
+        """FLOPs of the cosines of all pairs of features; of more than HELD tokens, at most."""
         return 2 * n_visual * n_visual * dimensions.hidden
+
+
+def compact(
+    listed: torch.Tensor, stay: torch.Tensor, filler: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of `listed` (B, R) that `stay` (B, R), in order, then `filler`; and which are real."""
+    count = stay.sum(1, keepdim=True)
+    width = int(count.max())
+    place = torch.where(stay, stay.cumsum(1) - 1, width)
+    short = listed.new_full((len(listed), width + 1), filler).scatter(1, place, listed)[:, :width]
+    real = torch.arange(width, device=listed.device) < count
+    return short.masked_fill(~real, filler), real
+
+
+def largest(x: torch.Tensor, alive: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """(B, R) bool: the `number` (B,) largest of the `alive` x (B, R); of equal ones, the first."""
+    number = torch.minimum(number, alive.sum(1))
+    if not int(number.max()):
+        return torch.zeros_like(alive)
+    x = x.masked_fill(~alive, float("-inf"))
+    least = x.topk(int(number.max()), 1).values.gather(1, (number - 1).clamp(min=0)[:, None])
+    above, equal = (x > least) & alive, (x == least) & alive
+    more = number[:, None] - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= more))) & (number > 0)[:, None]
+
+
+class Neighbours:
+    """The largest cosine of a token to one of a changing set, without looking at all pairs.
+
+    x: (B, V, D). Of each token, the NEIGHBOURS tokens most like it are found once, in falling
+    order: the first of them in the set is the one. Where none is, the whole row is looked through.
+    """
+
+    def __init__(self, x: torch.Tensor):
+        self.pairs = Pairs(x)
+        number = min(NEIGHBOURS, x.shape[1])
+        found = [alike.topk(number, -1) for _, alike in self.pairs.blocks()]
+        self.cosine = torch.cat([values for values, _ in found], 1)  # (B, V, NEIGHBOURS)
+        self.token = torch.cat([index for _, index in found], 1)
+        self.few = self.token[..., :FEW].contiguous()
+
+    def twin(self, at: torch.Tensor, real: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+        """The largest cosine (B, R) of the `real` tokens `at` (B, R) to `members` (B, V) bool.
+
+        -inf without members.
+        """
+        token = take(self.few, at)
+        inside = members.gather(1, token.flatten(1)).view(token.shape)
+        first = inside.to(torch.int8).argmax(-1)
+        width = self.cosine.shape[-1]
+        twin = self.cosine.flatten(1).gather(1, at * width + first)
+        rest = (real & ~inside.any(-1)).nonzero()
+        for b in rest[:, 0].unique().tolist():
+            columns = rest[rest[:, 0] == b, 1]
+            mine = at[b, columns]
+            inside = members[b][self.token[b, mine]]  # (rest, NEIGHBOURS)
+            first = inside.to(torch.int8).argmax(-1, keepdim=True)
+            twin[b, columns] = self.cosine[b, mine].gather(1, first)[:, 0]
+            missed = ~inside.any(-1)
+            if bool(missed.any()):
+                rows = self.pairs.rows_of(b, mine[missed]).masked_fill(~members[b], float("-inf"))
+                twin[b, columns[missed]] = rows.amax(-1)
+        return twin

@@ -20,6 +20,7 @@ class VTW(Method):
     """
 
     first_layer = 0
+    reads = "nothing"
 
     def score(self, ctx):
         """(B, n_visual) zeros."""

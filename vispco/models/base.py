@@ -148,9 +148,10 @@ class Adapter(Costs, Layers):
         return visual
 
     # ---- vision tower ----------------------------------------------------------------------------
-    def vision_layer(self) -> nn.Module:
+    def vision_layer(self, depth: float | None = None) -> nn.Module:
         """The tower's layer whose output becomes the visual tokens; of several, the deepest.
 
+        depth: another layer, see `layer_at`.
         Raises ValueError if the tower has no list of layers.
         """
         tower = find_tower(self.model, self.tower) or nn.Module()
@@ -162,7 +163,12 @@ class Adapter(Costs, Layers):
                 "method that does not read the tower, or override `tower` or `vision_layer` in an "
                 "adapter"
             )
-        return lists[0][self.token_layer(len(lists[0]))]
+        number = len(lists[0])
+        return lists[0][self.token_layer(number) if depth is None else self.layer_at(depth, number)]
+
+    def layer_at(self, depth: float, layers: int) -> int:
+        """Number of the tower's layer, of `layers`, at a depth from 0 (the first) to 1."""
+        return min(int(depth * layers + 0.5), layers - 1)
 
     def token_layer(self, depth: int) -> int:
         """Number of the tower's layer, of `depth`, whose output becomes the visual tokens.

@@ -20,6 +20,13 @@ class Qwen25VL(Qwen2VL):
         """Number of the tower's last layer that attends to whole frames."""
         return max(self.config.vision_config.fullatt_block_indexes)
 
+    def layer_at(self, depth, layers):
+        """Number of the layer nearest to that depth among those that attend to whole frames."""
+        wanted = super().layer_at(depth, layers)
+        return min(
+            self.config.vision_config.fullatt_block_indexes, key=lambda i: (abs(i - wanted), i)
+        )
+
     def tokens_from_patches(self, values, inputs, kind):
         """Mean over the patches of each token; within the tower, tokens stand window by window."""
         size = self.window(self.config.vision_config)

@@ -57,6 +57,27 @@ def flat(hidden: Tensor, batch: int, length: int) -> tuple[Tensor, Callable[[Ten
     )
 
 
+def unrotating(given: Any) -> Any:
+    """Rotary embeddings that turn nothing, in place of those that a layer is `given`.
+
+    Their scale stays, where a family has one.
+    Raises ValueError for a layer that is given none.
+
+    >>> cosine, sine = torch.tensor([0.6]), torch.tensor([0.8])
+    >>> unrotating((cosine, sine))
+    (tensor([1.]), tensor([0.]))
+    """
+    if isinstance(given, Tensor) and given.is_complex():
+        return given.abs().to(given)
+    if isinstance(given, tuple | list) and len(given) == 2:
+        cosine, sine = given
+        return (cosine**2 + sine**2).sqrt(), torch.zeros_like(sine)
+    raise ValueError(
+        "the method looks past rotary positions, and this model hands its layers none that are "
+        "known: use another method, or fastv with rotary=True"
+    )
+
+
 def gathered(x: Tensor, order: Tensor, length: int) -> Tensor:
     """`x` with the places `order` (B, K) of its axis of `length` tokens; else `x` itself.
 

@@ -8,7 +8,7 @@ asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
@@ -41,23 +41,35 @@ class Tower:
         # A backbone that makes them in its own forward pass: whatever runs is of images.
         self._always = not hasattr(adapter.backbone, "get_image_features")
 
-    def register(self, add: Callable, attention: bool = True, turn: Callable = nullcontext) -> None:
+    def register(
+        self,
+        add: Callable,
+        attention: bool = True,
+        depths: Iterable[float] = (),
+        turn: Callable = nullcontext,
+    ) -> None:
         """Start to listen; `add` gets handles with `.remove()`.
 
-        attention: whether `read` will be called. turn: makes the context that features are made in.
+        attention: whether `read` will be called. depths: of further layers that it will be asked
+        for. turn: makes the context that features are made in.
         """
         for kind in ("image", "video"):
             name, around = f"get_{kind}_features", partial(self._listen, kind, turn)
             if hasattr(self.adapter.backbone, name):
                 add(Replaced(self.adapter.backbone, name, around))
         if attention:
-            add(Hearing(self.adapter.vision_layer().modules(), self._on_heard))
+            # Several depths of a shallow tower may be one layer, which has one listener.
+            layers: dict[Any, list] = {}
+            for depth in (None, *depths):
+                layers.setdefault(self.adapter.vision_layer(depth), []).append(depth)
+            for layer, named in layers.items():
+                add(Hearing(layer.modules(), partial(self._on_heard, named)))
 
     def clear(self) -> None:
         """Forget the prompt."""
         self.inputs, self._seen = {}, {}
 
-    def sources(self, method: Any, inputs: dict, visual: Tensor) -> dict[str, Callable[[], Any]]:
+    def sources(self, method: Any, inputs: dict, visual: Tensor) -> dict[str, Any]:
         """What a method may ask of the vision side: made when first asked for, then kept.
 
         inputs: keyword arguments of the backbone. visual: (B, S) bool.
@@ -76,6 +88,10 @@ class Tower:
 
         return {
             "tower": source("reads_vision", self.read),
+            "depths": {
+                depth: source("reads_vision", partial(self.read, depth=depth))
+                for depth in method.vision_depths
+            },
             "grid": source("reads_grid", self.adapter.grid),
         }
 
@@ -84,7 +100,7 @@ class Tower:
             if self._kind is not None:
                 # Some make the features of videos with the method for images.
                 return make()
-            self._kind, self._seen[kind] = kind, {"inputs": given, "heard": []}
+            self._kind, self._seen[kind] = kind, {"inputs": given, "heard": {}}
             try:
                 features = make()
             finally:
@@ -95,16 +111,20 @@ class Tower:
                 features.vispco = self._seen[kind]
             return features
 
-    def _on_heard(self, query: Tensor, key: Tensor, options: dict) -> None:
+    def _on_heard(self, depths: list, query: Tensor, key: Tensor, options: dict) -> None:
         kind = "image" if self._kind is None and self._always else self._kind
         if kind is not None:
-            seen = self._seen.setdefault(kind, {"inputs": {}, "heard": []})
+            seen = self._seen.setdefault(kind, {"inputs": {}, "heard": {}})
             mask, scaling = options.get("attention_mask"), options.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            seen["heard"].append((query.detach(), key.detach(), mask, scaling))
+            for depth in depths:
+                calls = seen["heard"].setdefault(depth, [])
+                calls.append((query.detach(), key.detach(), mask, scaling))
 
     # ---- reading --------------------------------------------------------------------------------
-    def read(self, inputs: dict, visual: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self, inputs: dict, visual: Tensor, depth: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Attention that each visual token receives (B, S), and its head-mean keys (B, S, E).
 
         Both are 0 at text. A patch receives the softmax attention of the class token, if the tower
@@ -113,6 +133,7 @@ class Tower:
         attention uses them. A token has the mean over the patches it was made of.
 
         inputs: keyword arguments of the backbone. visual: (B, S) bool.
+        depth: of another layer than the one whose output becomes the tokens.
         Raises ValueError if there are visual tokens and the tower did not run.
         """
         adapter = self.adapter
@@ -122,12 +143,13 @@ class Tower:
                 continue
             seen = ready_made(inputs, kind)
             seen = self._seen.get(kind, {}) if seen is None else seen
-            if not seen.get("heard"):
+            heard = seen.get("heard", {}).get(depth)
+            if not heard:
                 raise ValueError(
                     "the method reads the vision tower, which did not run for this prompt's "
                     f"{kind} tokens: pass pixels to the pruned model, not ready-made features"
                 )
-            patches, made_from = self._patches(seen["heard"]), {**inputs, **seen["inputs"]}
+            patches, made_from = self._patches(heard), {**inputs, **seen["inputs"]}
             full = full + placed(adapter.tokens_from_patches(patches, made_from, kind), mask)
         full = full * visual[..., None]
         return full[..., 0], full[..., 1:]

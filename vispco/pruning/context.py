@@ -47,6 +47,8 @@ class Heard:
     scaling: what q k^T is multiplied with. softcap: its bound c in c tanh(q k^T / c), or None.
     sinks: (H,) logits of a place without a token, or None.
     mask: the model's own mask for the whole sequence, or None: causal.
+    value: (B, G, N, E), of a layer that ran ahead; else None.
+    again: gives query and key without rotary positions; None if no method asks for them.
     """
 
     query: Tensor
@@ -56,6 +58,8 @@ class Heard:
     softcap: float | None
     sinks: Tensor | None
     mask: Tensor | None
+    value: Tensor | None = None
+    again: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:
@@ -67,9 +71,29 @@ class Heard:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Heard:
         """With each token at another place. move: of (B, N, ...) tensors, to the new places."""
-        query, key = (move(x.transpose(1, 2)).transpose(1, 2) for x in (self.query, self.key))
-        projected = None if self.projected is None else move(self.projected)
-        return replace(self, query=query, key=key, projected=projected)
+
+        def moved(x: Tensor) -> Tensor:
+            return move(x.transpose(1, 2)).transpose(1, 2)
+
+        again, value = self.again, None if self.value is None else moved(self.value)
+        return replace(
+            self,
+            query=moved(self.query),
+            key=moved(self.key),
+            projected=None if self.projected is None else move(self.projected),
+            value=value,
+            again=None if again is None else lambda: (moved(again()[0]), moved(again()[1])),
+        )
+
+    def without_rotary(self) -> Heard:
+        """The same layer's queries and keys as they were before rotary embedding."""
+        if self.again is None:
+            raise ValueError(
+                "queries and keys without rotary positions are made only for methods that say so: "
+                "set reads_unrotated = True in the class"
+            )
+        query, key = self.again()
+        return replace(self, query=query.to(self.query), key=key.to(self.key))
 
 
 @dataclass
@@ -94,7 +118,11 @@ class Context:
     keep: (B,) number of tokens that will be kept.
     last: (B, 1) place of the last prompt token.
     heard: queries and keys of the layer just run (of the last one that has attention), or None.
+    rotary: cosines and sines that layer `layer` is given, each (B or 1, S, E), of the whole
+        sequence; None if it is given none.
+    start: (B, 1) original position of the first token that is no padding.
     ahead: runs layer `layer` up to its attention, on the tokens as they are; None if it has none.
+        Its argument, True by default: with rotary positions.
     exhaustive: whether the order of ALL tokens matters (in search, the soft threshold looks past
         the last one kept); if not, only which `keep` tokens come first.
     """
@@ -115,7 +143,9 @@ class Context:
     inputs: Tensor
     sources: dict[str, Any]
     heard: Heard | None
-    ahead: Callable[[], Heard | None]
+    rotary: Any
+    start: Tensor
+    ahead: Callable[..., Heard | None]
 
     @property
     def embeddings(self) -> Tensor:
@@ -130,6 +160,16 @@ class Context:
         methods with `reads_vision = True`. See `vispco.pruning._tower.Tower.read`.
         """
         return self._of_tokens(self.sources["tower"]()[0])
+
+    def vision_attention_at(self, depth: float) -> Tensor:
+        """The same (B, n_visual) in another layer of the tower, 0 for the first, 1 for the last.
+
+        depth: one of the method's `vision_depths`. The layer is number round(depth * layers), or
+        the nearest to it that attends to whole frames.
+        """
+        if depth not in self.sources["depths"]:
+            raise ValueError(f"set vision_depths = ({depth!r},) in the class, or on the object")
+        return self._of_tokens(self.sources["depths"][depth]()[0])
 
     @property
     def vision_keys(self) -> Tensor:
@@ -151,12 +191,48 @@ class Context:
     def _of_tokens(self, original: Tensor) -> Tensor:
         return take(original.to(self.order.device), self.order)[self.visual]
 
-    def keys(self, layer: int | None = None) -> Tensor:
+    @property
+    def rotary_means(self) -> Tensor:
+        """Mean cosine and mean sine (B, n_visual, 2) of each visual token's rotary embedding.
+
+        Where padding on the left counts as positions, they are as they would be without it.
+        Raises ValueError if the layer is given no cosines and sines.
+        """
+        given = self.rotary
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise ValueError(
+                "the method reads the rotary embedding, and this model hands its layers no cosines "
+                "and sines: use another method"
+            )
+        means = torch.stack([x.float().mean(-1) for x in given], -1)  # (B or 1, S, 2)
+        # Nothing is turned at position 0.
+        begins = take(given[1], self.start).abs().amax(-1) == 0  # (B, 1)
+        return take(means, (self.order - self.start.masked_fill(begins, 0)).clamp(min=0))[
+            self.visual
+        ]
+
+    def keys(self, layer: int | None = None, rotary: bool = True) -> Tensor:
         """Keys (B, G, N, E) as attention uses them, after rotary embedding.
 
         layer: the layer just run (default), or `ctx.layer`, see `attention`.
+        rotary: False: as they would be without positions. For methods with
+            `reads_unrotated = True`.
         """
-        return self._heard(layer).key
+        return self._heard(layer, rotary).key
+
+    @property
+    def values(self) -> Tensor:
+        """Values (B, G, N, E) of the layer that comes, `ctx.layer`; see `attention`.
+
+        Raises ValueError if that layer has no attention.
+        """
+        heard = self._heard(self.layer)
+        if heard.value is None:
+            raise ValueError(
+                f"the method reads the values of layer {self.layer}, which has no attention: drop "
+                "before another layer"
+            )
+        return heard.value
 
     @property
     def projected_keys(self) -> Tensor:
@@ -169,15 +245,19 @@ class Context:
             return heard.key.transpose(1, 2).flatten(2)
         return heard.projected
 
-    def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
+    def queries(
+        self, layer: int | None = None, at: Tensor | None = None, rotary: bool = True
+    ) -> Tensor:
         """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default: all N.
 
-        layer: the layer just run (default), or `ctx.layer`, see `attention`.
+        layer: the layer just run (default), or `ctx.layer`, see `attention`. rotary: as of `keys`.
         """
-        query = self._heard(layer).query
+        query = self._heard(layer, rotary).query
         return query if at is None else take(query.transpose(1, 2), at).transpose(1, 2)
 
-    def attention(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
+    def attention(
+        self, layer: int | None = None, at: Tensor | None = None, rotary: bool = True
+    ) -> Tensor:
         """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R).
 
         at: default, the last prompt token. A row that sees nothing is 0.
@@ -185,9 +265,11 @@ class Context:
             again but these rows; or `ctx.layer`, with what it would compute on the tokens as they
             are. That layer then runs up to its attention. Where either has no attention (linear
             attention, convolution), it is the last layer before it that has.
+        rotary: as of `keys`.
         """
-        heard, at = self._heard(layer), self.last if at is None else at
-        q, k = without_overflow(self.queries(layer, at)), without_overflow(heard.key)
+        heard, at = self._heard(layer, rotary), self.last if at is None else at
+        query = take(heard.query.transpose(1, 2), at).transpose(1, 2)
+        q, k = without_overflow(query), without_overflow(heard.key)
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
         scores = (q @ k.transpose(-1, -2)).unflatten(2, (-1, at.shape[1])).flatten(1, 2).float()
         scores = scores * heard.scaling
@@ -210,7 +292,7 @@ class Context:
         seen = take(mask, self.order).transpose(1, 2)
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
-    def _heard(self, layer: int | None) -> Heard:
+    def _heard(self, layer: int | None, rotary: bool = True) -> Heard:
         layer = self.layer - 1 if layer is None else layer
         if layer not in (self.layer - 1, self.layer) or layer < 0:
             raise ValueError(
@@ -218,7 +300,9 @@ class Context:
                 f"{self.layer - 1} (just run) and {self.layer} (next) only, not of layer {layer}; "
                 "a method that reads the layer just run cannot prune before layer 1"
             )
-        heard = (self.ahead() if layer == self.layer else None) or self.heard
+        heard = self.ahead(rotary) if layer == self.layer else None
+        if heard is None and self.heard is not None:
+            heard = self.heard if rotary else self.heard.without_rotary()
         if heard is None:
             raise ValueError(
                 f"no layer up to {layer} has attention whose queries and keys can be heard: prune "

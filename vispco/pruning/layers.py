@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..reading.hearing import Hearing
 from . import _cache as kv
-from ._arguments import bound, flat, packed_arguments
+from ._arguments import bound, flat, packed_arguments, unrotating
 from ._hooks import Handle
 from ._masks import Packed
 from .context import Heard
@@ -114,7 +115,9 @@ class LayerHooks(Handle):
         if self._instead is not None:
             self._instead(query, key, options)
         elif self.state is not None:
-            self.state.hear(i, query, key, options)
+            ran = self.state.ran
+            again = None if ran is None else partial(self._unrotated, i, *ran)
+            self.state.hear(i, query, key, options, again)
 
     def _on_layer(self, i: int, run: Callable, module, args, kwargs):
         hidden, given = run(i, *bound(module, args, kwargs))
@@ -149,12 +152,13 @@ class LayerHooks(Handle):
         if self._memory:
             self._memory.inside = True
         given, state.projected = state.follow(hidden.device, given), None
-        state.mask = given.get("attention_mask")
+        state.mask, state.rotary = given.get("attention_mask"), given.get("position_embeddings")
         state.few = hidden.shape[1] < state.prompt.visual.shape[1]
         enter = self.enter_few if state.few else self.enter
         hidden, changed = enter(i, hidden, given)
-        state.entered = hidden.shape[:2]
-        return state.back(hidden), {**given, **changed}
+        state.entered, changed = hidden.shape[:2], {**given, **changed}
+        state.ran = (hidden.detach(), changed) if state.method.reads_unrotated else None
+        return state.back(hidden), changed
 
     def _decode(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:
         if not self._memory:
@@ -170,26 +174,37 @@ class LayerHooks(Handle):
             changed["position_ids"] = places.expand_as(packed.order)
         return changed
 
-    @torch.no_grad()
-    def _ahead(self, i: int, hidden: Tensor, given: dict) -> Heard | None:
+    def _ahead(self, i: int, hidden: Tensor, given: dict, rotary: bool = True) -> Heard | None:
         """Queries and keys that layer i makes of `hidden` (B, N, D): it runs up to its attention.
 
-        None if the layer has none.
+        None if the layer has none. rotary: False: without rotary positions.
         """
-        state, layer, heard = self.state, self.adapter.layers[i], []
         if not self.adapter.attends(i):
             return None
+        if self.state.packed is not None:
+            given = {**given, **self._packed(i, given, self.state.packed)}
+        return self._up_to_attention(i, hidden, given, rotary)
+
+    def _unrotated(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, Tensor]:
+        """Queries and keys of layer i once more, of what entered it, without rotary positions."""
+        heard: Any = self._up_to_attention(i, hidden, given, rotary=False)
+        return heard.query, heard.key
+
+    @torch.no_grad()
+    def _up_to_attention(self, i: int, hidden: Tensor, given: dict, rotary: bool) -> Heard | None:
+        state, layer, heard = self.state, self.adapter.layers[i], []
         # What other layers read is not written to.
         given = {name: None if name == "past_key_values" else x for name, x in given.items()}
         if given.get("shared_kv_states") is not None:
             given["shared_kv_states"] = dict(given["shared_kv_states"])
-        if state.packed is not None:
-            given.update(self._packed(i, given, state.packed))
+        if not rotary:
+            given["position_embeddings"] = unrotating(given.get("position_embeddings"))
 
         def reached(query: Tensor, key: Tensor, options: dict) -> None:
             # The layer may be on another device than what enters it.
-            query, key = query.to(hidden.device), key.to(hidden.device)
-            heard.append(Heard.of(query, key, options, None, state.mask))
+            query, key, value = (x.to(hidden.device) for x in (query, key, options["value"]))
+            found = Heard.of(query, key, options, None, state.mask)
+            heard.append(replace(found, value=value))
             raise _Reached
 
         self._instead = reached

@@ -98,11 +98,11 @@ class Masking(Pruner):
             self.state.heard = heard.moved(alone.restore)
         return alone.restore(hidden, whole)
 
-    def _ahead(self, i: int, hidden: Tensor, given: dict) -> Heard | None:
+    def _ahead(self, i: int, hidden: Tensor, given: dict, rotary: bool = True) -> Heard | None:
         if self.state.policy is None or self.adapter.masks(i):
-            return super()._ahead(i, hidden, given)
+            return super()._ahead(i, hidden, given, rotary)
         alone, changed = self._alone(i, hidden, given)
-        heard = super()._ahead(i, alone, {**given, **changed})
+        heard = super()._ahead(i, alone, {**given, **changed}, rotary)
         return heard and heard.moved(self.state.alone.restore)
 
     def _alone(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:

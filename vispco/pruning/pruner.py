@@ -71,7 +71,7 @@ class Pruner(LayerHooks):
         add(adapter.decoder.register_forward_hook(self._on_output))
         self._attach(decoding=False)
         if method.reads_vision or method.reads_grid:
-            self.tower.register(add, attention=method.reads_vision, turn=self.turn)
+            self.tower.register(add, method.reads_vision, method.vision_depths, self.turn)
 
     @property
     def ratios(self) -> Tensor:

@@ -34,6 +34,8 @@ class PassState:
     heard: queries and keys of the last layer that has attention, of the tokens that are there now.
     projected: its keys as its `k_proj` gave them, on the way.
     mask: the model's own mask in the layer that runs just now.
+    rotary: its cosines and sines, of the whole sequence, or what else it is given of that name.
+    ran: its hidden states and arguments, if a method asks for it without rotary positions.
     few: only the last tokens of the sequence enter the layer that runs just now.
     entered: (B, N) of what has entered the layer that runs just now.
     back: turns (B, N, D) into the decoder's own layout of hidden states.
@@ -55,6 +57,8 @@ class PassState:
     heard: Heard | None = None
     projected: Tensor | None = None
     mask: Tensor | None = None
+    rotary: Any = None
+    ran: tuple | None = None
     few: bool = False
     entered: tuple[int, ...] = ()
     back: Callable[[Tensor], Tensor] = lambda x: x
@@ -79,11 +83,17 @@ class PassState:
         names = kwargs.keys() - SHARED
         return {**kwargs, **tree_map_only(Tensor, here, {name: kwargs[name] for name in names})}
 
-    def hear(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
-        """Layer i has handed over queries and keys: keep them if a method may ask for them."""
+    def hear(
+        self, i: int, query: Tensor, key: Tensor, options: dict, again: Callable | None
+    ) -> None:
+        """Layer i has handed over queries and keys: keep them if a method may ask for them.
+
+        again: see `Heard`.
+        """
         if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
-            self.heard = Heard.of(query, key, options, self.projected, self.mask)
-        self.projected = None
+            heard = Heard.of(query, key, options, self.projected, self.mask)
+            self.heard = heard if again is None else replace(heard, again=again)
+        self.projected, self.ran = None, None
 
     def drops(self, start: int, stop: int) -> bool:
         """Whether tokens will be dropped at one of the layers `start` to `stop`."""
@@ -131,7 +141,7 @@ class PassState:
         return packed, index
 
     def context(
-        self, i: int, hidden: Tensor, target: list[int], ahead: Callable[[], Heard | None]
+        self, i: int, hidden: Tensor, target: list[int], ahead: Callable[..., Heard | None]
     ) -> Context:
         """What a method sees at the input of layer i, of which `target` visual tokens will be kept.
 
@@ -166,6 +176,8 @@ class PassState:
             inputs=self.embeddings,
             sources=self.sources,
             heard=self.heard,
+            rotary=self.rotary,
+            start=prompt.real.int().argmax(1, keepdim=True),
             ahead=ahead,
         )
 

@@ -73,6 +73,7 @@ class Evaluator:
         batches = self.prepared if part is None else [self.prepared[i] for i in part]
         budget = self.template.get("budget")
         asked = {"schedule": schedule, "batches": part or "all", "budget": budget}
+        asked |= self.ranked_by(schedule)
         with during(f"budget {budget!r}, keep ratios {[round(r, 4) for r in schedule]}"):
             found = self.journal.recall(asked, lambda: self._measure(schedule, batches))
         record = Record(**{**found, "correct": torch.tensor(found["correct"], dtype=torch.bool)})
