@@ -528,21 +528,75 @@ def test_data_parallel_is_refused(model, refusal):
     vispco.apply(nn.DataParallel(model).module, STEPS).remove()
 
 
+@contextlib.contextmanager
+def one_process(folder):
+    """The default group of processes, of this one alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @works("DistributedDataParallel, the wrapper or its `.module`")
 def test_distributed_data_parallel(tmp_path):
     model = tiny_llava()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
+    with one_process(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(model)
         with vispco.apply(wrapped, STEPS):
             found = logits(wrapped, MANY)
         assert torch.equal(found, pruned(model, STEPS)) and not torch.equal(
             found, logits(wrapped, MANY)
         )
-    finally:
-        torch.distributed.destroy_process_group()
+
+
+def split_over_processes(model):
+    """The attention of each layer, sharded as tensor parallelism does."""
+    from torch.distributed.tensor import parallel
+
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    columns, rows = parallel.ColwiseParallel(), parallel.RowwiseParallel()
+    plan = {f"self_attn.{name}_proj": columns for name in "qkv"} | {"self_attn.o_proj": rows}
+    for layer in model.get_decoder().layers:
+        parallel.parallelize_module(layer, mesh, plan)
+
+
+@refused(
+    "tensor parallelism",
+    "is sharded by tensor parallelism: each process sees the attention of its own heads, and "
+    "would keep other tokens than the others",
+)
+def test_tensor_parallelism_is_refused(refusal, tmp_path):
+    model = tiny_llava()
+    with one_process(tmp_path):
+        split_over_processes(model)
+        with refusal():
+            vispco.apply(model, STEPS)
+    other = tiny_llava()
+    # As transformers notes it.
+    other._tp_size = 2
+    with refusal():
+        vispco.apply(other, STEPS)
+
+
+@refused("FSDP1, DeepSpeed", "model cannot be pruned: load it whole in each process, or shard it")
+def test_fsdp1_and_deepspeed_are_refused(refusal, tmp_path, monkeypatch):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with one_process(tmp_path):
+        wrapped = FullyShardedDataParallel(tiny_llava(), device_id=torch.device("cpu"))
+        with refusal():
+            vispco.apply(wrapped, STEPS)
+    engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})
+    with refusal():
+        vispco.apply(engine(), STEPS)
+    model = tiny_llava()
+    # As ZeRO-3 marks what it has split.
+    model.lm_head.weight.ds_id = 0
+    with pytest.raises(ValueError, match="DeepSpeed holds the weights"):
+        vispco.apply(model, STEPS)
 
 
 @works("a process that ends while a model is pruned: quietly")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import whole_tokens
+from ..reading.sharding import check_sharding
 from . import _cache as kv
 from ._attention import check_implementation
 from ._hooks import Eagerly, Replaced
@@ -39,6 +40,7 @@ class Pruner(LayerHooks):
 
     def __init__(self, adapter: Any, method: Any, ratios: Tensor):
         super().__init__(adapter)
+        check_sharding(adapter.model)
         self.method, self._ratios = method, ratios
         self.first_layer = adapter.first_layer(method)
         # Of the call of `run` that is going on.
