@@ -627,7 +627,17 @@ also(
 also(
     "beams keep what greedy decoding keeps", "test_generation.py::test_beams_keep_what_greedy_keeps"
 )
-also("prompt-lookup decoding", "test_generation.py::test_prompt_lookup_equals_greedy")
+also(
+    "prompt-lookup decoding, by any method", "test_generation.py::test_prompt_lookup_equals_greedy"
+)
+also(
+    "prompt-lookup and assisted decoding whose guesses hold a picture's token",
+    "test_generation.py::test_a_guess_may_be_a_picture",
+)
+also(
+    "without a cache (`use_cache=False`, or a checkpoint that was saved so): as with one",
+    "test_generation.py::test_without_a_cache_the_prompt_ends_where_it_did",
+)
 also(
     "assisted decoding with a draft model of text",
     "test_generation.py::test_assisted_generation_equals_greedy",

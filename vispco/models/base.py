@@ -137,7 +137,7 @@ class Adapter(Costs, Layers):
         if told is not None:
             return told.bool()
         visual = self.visual_mask(ids, embeds)
-        pictures = [name for name in inputs if is_picture(name) and inputs[name] is not None]
+        pictures = self.pictures(inputs)
         if (ids is None or pictures) and not bool(visual.any()):
             came = " and ".join(["inputs_embeds"] * (ids is None) + pictures)
             raise ValueError(
@@ -146,6 +146,10 @@ class Adapter(Costs, Layers):
                 "vispco.apply or its handle; all False if there are none"
             )
         return visual
+
+    def pictures(self, inputs: dict) -> list[str]:
+        """Names of the inputs that hold pictures, or what was made of them."""
+        return [name for name in inputs if is_picture(name) and inputs[name] is not None]
 
     # ---- vision tower ----------------------------------------------------------------------------
     def vision_layer(self) -> nn.Module:

@@ -7,6 +7,7 @@ where tokens were dropped.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from ._masks import Packed
 from ._tower import Tower
 from .forward import answer_logits
 from .layers import LayerHooks
-from .prompt import Prompt
+from .prompt import Generation, Prompt
 from .state import PassState
 
 
@@ -55,6 +56,8 @@ class Pruner(LayerHooks):
         # Which tokens are visual, where the caller says so or `generate` has seen it.
         self.visual_mask: Tensor | None = None
         self._noted: Tensor | None = None
+        # The calls of `generate` in this thread.
+        self._generating = threading.local()
         # Whether the backbone is running.
         self._running = False
 
@@ -66,7 +69,7 @@ class Pruner(LayerHooks):
         if adapter.backbone is not adapter.model:
             add(Replaced(adapter.model, "forward", self._around_model))
         add(Replaced(adapter.backbone, "forward", self._around_backbone))
-        if adapter.generates_apart:
+        if hasattr(adapter.model, "generate"):
             add(Replaced(adapter.model, "generate", self._around_generate))
         add(Replaced(adapter.decoder, "forward", self._around_decoder))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
@@ -111,9 +114,14 @@ class Pruner(LayerHooks):
                 self._ratios, self._labels, self._seed = before, None, 0
 
     def kept(self) -> dict[int, Tensor]:
-        """Tokens that entered each layer where the last prompt lost some: {layer: (B, S) bool}."""
+        """Tokens that entered each layer where the last prompt lost some: {layer: (B, S) bool}.
+
+        What was generated after the prompt is no part of it.
+        """
         masks = {i: s.kept() if isinstance(s, Packed) else s.bool() for i, s in self.steps.items()}
-        return {i: mask.to(self.prompt.real.device) & self.prompt.real for i, mask in masks.items()}
+        prompt = self.prompt
+        asked = {i: mask.to(prompt.real.device) & prompt.real for i, mask in masks.items()}
+        return {i: mask[:, : prompt.end] for i, mask in asked.items()}
 
     def _around_model(self, forward: Callable[[], Any], given: dict) -> Any:
         with self.turn():
@@ -127,12 +135,18 @@ class Pruner(LayerHooks):
                 self._labels = before
 
     def _around_generate(self, generate: Callable[[], Any], given: dict) -> Any:
-        """Of a model that makes the embeddings itself, and has its decoder generate from them."""
-        self._noted = self._visual(given)
+        """The prompt ends where it is told to, not with what is guessed or generated after it."""
+        ids = given.get("input_ids") if given.get("inputs") is None else given["inputs"]
+        generations = vars(self._generating).setdefault("now", [])
+        generations.append(Generation(None if ids is None else ids.shape[1]))
+        if self.adapter.generates_apart:
+            # It makes the embeddings itself, and has its decoder generate from them.
+            self._noted = self._visual(given)
         try:
             return generate()
         finally:
             self._noted = None
+            generations.pop()
 
     def _around_backbone(self, forward: Callable[[], Any], given: dict) -> Any:
         if not self.installed:
@@ -178,8 +192,10 @@ class Pruner(LayerHooks):
         self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         given = embeds if ids is None else ids
+        came = ids is None or self.adapter.pictures(inputs) or self._encoded
         several = given is not None and given.shape[1] > 1 and self._noted is None
-        if several and bool(self.adapter.visual_mask(ids, embeds).any()):
+        # A guess may be the id of a picture's token.
+        if came and several and bool(self.adapter.visual_mask(ids, embeds).any()):
             raise ValueError(
                 "visual tokens after the first forward pass (a second image in a running "
                 "conversation, or chunked prefill) cannot be pruned: start again from the whole "
@@ -194,7 +210,9 @@ class Pruner(LayerHooks):
         self._attach(decoding=False)
         self.tower.clear()
         labels = inputs.get("labels") if self._labels is None else self._labels
-        self.prompt = prompt = Prompt.read(inputs, visual, labels, adapter.causal)
+        generations = getattr(self._generating, "now", None)
+        end = generations[-1].end(inputs, visual.shape[1]) if generations else None
+        self.prompt = prompt = Prompt.read(inputs, visual, labels, adapter.causal, end)
         schedule = self.ratios.detach().expand(len(prompt.n_visual), -1).T.tolist()  # (L, B)
         counts = [list(map(whole_tokens, row, prompt.n_visual)) for row in schedule]
         # `generate` has the tower run before the model, and gives its output to the model alone.

@@ -196,7 +196,7 @@ class PassState:
             keep = torch.minimum(keep, limit).where(keep < context.valid.sum(1), keep)
         if any(self.prompt.ends_visual):
             # The next token is read off the last one, so that one is never the first to go.
-            last = context.order[context.visual] == self.prompt.visual.shape[1] - 1
+            last = context.order[context.visual] == self.prompt.end - 1
             scores = scores.masked_fill(last, math.inf)
         return scores, keep
 
