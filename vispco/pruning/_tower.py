@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..reading.hearing import Hearing
 from ._hooks import Replaced
-from .context import column_sum, masked_softmax, without_overflow
+from .context import column_sum, masked_softmax, products
 
 #: Attention probabilities that are held at a time.
 CHUNK = 2**24
@@ -145,8 +145,10 @@ class Tower:
         """query: (tiles, H, n, E). key: (tiles, G, n, E)."""
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         if self.adapter.class_token(self.adapter.config):
-            product = without_overflow(query[:, :, :1]) * without_overflow(key)
-            attention = (full_precision(product.sum(-1)) * scaling).softmax(-1).mean(1)
+            # One tile after the other: products in full precision take twice the memory of keys.
+            each = zip(full_precision(query[:, :, :1]), key, strict=True)
+            rows = torch.stack([(one * keys).sum(-1) for one, keys in each])
+            attention = (rows * scaling).softmax(-1).mean(1)
         else:
             real = real_patches(mask, (len(key), key.shape[2]))
             tiles = zip(query, key, real, strict=True)
@@ -170,12 +172,11 @@ def received(
     """
     heads, n, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
-    rows, columns = without_overflow(query), without_overflow(key).transpose(1, 2)
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
     step = max(1, CHUNK // (n * heads))
-    total = rows.new_zeros(n)
-    for chunk, gives in zip(rows.split(step, 1), real.split(step), strict=True):
-        logits = full_precision(chunk @ columns) * scaling  # (H, rows, n)
+    total: Any = 0.0
+    for chunk, gives in zip(query.split(step, 1), real.split(step), strict=True):
+        logits = products(chunk, key) * scaling  # (H, rows, n)
         attention = masked_softmax(logits, ~real).masked_fill(~gives[:, None], 0.0)
         total = total + column_sum(attention, (0, 1))
     return total / (heads * real.sum().clamp(min=1))

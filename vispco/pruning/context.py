@@ -187,10 +187,9 @@ class Context:
             attention, convolution), it is the last layer before it that has.
         """
         heard, at = self._heard(layer), self.last if at is None else at
-        q, k = without_overflow(self.queries(layer, at)), without_overflow(heard.key)
+        q, k = self.queries(layer, at), heard.key
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
-        scores = (q @ k.transpose(-1, -2)).unflatten(2, (-1, at.shape[1])).flatten(1, 2).float()
-        scores = scores * heard.scaling
+        scores = products(q, k).unflatten(2, (-1, at.shape[1])).flatten(1, 2) * heard.scaling
         if heard.softcap is not None:
             scores = heard.softcap * (scores / heard.softcap).tanh()
         hidden = ~(self._seen(heard.mask, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
@@ -227,12 +226,31 @@ class Context:
         return heard
 
 
-def without_overflow(x: Tensor) -> Tensor:
-    """float16 as float32.
+#: Keys that `products` converts at a time.
+BLOCK = 512
 
-    Products of queries and keys may exceed 65504, where the model's fused attention does not.
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """The products q k^T (..., R, N) of (..., R, E) and (..., N, E), in float32 at least.
+
+    In bfloat16 they would be rounded to 8 bits, and many tokens would have equal scores; in float16
+    they may exceed 65504. The model's fused attention does neither. Keys are converted a block at a
+    time, so that only the rows take memory.
+
+    >>> products(torch.full((1, 2), 257.0).bfloat16(), torch.tensor([[1.0, 0.004]]).bfloat16())
+    tensor([[257.0281]])
     """
-    return x.float() if x.dtype == torch.float16 else x
+    precise = torch.promote_types(query.dtype, torch.float32)
+    # Autocast would round them again.
+    with torch.autocast(query.device.type, enabled=False):
+        query = query.to(precise)
+        if key.dtype == precise:
+            return query @ key.transpose(-1, -2)
+        rows = query.new_empty(*query.shape[:-1], key.shape[-2])
+        for first in range(0, key.shape[-2], BLOCK):
+            some = key[..., first : first + BLOCK, :].to(precise)
+            rows[..., first : first + BLOCK] = query @ some.transpose(-1, -2)
+        return rows
 
 
 def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
