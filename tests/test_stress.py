@@ -1359,16 +1359,40 @@ def test_packed_prompts_are_refused(model, refusal):
             logits(model, {**ONE, "cu_seq_lens_q": torch.tensor([0, 9, size])})
 
 
+also(
+    "FlashAttention 2 and 3, in deploy: as sdpa, in transformers' own code around a reference of "
+    "the packages' functions (they need a GPU)",
+    "test_flash.py::test_flash_attention_keeps_and_answers_as_sdpa",
+)
+also(
+    "FlashAttention, generation: beams, guesses, with and without a cache",
+    "test_flash.py::test_flash_attention_generates_as_sdpa",
+)
+also(
+    "FlashAttention where layers have a sliding window",
+    "test_flash.py::test_a_window_of_tokens_that_are_left_is_refused",
+    "refused: “counts a sliding window in the tokens that are left, not in original positions”",
+)
+also(
+    "flex attention, in deploy: unfused, as all compiled code inside the `with` block",
+    "test_flash.py::test_flex_attention_keeps_and_answers_as_sdpa",
+)
+also(
+    "FlashAttention and flex attention, in a search",
+    "test_flash.py::test_a_search_needs_a_mask_of_numbers",
+    "refused: “search with model.set_attn_implementation('sdpa'), then deploy with any”",
+)
+
+
 @refused(
-    "flash, flex and paged attention, continuous batching",
-    "attention implementation 'flex_attention' takes no mask, or finds one in "
-    "position_ids, and would not see which tokens are left: "
-    "model.set_attn_implementation('sdpa') has fast kernels too",
+    "paged attention, continuous batching",
+    "attention implementation 'paged|eager' may take no mask, and would not see which tokens are "
+    "left: model.set_attn_implementation('sdpa')",
 )
 def test_other_attention_implementations_are_refused(model, refusal):
     expected, config = pruned(model, STEPS), model.get_decoder().config
     with vispco.apply(model, STEPS):
-        config._attn_implementation = "flex_attention"
+        config._attn_implementation = "paged|eager"
         try:
             with refusal():
                 logits(model, ONE)

@@ -19,7 +19,7 @@ from ..reading.structure import find_decoder, find_tower, first
 from ..reading.support import check_supported
 from ..registry import ADAPTERS
 from .costs import Costs
-from .layers import Layers
+from .layers import RECURRENT, Layers
 
 #: How configurations name the id of a visual token, after "image_" or "video_".
 ID_NAMES = ("token_id", "token_index", "patch_id")
@@ -52,6 +52,8 @@ class Adapter(Costs, Layers):
         kinds = {self.kind(i) for i in range(len(self.layers))}
         window = getattr(self.text, "sliding_window", None)
         windowed = window and not getattr(self.text, "layer_types", None)
+        # Whether some layers see no further than a number of tokens.
+        self.slides = bool(windowed) or not kinds <= {"full_attention", *RECURRENT}
         known = bool(self.architectures) and self.causal
         self.causal = known and kinds == {"full_attention"} and not windowed
 

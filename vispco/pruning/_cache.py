@@ -15,6 +15,7 @@ from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
 from ._arguments import gathered
+from ._implementations import decoding_function, implementation, is_flash, is_function
 from ._masks import Packed, decode_mask
 
 
@@ -83,7 +84,13 @@ class Memory:
             changed: dict[str, Any] = {}
             if "attention_mask" in given:
                 own = None if mask is None else mask.to(packed.order.device)
-                changed["attention_mask"] = decode_mask(own, packed.among(held), queries, width)
+                seen = packed.among(held)
+                if is_function(own):
+                    changed["attention_mask"] = decoding_function(own, seen, queries, width)
+                elif own is None and is_flash(implementation(adapter)):
+                    changed["attention_mask"] = seen.known(width)
+                else:
+                    changed["attention_mask"] = decode_mask(own, seen, queries, width)
             if counts:
                 places = torch.arange(width - queries, width, device=packed.order.device)
                 changed["position_ids"] = places.expand(batch, -1)

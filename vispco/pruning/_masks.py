@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .context import take
 
@@ -66,6 +66,18 @@ class Packed:
         """Original positions (B, width) of the packed tokens, and of those that came after them."""
         later = torch.arange(self.length, self.length + width, device=self.order.device)
         return torch.cat([self.order, later.expand(len(self.order), -1)], 1)[:, :width]
+
+    def known(self, width: int) -> Tensor | None:
+        """Which of `width` keys are no fillers (B, width) bool, with those that came after.
+
+        None: all of them.
+        """
+        valid = self.valid[:, :width]
+        return (
+            None
+            if self.dense
+            else nn.functional.pad(valid, (0, width - valid.shape[1]), value=True)
+        )
 
     def among(self, held: Packed | None) -> Packed:
         """The same tokens, as those of `held` that are valid, in a layer that holds more of them.
@@ -133,7 +145,7 @@ def decode_mask(mask: Tensor | None, packed: Packed, queries: int, width: int) -
         if queries == 1:
             return None
         mask = None
-    seen = torch.cat([valid, valid.new_ones(batch, new)], 1)[:, None, None, :]  # (B, 1, 1, width)
+    seen = nn.functional.pad(valid, (0, new), value=True)[:, None, None, :]  # (B, 1, 1, width)
     if mask is None:
         return seen & lower(queries, width, width - queries, order.device)
     later = torch.arange(packed.length, packed.length + new, device=order.device)

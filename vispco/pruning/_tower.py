@@ -101,7 +101,11 @@ class Tower:
             seen = self._seen.setdefault(kind, {"inputs": {}, "heard": []})
             mask, scaling = options.get("attention_mask"), options.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            seen["heard"].append((query.detach(), key.detach(), mask, scaling))
+            query, key, ends = query.detach(), key.detach(), options.get("cu_seq_lens_q")
+            # FlashAttention gets all tiles in one row, and where each of them ends.
+            sizes = [query.shape[2]] if ends is None else ends.diff().tolist()
+            for q, k in zip(query.split(sizes, 2), key.split(sizes, 2), strict=True):
+                seen["heard"].append((q, k, mask, scaling))
 
     # ---- reading --------------------------------------------------------------------------------
     def read(self, inputs: dict, visual: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Heard:
     gave them; None if it has none.
     scaling: what q k^T is multiplied with. softcap: its bound c in c tanh(q k^T / c), or None.
     sinks: (H,) logits of a place without a token, or None.
-    mask: the model's own mask for the whole sequence, or None: causal.
+    mask: the model's own mask for the whole sequence, or flex attention's; None: causal.
     """
 
     query: Tensor
@@ -55,7 +55,7 @@ class Heard:
     scaling: float
     softcap: float | None
     sinks: Tensor | None
-    mask: Tensor | None
+    mask: Any
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:
@@ -200,9 +200,13 @@ class Context:
         hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
         return masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
 
-    def _seen(self, mask: Tensor | None, at: Tensor) -> Tensor:
+    def _seen(self, mask: Any, at: Tensor) -> Tensor:
         """Which tokens a layer's `mask` lets the rows `at` see (B, R, N) bool."""
         rows = self.order.gather(1, at)
+        if hasattr(mask, "mask_mod"):
+            # Flex attention's: a function of sample, head, query and key.
+            sample = torch.arange(len(rows), device=rows.device)[:, None, None]
+            return mask.mask_mod(sample, 0 * sample, rows[..., None], self.order[:, None])
         if mask is None or mask.ndim == 2:
             return self.order[:, None] <= rows[..., None]
         mask = take(mask[:, 0], rows).transpose(1, 2)  # (B, S, R): original positions

@@ -13,6 +13,7 @@ from ..reading.hearing import Hearing
 from . import _cache as kv
 from ._arguments import bound, flat, packed_arguments
 from ._hooks import Handle
+from ._implementations import implementation, is_flash
 from ._masks import Packed
 from .context import Heard
 
@@ -108,13 +109,17 @@ class LayerHooks(Handle):
         if self.state is not None and self._instead is None:
             self.state.projected = output
 
-    def _on_heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
+    def _on_heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> dict | None:
         if query.ndim != 4:
-            return
+            return None
         if self._instead is not None:
             self._instead(query, key, options)
         elif self.state is not None:
             self.state.hear(i, query, key, options)
+            if self.state.packed is not None and is_flash(implementation(self.adapter)):
+                # Rotary embedding is done. Gaps would be read as the ends of prompts.
+                return {"position_ids": None} if "position_ids" in options else None
+        return None
 
     def _on_layer(self, i: int, run: Callable, module, args, kwargs):
         hidden, given = run(i, *bound(module, args, kwargs))
@@ -164,7 +169,9 @@ class LayerHooks(Handle):
 
     def _packed(self, i: int, given: dict, packed: Packed) -> dict:
         """The arguments of layer i for the tokens that remain."""
-        changed = packed_arguments(given, packed, self.adapter.attends(i), self.state.memo)
+        # To FlashAttention, as to layers without attention, no mask means that every token counts.
+        causal = self.adapter.attends(i) and not is_flash(implementation(self.adapter))
+        changed = packed_arguments(given, packed, causal, self.state.memo)
         if self.adapter.counts(i):
             places = torch.arange(packed.order.shape[1], device=packed.order.device)
             changed["position_ids"] = places.expand_as(packed.order)

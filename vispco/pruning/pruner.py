@@ -16,8 +16,8 @@ from torch import Tensor
 from ..config import whole_tokens
 from ..reading.sharding import check_sharding
 from . import _cache as kv
-from ._attention import check_implementation
 from ._hooks import Eagerly, Replaced
+from ._implementations import check_implementation
 from ._masks import Packed
 from ._tower import Tower
 from .forward import answer_logits
@@ -206,7 +206,7 @@ class Pruner(LayerHooks):
         """Begin with a prompt."""
         adapter = self.adapter
         visual = self._visual(inputs)
-        check_implementation(getattr(adapter.decoder.config, "_attn_implementation", "sdpa"))
+        check_implementation(adapter, self.exhaustive)
         self._attach(decoding=False)
         self.tower.clear()
         labels = inputs.get("labels") if self._labels is None else self._labels
