@@ -533,14 +533,6 @@ def test_search_mode_generates_as_deploy_or_refuses(llava, method):
 
 
 # ---- refusals ------------------------------------------------------------------------------------
-def test_static_cache_is_refused(llava):
-    inputs = without_labels(batch())
-    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])):
-        with pytest.raises(ValueError, match="static KV cache.*leave cache_implementation out"):
-            llava.generate(**inputs, cache_implementation="static", max_new_tokens=2)
-        assert generate(llava, inputs)[0].shape[1] > inputs["input_ids"].shape[1]
-
-
 def test_a_second_image_on_a_running_conversation_is_refused(llava):
     inputs = without_labels(batch(**BATCHES["one"]))
     with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])), torch.no_grad():

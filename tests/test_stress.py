@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    cache_utils,
+)
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
@@ -743,36 +750,109 @@ def test_the_offloaded_cache():
             )
 
 
-@refused(
-    "static caches, of any name",
-    "a static KV cache has one length for all layers and cannot hold pruned ones: "
-    "use the default cache (leave cache_implementation out)",
+also(
+    'a static cache (`cache_implementation="static"`, or one\'s own): of what is dropped it keeps '
+    "no place",
+    "test_static_cache.py::test_a_static_cache_holds_what_entered_each_layer",
 )
-@pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
-def test_static_caches_are_refused(refusal, name):
-    # A model of its own: transformers attaches a static cache to it, refused or not.
-    model = tiny_llava()
-    with vispco.apply(model, STEPS):
-        with refusal():
-            generate(model, cache_implementation=name)
-        assert torch.equal(generate(model), generate(model, use_cache=False))
-
-
-class QuantizedLayer(DynamicLayer):
-    """Stands for the quantised layers of transformers, which need other packages.
-
-    Most of the keys are not in `keys`.
-    """
+also(
+    "compiled decoding in a static cache, as `generate` does on a GPU: one graph, for prompts of "
+    "any length",
+    "test_static_cache.py::test_compiled_decoding_is_one_graph_and_equals_eager",
+)
+also(
+    "flex attention in a static cache",
+    "test_static_cache.py::test_flex_attention_in_a_static_cache_is_refused",
+    "refused: “flex attention with a static KV cache cannot be pruned: use the default cache”",
+)
 
 
 @refused(
-    "quantised caches, and other kinds of layers",
-    "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
+    "static caches with sliding windows or recurrent layers, or offloaded",
+    "cannot hold a pruned prompt: use the default cache (leave cache_implementation out)",
+)
+@pytest.mark.parametrize("name", ["sliding", "offloaded"])
+def test_other_static_caches_are_refused(model, refusal, name):
+    cache = StaticCache(model.config.text_config, max_cache_len=40)
+    if name == "sliding":
+        cache.layers[3] = cache_utils.StaticSlidingWindowLayer(40, 8)
+    else:
+        cache.offloading = True
+    with vispco.apply(model, STEPS), refusal():
+        logits(model, ONE, past_key_values=cache)
+
+
+class Lossless(cache_utils.QuantizedLayer):
+    """A quantised layer that forgets nothing: those of transformers need other packages."""
+
+    def _quantize(self, tensor, axis):
+        return tensor
+
+    def _dequantize(self, q_tensor):
+        return q_tensor
+
+
+class Bytes(Lossless):
+    """One byte for each number, and a scale for each token and head."""
+
+    def _quantize(self, tensor, axis):
+        scale = tensor.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+        return (tensor / scale).round().to(torch.int8), scale
+
+    def _dequantize(self, q_tensor):
+        return q_tensor[0] * q_tensor[1]
+
+
+@works("quantised caches: with layers that lose nothing, to the bit; with 8 bits, within a step")
+@pytest.mark.parametrize("config", [STEPS, EARLY, FASTV])
+def test_quantised_caches(model, config):
+    """Few new tokens are held in full, the others quantised: both come up here."""
+    options = {"return_dict_in_generate": True, "output_logits": True}
+
+    def cache(kind):
+        return Cache(layers=[kind(residual_length=4) for _ in range(6)])
+
+    with vispco.apply(model, config):
+        for inputs in (ONE, MANY):
+            plain = generate(model, inputs, **options)
+            same = generate(model, inputs, past_key_values=cache(Lossless), **options)
+            beams = [
+                generate(model, inputs, num_beams=2, past_key_values=each)
+                for each in (None, cache(Lossless))
+            ]
+            less = generate(model, inputs, past_key_values=cache(Bytes), **options)
+            assert torch.equal(torch.stack(same.logits), torch.stack(plain.logits))
+            assert torch.equal(same.sequences, plain.sequences) and torch.equal(*beams)
+            for one, exact in zip(
+                less.past_key_values.layers, plain.past_key_values.layers, strict=True
+            ):
+                assert one.get_seq_length() == plain.sequences.shape[1] - 1
+                seen = torch.cat([one._dequantize(one._quantized_keys), one.keys], -2)
+                assert seen.shape == exact.keys.shape
+        # Of the prompt alone, so that nothing but the rounding differs.
+        exact = model(**ONE).past_key_values
+        found = model(**ONE, past_key_values=cache(Bytes)).past_key_values
+        for one, other in zip(found.layers, exact.layers, strict=True):
+            step = other.keys.abs().amax(-1, keepdim=True) / 127
+            close = (one._dequantize(one._quantized_keys) - other.keys).abs() <= step
+            assert bool(close.all())
+
+
+class Unknown(DynamicLayer):
+    """A quantised layer that does not say how many tokens it holds."""
+
+
+Unknown.__name__ = "UnknownQuantizedLayer"
+
+
+@refused(
+    "quantised layers that do not say how many tokens they hold",
+    "a KV cache with layers of UnknownQuantizedLayer cannot hold a pruned prompt: use the "
     "default cache (leave cache_implementation out)",
 )
-def test_quantised_caches_are_refused(model, refusal):
+def test_unknown_quantised_caches_are_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
-        logits(model, ONE, past_key_values=Cache(layers=[QuantizedLayer() for _ in range(6)]))
+        logits(model, ONE, past_key_values=Cache(layers=[Unknown() for _ in range(6)]))
 
 
 also(

@@ -154,6 +154,30 @@ def decode_mask(mask: Tensor | None, packed: Packed, queries: int, width: int) -
     return hide(mask.expand(batch, -1, -1, -1).gather(-1, columns), ~seen)
 
 
+def static_mask(mask: Tensor, packed: Packed, width: int) -> Tensor:
+    """The mask of new tokens over all `width` places of a static cache, most of them empty.
+
+    mask: the model's own (B or 1, 1, queries, all places), which knows what has come so far. The
+    cache of a pruned prompt lacks the places of what was dropped.
+    """
+    columns = packed.continued(width)[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+    seen = nn.functional.pad(packed.valid, (0, width - packed.valid.shape[1]), value=True)
+    mask = mask.expand(len(columns), -1, -1, -1).gather(-1, columns)
+    return mask if packed.dense else hide(mask, ~seen[:, None, None])
+
+
+def widened(mask: Tensor | None, packed: Packed, width: int) -> Tensor:
+    """The mask of the packed tokens (B, 1, K, K) over all `width` places of a static cache.
+
+    None: causal.
+    """
+    size = packed.order.shape[1]
+    if mask is None:
+        mask = lower(size, size, 0, packed.order.device)[None, None]
+    empty = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return nn.functional.pad(mask, (0, width - size), value=empty)
+
+
 def lower(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
     """(rows, columns) bool: row i sees the columns up to `start` + i."""
     return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(start)

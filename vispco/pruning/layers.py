@@ -95,6 +95,13 @@ class LayerHooks(Handle):
                 add(projections[i].register_forward_hook(self._on_projection))
             add(Hearing(layer.modules(), partial(self._on_heard, i)))
 
+    def _attach_compiled(self, compiled: Any) -> None:
+        """Put the hooks of compiled decoding on the layers, in place of all others."""
+        if self._attached != (compiled,):
+            self._detach()
+            self._attached = (compiled,)
+            self._layer_hooks.extend(compiled.hooks())
+
     def _on_watch(self, module, args, kwargs):
         if not self._memory:
             return None
@@ -115,6 +122,8 @@ class LayerHooks(Handle):
         if self._instead is not None:
             self._instead(query, key, options)
         elif self.state is not None:
+            # A static cache hands out its empty places, too.
+            key = key if self.state.few else key[:, :, : query.shape[2]]
             self.state.hear(i, query, key, options)
             if self.state.packed is not None and is_flash(implementation(self.adapter)):
                 # Rotary embedding is done. Gaps would be read as the ends of prompts.

@@ -71,8 +71,19 @@ class Prompt:
         Raises ValueError if several prompts are packed into a row, one after the other.
         """
         mask = inputs.get("attention_mask")
+        if isinstance(mask, dict):
+            # One for each kind of layers.
+            mask = mask.get("full_attention", next(iter(mask.values())))
         plain = mask is None or mask.ndim == 2
-        real = mask.bool() if mask is not None and plain else torch.ones_like(visual)
+        if mask is None or not (plain or prepared(inputs)):
+            real = torch.ones_like(visual)
+        elif plain:
+            real = mask.bool()
+        else:
+            # The last token sees all that are no padding.
+            last = mask[:, 0, -1, : visual.shape[1]]
+            real = last.bool() if last.dtype == torch.bool else last == 0
+            real = real.expand_as(visual)
         end = visual.shape[1] if end is None else end
         asked = torch.arange(visual.shape[1], device=visual.device) < end
         visual = visual & real & asked
@@ -89,6 +100,11 @@ class Prompt:
         question = before_answer(real, labels) & asked
         plain = causal and plain
         return cls(visual, real, question, n_visual, n_real, tail, ends_visual, end, plain)
+
+
+def prepared(inputs: dict) -> bool:
+    """Whether `generate` has made the mask of four dimensions: it does so for static caches."""
+    return bool(getattr(inputs.get("past_key_values"), "is_compileable", False))
 
 
 def starts(inputs: dict, visual: Tensor) -> Tensor:

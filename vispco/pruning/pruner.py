@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import whole_tokens
 from ..reading.sharding import check_sharding
 from . import _cache as kv
+from ._compiled import Compiled
 from ._hooks import Eagerly, Replaced
 from ._implementations import check_implementation
 from ._masks import Packed
@@ -58,8 +59,9 @@ class Pruner(LayerHooks):
         self._noted: Tensor | None = None
         # The calls of `generate` in this thread.
         self._generating = threading.local()
-        # Whether the backbone is running.
-        self._running = False
+        # Whether the backbone is running, and whether by what `generate` has compiled.
+        self._running = self._compiles = False
+        self._compiled: Compiled | None = None
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
@@ -71,6 +73,8 @@ class Pruner(LayerHooks):
         add(Replaced(adapter.backbone, "forward", self._around_backbone))
         if hasattr(adapter.model, "generate"):
             add(Replaced(adapter.model, "generate", self._around_generate))
+        if hasattr(adapter.model, "get_compiled_call"):
+            add(Replaced(adapter.model, "get_compiled_call", self._around_compiled))
         add(Replaced(adapter.decoder, "forward", self._around_decoder))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
@@ -148,6 +152,22 @@ class Pruner(LayerHooks):
             self._noted = None
             generations.pop()
 
+    def _around_compiled(self, make: Callable[[], Any], given: dict) -> Any:
+        """`generate` will decode by what this returns."""
+        model: Any = self.model
+        options = (given.get("compile_config") or model._default_compile_config()).to_dict()
+        if self._compiled is None or self._compiled.options != options:
+            self._compiled = Compiled(self.adapter, options)
+
+        def call(*args, **kwargs):
+            self._compiles = True
+            try:
+                return model(*args, **kwargs)
+            finally:
+                self._compiles = False
+
+        return call
+
     def _around_backbone(self, forward: Callable[[], Any], given: dict) -> Any:
         if not self.installed:
             # Any more, but somebody has put a method of their own around this one.
@@ -160,7 +180,13 @@ class Pruner(LayerHooks):
                 )
             return self._pass(forward, given)
 
-    def _around_decoder(self, forward: Callable[[], Any], given: dict) -> Any:
+    def _around_decoder(self, forward: Any, given: dict) -> Any:
+        if self._running and self._compiles and self._compiled and self.state is None:
+            masks = self._compiled.masks_of(forward.keywords, self._memory)
+            if masks is not None:
+                self._attach_compiled(self._compiled)
+                return self._compiled.step(forward.func, masks, forward.keywords)
+            self._attach(decoding=True)
         if self._running or not self.installed:
             return forward()
         if self._noted is None:
@@ -182,14 +208,15 @@ class Pruner(LayerHooks):
     def _begin(self, inputs: dict) -> None:
         """inputs: what the backbone is called with."""
         cache = inputs.get("past_key_values")
-        kv.check(cache)
+        kv.check(cache, self.exhaustive)
         if cache is None or not cache.get_seq_length():
             self._start(inputs)
             return
         self._memory = getattr(cache, "vispco", None)
         if self._memory:
             self._memory.resume()
-        self._attach(decoding=True)
+        if not self._compiles:
+            self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         given = embeds if ids is None else ids
         came = ids is None or self.adapter.pictures(inputs) or self._encoded
