@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -559,33 +560,54 @@ def test_distributed_data_parallel(tmp_path):
         )
 
 
-def split_over_processes(model):
-    """The attention of each layer, sharded as tensor parallelism does."""
-    from torch.distributed.tensor import parallel
-
-    mesh = torch.distributed.init_device_mesh("cpu", (1,))
-    columns, rows = parallel.ColwiseParallel(), parallel.RowwiseParallel()
-    plan = {f"self_attn.{name}_proj": columns for name in "qkv"} | {"self_attn.o_proj": rows}
-    for layer in model.get_decoder().layers:
-        parallel.parallelize_module(layer, mesh, plan)
+also(
+    "tensor parallelism, in deploy, every method: the tokens and logits of one process",
+    "test_sharding.py::test_every_method_keeps_what_one_process_keeps",
+)
+also(
+    'tensor parallelism as `from_pretrained(tp_plan="auto")` splits, where accelerate is installed',
+    "test_sharding.py::test_the_plan_of_transformers",
+)
+also(
+    "tensor parallelism, in a search",
+    "test_sharding.py::test_a_search_under_tensor_parallelism_is_refused",
+    "refused: “a search has the gradient of its own heads alone”",
+)
+also(
+    "heads that do not divide by the number of processes",
+    "test_sharding.py::test_heads_that_do_not_divide",
+    "refused: “they must be split evenly, or not at all”",
+)
+also(
+    "FSDP2 (`fully_shard`), every method",
+    "test_sharding.py::test_every_method_keeps_what_one_process_keeps",
+)
+also("FSDP2, a search by gradient and refinement", "test_sharding.py::test_a_search_under_fsdp2")
+also(
+    "generation under tensor parallelism, and under FSDP2 (what runs before the decoder left whole)",
+    "test_sharding.py::test_sharded_generation",
+)
 
 
 @refused(
-    "tensor parallelism",
-    "is sharded by tensor parallelism: each process sees the attention of its own heads, and "
-    "would keep other tokens than the others",
+    "pipeline, expert and sequence parallelism",
+    "parallelism, which pruning does not know; load it whole in each process, or shard it with "
+    "FSDP2 (fully_shard)",
 )
-def test_tensor_parallelism_is_refused(refusal, tmp_path):
+@pytest.mark.parametrize(
+    "what", [{"pp_size": 2}, {"ep_size": 2}, {"enable_sequence_parallel": True}]
+)
+def test_other_parallelism_is_refused(refusal, what):
+    """As transformers notes it in the configuration, or on the model."""
     model = tiny_llava()
-    with one_process(tmp_path):
-        split_over_processes(model)
-        with refusal():
-            vispco.apply(model, STEPS)
-    other = tiny_llava()
-    # As transformers notes it.
-    other._tp_size = 2
+    model.config.distributed_config = SimpleNamespace(**what)
     with refusal():
-        vispco.apply(other, STEPS)
+        vispco.apply(model, STEPS)
+    del model.config.distributed_config
+    # Of a release that does not say which weights are split.
+    model._tp_size = 2
+    with refusal():
+        vispco.apply(model, STEPS)
 
 
 @refused("FSDP1, DeepSpeed", "model cannot be pruned: load it whole in each process, or shard it")

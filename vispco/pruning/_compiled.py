@@ -22,16 +22,33 @@ from ._masks import static_mask
 class Compiled:
     """The decoder's step under `torch.compile`. One for each pruner.
 
-    options: of `torch.compile`.
+    on: while `generate` makes a step with what it has compiled.
     """
 
-    def __init__(self, adapter: Any, options: dict):
-        self.adapter, self.options = adapter, options
+    def __init__(self, adapter: Any):
+        self.adapter, self.on = adapter, False
         # Of the step that is going on: a mask for each layer.
         self.masks: list = []
-        # Code of its own: what was compiled for another pruner is never taken for this one's.
-        own = types.FunctionType(_step.__code__.replace(), globals())
-        self._run = torch.compile(own, **options)
+        self._options: dict | None = None
+        self._run: Callable
+
+    def around(self, make: Callable[[], Any], given: dict) -> Callable:
+        """In place of `model.get_compiled_call`: what `generate` will decode by."""
+        model = self.adapter.model
+        options = (given.get("compile_config") or model._default_compile_config()).to_dict()
+        if options != self._options:
+            # Code of its own: what was compiled for another pruner is never taken for this one's.
+            own = types.FunctionType(_step.__code__.replace(), globals())
+            self._options, self._run = options, torch.compile(own, **options)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.on = True
+            try:
+                return model(*args, **kwargs)
+            finally:
+                self.on = False
+
+        return call
 
     def hooks(self) -> list:
         """Hooks that hand each layer its mask."""

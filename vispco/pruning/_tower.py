@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..reading.hearing import Hearing
+from ..reading.sharding import split_weights
 from ._hooks import Replaced
 from .context import column_sum, masked_softmax, products
 
@@ -27,12 +28,13 @@ CHUNK = 2**24
 class Tower:
     """Listens to one attention layer of an adapter's vision tower.
 
+    group: of the processes over which the heads of the decoder are split; None: they are not.
     inputs: what the features of the prompt's images and videos were made from (`image_grid_thw`,
         `image_sizes`, ...). `generate` makes the features before it calls the model.
     """
 
-    def __init__(self, adapter: Any):
-        self.adapter = adapter
+    def __init__(self, adapter: Any, group: Any = None):
+        self.adapter, self.group = adapter, group
         self.inputs: dict[str, Any] = {}
         # By kind: what went through the attention.
         self._seen: dict[str, dict[str, Any]] = {}
@@ -51,7 +53,13 @@ class Tower:
             if hasattr(self.adapter.backbone, name):
                 add(Replaced(self.adapter.backbone, name, around))
         if attention:
-            add(Hearing(self.adapter.vision_layer().modules(), self._on_heard))
+            layer = self.adapter.vision_layer()
+            if self.group is not None and any(True for _ in split_weights(layer)):
+                raise ValueError(
+                    "the vision tower is sharded by tensor parallelism, and the method reads its "
+                    "attention: leave the tower out of the plan, or use another method"
+                )
+            add(Hearing(layer.modules(), self._on_heard))
 
     def clear(self) -> None:
         """Forget the prompt."""

@@ -6,11 +6,14 @@ Methods and model families meet only here: a method sees tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._tensors import column_sum as column_sum, masked_softmax, products as products, take
+from .heard import Heard as Heard
 
 
 def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -36,40 +39,6 @@ def before_answer(real: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         return real
     return real & (labels != -100).to(real.device).cumsum(1).eq(0)
-
-
-@dataclass(eq=False)
-class Heard:
-    """Queries and keys of N tokens as a layer hands them to its attention function.
-
-    query: (B, H, N, E). key: (B, G, N, E). projected: (B, N, G E), keys as the layer's `k_proj`
-    gave them; None if it has none.
-    scaling: what q k^T is multiplied with. softcap: its bound c in c tanh(q k^T / c), or None.
-    sinks: (H,) logits of a place without a token, or None.
-    mask: the model's own mask for the whole sequence, or flex attention's; None: causal.
-    """
-
-    query: Tensor
-    key: Tensor
-    projected: Tensor | None
-    scaling: float
-    softcap: float | None
-    sinks: Tensor | None
-    mask: Any
-
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:
-        """From what an attention function is called with. options: its keyword arguments."""
-        scaling = options.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        softcap, sinks = options.get("softcap"), options.get("s_aux")
-        return cls(query, key, projected, scaling, softcap, sinks, mask)
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Heard:
-        """With each token at another place. move: of (B, N, ...) tensors, to the new places."""
-        query, key = (move(x.transpose(1, 2)).transpose(1, 2) for x in (self.query, self.key))
-        projected = None if self.projected is None else move(self.projected)
-        return replace(self, query=query, key=key, projected=projected)
 
 
 @dataclass
@@ -156,7 +125,8 @@ class Context:
 
         layer: the layer just run (default), or `ctx.layer`, see `attention`.
         """
-        return self._heard(layer).key
+        heard = self._heard(layer)
+        return heard.whole(heard.key, 1)
 
     @property
     def projected_keys(self) -> Tensor:
@@ -165,17 +135,16 @@ class Context:
         Those after them, where a family has no projection of the keys alone.
         """
         heard = self._heard(None)
-        if heard.projected is None:
-            return heard.key.transpose(1, 2).flatten(2)
-        return heard.projected
+        keys = heard.key.transpose(1, 2).flatten(2) if heard.projected is None else heard.projected
+        return heard.whole(keys, 2)
 
     def queries(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
         """Queries (B, H, R, E) after rotary embedding, at the places `at` (B, R); default: all N.
 
         layer: the layer just run (default), or `ctx.layer`, see `attention`.
         """
-        query = self._heard(layer).query
-        return query if at is None else take(query.transpose(1, 2), at).transpose(1, 2)
+        heard = self._heard(layer)
+        return heard.whole(heard.queries(at), 1)
 
     def attention(self, layer: int | None = None, at: Tensor | None = None) -> Tensor:
         """Post-softmax attention (B, H, R, N) of the query rows `at` (B, R).
@@ -187,18 +156,19 @@ class Context:
             attention, convolution), it is the last layer before it that has.
         """
         heard, at = self._heard(layer), self.last if at is None else at
-        q, k = self.queries(layer, at), heard.key
+        q, k = heard.queries(at), heard.key
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
         scores = products(q, k).unflatten(2, (-1, at.shape[1])).flatten(1, 2) * heard.scaling
         if heard.softcap is not None:
             scores = heard.softcap * (scores / heard.softcap).tanh()
         hidden = ~(self._seen(heard.mask, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
         if heard.sinks is None:
-            return masked_softmax(scores, hidden)
+            return heard.whole(masked_softmax(scores, hidden), 1)
         # A sink is one more place to look at, where no token is.
         sinks = heard.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
-        return masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
+        rows = masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
+        return heard.whole(rows, 1)
 
     def _seen(self, mask: Any, at: Tensor) -> Tensor:
         """Which tokens a layer's `mask` lets the rows `at` see (B, R, N) bool."""
@@ -228,62 +198,3 @@ class Context:
                 "later, or use a method that reads no attention"
             )
         return heard
-
-
-#: Keys that `products` converts at a time.
-BLOCK = 512
-
-
-def products(query: Tensor, key: Tensor) -> Tensor:
-    """The products q k^T (..., R, N) of (..., R, E) and (..., N, E), in float32 at least.
-
-    In bfloat16 they would be rounded to 8 bits, and many tokens would have equal scores; in float16
-    they may exceed 65504. The model's fused attention does neither. Keys are converted a block at a
-    time, so that only the rows take memory.
-
-    >>> products(torch.full((1, 2), 257.0).bfloat16(), torch.tensor([[1.0, 0.004]]).bfloat16())
-    tensor([[257.0281]])
-    """
-    precise = torch.promote_types(query.dtype, torch.float32)
-    # Autocast would round them again.
-    with torch.autocast(query.device.type, enabled=False):
-        query = query.to(precise)
-        if key.dtype == precise:
-            return query @ key.transpose(-1, -2)
-        rows = query.new_empty(*query.shape[:-1], key.shape[-2])
-        for first in range(0, key.shape[-2], BLOCK):
-            some = key[..., first : first + BLOCK, :].to(precise)
-            rows[..., first : first + BLOCK] = query @ some.transpose(-1, -2)
-        return rows
-
-
-def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax of `scores` (..., N) over those that are not `hidden`.
-
-    Those hidden get 0, all of them if need be; NaN stays NaN.
-
-    >>> hidden = torch.tensor([[False, False, True], [True, True, True]])
-    >>> masked_softmax(torch.tensor([[1.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), hidden)
-    tensor([[0.5000, 0.5000, 0.0000],
-            [0.0000, 0.0000, 0.0000]])
-    """
-    least = torch.finfo(scores.dtype).min
-    return scores.masked_fill(hidden, least).softmax(-1).masked_fill(hidden, 0.0)
-
-
-def column_sum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Sum over `dim`, not the last, as if in exact arithmetic: equal columns have equal sums.
-
-    On a CPU, PyTorch adds up the last few columns in another order than the others. In float32,
-    tokens with equal scores would come to differ by a rounding, and ties would not go to the first.
-    """
-    # mps has no float64.
-    precise = torch.float32 if x.device.type == "mps" else torch.float64
-    return x.sum(dim, dtype=precise).to(x.dtype)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    # Copies whole rows. `gather` would look up each number.
-    return x.expand(index.shape[0], *x.shape[1:])[rows, index]

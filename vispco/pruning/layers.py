@@ -205,7 +205,7 @@ class LayerHooks(Handle):
         def reached(query: Tensor, key: Tensor, options: dict) -> None:
             # The layer may be on another device than what enters it.
             query, key = query.to(hidden.device), key.to(hidden.device)
-            heard.append(Heard.of(query, key, options, None, state.mask))
+            heard.append(state.heard_by(i, query, key, options, None))
             raise _Reached
 
         self._instead = reached

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import whole_tokens
-from ..reading.sharding import check_sharding
+from ..reading.sharding import heads_group
 from . import _cache as kv
 from ._compiled import Compiled
 from ._hooks import Eagerly, Replaced
@@ -42,7 +42,13 @@ class Pruner(LayerHooks):
 
     def __init__(self, adapter: Any, method: Any, ratios: Tensor):
         super().__init__(adapter)
-        check_sharding(adapter.model)
+        self.group = heads_group(adapter.model)
+        if self.group is not None and self.exhaustive:
+            raise ValueError(
+                f"{type(adapter.model).__name__} is sharded by tensor parallelism, where a search "
+                "has the gradient of its own heads alone: search with the whole model in each "
+                "process, or under FSDP2, then deploy"
+            )
         self.method, self._ratios = method, ratios
         self.first_layer = adapter.first_layer(method)
         # Of the call of `run` that is going on.
@@ -50,7 +56,7 @@ class Pruner(LayerHooks):
         self._seed = 0
         # What `generate` has the vision tower make. Accelerate's copies forget what was heard.
         self._encoded: dict = {}
-        self.tower = Tower(adapter)
+        self.tower = Tower(adapter, self.group)
         # Of the last prompt: what is known of it, and the tokens left at each layer with a drop.
         self.prompt: Any = None
         self.steps: dict[int, Packed | Tensor] = {}
@@ -59,9 +65,9 @@ class Pruner(LayerHooks):
         self._noted: Tensor | None = None
         # The calls of `generate` in this thread.
         self._generating = threading.local()
-        # Whether the backbone is running, and whether by what `generate` has compiled.
-        self._running = self._compiles = False
-        self._compiled: Compiled | None = None
+        # Whether the backbone is running.
+        self._running = False
+        self._compiled = Compiled(adapter)
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
@@ -74,7 +80,7 @@ class Pruner(LayerHooks):
         if hasattr(adapter.model, "generate"):
             add(Replaced(adapter.model, "generate", self._around_generate))
         if hasattr(adapter.model, "get_compiled_call"):
-            add(Replaced(adapter.model, "get_compiled_call", self._around_compiled))
+            add(Replaced(adapter.model, "get_compiled_call", self._compiled.around))
         add(Replaced(adapter.decoder, "forward", self._around_decoder))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
@@ -152,22 +158,6 @@ class Pruner(LayerHooks):
             self._noted = None
             generations.pop()
 
-    def _around_compiled(self, make: Callable[[], Any], given: dict) -> Any:
-        """`generate` will decode by what this returns."""
-        model: Any = self.model
-        options = (given.get("compile_config") or model._default_compile_config()).to_dict()
-        if self._compiled is None or self._compiled.options != options:
-            self._compiled = Compiled(self.adapter, options)
-
-        def call(*args, **kwargs):
-            self._compiles = True
-            try:
-                return model(*args, **kwargs)
-            finally:
-                self._compiles = False
-
-        return call
-
     def _around_backbone(self, forward: Callable[[], Any], given: dict) -> Any:
         if not self.installed:
             # Any more, but somebody has put a method of their own around this one.
@@ -181,7 +171,7 @@ class Pruner(LayerHooks):
             return self._pass(forward, given)
 
     def _around_decoder(self, forward: Any, given: dict) -> Any:
-        if self._running and self._compiles and self._compiled and self.state is None:
+        if self._running and self._compiled.on and self.state is None:
             masks = self._compiled.masks_of(forward.keywords, self._memory)
             if masks is not None:
                 self._attach_compiled(self._compiled)
@@ -215,7 +205,7 @@ class Pruner(LayerHooks):
         self._memory = getattr(cache, "vispco", None)
         if self._memory:
             self._memory.resume()
-        if not self._compiles:
+        if not self._compiled.on:
             self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         given = embeds if ids is None else ids
@@ -246,7 +236,8 @@ class Pruner(LayerHooks):
         inputs, self._encoded = {**inputs, **self._encoded}, {}
         sources = self.tower.sources(self.method, inputs, prompt.visual)
         self.steps, given = {}, (adapter, self.method, self.exhaustive, prompt, counts)
-        self.state = PassState(*given, left=prompt.n_visual, sources=sources)
+        left = prompt.n_visual
+        self.state = PassState(*given, left=left, sources=sources, group=self.group)
 
     def _visual(self, inputs: dict) -> Tensor:
         """(B, S) bool: which tokens of a prompt are visual."""

@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
+from ..reading.sharding import agreed
 from ..relaxation import hard_mask
 from ._arguments import SHARED
 from ._masks import Packed, pack
@@ -27,6 +28,7 @@ class PassState:
     counts: for each layer, the visual tokens that may enter it, of each sample.
     left: visual tokens that remain, of each sample.
     sources: what methods may ask of the vision side, made on demand.
+    group: of the processes over which the attention heads are split; None: they are not.
     embeddings: (B, S, D) input of the decoder.
     packed: deploy, the tokens that remain; None until a token was dropped.
     alone: search, the same tokens, for layers that run on these alone; made when asked for.
@@ -48,6 +50,7 @@ class PassState:
     counts: list[list[int]]
     left: list[int]
     sources: dict[str, Callable[[], Any]]
+    group: Any = None
     embeddings: Any = None
     packed: Packed | None = None
     alone: Packed | None = None
@@ -82,8 +85,22 @@ class PassState:
     def hear(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
         """Layer i has handed over queries and keys: keep them if a method may ask for them."""
         if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
-            self.heard = Heard.of(query, key, options, self.projected, self.mask)
+            self.heard = self.heard_by(i, query, key, options, self.projected)
         self.projected = None
+
+    def heard_by(self, i: int, query: Tensor, key: Tensor, options: dict, projected: Any) -> Heard:
+        """What layer i has handed to its attention function."""
+        heard = Heard.of(query, key, options, projected, self.mask)
+        if self.group is not None:
+            heads = self.adapter.heads(i)
+            if query.shape[1] * distributed.get_world_size(self.group) == heads:
+                heard.group = self.group
+            elif query.shape[1] != heads:
+                raise ValueError(
+                    f"layer {i} has {heads} attention heads, of which a process has "
+                    f"{query.shape[1]}: they must be split evenly, or not at all"
+                )
+        return heard
 
     def drops(self, start: int, stop: int) -> bool:
         """Whether tokens will be dropped at one of the layers `start` to `stop`."""
@@ -190,6 +207,9 @@ class PassState:
         if self.exhaustive or scores.device.type == "cpu":
             self.check()
         limit = method.limit(context, scores)
+        if self.group is not None:
+            scores = agreed(scores, self.group)
+            limit = None if limit is None else agreed(limit, self.group)
         if limit is not None:
             # 0 only where 0 were asked for.
             limit = torch.maximum(limit.to(keep), keep.clamp(max=1))
