@@ -584,7 +584,8 @@ also(
 )
 also("FSDP2, a search by gradient and refinement", "test_sharding.py::test_a_search_under_fsdp2")
 also(
-    "generation under tensor parallelism, and under FSDP2 (what runs before the decoder left whole)",
+    "generation under tensor parallelism, and under FSDP2 (what runs before the decoder left "
+    "whole)",
     "test_sharding.py::test_sharded_generation",
 )
 
