@@ -532,19 +532,7 @@ def test_search_mode_generates_as_deploy_or_refuses(llava, method):
             assert error(got, expected) <= CLOSE
 
 
-# ---- refusals ------------------------------------------------------------------------------------
-def test_a_second_image_on_a_running_conversation_is_refused(llava):
-    inputs = without_labels(batch(**BATCHES["one"]))
-    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])), torch.no_grad():
-        cache = llava(**inputs).past_key_values
-        with pytest.raises(ValueError, match="second image.*start again from the whole prompt"):
-            llava(
-                input_ids=inputs["input_ids"],
-                pixel_values=inputs["pixel_values"],
-                past_key_values=cache,
-            )
-
-
+# ---- caches --------------------------------------------------------------------------------------
 def test_a_cache_of_ones_own_is_used(llava):
     """An empty DynamicCache passed in gives the same as none."""
     inputs = without_labels(batch(**BATCHES["left"]))

@@ -726,10 +726,9 @@ def test_search_mode_does_not_generate(model, refusal):
 
 
 @refused(
-    "chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens",
-    "visual tokens after the first forward pass "
-    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-    "start again from the whole prompt",
+    "chunked prefill (`prefill_chunk_size`) of a prompt with pictures",
+    "the prompt comes in chunks (prefill_chunk_size), of which the last holds the "
+    "question that visual tokens are ranked by: leave prefill_chunk_size out",
 )
 def test_chunked_prefill_is_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
@@ -888,29 +887,22 @@ also(
 )
 
 
-@refused(
-    "a second turn with a new image on the same cache "
-    "(works from the whole prompt, without the cache)",
-    "visual tokens after the first forward pass "
-    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-    "start again from the whole prompt",
+also(
+    "later turns with new images on the same cache, each ranked by its own last token: as the "
+    "whole conversation without a cache",
+    "test_turns.py::test_later_turns_equal_the_whole_conversation_without_a_cache",
 )
-def test_a_new_image_in_the_second_turn(model, refusal):
-    with vispco.apply(model, EARLY):
-        out = generate(model, return_dict_in_generate=True)
-        ids = torch.cat([out.sequences, ONE["input_ids"]], 1)
-        whole = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
-        }
-        with refusal():
-            generate(
-                model,
-                {**whole, "pixel_values": ONE["pixel_values"]},
-                past_key_values=out.past_key_values,
-            )
-        assert torch.equal(generate(model, whole), generate(model, whole, use_cache=False))
+also("every method in a later turn", "test_turns.py::test_every_method_in_a_later_turn")
+also(
+    "a turn of text in between, and a cache that somebody else filled before (a prefix)",
+    "test_turns.py::test_a_turn_of_text_and_a_prefix_that_somebody_else_filled",
+)
+also(
+    "new images on a static, quantised or sliding cache that is filled",
+    "test_turns.py::test_caches_of_other_kinds_are_refused",
+    "refused: “can be pruned only in deploy, and on a KV cache of ordinary layers: start again "
+    "from the whole prompt”",
+)
 
 
 @works(
@@ -1300,14 +1292,13 @@ def test_prompt_tuning():
     assert error(*found) <= CLOSE < error(logits(wrapped, ONE)[:, -6:], found[0])
 
 
-@refused(
-    "prefix tuning (PEFT): its virtual tokens are in the KV cache before the image",
-    "visual tokens after the first forward pass",
-)
-def test_prefix_tuning(refusal):
+@works("prefix tuning (PEFT): its virtual tokens are in the KV cache before the image, and stay")
+def test_prefix_tuning():
+    """As an unhooked model that may not look at what was dropped, all of it before layer 0."""
     peft = pytest.importorskip("peft", reason="needs peft")
+    model = tiny_llava(kv_heads=4)
     wrapped = peft.get_peft_model(
-        tiny_llava(kv_heads=4),
+        model,
         peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=3,
@@ -1317,10 +1308,16 @@ def test_prefix_tuning(refusal):
             num_layers=6,
         ),
     ).eval()
-    bare = logits(wrapped, ONE)
-    with vispco.apply(wrapped, STEPS), refusal():
-        logits(wrapped, ONE)
+    bare, size = logits(wrapped, ONE), ONE["input_ids"].shape[1]
+    with vispco.apply(wrapped, EARLY) as handle:
+        found, kept = logits(wrapped, ONE), handle.kept()[0]
     assert torch.equal(logits(wrapped, ONE), bare)
+    seen = torch.nn.functional.pad(kept, (3, 0), value=True)[:, None, None]
+    itself = torch.eye(3 + size, dtype=torch.bool)[3:]
+    mask = torch.ones(size, 3 + size, dtype=torch.bool).tril(3) & seen | itself
+    prefix = wrapped.get_prompt(1)
+    expected = logits(model, {**ONE, "attention_mask": mask}, past_key_values=prefix)
+    assert error(found[kept], expected[kept]) <= CLOSE < error(bare[kept], expected[kept])
 
 
 def forwards(model):

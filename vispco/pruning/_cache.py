@@ -267,7 +267,7 @@ def of_class(layer: Any, kind: type) -> Any:
 
 
 def shorten(cache: Any, i: int, packed: Packed) -> None:
-    """Make an empty layer of a cache that was claimed ready for the tokens that remain."""
+    """Make a layer of a cache that was claimed ready for the tokens that remain."""
     cache.vispco.packed[i] = packed
     if i == len(cache.layers):
         cache.layers.append(DynamicLayer())

@@ -67,6 +67,28 @@ class Packed:
         later = torch.arange(self.length, self.length + width, device=self.order.device)
         return torch.cat([self.order, later.expand(len(self.order), -1)], 1)[:, :width]
 
+    @classmethod
+    def everything(cls, valid: Tensor) -> Packed:
+        """All tokens of a sequence, of which `valid` (B, S) are no padding."""
+        order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        return cls(order, valid, valid.shape[1], dense=False, plain=False)
+
+    def followed_by(self, later: Packed) -> Packed:
+        """These tokens, and after them those of a later turn."""
+        order = torch.cat([self.order, self.length + later.order], 1)
+        valid = torch.cat([self.valid, later.valid], 1)
+        return Packed(order, valid, self.length + later.length, dense=False, plain=False)
+
+    def seen(self, mask: Tensor | None, rows: Tensor) -> Tensor:
+        """Which of these tokens the rows (B, R) of a later turn see by its mask (B, R, K) bool."""
+        valid = self.valid[:, None].expand(-1, rows.shape[1], -1)
+        if mask is None or mask.ndim == 2:
+            return valid
+        seen = take(take(mask[:, 0], rows).transpose(1, 2), self.order).transpose(1, 2)
+        return valid & (
+            seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+        )
+
     def known(self, width: int) -> Tensor | None:
         """Which of `width` keys are no fillers (B, width) bool, with those that came after.
 
@@ -104,24 +126,29 @@ def pack(keep: Tensor, width: int) -> Tensor:
     return keep.to(torch.int8).argsort(dim=1, stable=True)[:, first:]
 
 
-def prefill_mask(mask: Tensor | None, packed: Packed) -> Tensor | None:
-    """The mask (B, 1, K, K) of the packed tokens.
+def prefill_mask(
+    mask: Tensor | None, packed: Packed, before: Packed | None = None
+) -> Tensor | None:
+    """The mask (B, 1, K, K) of the packed tokens, or (B, 1, K, P + K) in a later turn.
 
-    mask: the model's own (B or 1, 1, S, S); None: causal.
+    mask: the model's own (B or 1, 1, S, S) or (B or 1, 1, S, all tokens); None: causal.
+    before: of a later turn, the P tokens of earlier ones that this layer holds.
     """
-    if packed.plain and not additive(mask):
+    if before is None and packed.plain and not additive(mask):
         return None
     order, valid, width = packed.order, packed.valid, packed.order.shape[1]
+    keys = packed if before is None else before.followed_by(packed)
+    first = keys.order.shape[1] - width
     if mask is None:
-        mask = lower(width, width, 0, order.device)[None, None]
+        mask = lower(width, first + width, first, order.device)[None, None]
     else:
         rows = take(mask.transpose(1, 2), order)  # (B, K, 1, S)
-        mask = take(rows.permute(0, 3, 2, 1), order).permute(0, 2, 3, 1)  # (B, 1, K, K)
-    if packed.dense:
+        mask = take(rows.permute(0, 3, 2, 1), keys.order).permute(0, 2, 3, 1)  # (B, 1, K, P + K)
+    if before is None and packed.dense:
         return mask
-    itself = torch.eye(width, dtype=torch.bool, device=order.device)
+    itself = torch.eye(first + width, dtype=torch.bool, device=order.device)[first:]
     # Fillers are seen by nobody. Their own rows see only themselves, so that no row is empty.
-    seen = torch.where(valid[:, None, :, None], valid[:, None, None, :], itself)
+    seen = torch.where(valid[:, None, :, None], keys.valid[:, None, None, :], itself)
     mask = hide(mask, ~seen)
     return mask if mask.dtype != torch.bool else mask | (itself & ~valid[:, None, :, None])
 

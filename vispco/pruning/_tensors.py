@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 #: Keys that `products` converts at a time.
 BLOCK = 512
@@ -62,3 +66,14 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     rows = torch.arange(index.shape[0], device=index.device)[:, None]
     # Copies whole rows. `gather` would look up each number.
     return x.expand(index.shape[0], *x.shape[1:])[rows, index]
+
+
+def on_device(x: Any, device: torch.device) -> Any:
+    """`x` with all its tensors on `device`: a dataclass, of tensors, dicts or dataclasses."""
+
+    def moved(value: Any) -> Any:
+        if is_dataclass(value):
+            return on_device(value, device)
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
+    return replace(x, **{each.name: moved(getattr(x, each.name)) for each in fields(x)})

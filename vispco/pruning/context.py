@@ -157,20 +157,27 @@ class Context:
         """
         heard, at = self._heard(layer), self.last if at is None else at
         q, k = heard.queries(at), heard.key
+        seen, before = self._seen(heard.mask, at, heard.past) & self.present[:, None], 0
+        if heard.past is not None:
+            # What came in earlier turns takes its share of the attention.
+            keys, held = heard.past
+            before, k = keys.shape[2], torch.cat([keys, k], 2)
+            rows = self.order.gather(1, at)
+            seen = torch.cat([held.seen(heard.mask, rows), seen], -1)
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
         scores = products(q, k).unflatten(2, (-1, at.shape[1])).flatten(1, 2) * heard.scaling
         if heard.softcap is not None:
             scores = heard.softcap * (scores / heard.softcap).tanh()
-        hidden = ~(self._seen(heard.mask, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
+        hidden = ~seen[:, None]  # (B, 1, R, P + N)
         if heard.sinks is None:
-            return heard.whole(masked_softmax(scores, hidden), 1)
+            return heard.whole(masked_softmax(scores, hidden)[..., before:], 1)
         # A sink is one more place to look at, where no token is.
         sinks = heard.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
-        rows = masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
+        rows = masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., before:-1]
         return heard.whole(rows, 1)
 
-    def _seen(self, mask: Any, at: Tensor) -> Tensor:
+    def _seen(self, mask: Any, at: Tensor, past: Any = None) -> Tensor:
         """Which tokens a layer's `mask` lets the rows `at` see (B, R, N) bool."""
         rows = self.order.gather(1, at)
         if hasattr(mask, "mask_mod"):
@@ -180,7 +187,9 @@ class Context:
         if mask is None or mask.ndim == 2:
             return self.order[:, None] <= rows[..., None]
         mask = take(mask[:, 0], rows).transpose(1, 2)  # (B, S, R): original positions
-        seen = take(mask, self.order).transpose(1, 2)
+        # Those of earlier turns come first.
+        first = 0 if past is None else past[1].length
+        seen = take(mask, self.order + first).transpose(1, 2)
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
     def _heard(self, layer: int | None) -> Heard:

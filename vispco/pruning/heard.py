@@ -22,6 +22,7 @@ class Heard:
     sinks: (H,) logits of a place without a token, or None.
     mask: the model's own mask for the whole sequence, or flex attention's; None: causal.
     group: of the processes that have a part of the heads each; None: all of them are here.
+    past: of a later turn, keys (B, G, P, E) of what came before, and their places `Packed`.
     """
 
     query: Tensor
@@ -32,6 +33,7 @@ class Heard:
     sinks: Tensor | None
     mask: Any
     group: Any = None
+    past: tuple[Tensor, Any] | None = None
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:

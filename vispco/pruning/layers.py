@@ -123,7 +123,8 @@ class LayerHooks(Handle):
             self._instead(query, key, options)
         elif self.state is not None:
             # A static cache hands out its empty places, too.
-            key = key if self.state.few else key[:, :, : query.shape[2]]
+            whole = self.state.few or self.state.held is not None
+            key = key if whole else key[:, :, : query.shape[2]]
             self.state.hear(i, query, key, options)
             if self.state.packed is not None and is_flash(implementation(self.adapter)):
                 # Rotary embedding is done. Gaps would be read as the ends of prompts.
@@ -158,12 +159,13 @@ class LayerHooks(Handle):
         if i == 0:
             state.embeddings = hidden
             visual = any(state.prompt.n_visual)
-            if cache is not None and (visual or hasattr(cache, "vispco")):
+            if not self._memory and cache is not None and (visual or hasattr(cache, "vispco")):
                 self._memory = kv.claim(cache)
         if self._memory:
             self._memory.inside = True
         given, state.projected = state.follow(hidden.device, given), None
         state.mask = given.get("attention_mask")
+        state.held = None if state.before is None else state.before(i)
         state.few = hidden.shape[1] < state.prompt.visual.shape[1]
         enter = self.enter_few if state.few else self.enter
         hidden, changed = enter(i, hidden, given)
@@ -196,16 +198,22 @@ class LayerHooks(Handle):
         if not self.adapter.attends(i):
             return None
         # What other layers read is not written to.
+        cache: Any = given.get("past_key_values")
         given = {name: None if name == "past_key_values" else x for name, x in given.items()}
         if given.get("shared_kv_states") is not None:
             given["shared_kv_states"] = dict(given["shared_kv_states"])
         if state.packed is not None:
+            # No more than its attention's inputs is asked for.
+            given = {**given, "attention_mask": None} if state.held is not None else given
             given.update(self._packed(i, given, state.packed))
 
         def reached(query: Tensor, key: Tensor, options: dict) -> None:
             # The layer may be on another device than what enters it.
             query, key = query.to(hidden.device), key.to(hidden.device)
-            heard.append(state.heard_by(i, query, key, options, None))
+            found = state.heard_by(i, query, key, options, None)
+            if state.held is not None:
+                found.past = (cache.layers[i].keys.to(hidden.device), state.held)
+            heard.append(found)
             raise _Reached
 
         self._instead = reached

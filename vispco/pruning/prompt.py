@@ -20,14 +20,17 @@ class Generation:
     told: int | None
     first: int | None = None
 
-    def end(self, inputs: dict, columns: int) -> int:
+    def end(self, inputs: dict, columns: int, past: int = 0) -> int:
         """Columns of the prompt, of a pass over `columns` of them; others are guesses or answers.
 
         inputs: of the pass. In embeddings there may be more than was told, and are no guesses.
+        past: columns that the cache holds already.
+        More than `columns` where the prompt goes on in another pass.
         """
         if self.first is None:
-            told = None if inputs.get("input_ids") is None else self.told
-            self.first = columns if told is None else min(columns, told)
+            told = columns if inputs.get("input_ids") is None or not self.told else self.told
+            # A later turn may be told alone, or with all that came before.
+            self.first = told if told == columns else told - past
         return self.first
 
 
@@ -63,11 +66,13 @@ class Prompt:
         labels: Tensor | None,
         causal: bool,
         end: int | None = None,
+        later: bool = False,
     ) -> Prompt:
         """The prompt in a backbone's keyword arguments.
 
         visual: (B, S) bool, padding included. labels: (B, S), -100 outside the answer.
         causal: whether no token of this model sees ahead. end: None: all columns are the prompt's.
+        later: whether it is a later turn, and the mask one of all turns.
         Raises ValueError if several prompts are packed into a row, one after the other.
         """
         mask = inputs.get("attention_mask")
@@ -75,6 +80,8 @@ class Prompt:
             # One for each kind of layers.
             mask = mask.get("full_attention", next(iter(mask.values())))
         plain = mask is None or mask.ndim == 2
+        if later and mask is not None and plain:
+            mask = mask[:, -visual.shape[1] :]
         if mask is None or not (plain or prepared(inputs)):
             real = torch.ones_like(visual)
         elif plain:
@@ -87,7 +94,7 @@ class Prompt:
         end = visual.shape[1] if end is None else end
         asked = torch.arange(visual.shape[1], device=visual.device) < end
         visual = visual & real & asked
-        last = visual[:, end - 1]
+        last = visual[:, min(end, visual.shape[1]) - 1]
         counts = [visual.sum(1), real.sum(1), ~real[:, -1], last, starts(inputs, visual)]
         # The one time that the host waits for the device.
         n_visual, n_real, tail, ends_visual, restarts = torch.stack(counts).tolist()

@@ -21,6 +21,7 @@ from ._hooks import Eagerly, Replaced
 from ._implementations import check_implementation
 from ._masks import Packed
 from ._tower import Tower
+from ._turns import REFUSAL, goes_on, later_turn
 from .forward import answer_logits
 from .layers import LayerHooks
 from .prompt import Generation, Prompt
@@ -205,22 +206,21 @@ class Pruner(LayerHooks):
         self._memory = getattr(cache, "vispco", None)
         if self._memory:
             self._memory.resume()
-        if not self._compiled.on:
-            self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        given = embeds if ids is None else ids
+        given: Any = embeds if ids is None else ids
         came = ids is None or self.adapter.pictures(inputs) or self._encoded
         several = given is not None and given.shape[1] > 1 and self._noted is None
         # A guess may be the id of a picture's token.
         if came and several and bool(self.adapter.visual_mask(ids, embeds).any()):
-            raise ValueError(
-                "visual tokens after the first forward pass (a second image in a running "
-                "conversation, or chunked prefill) cannot be pruned: start again from the whole "
-                "prompt"
-            )
+            if self.exhaustive or not goes_on(cache, self.adapter):
+                raise ValueError(REFUSAL)
+            self._memory, past, before = later_turn(cache, inputs, given)
+            self._start(inputs, past, before)
+        elif not self._compiled.on:
+            self._attach(decoding=True)
 
-    def _start(self, inputs: dict) -> None:
-        """Begin with a prompt."""
+    def _start(self, inputs: dict, past: int = 0, before: Any = None) -> None:
+        """Begin with a prompt, after `past` tokens of earlier turns. before: see `PassState`."""
         adapter = self.adapter
         visual = self._visual(inputs)
         check_implementation(adapter, self.exhaustive)
@@ -228,16 +228,23 @@ class Pruner(LayerHooks):
         self.tower.clear()
         labels = inputs.get("labels") if self._labels is None else self._labels
         generations = getattr(self._generating, "now", None)
-        end = generations[-1].end(inputs, visual.shape[1]) if generations else None
-        self.prompt = prompt = Prompt.read(inputs, visual, labels, adapter.causal, end)
+        columns = visual.shape[1]
+        end = generations[-1].end(inputs, columns, past) if generations else None
+        causal, later = adapter.causal, before is not None
+        self.prompt = prompt = Prompt.read(inputs, visual, labels, causal, end, later)
+        if any(prompt.n_visual) and prompt.end > columns:
+            raise ValueError(
+                "the prompt comes in chunks (prefill_chunk_size), of which the last holds the "
+                "question that visual tokens are ranked by: leave prefill_chunk_size out"
+            )
         schedule = self.ratios.detach().expand(len(prompt.n_visual), -1).T.tolist()  # (L, B)
         counts = [list(map(whole_tokens, row, prompt.n_visual)) for row in schedule]
         # `generate` has the tower run before the model, and gives its output to the model alone.
         inputs, self._encoded = {**inputs, **self._encoded}, {}
         sources = self.tower.sources(self.method, inputs, prompt.visual)
         self.steps, given = {}, (adapter, self.method, self.exhaustive, prompt, counts)
-        left = prompt.n_visual
-        self.state = PassState(*given, left=left, sources=sources, group=self.group)
+        more = {"sources": sources, "group": self.group, "before": before}
+        self.state = PassState(*given, left=prompt.n_visual, **more)
 
     def _visual(self, inputs: dict) -> Tensor:
         """(B, S) bool: which tokens of a prompt are visual."""
@@ -262,7 +269,7 @@ class Pruner(LayerHooks):
         if self._memory:
             self._memory.running = self._memory.inside = False
             if self.state is not None:
-                self._memory.pruned = bool(self.steps)
+                self._memory.pruned = bool(self.steps) or bool(self._memory.packed)
         self._memory, self.state, self._running = None, None, False
         self.tower.clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..reading.sharding import agreed
 from ..relaxation import hard_mask
 from ._arguments import SHARED
 from ._masks import Packed, pack
+from ._tensors import on_device
 from .context import Context, Heard, positions, take
 from .prompt import Prompt
 
@@ -28,6 +29,8 @@ class PassState:
     counts: for each layer, the visual tokens that may enter it, of each sample.
     left: visual tokens that remain, of each sample.
     sources: what methods may ask of the vision side, made on demand.
+    before: of a later turn: what layer i holds of earlier ones, before it runs; else None.
+    held: that of the layer that runs just now.
     group: of the processes over which the attention heads are split; None: they are not.
     embeddings: (B, S, D) input of the decoder.
     packed: deploy, the tokens that remain; None until a token was dropped.
@@ -51,6 +54,8 @@ class PassState:
     left: list[int]
     sources: dict[str, Callable[[], Any]]
     group: Any = None
+    before: Callable[[int], Packed] | None = None
+    held: Packed | None = None
     embeddings: Any = None
     packed: Packed | None = None
     alone: Packed | None = None
@@ -85,7 +90,9 @@ class PassState:
     def hear(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
         """Layer i has handed over queries and keys: keep them if a method may ask for them."""
         if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
-            self.heard = self.heard_by(i, query, key, options, self.projected)
+            past = 0 if self.held is None else key.shape[2] - query.shape[2]
+            self.heard = self.heard_by(i, query, key[:, :, past:], options, self.projected)
+            self.heard.past = None if self.held is None else (key[:, :, :past], self.held)
         self.projected = None
 
     def heard_by(self, i: int, query: Tensor, key: Tensor, options: dict, projected: Any) -> Heard:
@@ -286,14 +293,3 @@ def merged(hidden: Tensor, context: Context, kept: Tensor, into: Tensor | None) 
     mean = (total / count.clamp(min=1)).to(x.dtype)
     x = torch.where((kept & (count[..., 0] > 1))[..., None], mean, x)
     return hidden.scatter(1, context.visual[1][..., None].expand_as(x), x)
-
-
-def on_device(x: Any, device: torch.device) -> Any:
-    """`x` with all its tensors on `device`: a dataclass, of tensors, dicts or dataclasses."""
-
-    def moved(value: Any) -> Any:
-        if is_dataclass(value):
-            return on_device(value, device)
-        return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
-
-    return replace(x, **{each.name: moved(getattr(x, each.name)) for each in fields(x)})
