@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
-from ._cache import Memory, Shortened, held_keys, mark
+from ._cache import DynamicLayer, Memory, Shortened, held_keys, mark
 from ._masks import Packed
 
 REFUSAL = (
