@@ -98,8 +98,6 @@ TAIL = """## Not tested
 - The offloaded KV cache needs a GPU in transformers: its test runs where there is one.
 - Tests of PEFT and accelerate run where they are installed. The page was made with peft 0.21 and
   accelerate 1.15.
-- FSDP, tensor parallelism and DeepSpeed: shard after the search, and compare a few answers with
-  those of one device.
 - Contrastive search and other strategies that transformers downloads as code (`trust_remote_code`),
   and those that it does not offer for vision-language models (`assistant_early_exit`).
 - Changing a model's layers (not their weights or projections) inside the `with` block."""

@@ -142,7 +142,8 @@ with apply(model, config): model(pixel_values=pixels)
 with apply(model, config): model(inputs_embeds=torch.ones(1, 25, 32))
 with apply(model, config): model(input_ids=torch.tensor([[1, 7, 9]]), pixel_values=pixels)
 with apply(model, config, visual_mask=torch.ones(1, 9, dtype=torch.bool)): model(**prompt)
-with apply(model, config): model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
+with apply(model, config, mode="search"): \
+model.generate(**prompt, max_new_tokens=2, cache_implementation="static")
 with apply(model, config, mode="search"): model.generate(**prompt, max_new_tokens=2)
 evaluate_downsampled(model, [batch], 0.5)
 """,

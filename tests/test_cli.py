@@ -16,6 +16,7 @@ import torch
 from tests.reproduction.training.build import build_processor
 from vispco import Frontier, Profile, PruningConfig, __version__, testbed
 from vispco.commands import demo, demo_report
+from vispco.commands.answer import answer
 from vispco.commands.main import main
 from vispco.commands.options import budgets
 from vispco.commands.progress import Progress
@@ -511,6 +512,19 @@ def test_apply(capsys):
     out = capsys.readouterr().out
     assert "64 64 32 16" in out and "64 64 64 64" in out and "█" in out
     assert f"question: {testbed.examples('test', 4)[3].question}?" in out
+
+
+@pytest.mark.parametrize("method", ["fastv", "visionzip"])
+def test_an_answer_does_not_need_the_cache(method):
+    """Checkpoints that were saved in training with gradient checkpointing say use_cache: false."""
+    model, processor = testbed.load("testbed-llava")
+    inputs = testbed.collate(testbed.examples("test", 1), with_answers=False)
+    config = PruningConfig(method, [1, 0.3, 0.2, 0.1])
+    found = []
+    for use_cache in (True, False):
+        model.generation_config.use_cache = model.config.text_config.use_cache = use_cache
+        found.append(answer(model, processor, inputs, config))
+    assert found[0] == found[1] and found[0]["tokens"] == config.tokens(64)
 
 
 def test_apply_to_a_picture(capsys):

@@ -5,7 +5,13 @@ import functools
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 import vispco
 from oracles import Replay, Witness, error, pruned_with
@@ -189,21 +195,44 @@ STRATEGIES = {
 }
 
 
+@pytest.mark.parametrize("shape", ["left", "right"])
+@pytest.mark.parametrize(
+    "schedule, method", [("several", m) for m in methods_for(SCHEDULES["several"])]
+)
+def test_without_a_cache_the_prompt_ends_where_it_did(llava, schedule, method, shape):
+    """Each pass ranks by the prompt, not by what was generated since."""
+    inputs, found, kept = without_labels(batch(**BATCHES[shape])), [], []
+    with vispco.apply(llava, PruningConfig(method, SCHEDULES[schedule])) as handle:
+        for use_cache in (True, False):
+            found.append(generate(llava, inputs, new=4, use_cache=use_cache))
+            kept.append(handle.kept())
+    assert torch.equal(found[0][0], found[1][0]) and error(found[0][1], found[1][1]) <= CLOSE
+    assert kept[0] and kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(mask, kept[1][i]) for i, mask in kept[0].items())
+
+
+def test_without_a_cache_a_prompt_may_end_in_an_image(llava):
+    """The token that the answer is read off is never dropped, later neither."""
+    inputs = without_labels(batch(images=(1,), text=(9,), before=(9,)))
+    found = []
+    for use_cache in (True, False):
+        with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["several"])):
+            found.append(generate(llava, inputs, new=4, use_cache=use_cache)[1])
+    assert error(*found) <= CLOSE
+
+
 @pytest.mark.parametrize(
     "method, schedule, shape",
     [
         ("random", "layer 0", "left"),
-        ("strided", "several", "one"),
-        ("random", "several", "left"),
+        ("fastv", "several", "one"),
+        ("sparsevlm", "several", "left"),
         ("strided", "layer 0", "equal"),
     ],
 )
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategies_equal_those_without_a_cache(llava, method, schedule, shape, strategy):
-    """Methods that see only places choose the same at each step.
-
-    So `use_cache=False` is exact.
-    """
+    """Also where generation copies its rows."""
     inputs, options = without_labels(batch(**BATCHES[shape])), STRATEGIES[strategy]
     found = []
     for use_cache in (True, False):
@@ -260,19 +289,18 @@ def test_beams_keep_what_greedy_keeps(llava, method):
 @pytest.mark.parametrize(
     "method, schedule",
     [
-        ("random", "layer 1"),
+        ("fastv", "layer 1"),
         ("strided", "layer 0"),
-        ("random", "several"),
+        ("sparsevlm", "several"),
+        ("pdrop", "several"),
         ("strided", "drop all at 3"),
     ],
 )
 def test_prompt_lookup_equals_greedy(model, method, schedule):
     """Speculative decoding: several tokens at a step.
 
-    The cache is cropped where the guess was wrong.
-
-    The first guess is part of the first pass: only methods that see nothing but places do as greedy
-    decoding does.
+    The cache is cropped where the guess was wrong. The first guess is part of the first pass, but
+    no part of the prompt: tokens are not ranked by it.
     """
     inputs = without_labels(batch(images=(1,), text=(24,), before=(1,)))
     # Something to look up.
@@ -292,6 +320,31 @@ def test_prompt_lookup_equals_greedy(model, method, schedule):
     assert torch.equal(found, greedy)
     # Guessed, and not always right.
     assert max(widths[1:]) > 1 and sum(widths[1:]) > 19
+
+
+class Lines(LogitsProcessor):
+    """An answer of several lines: the word after which, in the prompt, the picture begins."""
+
+    def __init__(self, start, word):
+        self.start, self.word = start, word
+
+    def __call__(self, ids, scores):
+        step = ids.shape[1] - self.start
+        said = self.word if step % 3 == 1 else 20 + step % 7
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([said]), 0)
+
+
+@pytest.mark.parametrize("guesses", [2, 5])
+def test_a_guess_may_be_a_picture(llava, guesses):
+    """What follows a word is looked up in the prompt: there, it is the picture's tokens."""
+    inputs = without_labels(batch(images=(1,), text=(9,), before=(2,)))
+    ids = inputs["input_ids"]
+    says = LogitsProcessorList([Lines(ids.shape[1], int(ids[0, 2]))])
+    options = {"max_new_tokens": 10, "do_sample": False, "logits_processor": says}
+    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["several"])):
+        greedy = llava.generate(**inputs, **options)
+        found = llava.generate(**inputs, **options, prompt_lookup_num_tokens=guesses)
+    assert torch.equal(found, greedy)
 
 
 @pytest.mark.parametrize("schedule", ["layer 0", "several"])
@@ -479,27 +532,7 @@ def test_search_mode_generates_as_deploy_or_refuses(llava, method):
             assert error(got, expected) <= CLOSE
 
 
-# ---- refusals ------------------------------------------------------------------------------------
-def test_static_cache_is_refused(llava):
-    inputs = without_labels(batch())
-    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])):
-        with pytest.raises(ValueError, match="static KV cache.*leave cache_implementation out"):
-            llava.generate(**inputs, cache_implementation="static", max_new_tokens=2)
-        assert generate(llava, inputs)[0].shape[1] > inputs["input_ids"].shape[1]
-
-
-def test_a_second_image_on_a_running_conversation_is_refused(llava):
-    inputs = without_labels(batch(**BATCHES["one"]))
-    with vispco.apply(llava, PruningConfig("fastv", SCHEDULES["layer 1"])), torch.no_grad():
-        cache = llava(**inputs).past_key_values
-        with pytest.raises(ValueError, match="second image.*start again from the whole prompt"):
-            llava(
-                input_ids=inputs["input_ids"],
-                pixel_values=inputs["pixel_values"],
-                past_key_values=cache,
-            )
-
-
+# ---- caches --------------------------------------------------------------------------------------
 def test_a_cache_of_ones_own_is_used(llava):
     """An empty DynamicCache passed in gives the same as none."""
     inputs = without_labels(batch(**BATCHES["left"]))

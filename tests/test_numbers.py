@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vispco
 from oracles import Constant, pruned_with, rows_alone
 from tiny import IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco import PruningConfig, testbed
 from vispco.pruning._tower import received
-from vispco.pruning.context import column_sum, masked_softmax
+from vispco.pruning.context import BLOCK, column_sum, masked_softmax, products
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
 
@@ -272,6 +273,61 @@ def test_scores_do_not_overflow_in_float16(name, mode):
         assert (mask.sum(1) - text).tolist() == [
             PruningConfig(name, steep(name)).tokens(PER_IMAGE * n)[layer] for n in SHAPE["images"]
         ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast", [False, True])
+def test_rows_of_attention_are_of_float32_products(dtype, cast):
+    """Large logits, as real models have: products in bfloat16 keep other tokens, by ties.
+
+    cast: within autocast, which rounds the inputs of products.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query = (12 * torch.randn(2, 4, 1, 64, generator=generator)).to(dtype)
+    key = torch.randn(2, 4, 1100, 64, generator=generator).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        found = products(query, key)
+    exact = query.double() @ key.double().transpose(-1, -2)
+    assert found.dtype == torch.float32 and (found - exact).abs().max() < 1e-3
+    best, least = exact.mean(1).argsort(), (query @ key.transpose(-1, -2)).mean(1).argsort()
+    assert torch.equal(found.mean(1).argsort()[..., -144:], best[..., -144:])
+    if dtype == torch.bfloat16:
+        assert not torch.equal(least[..., -144:].sort().values, best[..., -144:].sort().values)
+
+
+def test_rows_of_attention_take_no_memory_but_their_own():
+    """And one block of keys in float32."""
+    query, key = (torch.randn(1, 8, n, 128).bfloat16() for n in (1, 8192))
+    made = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.append(out.untyped_storage().nbytes() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Sizes():
+        products(query, key)
+    # The keys themselves are seen through their views.
+    own = key.untyped_storage().nbytes()
+    assert max(size for size in made if size != own) == 8 * BLOCK * 128 * 4 < own / 4
+
+
+def test_a_bfloat16_model_ranks_by_what_its_own_layers_hand_over():
+    """The tokens that fastv keeps are those that exact arithmetic on its queries and keys keeps."""
+    model, inputs = copy.deepcopy(loud()).bfloat16(), without_labels(batch(**SHAPE))
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    probe = Probe(METHODS.get("fastv")())
+    with pruned_with(model, probe, steep("fastv")) as handle, torch.no_grad():
+        model(**inputs)
+        kept = handle.kept()
+    assert kept and probe.seen
+    for ctx, scores in probe.seen:
+        key = ctx.heard.key.double().repeat_interleave(2, 1)
+        row = (ctx.queries(at=ctx.last).double() @ key.transpose(-1, -2)) * ctx.heard.scaling
+        seen = (ctx.present & (ctx.order <= ctx.order.gather(1, ctx.last)))[:, None, None]
+        exact = row.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)[:, 0][ctx.visual]
+        torch.testing.assert_close(scores[ctx.valid].double(), exact[ctx.valid], atol=1e-5, rtol=0)
 
 
 def test_the_towers_attention_does_not_overflow_in_float16():

@@ -14,11 +14,19 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    cache_utils,
+)
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
@@ -528,21 +536,97 @@ def test_data_parallel_is_refused(model, refusal):
     vispco.apply(nn.DataParallel(model).module, STEPS).remove()
 
 
+@contextlib.contextmanager
+def one_process(folder):
+    """The default group of processes, of this one alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @works("DistributedDataParallel, the wrapper or its `.module`")
 def test_distributed_data_parallel(tmp_path):
     model = tiny_llava()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
+    with one_process(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(model)
         with vispco.apply(wrapped, STEPS):
             found = logits(wrapped, MANY)
         assert torch.equal(found, pruned(model, STEPS)) and not torch.equal(
             found, logits(wrapped, MANY)
         )
-    finally:
-        torch.distributed.destroy_process_group()
+
+
+also(
+    "tensor parallelism, in deploy, every method: the tokens and logits of one process",
+    "test_sharding.py::test_every_method_keeps_what_one_process_keeps",
+)
+also(
+    'tensor parallelism as `from_pretrained(tp_plan="auto")` splits, where accelerate is installed',
+    "test_sharding.py::test_the_plan_of_transformers",
+)
+also(
+    "tensor parallelism, in a search",
+    "test_sharding.py::test_a_search_under_tensor_parallelism_is_refused",
+    "refused: “a search has the gradient of its own heads alone”",
+)
+also(
+    "heads that do not divide by the number of processes",
+    "test_sharding.py::test_heads_that_do_not_divide",
+    "refused: “they must be split evenly, or not at all”",
+)
+also(
+    "FSDP2 (`fully_shard`), every method",
+    "test_sharding.py::test_every_method_keeps_what_one_process_keeps",
+)
+also("FSDP2, a search by gradient and refinement", "test_sharding.py::test_a_search_under_fsdp2")
+also(
+    "generation under tensor parallelism, and under FSDP2 (what runs before the decoder left "
+    "whole)",
+    "test_sharding.py::test_sharded_generation",
+)
+
+
+@refused(
+    "pipeline, expert and sequence parallelism",
+    "parallelism, which pruning does not know; load it whole in each process, or shard it with "
+    "FSDP2 (fully_shard)",
+)
+@pytest.mark.parametrize(
+    "what", [{"pp_size": 2}, {"ep_size": 2}, {"enable_sequence_parallel": True}]
+)
+def test_other_parallelism_is_refused(refusal, what):
+    """As transformers notes it in the configuration, or on the model."""
+    model = tiny_llava()
+    model.config.distributed_config = SimpleNamespace(**what)
+    with refusal():
+        vispco.apply(model, STEPS)
+    del model.config.distributed_config
+    # Of a release that does not say which weights are split.
+    model._tp_size = 2
+    with refusal():
+        vispco.apply(model, STEPS)
+
+
+@refused("FSDP1, DeepSpeed", "model cannot be pruned: load it whole in each process, or shard it")
+def test_fsdp1_and_deepspeed_are_refused(refusal, tmp_path, monkeypatch):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with one_process(tmp_path):
+        wrapped = FullyShardedDataParallel(tiny_llava(), device_id=torch.device("cpu"))
+        with refusal():
+            vispco.apply(wrapped, STEPS)
+    engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})
+    with refusal():
+        vispco.apply(engine(), STEPS)
+    model = tiny_llava()
+    # As ZeRO-3 marks what it has split.
+    model.lm_head.weight.ds_id = 0
+    with pytest.raises(ValueError, match="DeepSpeed holds the weights"):
+        vispco.apply(model, STEPS)
 
 
 @works("a process that ends while a model is pruned: quietly")
@@ -573,7 +657,17 @@ also(
 also(
     "beams keep what greedy decoding keeps", "test_generation.py::test_beams_keep_what_greedy_keeps"
 )
-also("prompt-lookup decoding", "test_generation.py::test_prompt_lookup_equals_greedy")
+also(
+    "prompt-lookup decoding, by any method", "test_generation.py::test_prompt_lookup_equals_greedy"
+)
+also(
+    "prompt-lookup and assisted decoding whose guesses hold a picture's token",
+    "test_generation.py::test_a_guess_may_be_a_picture",
+)
+also(
+    "without a cache (`use_cache=False`, or a checkpoint that was saved so): as with one",
+    "test_generation.py::test_without_a_cache_the_prompt_ends_where_it_did",
+)
 also(
     "assisted decoding with a draft model of text",
     "test_generation.py::test_assisted_generation_equals_greedy",
@@ -632,10 +726,9 @@ def test_search_mode_does_not_generate(model, refusal):
 
 
 @refused(
-    "chunked prefill (`prefill_chunk_size`), a chunk of which begins with visual tokens",
-    "visual tokens after the first forward pass "
-    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-    "start again from the whole prompt",
+    "chunked prefill (`prefill_chunk_size`) of a prompt with pictures",
+    "the prompt comes in chunks (prefill_chunk_size), of which the last holds the "
+    "question that visual tokens are ranked by: leave prefill_chunk_size out",
 )
 def test_chunked_prefill_is_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
@@ -679,36 +772,109 @@ def test_the_offloaded_cache():
             )
 
 
-@refused(
-    "static caches, of any name",
-    "a static KV cache has one length for all layers and cannot hold pruned ones: "
-    "use the default cache (leave cache_implementation out)",
+also(
+    'a static cache (`cache_implementation="static"`, or one\'s own): of what is dropped it keeps '
+    "no place",
+    "test_static_cache.py::test_a_static_cache_holds_what_entered_each_layer",
 )
-@pytest.mark.parametrize("name", ["static", "sliding_window", "offloaded_static"])
-def test_static_caches_are_refused(refusal, name):
-    # A model of its own: transformers attaches a static cache to it, refused or not.
-    model = tiny_llava()
-    with vispco.apply(model, STEPS):
-        with refusal():
-            generate(model, cache_implementation=name)
-        assert torch.equal(generate(model), generate(model, use_cache=False))
-
-
-class QuantizedLayer(DynamicLayer):
-    """Stands for the quantised layers of transformers, which need other packages.
-
-    Most of the keys are not in `keys`.
-    """
+also(
+    "compiled decoding in a static cache, as `generate` does on a GPU: one graph, for prompts of "
+    "any length",
+    "test_static_cache.py::test_compiled_decoding_is_one_graph_and_equals_eager",
+)
+also(
+    "flex attention in a static cache",
+    "test_static_cache.py::test_flex_attention_in_a_static_cache_is_refused",
+    "refused: “flex attention with a static KV cache cannot be pruned: use the default cache”",
+)
 
 
 @refused(
-    "quantised caches, and other kinds of layers",
-    "a KV cache with layers of QuantizedLayer cannot hold a pruned prompt: use the "
+    "static caches with sliding windows or recurrent layers, or offloaded",
+    "cannot hold a pruned prompt: use the default cache (leave cache_implementation out)",
+)
+@pytest.mark.parametrize("name", ["sliding", "offloaded"])
+def test_other_static_caches_are_refused(model, refusal, name):
+    cache = StaticCache(model.config.text_config, max_cache_len=40)
+    if name == "sliding":
+        cache.layers[3] = cache_utils.StaticSlidingWindowLayer(40, 8)
+    else:
+        cache.offloading = True
+    with vispco.apply(model, STEPS), refusal():
+        logits(model, ONE, past_key_values=cache)
+
+
+class Lossless(cache_utils.QuantizedLayer):
+    """A quantised layer that forgets nothing: those of transformers need other packages."""
+
+    def _quantize(self, tensor, axis):
+        return tensor
+
+    def _dequantize(self, q_tensor):
+        return q_tensor
+
+
+class Bytes(Lossless):
+    """One byte for each number, and a scale for each token and head."""
+
+    def _quantize(self, tensor, axis):
+        scale = tensor.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+        return (tensor / scale).round().to(torch.int8), scale
+
+    def _dequantize(self, q_tensor):
+        return q_tensor[0] * q_tensor[1]
+
+
+@works("quantised caches: with layers that lose nothing, to the bit; with 8 bits, within a step")
+@pytest.mark.parametrize("config", [STEPS, EARLY, FASTV])
+def test_quantised_caches(model, config):
+    """Few new tokens are held in full, the others quantised: both come up here."""
+    options = {"return_dict_in_generate": True, "output_logits": True}
+
+    def cache(kind):
+        return Cache(layers=[kind(residual_length=4) for _ in range(6)])
+
+    with vispco.apply(model, config):
+        for inputs in (ONE, MANY):
+            plain = generate(model, inputs, **options)
+            same = generate(model, inputs, past_key_values=cache(Lossless), **options)
+            beams = [
+                generate(model, inputs, num_beams=2, past_key_values=each)
+                for each in (None, cache(Lossless))
+            ]
+            less = generate(model, inputs, past_key_values=cache(Bytes), **options)
+            assert torch.equal(torch.stack(same.logits), torch.stack(plain.logits))
+            assert torch.equal(same.sequences, plain.sequences) and torch.equal(*beams)
+            for one, exact in zip(
+                less.past_key_values.layers, plain.past_key_values.layers, strict=True
+            ):
+                assert one.get_seq_length() == plain.sequences.shape[1] - 1
+                seen = torch.cat([one._dequantize(one._quantized_keys), one.keys], -2)
+                assert seen.shape == exact.keys.shape
+        # Of the prompt alone, so that nothing but the rounding differs.
+        exact = model(**ONE).past_key_values
+        found = model(**ONE, past_key_values=cache(Bytes)).past_key_values
+        for one, other in zip(found.layers, exact.layers, strict=True):
+            step = other.keys.abs().amax(-1, keepdim=True) / 127
+            close = (one._dequantize(one._quantized_keys) - other.keys).abs() <= step
+            assert bool(close.all())
+
+
+class Unknown(DynamicLayer):
+    """A quantised layer that does not say how many tokens it holds."""
+
+
+Unknown.__name__ = "UnknownQuantizedLayer"
+
+
+@refused(
+    "quantised layers that do not say how many tokens they hold",
+    "a KV cache with layers of UnknownQuantizedLayer cannot hold a pruned prompt: use the "
     "default cache (leave cache_implementation out)",
 )
-def test_quantised_caches_are_refused(model, refusal):
+def test_unknown_quantised_caches_are_refused(model, refusal):
     with vispco.apply(model, STEPS), refusal():
-        logits(model, ONE, past_key_values=Cache(layers=[QuantizedLayer() for _ in range(6)]))
+        logits(model, ONE, past_key_values=Cache(layers=[Unknown() for _ in range(6)]))
 
 
 also(
@@ -721,29 +887,22 @@ also(
 )
 
 
-@refused(
-    "a second turn with a new image on the same cache "
-    "(works from the whole prompt, without the cache)",
-    "visual tokens after the first forward pass "
-    "(a second image in a running conversation, or chunked prefill) cannot be pruned: "
-    "start again from the whole prompt",
+also(
+    "later turns with new images on the same cache, each ranked by its own last token: as the "
+    "whole conversation without a cache",
+    "test_turns.py::test_later_turns_equal_the_whole_conversation_without_a_cache",
 )
-def test_a_new_image_in_the_second_turn(model, refusal):
-    with vispco.apply(model, EARLY):
-        out = generate(model, return_dict_in_generate=True)
-        ids = torch.cat([out.sequences, ONE["input_ids"]], 1)
-        whole = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": ONE["pixel_values"].repeat(2, 1, 1, 1),
-        }
-        with refusal():
-            generate(
-                model,
-                {**whole, "pixel_values": ONE["pixel_values"]},
-                past_key_values=out.past_key_values,
-            )
-        assert torch.equal(generate(model, whole), generate(model, whole, use_cache=False))
+also("every method in a later turn", "test_turns.py::test_every_method_in_a_later_turn")
+also(
+    "a turn of text in between, and a cache that somebody else filled before (a prefix)",
+    "test_turns.py::test_a_turn_of_text_and_a_prefix_that_somebody_else_filled",
+)
+also(
+    "new images on a static, quantised or sliding cache that is filled",
+    "test_turns.py::test_caches_of_other_kinds_are_refused",
+    "refused: “can be pruned only in deploy, and on a KV cache of ordinary layers: start again "
+    "from the whole prompt”",
+)
 
 
 @works(
@@ -1133,14 +1292,13 @@ def test_prompt_tuning():
     assert error(*found) <= CLOSE < error(logits(wrapped, ONE)[:, -6:], found[0])
 
 
-@refused(
-    "prefix tuning (PEFT): its virtual tokens are in the KV cache before the image",
-    "visual tokens after the first forward pass",
-)
-def test_prefix_tuning(refusal):
+@works("prefix tuning (PEFT): its virtual tokens are in the KV cache before the image, and stay")
+def test_prefix_tuning():
+    """As an unhooked model that may not look at what was dropped, all of it before layer 0."""
     peft = pytest.importorskip("peft", reason="needs peft")
+    model = tiny_llava(kv_heads=4)
     wrapped = peft.get_peft_model(
-        tiny_llava(kv_heads=4),
+        model,
         peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=3,
@@ -1150,10 +1308,16 @@ def test_prefix_tuning(refusal):
             num_layers=6,
         ),
     ).eval()
-    bare = logits(wrapped, ONE)
-    with vispco.apply(wrapped, STEPS), refusal():
-        logits(wrapped, ONE)
+    bare, size = logits(wrapped, ONE), ONE["input_ids"].shape[1]
+    with vispco.apply(wrapped, EARLY) as handle:
+        found, kept = logits(wrapped, ONE), handle.kept()[0]
     assert torch.equal(logits(wrapped, ONE), bare)
+    seen = torch.nn.functional.pad(kept, (3, 0), value=True)[:, None, None]
+    itself = torch.eye(3 + size, dtype=torch.bool)[3:]
+    mask = torch.ones(size, 3 + size, dtype=torch.bool).tril(3) & seen | itself
+    prefix = wrapped.get_prompt(1)
+    expected = logits(model, {**ONE, "attention_mask": mask}, past_key_values=prefix)
+    assert error(found[kept], expected[kept]) <= CLOSE < error(bare[kept], expected[kept])
 
 
 def forwards(model):
@@ -1295,16 +1459,40 @@ def test_packed_prompts_are_refused(model, refusal):
             logits(model, {**ONE, "cu_seq_lens_q": torch.tensor([0, 9, size])})
 
 
+also(
+    "FlashAttention 2 and 3, in deploy: as sdpa, in transformers' own code around a reference of "
+    "the packages' functions (they need a GPU)",
+    "test_flash.py::test_flash_attention_keeps_and_answers_as_sdpa",
+)
+also(
+    "FlashAttention, generation: beams, guesses, with and without a cache",
+    "test_flash.py::test_flash_attention_generates_as_sdpa",
+)
+also(
+    "FlashAttention where layers have a sliding window",
+    "test_flash.py::test_a_window_of_tokens_that_are_left_is_refused",
+    "refused: “counts a sliding window in the tokens that are left, not in original positions”",
+)
+also(
+    "flex attention, in deploy: unfused, as all compiled code inside the `with` block",
+    "test_flash.py::test_flex_attention_keeps_and_answers_as_sdpa",
+)
+also(
+    "FlashAttention and flex attention, in a search",
+    "test_flash.py::test_a_search_needs_a_mask_of_numbers",
+    "refused: “search with model.set_attn_implementation('sdpa'), then deploy with any”",
+)
+
+
 @refused(
-    "flash, flex and paged attention, continuous batching",
-    "attention implementation 'flex_attention' takes no mask, or finds one in "
-    "position_ids, and would not see which tokens are left: "
-    "model.set_attn_implementation('sdpa') has fast kernels too",
+    "paged attention, continuous batching",
+    "may take no mask, and would not see which tokens are left: "
+    "model.set_attn_implementation('sdpa')",
 )
 def test_other_attention_implementations_are_refused(model, refusal):
     expected, config = pruned(model, STEPS), model.get_decoder().config
     with vispco.apply(model, STEPS):
-        config._attn_implementation = "flex_attention"
+        config._attn_implementation = "paged|eager"
         try:
             with refusal():
                 logits(model, ONE)

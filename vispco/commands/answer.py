@@ -32,13 +32,13 @@ def answer(
     visual = adapter.visual_mask(inputs["input_ids"], None)[0]  # (S,)
     n_visual, n_layers = int(visual.sum()), len(adapter.layers)
     depth = [n_layers] * n_visual
-    generate = partial(model.generate, **on_device(inputs, model.device), do_sample=False)
+    given = {**on_device(inputs, model.device), "do_sample": False}
     with torch.no_grad():
         if config is None:
-            output = generate(max_new_tokens=max_new_tokens)
+            output = model.generate(**given, max_new_tokens=max_new_tokens)
         else:
             with apply(model, config) as pruner:
-                output = generate(max_new_tokens=max_new_tokens)
+                output = model.generate(**given, max_new_tokens=max_new_tokens)
                 kept = {layer: mask[0].cpu() for layer, mask in pruner.kept().items()}
             depth = layers_entered(kept, visual.cpu(), n_layers)
     count = count_flops(model, config, n_visual, len(visual) - n_visual)
@@ -80,7 +80,9 @@ def first_token(model, inputs: dict) -> Callable[[], Any]:
 def generation(model, inputs: dict, new_tokens: int) -> Callable[[], Any]:
     """A call that decodes exactly `new_tokens` tokens, even past the answer's end."""
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    return partial(model.generate, **on_device(inputs, model.device), **length, do_sample=False)
+    given = {**on_device(inputs, model.device), **length, "do_sample": False}
+    # Looked up when it is called: pruning puts its own around it.
+    return lambda: model.generate(**given)
 
 
 def latency(

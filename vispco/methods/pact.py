@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pruning.context import masked_softmax, positions, take, without_overflow
+from ..pruning.context import masked_softmax, positions, products, take
 from ..registry import register_method
 from ..relaxation import descending_ranks
 from .base import Method
@@ -137,13 +137,13 @@ class PACT(Method):
     @staticmethod
     def _importance(ctx):
         """s (B, V)."""
-        query = without_overflow(ctx.queries(ctx.layer, at=ctx.visual[1], rotary=False))
-        key = without_overflow(ctx.keys(ctx.layer, rotary=False))
+        query = ctx.queries(ctx.layer, at=ctx.visual[1], rotary=False)
+        key = ctx.keys(ctx.layer, rotary=False)
         real = ctx.valid[:, None, :, None]
         mean = query.double().masked_fill(~real, 0.0).sum(2, keepdim=True)
-        mean = (mean / real.sum(2, keepdim=True).clamp(min=1)).to(query)  # (B, H, 1, E)
+        mean = (mean / real.sum(2, keepdim=True).clamp(min=1)).float()  # (B, H, 1, E)
         mean = mean.unflatten(1, (key.shape[1], -1))[..., 0, :]  # (B, G, H / G, E)
-        product = (mean @ key.transpose(-1, -2)).flatten(1, 2)[:, :, None].float()
+        product = products(mean, key).flatten(1, 2)[:, :, None]
         product = product * query.shape[-1] ** -0.5  # (B, H, 1, N)
         # No answer has a say.
         prompt = ctx.visual_mask | ctx.text_mask

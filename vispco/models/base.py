@@ -19,7 +19,7 @@ from ..reading.structure import find_decoder, find_tower, first
 from ..reading.support import check_supported
 from ..registry import ADAPTERS
 from .costs import Costs
-from .layers import Layers
+from .layers import RECURRENT, Layers
 
 #: How configurations name the id of a visual token, after "image_" or "video_".
 ID_NAMES = ("token_id", "token_index", "patch_id")
@@ -52,6 +52,8 @@ class Adapter(Costs, Layers):
         kinds = {self.kind(i) for i in range(len(self.layers))}
         window = getattr(self.text, "sliding_window", None)
         windowed = window and not getattr(self.text, "layer_types", None)
+        # Whether some layers see no further than a number of tokens.
+        self.slides = bool(windowed) or not kinds <= {"full_attention", *RECURRENT}
         known = bool(self.architectures) and self.causal
         self.causal = known and kinds == {"full_attention"} and not windowed
 
@@ -137,7 +139,7 @@ class Adapter(Costs, Layers):
         if told is not None:
             return told.bool()
         visual = self.visual_mask(ids, embeds)
-        pictures = [name for name in inputs if is_picture(name) and inputs[name] is not None]
+        pictures = self.pictures(inputs)
         if (ids is None or pictures) and not bool(visual.any()):
             came = " and ".join(["inputs_embeds"] * (ids is None) + pictures)
             raise ValueError(
@@ -146,6 +148,10 @@ class Adapter(Costs, Layers):
                 "vispco.apply or its handle; all False if there are none"
             )
         return visual
+
+    def pictures(self, inputs: dict) -> list[str]:
+        """Names of the inputs that hold pictures, or what was made of them."""
+        return [name for name in inputs if is_picture(name) and inputs[name] is not None]
 
     # ---- vision tower ----------------------------------------------------------------------------
     def vision_layer(self, depth: float | None = None) -> nn.Module:

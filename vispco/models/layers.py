@@ -50,6 +50,10 @@ class Layers:
     def _attention(self) -> Sequence:
         return self.dimensions(self.config).measured.attention
 
+    def heads(self, layer: int) -> int:
+        """The number of attention heads of a decoder layer that has attention, of all processes."""
+        return self._attention[layer].heads
+
     def masks(self, layer: int) -> bool:
         """Whether hiding a token in a decoder layer's mask is the same as leaving it out.
 

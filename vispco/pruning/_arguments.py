@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ._implementations import is_function, packed_function
 from ._masks import Packed, prefill_mask
 from .context import take
 
@@ -100,8 +101,8 @@ def packed_arguments(given: dict, packed: Packed, attends: bool, memo: dict) -> 
     """A layer's arguments for the tokens that remain.
 
     given: its arguments for the whole sequence, by name.
-    attends: whether the layer has attention, for which no mask means a causal one. To other layers
-        it means that every token counts.
+    attends: whether no mask means a causal one. To layers without attention it means that every
+        token counts.
     memo: what layers share, as long as the same tokens remain.
     """
 
@@ -111,9 +112,11 @@ def packed_arguments(given: dict, packed: Packed, attends: bool, memo: dict) -> 
             memo[key] = x, make()
         return memo[key][1]
 
-    def mask(x: Tensor | None) -> Tensor | None:
+    def mask(x: Any) -> Any:
         if x is None:
             return prefill_mask(None, packed) if attends else _all(packed)
+        if is_function(x):
+            return packed_function(x, packed)
         if x.ndim == 4:
             return prefill_mask(x, packed)
         x = gathered(x, packed.order, packed.length)

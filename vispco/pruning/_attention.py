@@ -18,16 +18,6 @@ from torch.utils._pytree import tree_map_only
 from ._masks import log_policy, soft_bias
 
 
-def check_implementation(name: str | None) -> None:
-    """Raise ValueError for an attention implementation that a mask cannot reach."""
-    if name not in ("sdpa", "eager", None):
-        raise ValueError(
-            f"attention implementation {name!r} takes no mask, or finds one in position_ids, and "
-            "would not see which tokens are left: model.set_attn_implementation('sdpa') has fast "
-            "kernels too"
-        )
-
-
 class SoftMask(Tensor):
     """The mask `soft_bias(mask, log_policy(policy))` (B, 1, S, S), made only where it is looked at.
 

@@ -15,7 +15,8 @@ from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 
 from ._arguments import gathered
-from ._masks import Packed, decode_mask
+from ._implementations import decoding_function, implementation, is_flash, is_function
+from ._masks import Packed, decode_mask, static_mask
 
 
 @dataclass
@@ -76,14 +77,22 @@ class Memory:
         queries = hidden.shape[1] if hidden.shape[0] == batch else hidden.shape[2]
         held, pair, counts = self.packed.get(source), rotary(given), adapter.counts(i)
         # From the keys: what `crop` has taken away is not among them.
-        width = layers[source].keys.shape[-2] + (queries if source == i else 0)
+        width = held_keys(layers[source], queries if source == i else 0)
         # Layers that hold the same tokens share what is made for them.
         key = (id(packed), id(held), id(mask), width, counts, *map(id, pair))
         if key not in self.memo:
             changed: dict[str, Any] = {}
             if "attention_mask" in given:
-                own = None if mask is None else mask.to(packed.order.device)
-                changed["attention_mask"] = decode_mask(own, packed.among(held), queries, width)
+                own: Any = None if mask is None else mask.to(packed.order.device)
+                seen = packed.among(held)
+                if is_function(own):
+                    changed["attention_mask"] = decoding_function(own, seen, queries, width)
+                elif own is not None and own.ndim == 4 and is_static(layers[source]):
+                    changed["attention_mask"] = static_mask(own, seen, width)
+                elif own is None and is_flash(implementation(adapter)):
+                    changed["attention_mask"] = seen.known(width)
+                else:
+                    changed["attention_mask"] = decode_mask(own, seen, queries, width)
             if counts:
                 places = torch.arange(width - queries, width, device=packed.order.device)
                 changed["position_ids"] = places.expand(batch, -1)
@@ -117,7 +126,13 @@ class Shortened:
     def get_seq_length(self) -> int:
         """Tokens seen, dropped ones included; while layers run, those that are there."""
         length = super().get_seq_length()  # type: ignore[misc]
-        return length and length + (0 if self.memory.inside else self.dropped)
+        # Of a static layer it is a tensor, which nobody should wait for.
+        return length if self.memory.inside else length + self.dropped * (length > 0)
+
+    def get_mask_sizes(self, *args, **kwargs) -> tuple[int, int]:
+        """Keys that a mask is made for, and the place of the first: of the original sequence."""
+        width, first = super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+        return width + (self.dropped if is_static(self) and not self.memory.inside else 0), first
 
     def update(self, *args, **kwargs):
         """Append. Raises ValueError if the model is not pruned (any more), but the prompt was."""
@@ -152,25 +167,29 @@ def shortened(kind: Any) -> Any:
     return type(f"Shortened{kind.__name__}", (Shortened, kind), {"_layer_type": None})
 
 
-def check(cache: Any) -> None:
-    """Raise ValueError for a kind of KV cache that cannot hold a pruned prompt. None: no cache."""
-    if getattr(cache, "is_compileable", False):
-        raise ValueError(
-            "a static KV cache has one length for all layers and cannot hold pruned ones: use the "
-            "default cache (leave cache_implementation out)"
-        )
+def check(cache: Any, hides: bool = False) -> None:
+    """Raise ValueError for a kind of KV cache that cannot hold a pruned prompt. None: no cache.
+
+    hides: whether tokens stay, and are hidden by masks, as in search.
+    """
     if cache is not None and not hasattr(cache, "layers"):
         raise ValueError(
             f"a {type(cache).__name__} cannot hold a pruned prompt: use a DynamicCache, or "
             "use_cache=False"
         )
     for layer in getattr(cache, "layers", ()):
-        # Quantized layers keep keys in a form of their own, static ones at one length.
         kind = next(k for k in type(layer).__mro__ if not issubclass(k, Shortened))
-        if "Quantized" in kind.__name__ or "Static" in kind.__name__:
+        static = "Static" in kind.__name__
+        # Windows would count kept tokens; early releases of transformers look for the first 0.
+        plain = kind is cache_utils.StaticLayer and hasattr(layer, "cumulative_length")
+        plain = plain and not getattr(cache, "offloading", False)
+        # Some quantised layers do not say how many tokens they hold.
+        quantised = "Quantized" in kind.__name__ and not hasattr(layer, "cumulative_length")
+        if (static and (hides or not plain)) or quantised:
             raise ValueError(
-                f"a KV cache with layers of {kind.__name__} cannot hold a pruned prompt: "
-                "use the default cache (leave cache_implementation out)"
+                f"a KV cache with layers of {kind.__name__} cannot hold a "
+                f"{'masked' if hides else 'pruned'} prompt: use the default cache (leave "
+                "cache_implementation out)"
             )
 
 
@@ -195,6 +214,7 @@ def claim(cache: Any) -> Memory:
 def without_window(layer: Any) -> Any:
     """An empty cache layer that keeps all keys, in place of one that slides or was shortened."""
     if isinstance(layer, Shortened):
+        resized(layer, layer.dropped)
         layer = of_class(layer, type(layer).__mro__[2])
     if not getattr(layer, "is_sliding", False):
         return layer
@@ -208,7 +228,26 @@ def without_window(layer: Any) -> Any:
 
 def has_keys(layer: Any) -> bool:
     """Whether a cache layer holds keys, and not only the state of a recurrence or convolution."""
-    return isinstance(layer, DynamicLayer)
+    return isinstance(layer, DynamicLayer) or is_static(layer)
+
+
+def is_static(layer: Any) -> bool:
+    """Whether a cache layer has room for all tokens from the start, and hands out all of it."""
+    return isinstance(layer, cache_utils.StaticLayer)
+
+
+def held_keys(layer: Any, new: int) -> int:
+    """Keys that a layer hands to attention, when `new` ones come."""
+    if is_static(layer):
+        return layer.max_cache_len
+    # Quantised layers do not hold all of them in `keys`.
+    return layer.get_seq_length() + new
+
+
+def resized(layer: Any, more: int) -> None:
+    """Give an empty static layer room for `more` tokens, or for fewer."""
+    if is_static(layer) and more:
+        layer.max_cache_len, layer.is_initialized = layer.max_cache_len + more, False
 
 
 def mark(cache: Any, i: int, dropped: int = 0) -> None:
@@ -228,11 +267,13 @@ def of_class(layer: Any, kind: type) -> Any:
 
 
 def shorten(cache: Any, i: int, packed: Packed) -> None:
-    """Make an empty layer of a cache that was claimed ready for the tokens that remain."""
+    """Make a layer of a cache that was claimed ready for the tokens that remain."""
     cache.vispco.packed[i] = packed
     if i == len(cache.layers):
         cache.layers.append(DynamicLayer())
     if has_keys(cache.layers[i]):
-        mark(cache, i, packed.length - packed.order.shape[1])
+        dropped = packed.length - packed.order.shape[1]
+        resized(cache.layers[i], -dropped)
+        mark(cache, i, dropped)
     else:
         cache.vispco.borrowed = True

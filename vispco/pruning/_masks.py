@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .context import take
 
@@ -67,6 +67,40 @@ class Packed:
         later = torch.arange(self.length, self.length + width, device=self.order.device)
         return torch.cat([self.order, later.expand(len(self.order), -1)], 1)[:, :width]
 
+    @classmethod
+    def everything(cls, valid: Tensor) -> Packed:
+        """All tokens of a sequence, of which `valid` (B, S) are no padding."""
+        order = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        return cls(order, valid, valid.shape[1], dense=False, plain=False)
+
+    def followed_by(self, later: Packed) -> Packed:
+        """These tokens, and after them those of a later turn."""
+        order = torch.cat([self.order, self.length + later.order], 1)
+        valid = torch.cat([self.valid, later.valid], 1)
+        return Packed(order, valid, self.length + later.length, dense=False, plain=False)
+
+    def seen(self, mask: Tensor | None, rows: Tensor) -> Tensor:
+        """Which of these tokens the rows (B, R) of a later turn see by its mask (B, R, K) bool."""
+        valid = self.valid[:, None].expand(-1, rows.shape[1], -1)
+        if mask is None or mask.ndim == 2:
+            return valid
+        seen = take(take(mask[:, 0], rows).transpose(1, 2), self.order).transpose(1, 2)
+        return valid & (
+            seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+        )
+
+    def known(self, width: int) -> Tensor | None:
+        """Which of `width` keys are no fillers (B, width) bool, with those that came after.
+
+        None: all of them.
+        """
+        valid = self.valid[:, :width]
+        return (
+            None
+            if self.dense
+            else nn.functional.pad(valid, (0, width - valid.shape[1]), value=True)
+        )
+
     def among(self, held: Packed | None) -> Packed:
         """The same tokens, as those of `held` that are valid, in a layer that holds more of them.
 
@@ -92,24 +126,29 @@ def pack(keep: Tensor, width: int) -> Tensor:
     return keep.to(torch.int8).argsort(dim=1, stable=True)[:, first:]
 
 
-def prefill_mask(mask: Tensor | None, packed: Packed) -> Tensor | None:
-    """The mask (B, 1, K, K) of the packed tokens.
+def prefill_mask(
+    mask: Tensor | None, packed: Packed, before: Packed | None = None
+) -> Tensor | None:
+    """The mask (B, 1, K, K) of the packed tokens, or (B, 1, K, P + K) in a later turn.
 
-    mask: the model's own (B or 1, 1, S, S); None: causal.
+    mask: the model's own (B or 1, 1, S, S) or (B or 1, 1, S, all tokens); None: causal.
+    before: of a later turn, the P tokens of earlier ones that this layer holds.
     """
-    if packed.plain and not additive(mask):
+    if before is None and packed.plain and not additive(mask):
         return None
     order, valid, width = packed.order, packed.valid, packed.order.shape[1]
+    keys = packed if before is None else before.followed_by(packed)
+    first = keys.order.shape[1] - width
     if mask is None:
-        mask = lower(width, width, 0, order.device)[None, None]
+        mask = lower(width, first + width, first, order.device)[None, None]
     else:
         rows = take(mask.transpose(1, 2), order)  # (B, K, 1, S)
-        mask = take(rows.permute(0, 3, 2, 1), order).permute(0, 2, 3, 1)  # (B, 1, K, K)
-    if packed.dense:
+        mask = take(rows.permute(0, 3, 2, 1), keys.order).permute(0, 2, 3, 1)  # (B, 1, K, P + K)
+    if before is None and packed.dense:
         return mask
-    itself = torch.eye(width, dtype=torch.bool, device=order.device)
+    itself = torch.eye(first + width, dtype=torch.bool, device=order.device)[first:]
     # Fillers are seen by nobody. Their own rows see only themselves, so that no row is empty.
-    seen = torch.where(valid[:, None, :, None], valid[:, None, None, :], itself)
+    seen = torch.where(valid[:, None, :, None], keys.valid[:, None, None, :], itself)
     mask = hide(mask, ~seen)
     return mask if mask.dtype != torch.bool else mask | (itself & ~valid[:, None, :, None])
 
@@ -133,13 +172,37 @@ def decode_mask(mask: Tensor | None, packed: Packed, queries: int, width: int) -
         if queries == 1:
             return None
         mask = None
-    seen = torch.cat([valid, valid.new_ones(batch, new)], 1)[:, None, None, :]  # (B, 1, 1, width)
+    seen = nn.functional.pad(valid, (0, new), value=True)[:, None, None, :]  # (B, 1, 1, width)
     if mask is None:
         return seen & lower(queries, width, width - queries, order.device)
     later = torch.arange(packed.length, packed.length + new, device=order.device)
     columns = torch.cat([order, later.expand(batch, -1)], 1)[:, None, None, :]
     columns = columns.expand(-1, mask.shape[1], queries, -1)
     return hide(mask.expand(batch, -1, -1, -1).gather(-1, columns), ~seen)
+
+
+def static_mask(mask: Tensor, packed: Packed, width: int) -> Tensor:
+    """The mask of new tokens over all `width` places of a static cache, most of them empty.
+
+    mask: the model's own (B or 1, 1, queries, all places), which knows what has come so far. The
+    cache of a pruned prompt lacks the places of what was dropped.
+    """
+    columns = packed.continued(width)[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+    seen = nn.functional.pad(packed.valid, (0, width - packed.valid.shape[1]), value=True)
+    mask = mask.expand(len(columns), -1, -1, -1).gather(-1, columns)
+    return mask if packed.dense else hide(mask, ~seen[:, None, None])
+
+
+def widened(mask: Tensor | None, packed: Packed, width: int) -> Tensor:
+    """The mask of the packed tokens (B, 1, K, K) over all `width` places of a static cache.
+
+    None: causal.
+    """
+    size = packed.order.shape[1]
+    if mask is None:
+        mask = lower(size, size, 0, packed.order.device)[None, None]
+    empty = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return nn.functional.pad(mask, (0, width - size), value=empty)
 
 
 def lower(rows: int, columns: int, start: int, device: torch.device) -> Tensor:

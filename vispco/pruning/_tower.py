@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..reading.hearing import Hearing
+from ..reading.sharding import split_weights
 from ._hooks import Replaced
-from .context import column_sum, masked_softmax, without_overflow
+from .context import column_sum, masked_softmax, products
 
 #: Attention probabilities that are held at a time.
 CHUNK = 2**24
@@ -27,12 +28,13 @@ CHUNK = 2**24
 class Tower:
     """Listens to one attention layer of an adapter's vision tower.
 
+    group: of the processes over which the heads of the decoder are split; None: they are not.
     inputs: what the features of the prompt's images and videos were made from (`image_grid_thw`,
         `image_sizes`, ...). `generate` makes the features before it calls the model.
     """
 
-    def __init__(self, adapter: Any):
-        self.adapter = adapter
+    def __init__(self, adapter: Any, group: Any = None):
+        self.adapter, self.group = adapter, group
         self.inputs: dict[str, Any] = {}
         # By kind: what went through the attention.
         self._seen: dict[str, dict[str, Any]] = {}
@@ -63,6 +65,11 @@ class Tower:
             for depth in (None, *depths):
                 layers.setdefault(self.adapter.vision_layer(depth), []).append(depth)
             for layer, named in layers.items():
+                if self.group is not None and any(True for _ in split_weights(layer)):
+                    raise ValueError(
+                        "the vision tower is sharded by tensor parallelism, and the method reads "
+                        "its attention: leave the tower out of the plan, or use another method"
+                    )
                 add(Hearing(layer.modules(), partial(self._on_heard, named)))
 
     def clear(self) -> None:
@@ -117,9 +124,12 @@ class Tower:
             seen = self._seen.setdefault(kind, {"inputs": {}, "heard": {}})
             mask, scaling = options.get("attention_mask"), options.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            for depth in depths:
-                calls = seen["heard"].setdefault(depth, [])
-                calls.append((query.detach(), key.detach(), mask, scaling))
+            query, key, ends = query.detach(), key.detach(), options.get("cu_seq_lens_q")
+            # FlashAttention gets all tiles in one row, and where each of them ends.
+            sizes = [query.shape[2]] if ends is None else ends.diff().tolist()
+            for q, k in zip(query.split(sizes, 2), key.split(sizes, 2), strict=True):
+                for depth in depths:
+                    seen["heard"].setdefault(depth, []).append((q, k, mask, scaling))
 
     # ---- reading --------------------------------------------------------------------------------
     def read(
@@ -167,8 +177,10 @@ class Tower:
         """query: (tiles, H, n, E). key: (tiles, G, n, E)."""
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         if self.adapter.class_token(self.adapter.config):
-            product = without_overflow(query[:, :, :1]) * without_overflow(key)
-            attention = (full_precision(product.sum(-1)) * scaling).softmax(-1).mean(1)
+            # One tile after the other: products in full precision take twice the memory of keys.
+            each = zip(full_precision(query[:, :, :1]), key, strict=True)
+            rows = torch.stack([(one * keys).sum(-1) for one, keys in each])
+            attention = (rows * scaling).softmax(-1).mean(1)
         else:
             real = real_patches(mask, (len(key), key.shape[2]))
             tiles = zip(query, key, real, strict=True)
@@ -192,12 +204,11 @@ def received(
     """
     heads, n, size = query.shape
     scaling = size**-0.5 if scaling is None else scaling
-    rows, columns = without_overflow(query), without_overflow(key).transpose(1, 2)
     real = torch.ones(n, dtype=torch.bool, device=key.device) if real is None else real
     step = max(1, CHUNK // (n * heads))
-    total = rows.new_zeros(n)
-    for chunk, gives in zip(rows.split(step, 1), real.split(step), strict=True):
-        logits = full_precision(chunk @ columns) * scaling  # (H, rows, n)
+    total: Any = 0.0
+    for chunk, gives in zip(query.split(step, 1), real.split(step), strict=True):
+        logits = products(chunk, key) * scaling  # (H, rows, n)
         attention = masked_softmax(logits, ~real).masked_fill(~gives[:, None], 0.0)
         total = total + column_sum(attention, (0, 1))
     return total / (heads * real.sum().clamp(min=1))

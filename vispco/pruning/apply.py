@@ -59,7 +59,8 @@ def apply(
 def unwrapped(model: Any) -> Any:
     """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
 
-    Raises ValueError for a DataParallel model, whose copies would share one pruner.
+    Raises ValueError for a DataParallel model, whose copies would share one pruner, and for the
+    wrappers of FSDP1 and DeepSpeed.
     """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
@@ -71,7 +72,13 @@ def unwrapped(model: Any) -> Any:
         return unwrapped(model._orig_mod)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return unwrapped(model.module)
-    if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+    kind = type(model)
+    if kind.__name__ == "FullyShardedDataParallel" or kind.__module__.startswith("deepspeed."):
+        raise ValueError(
+            f"a {kind.__name__} model cannot be pruned: load it whole in each process, or "
+            "shard it with FSDP2 (torch.distributed.fsdp.fully_shard)"
+        )
+    if kind.__module__.startswith("peft.") and hasattr(model, "get_base_model"):
         return unwrapped(model.get_base_model())
     return model
 

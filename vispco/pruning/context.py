@@ -6,11 +6,14 @@ Methods and model families meet only here: a method sees tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._tensors import column_sum as column_sum, masked_softmax, products as products, take
+from .heard import Heard as Heard
 
 
 def positions(mask: Tensor, width: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -36,64 +39,6 @@ def before_answer(real: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         return real
     return real & (labels != -100).to(real.device).cumsum(1).eq(0)
-
-
-@dataclass(eq=False)
-class Heard:
-    """Queries and keys of N tokens as a layer hands them to its attention function.
-
-    query: (B, H, N, E). key: (B, G, N, E). projected: (B, N, G E), keys as the layer's `k_proj`
-    gave them; None if it has none.
-    scaling: what q k^T is multiplied with. softcap: its bound c in c tanh(q k^T / c), or None.
-    sinks: (H,) logits of a place without a token, or None.
-    mask: the model's own mask for the whole sequence, or None: causal.
-    value: (B, G, N, E), of a layer that ran ahead; else None.
-    again: gives query and key without rotary positions; None if no method asks for them.
-    """
-
-    query: Tensor
-    key: Tensor
-    projected: Tensor | None
-    scaling: float
-    softcap: float | None
-    sinks: Tensor | None
-    mask: Tensor | None
-    value: Tensor | None = None
-    again: Callable[[], tuple[Tensor, Tensor]] | None = None
-
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, options: dict, projected: Any, mask: Any) -> Heard:
-        """From what an attention function is called with. options: its keyword arguments."""
-        scaling = options.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        softcap, sinks = options.get("softcap"), options.get("s_aux")
-        return cls(query, key, projected, scaling, softcap, sinks, mask)
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Heard:
-        """With each token at another place. move: of (B, N, ...) tensors, to the new places."""
-
-        def moved(x: Tensor) -> Tensor:
-            return move(x.transpose(1, 2)).transpose(1, 2)
-
-        again, value = self.again, None if self.value is None else moved(self.value)
-        return replace(
-            self,
-            query=moved(self.query),
-            key=moved(self.key),
-            projected=None if self.projected is None else move(self.projected),
-            value=value,
-            again=None if again is None else lambda: (moved(again()[0]), moved(again()[1])),
-        )
-
-    def without_rotary(self) -> Heard:
-        """The same layer's queries and keys as they were before rotary embedding."""
-        if self.again is None:
-            raise ValueError(
-                "queries and keys without rotary positions are made only for methods that say so: "
-                "set reads_unrotated = True in the class"
-            )
-        query, key = self.again()
-        return replace(self, query=query.to(self.query), key=key.to(self.key))
 
 
 @dataclass
@@ -218,7 +163,8 @@ class Context:
         rotary: False: as they would be without positions. For methods with
             `reads_unrotated = True`.
         """
-        return self._heard(layer, rotary).key
+        heard = self._heard(layer, rotary)
+        return heard.whole(heard.key, 1)
 
     @property
     def values(self) -> Tensor:
@@ -232,7 +178,7 @@ class Context:
                 f"the method reads the values of layer {self.layer}, which has no attention: drop "
                 "before another layer"
             )
-        return heard.value
+        return heard.whole(heard.value, 1)
 
     @property
     def projected_keys(self) -> Tensor:
@@ -241,9 +187,8 @@ class Context:
         Those after them, where a family has no projection of the keys alone.
         """
         heard = self._heard(None)
-        if heard.projected is None:
-            return heard.key.transpose(1, 2).flatten(2)
-        return heard.projected
+        keys = heard.key.transpose(1, 2).flatten(2) if heard.projected is None else heard.projected
+        return heard.whole(keys, 2)
 
     def queries(
         self, layer: int | None = None, at: Tensor | None = None, rotary: bool = True
@@ -252,8 +197,8 @@ class Context:
 
         layer: the layer just run (default), or `ctx.layer`, see `attention`. rotary: as of `keys`.
         """
-        query = self._heard(layer, rotary).query
-        return query if at is None else take(query.transpose(1, 2), at).transpose(1, 2)
+        heard = self._heard(layer, rotary)
+        return heard.whole(heard.queries(at), 1)
 
     def attention(
         self, layer: int | None = None, at: Tensor | None = None, rotary: bool = True
@@ -268,28 +213,40 @@ class Context:
         rotary: as of `keys`.
         """
         heard, at = self._heard(layer, rotary), self.last if at is None else at
-        query = take(heard.query.transpose(1, 2), at).transpose(1, 2)
-        q, k = without_overflow(query), without_overflow(heard.key)
+        q, k = heard.queries(at), heard.key
+        seen, before = self._seen(heard.mask, at, heard.past) & self.present[:, None], 0
+        if heard.past is not None:
+            # What came in earlier turns takes its share of the attention.
+            keys, held = heard.past
+            before, k = keys.shape[2], torch.cat([keys, k], 2)
+            rows = self.order.gather(1, at)
+            seen = torch.cat([held.seen(heard.mask, rows), seen], -1)
         q = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H / G R, E)
-        scores = (q @ k.transpose(-1, -2)).unflatten(2, (-1, at.shape[1])).flatten(1, 2).float()
-        scores = scores * heard.scaling
+        scores = products(q, k).unflatten(2, (-1, at.shape[1])).flatten(1, 2) * heard.scaling
         if heard.softcap is not None:
             scores = heard.softcap * (scores / heard.softcap).tanh()
-        hidden = ~(self._seen(heard.mask, at) & self.present[:, None])[:, None]  # (B, 1, R, N)
+        hidden = ~seen[:, None]  # (B, 1, R, P + N)
         if heard.sinks is None:
-            return masked_softmax(scores, hidden)
+            return heard.whole(masked_softmax(scores, hidden)[..., before:], 1)
         # A sink is one more place to look at, where no token is.
         sinks = heard.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         hidden = torch.cat([hidden, torch.zeros_like(hidden[..., :1])], -1)
-        return masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., :-1]
+        rows = masked_softmax(torch.cat([scores, sinks], -1), hidden)[..., before:-1]
+        return heard.whole(rows, 1)
 
-    def _seen(self, mask: Tensor | None, at: Tensor) -> Tensor:
+    def _seen(self, mask: Any, at: Tensor, past: Any = None) -> Tensor:
         """Which tokens a layer's `mask` lets the rows `at` see (B, R, N) bool."""
         rows = self.order.gather(1, at)
+        if hasattr(mask, "mask_mod"):
+            # Flex attention's: a function of sample, head, query and key.
+            sample = torch.arange(len(rows), device=rows.device)[:, None, None]
+            return mask.mask_mod(sample, 0 * sample, rows[..., None], self.order[:, None])
         if mask is None or mask.ndim == 2:
             return self.order[:, None] <= rows[..., None]
         mask = take(mask[:, 0], rows).transpose(1, 2)  # (B, S, R): original positions
-        seen = take(mask, self.order).transpose(1, 2)
+        # Those of earlier turns come first.
+        first = 0 if past is None else past[1].length
+        seen = take(mask, self.order + first).transpose(1, 2)
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
     def _heard(self, layer: int | None, rotary: bool = True) -> Heard:
@@ -308,44 +265,9 @@ class Context:
                 f"no layer up to {layer} has attention whose queries and keys can be heard: prune "
                 "later, or use a method that reads no attention"
             )
+        if heard.past is not None and not rotary:
+            raise ValueError(
+                "in later turns, the keys of earlier ones are there with rotary positions only: "
+                "use a method that reads them so, such as fastv without options"
+            )
         return heard
-
-
-def without_overflow(x: Tensor) -> Tensor:
-    """float16 as float32.
-
-    Products of queries and keys may exceed 65504, where the model's fused attention does not.
-    """
-    return x.float() if x.dtype == torch.float16 else x
-
-
-def masked_softmax(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Softmax of `scores` (..., N) over those that are not `hidden`.
-
-    Those hidden get 0, all of them if need be; NaN stays NaN.
-
-    >>> hidden = torch.tensor([[False, False, True], [True, True, True]])
-    >>> masked_softmax(torch.tensor([[1.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), hidden)
-    tensor([[0.5000, 0.5000, 0.0000],
-            [0.0000, 0.0000, 0.0000]])
-    """
-    least = torch.finfo(scores.dtype).min
-    return scores.masked_fill(hidden, least).softmax(-1).masked_fill(hidden, 0.0)
-
-
-def column_sum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Sum over `dim`, not the last, as if in exact arithmetic: equal columns have equal sums.
-
-    On a CPU, PyTorch adds up the last few columns in another order than the others. In float32,
-    tokens with equal scores would come to differ by a rounding, and ties would not go to the first.
-    """
-    # mps has no float64.
-    precise = torch.float32 if x.device.type == "mps" else torch.float64
-    return x.sum(dim, dtype=precise).to(x.dtype)
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    # Copies whole rows. `gather` would look up each number.
-    return x.expand(index.shape[0], *x.shape[1:])[rows, index]

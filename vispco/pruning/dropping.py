@@ -7,12 +7,14 @@ after it. Between layers, the decoder sees the original sequence, with zeros for
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _cache as kv
-from ._masks import decode_mask
+from ._implementations import implementation, is_flash, is_function
+from ._masks import Packed, decode_mask, prefill_mask, widened
 from .context import take
 from .pruner import Pruner
 
@@ -28,11 +30,50 @@ class Dropping(Pruner):
         target = state.target(i)
         if target is not None:
             hidden = self._drop(i, hidden, given, target)
+        if state.held is not None:
+            return hidden, self._later(i, given, state.held)
         if state.packed is None:
             return hidden, {}
+        changed = self._packed(i, given, state.packed)
         if cache is not None:
             kv.shorten(cache, i, state.packed)
-        return hidden, self._packed(i, given, state.packed)
+            if kv.is_static(cache.layers[i]):
+                changed["attention_mask"] = self._over_all(changed, cache.layers[i])
+        return hidden, changed
+
+    def _later(self, i: int, given: dict, held: Packed) -> dict:
+        """The arguments of layer i for the tokens of a later turn that remain.
+
+        held: tokens of earlier turns, whose keys the layer holds.
+        """
+        state, cache = self.state, given["past_key_values"]
+        if state.packed is None and i not in cache.vispco.packed:
+            return {}
+        own, changed = given.get("attention_mask"), {}
+        packed = state.packed
+        if packed is None:
+            packed = Packed.everything(state.prompt.real)
+        else:
+            changed = self._packed(i, {**given, "attention_mask": None}, packed)
+        both = held.followed_by(packed)
+        if state.packed is not None:
+            kv.shorten(cache, i, both)
+        flash = is_flash(implementation(self.adapter))
+        changed["attention_mask"] = both.valid if flash else prefill_mask(own, packed, held)
+        return changed
+
+    def _over_all(self, given: dict, layer: Any) -> Tensor:
+        """The mask of the packed tokens over all places of a static layer of the cache."""
+        mask, packed = given.get("attention_mask"), self.state.packed
+        if is_function(mask):
+            raise ValueError(
+                "flex attention with a static KV cache cannot be pruned: use the default cache "
+                "(leave cache_implementation out), or model.set_attn_implementation('sdpa')"
+            )
+        if is_flash(implementation(self.adapter)):
+            # Leaves out what is behind the mask's end.
+            return packed.valid if mask is None else mask
+        return widened(mask, packed, kv.held_keys(layer, 0))
 
     def enter_few(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:
         """The last tokens, which see the tokens that remain among the keys of an earlier layer."""

@@ -14,6 +14,7 @@ from ..reading.hearing import Hearing
 from . import _cache as kv
 from ._arguments import bound, flat, packed_arguments, unrotating
 from ._hooks import Handle
+from ._implementations import implementation, is_flash
 from ._masks import Packed
 from .context import Heard
 
@@ -95,6 +96,13 @@ class LayerHooks(Handle):
                 add(projections[i].register_forward_hook(self._on_projection))
             add(Hearing(layer.modules(), partial(self._on_heard, i)))
 
+    def _attach_compiled(self, compiled: Any) -> None:
+        """Put the hooks of compiled decoding on the layers, in place of all others."""
+        if self._attached != (compiled,):
+            self._detach()
+            self._attached = (compiled,)
+            self._layer_hooks.extend(compiled.hooks())
+
     def _on_watch(self, module, args, kwargs):
         if not self._memory:
             return None
@@ -109,15 +117,22 @@ class LayerHooks(Handle):
         if self.state is not None and self._instead is None:
             self.state.projected = output
 
-    def _on_heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> None:
+    def _on_heard(self, i: int, query: Tensor, key: Tensor, options: dict) -> dict | None:
         if query.ndim != 4:
-            return
+            return None
         if self._instead is not None:
             self._instead(query, key, options)
         elif self.state is not None:
+            # A static cache hands out its empty places, too.
+            whole = self.state.few or self.state.held is not None
+            key = key if whole else key[:, :, : query.shape[2]]
             ran = self.state.ran
             again = None if ran is None else partial(self._unrotated, i, *ran)
             self.state.hear(i, query, key, options, again)
+            if self.state.packed is not None and is_flash(implementation(self.adapter)):
+                # Rotary embedding is done. Gaps would be read as the ends of prompts.
+                return {"position_ids": None} if "position_ids" in options else None
+        return None
 
     def _on_layer(self, i: int, run: Callable, module, args, kwargs):
         hidden, given = run(i, *bound(module, args, kwargs))
@@ -147,12 +162,13 @@ class LayerHooks(Handle):
         if i == 0:
             state.embeddings = hidden
             visual = any(state.prompt.n_visual)
-            if cache is not None and (visual or hasattr(cache, "vispco")):
+            if not self._memory and cache is not None and (visual or hasattr(cache, "vispco")):
                 self._memory = kv.claim(cache)
         if self._memory:
             self._memory.inside = True
         given, state.projected = state.follow(hidden.device, given), None
         state.mask, state.rotary = given.get("attention_mask"), given.get("position_embeddings")
+        state.held = None if state.before is None else state.before(i)
         state.few = hidden.shape[1] < state.prompt.visual.shape[1]
         enter = self.enter_few if state.few else self.enter
         hidden, changed = enter(i, hidden, given)
@@ -168,7 +184,9 @@ class LayerHooks(Handle):
 
     def _packed(self, i: int, given: dict, packed: Packed) -> dict:
         """The arguments of layer i for the tokens that remain."""
-        changed = packed_arguments(given, packed, self.adapter.attends(i), self.state.memo)
+        # To FlashAttention, as to layers without attention, no mask means that every token counts.
+        causal = self.adapter.attends(i) and not is_flash(implementation(self.adapter))
+        changed = packed_arguments(given, packed, causal, self.state.memo)
         if self.adapter.counts(i):
             places = torch.arange(packed.order.shape[1], device=packed.order.device)
             changed["position_ids"] = places.expand_as(packed.order)
@@ -194,17 +212,23 @@ class LayerHooks(Handle):
     def _up_to_attention(self, i: int, hidden: Tensor, given: dict, rotary: bool) -> Heard | None:
         state, layer, heard = self.state, self.adapter.layers[i], []
         # What other layers read is not written to.
+        cache: Any = given.get("past_key_values")
         given = {name: None if name == "past_key_values" else x for name, x in given.items()}
         if given.get("shared_kv_states") is not None:
             given["shared_kv_states"] = dict(given["shared_kv_states"])
         if not rotary:
             given["position_embeddings"] = unrotating(given.get("position_embeddings"))
+        if state.held is not None:
+            # No more than its attention's inputs is asked for.
+            given["attention_mask"] = None
 
         def reached(query: Tensor, key: Tensor, options: dict) -> None:
             # The layer may be on another device than what enters it.
             query, key, value = (x.to(hidden.device) for x in (query, key, options["value"]))
-            found = Heard.of(query, key, options, None, state.mask)
-            heard.append(replace(found, value=value))
+            found = replace(state.heard_by(i, query, key, options, None), value=value)
+            if state.held is not None:
+                found.past = (cache.layers[i].keys.to(hidden.device), state.held)
+            heard.append(found)
             raise _Reached
 
         self._instead = reached

@@ -60,8 +60,8 @@ class Masking(Pruner):
     def _prunes(self) -> bool:
         return self.ratios.requires_grad or super()._prunes()
 
-    def _start(self, inputs: dict) -> None:
-        super()._start(inputs)
+    def _start(self, inputs: dict, past: int = 0, before: Any = None) -> None:
+        super()._start(inputs, past, before)
         self.estimate, self.bound = self.estimator.start(self._seed), Bound()
 
     def enter(self, i: int, hidden: Tensor, given: dict) -> tuple[Tensor, dict]:

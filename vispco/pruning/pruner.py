@@ -7,20 +7,24 @@ where tokens were dropped.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from ..config import whole_tokens
+from ..reading.sharding import heads_group
 from . import _cache as kv
-from ._attention import check_implementation
+from ._compiled import Compiled
 from ._hooks import Eagerly, Replaced
+from ._implementations import check_implementation
 from ._masks import Packed
 from ._tower import Tower
+from ._turns import REFUSAL, goes_on, later_turn
 from .forward import answer_logits
 from .layers import LayerHooks
-from .prompt import Prompt
+from .prompt import Generation, Prompt
 from .state import PassState
 
 
@@ -39,6 +43,13 @@ class Pruner(LayerHooks):
 
     def __init__(self, adapter: Any, method: Any, ratios: Tensor):
         super().__init__(adapter)
+        self.group = heads_group(adapter.model)
+        if self.group is not None and self.exhaustive:
+            raise ValueError(
+                f"{type(adapter.model).__name__} is sharded by tensor parallelism, where a search "
+                "has the gradient of its own heads alone: search with the whole model in each "
+                "process, or under FSDP2, then deploy"
+            )
         self.method, self._ratios = method, ratios
         self.first_layer = adapter.first_layer(method)
         # Of the call of `run` that is going on.
@@ -46,15 +57,18 @@ class Pruner(LayerHooks):
         self._seed = 0
         # What `generate` has the vision tower make. Accelerate's copies forget what was heard.
         self._encoded: dict = {}
-        self.tower = Tower(adapter)
+        self.tower = Tower(adapter, self.group)
         # Of the last prompt: what is known of it, and the tokens left at each layer with a drop.
         self.prompt: Any = None
         self.steps: dict[int, Packed | Tensor] = {}
         # Which tokens are visual, where the caller says so or `generate` has seen it.
         self.visual_mask: Tensor | None = None
         self._noted: Tensor | None = None
+        # The calls of `generate` in this thread.
+        self._generating = threading.local()
         # Whether the backbone is running.
         self._running = False
+        self._compiled = Compiled(adapter)
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
@@ -64,8 +78,10 @@ class Pruner(LayerHooks):
         if adapter.backbone is not adapter.model:
             add(Replaced(adapter.model, "forward", self._around_model))
         add(Replaced(adapter.backbone, "forward", self._around_backbone))
-        if adapter.generates_apart:
+        if hasattr(adapter.model, "generate"):
             add(Replaced(adapter.model, "generate", self._around_generate))
+        if hasattr(adapter.model, "get_compiled_call"):
+            add(Replaced(adapter.model, "get_compiled_call", self._compiled.around))
         add(Replaced(adapter.decoder, "forward", self._around_decoder))
         add(adapter.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         add(adapter.decoder.register_forward_hook(self._on_output))
@@ -109,9 +125,14 @@ class Pruner(LayerHooks):
                 self._ratios, self._labels, self._seed = before, None, 0
 
     def kept(self) -> dict[int, Tensor]:
-        """Tokens that entered each layer where the last prompt lost some: {layer: (B, S) bool}."""
+        """Tokens that entered each layer where the last prompt lost some: {layer: (B, S) bool}.
+
+        What was generated after the prompt is no part of it.
+        """
         masks = {i: s.kept() if isinstance(s, Packed) else s.bool() for i, s in self.steps.items()}
-        return {i: mask.to(self.prompt.real.device) & self.prompt.real for i, mask in masks.items()}
+        prompt = self.prompt
+        asked = {i: mask.to(prompt.real.device) & prompt.real for i, mask in masks.items()}
+        return {i: mask[:, : prompt.end] for i, mask in asked.items()}
 
     def _around_model(self, forward: Callable[[], Any], given: dict) -> Any:
         with self.turn():
@@ -125,12 +146,18 @@ class Pruner(LayerHooks):
                 self._labels = before
 
     def _around_generate(self, generate: Callable[[], Any], given: dict) -> Any:
-        """Of a model that makes the embeddings itself, and has its decoder generate from them."""
-        self._noted = self._visual(given)
+        """The prompt ends where it is told to, not with what is guessed or generated after it."""
+        ids = given.get("input_ids") if given.get("inputs") is None else given["inputs"]
+        generations = vars(self._generating).setdefault("now", [])
+        generations.append(Generation(None if ids is None else ids.shape[1]))
+        if self.adapter.generates_apart:
+            # It makes the embeddings itself, and has its decoder generate from them.
+            self._noted = self._visual(given)
         try:
             return generate()
         finally:
             self._noted = None
+            generations.pop()
 
     def _around_backbone(self, forward: Callable[[], Any], given: dict) -> Any:
         if not self.installed:
@@ -144,7 +171,13 @@ class Pruner(LayerHooks):
                 )
             return self._pass(forward, given)
 
-    def _around_decoder(self, forward: Callable[[], Any], given: dict) -> Any:
+    def _around_decoder(self, forward: Any, given: dict) -> Any:
+        if self._running and self._compiled.on and self.state is None:
+            masks = self._compiled.masks_of(forward.keywords, self._memory)
+            if masks is not None:
+                self._attach_compiled(self._compiled)
+                return self._compiled.step(forward.func, masks, forward.keywords)
+            self._attach(decoding=True)
         if self._running or not self.installed:
             return forward()
         if self._noted is None:
@@ -166,40 +199,52 @@ class Pruner(LayerHooks):
     def _begin(self, inputs: dict) -> None:
         """inputs: what the backbone is called with."""
         cache = inputs.get("past_key_values")
-        kv.check(cache)
+        kv.check(cache, self.exhaustive)
         if cache is None or not cache.get_seq_length():
             self._start(inputs)
             return
         self._memory = getattr(cache, "vispco", None)
         if self._memory:
             self._memory.resume()
-        self._attach(decoding=True)
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        given = embeds if ids is None else ids
+        given: Any = embeds if ids is None else ids
+        came = ids is None or self.adapter.pictures(inputs) or self._encoded
         several = given is not None and given.shape[1] > 1 and self._noted is None
-        if several and bool(self.adapter.visual_mask(ids, embeds).any()):
-            raise ValueError(
-                "visual tokens after the first forward pass (a second image in a running "
-                "conversation, or chunked prefill) cannot be pruned: start again from the whole "
-                "prompt"
-            )
+        # A guess may be the id of a picture's token.
+        if came and several and bool(self.adapter.visual_mask(ids, embeds).any()):
+            if self.exhaustive or not goes_on(cache, self.adapter):
+                raise ValueError(REFUSAL)
+            self._memory, past, before = later_turn(cache, inputs, given)
+            self._start(inputs, past, before)
+        elif not self._compiled.on:
+            self._attach(decoding=True)
 
-    def _start(self, inputs: dict) -> None:
-        """Begin with a prompt."""
+    def _start(self, inputs: dict, past: int = 0, before: Any = None) -> None:
+        """Begin with a prompt, after `past` tokens of earlier turns. before: see `PassState`."""
         adapter = self.adapter
         visual = self._visual(inputs)
-        check_implementation(getattr(adapter.decoder.config, "_attn_implementation", "sdpa"))
+        check_implementation(adapter, self.exhaustive)
         self._attach(decoding=False)
         self.tower.clear()
         labels = inputs.get("labels") if self._labels is None else self._labels
-        self.prompt = prompt = Prompt.read(inputs, visual, labels, adapter.causal)
+        generations = getattr(self._generating, "now", None)
+        columns = visual.shape[1]
+        end = generations[-1].end(inputs, columns, past) if generations else None
+        causal, later = adapter.causal, before is not None
+        self.prompt = prompt = Prompt.read(inputs, visual, labels, causal, end, later)
+        if any(prompt.n_visual) and prompt.end > columns:
+            raise ValueError(
+                "the prompt comes in chunks (prefill_chunk_size), of which the last holds the "
+                "question that visual tokens are ranked by: leave prefill_chunk_size out"
+            )
         schedule = self.ratios.detach().expand(len(prompt.n_visual), -1).T.tolist()  # (L, B)
         counts = [list(map(whole_tokens, row, prompt.n_visual)) for row in schedule]
         # `generate` has the tower run before the model, and gives its output to the model alone.
         inputs, self._encoded = {**inputs, **self._encoded}, {}
         sources = self.tower.sources(self.method, inputs, prompt.visual)
         self.steps, given = {}, (adapter, self.method, self.exhaustive, prompt, counts)
-        self.state = PassState(*given, left=prompt.n_visual, sources=sources)
+        more = {"sources": sources, "group": self.group, "before": before}
+        self.state = PassState(*given, left=prompt.n_visual, **more)
 
     def _visual(self, inputs: dict) -> Tensor:
         """(B, S) bool: which tokens of a prompt are visual."""
@@ -224,7 +269,7 @@ class Pruner(LayerHooks):
         if self._memory:
             self._memory.running = self._memory.inside = False
             if self.state is not None:
-                self._memory.pruned = bool(self.steps)
+                self._memory.pruned = bool(self.steps) or bool(self._memory.packed)
         self._memory, self.state, self._running = None, None, False
         self.tower.clear()
 

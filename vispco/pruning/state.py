@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
+from ..reading.sharding import agreed
 from ..relaxation import hard_mask
 from ._arguments import SHARED
 from ._masks import Packed, pack
+from ._tensors import on_device
 from .context import Context, Heard, positions, take
 from .prompt import Prompt
 
@@ -27,6 +29,9 @@ class PassState:
     counts: for each layer, the visual tokens that may enter it, of each sample.
     left: visual tokens that remain, of each sample.
     sources: what methods may ask of the vision side, made on demand.
+    before: of a later turn: what layer i holds of earlier ones, before it runs; else None.
+    held: that of the layer that runs just now.
+    group: of the processes over which the attention heads are split; None: they are not.
     embeddings: (B, S, D) input of the decoder.
     packed: deploy, the tokens that remain; None until a token was dropped.
     alone: search, the same tokens, for layers that run on these alone; made when asked for.
@@ -50,6 +55,9 @@ class PassState:
     counts: list[list[int]]
     left: list[int]
     sources: dict[str, Callable[[], Any]]
+    group: Any = None
+    before: Callable[[int], Packed] | None = None
+    held: Packed | None = None
     embeddings: Any = None
     packed: Packed | None = None
     alone: Packed | None = None
@@ -83,23 +91,31 @@ class PassState:
         names = kwargs.keys() - SHARED
         return {**kwargs, **tree_map_only(Tensor, here, {name: kwargs[name] for name in names})}
 
-    def hear(
-        self, i: int, query: Tensor, key: Tensor, options: dict, again: Callable | None
-    ) -> None:
-        """Layer i has handed over queries and keys: keep them if a method may ask for them.
-
-        again: see `Heard`.
-        """
+    def hear(self, i: int, query: Tensor, key: Tensor, options: dict, again: Any) -> None:
+        """Layer i has handed over queries and keys: keep them if a method may ask (`Heard`)."""
         if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
-            heard = Heard.of(query, key, options, self.projected, self.mask)
-            self.heard = heard if again is None else replace(heard, again=again)
+            past = 0 if self.held is None else key.shape[2] - query.shape[2]
+            heard = self.heard_by(i, query, key[:, :, past:], options, self.projected)
+            heard.past = None if self.held is None else (key[:, :, :past], self.held)
+            heard.again, self.heard = again, heard
         self.projected, self.ran = None, None
+
+    def heard_by(self, i: int, query: Tensor, key: Tensor, options: dict, projected: Any) -> Heard:
+        """What layer i has handed to its attention function."""
+        heard = Heard.of(query, key, options, projected, self.mask)
+        if self.group is not None:
+            heads = self.adapter.heads(i)
+            if query.shape[1] * distributed.get_world_size(self.group) == heads:
+                heard.group = self.group
+            elif query.shape[1] != heads:
+                own = f"{heads} attention heads, of which a process has {query.shape[1]}"
+                raise ValueError(f"layer {i} has {own}: split them evenly, or not at all")
+        return heard
 
     def drops(self, start: int, stop: int) -> bool:
         """Whether tokens will be dropped at one of the layers `start` to `stop`."""
-        return any(
-            self.target(i) is not None for i in range(start, min(stop + 1, len(self.counts)))
-        )
+        stop = min(stop + 1, len(self.counts))
+        return any(self.target(i) is not None for i in range(start, stop))
 
     def target(self, i: int) -> list[int] | None:
         """Visual tokens of each sample that may enter layer i, or None if that drops none."""
@@ -202,13 +218,16 @@ class PassState:
         if self.exhaustive or scores.device.type == "cpu":
             self.check()
         limit = method.limit(context, scores)
+        if self.group is not None:
+            scores = agreed(scores, self.group)
+            limit = None if limit is None else agreed(limit, self.group)
         if limit is not None:
             # 0 only where 0 were asked for.
             limit = torch.maximum(limit.to(keep), keep.clamp(max=1))
             keep = torch.minimum(keep, limit).where(keep < context.valid.sum(1), keep)
         if any(self.prompt.ends_visual):
             # The next token is read off the last one, so that one is never the first to go.
-            last = context.order[context.visual] == self.prompt.visual.shape[1] - 1
+            last = context.order[context.visual] == self.prompt.end - 1
             scores = scores.masked_fill(last, math.inf)
         return scores, keep
 
@@ -278,14 +297,3 @@ def merged(hidden: Tensor, context: Context, kept: Tensor, into: Tensor | None) 
     mean = (total / count.clamp(min=1)).to(x.dtype)
     x = torch.where((kept & (count[..., 0] > 1))[..., None], mean, x)
     return hidden.scatter(1, context.visual[1][..., None].expand_as(x), x)
-
-
-def on_device(x: Any, device: torch.device) -> Any:
-    """`x` with all its tensors on `device`: a dataclass, of tensors, dicts or dataclasses."""
-
-    def moved(value: Any) -> Any:
-        if is_dataclass(value):
-            return on_device(value, device)
-        return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
-
-    return replace(x, **{each.name: moved(getattr(x, each.name)) for each in fields(x)})

@@ -26,10 +26,11 @@ class Hearing:
     """Calls `hear(query, key, options)` for every attention that `modules` compute, until removed.
 
     query: (B, H, N, E), key: (B, G, N, E), just before the attention function computes with them.
-    options: its other arguments, such as `attention_mask`, `scaling` and `softcap`.
+    options: its other arguments, such as `attention_mask`, `scaling` and `softcap`. What `hear`
+    returns, if anything, are keyword arguments that the function gets in place of its own.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], hear: Callable[[Any, Any, dict], None]):
+    def __init__(self, modules: Iterable[nn.Module], hear: Callable[[Any, Any, dict], Any]):
         self.modules = list(modules)
         self._places = list(_functions(self.modules))
         with _lock:
@@ -65,7 +66,8 @@ def _functions(modules: Iterable[nn.Module]) -> Iterator[tuple[MutableMapping, s
         interface = namespace.get("ALL_ATTENTION_FUNCTIONS")
         if interface is not None and id(interface) not in seen:
             seen.add(id(interface))
-            yield interface, "sdpa"
+            for name in list(interface):
+                yield interface, name
 
 
 def _replace(namespace: MutableMapping, name: str) -> None:
@@ -79,11 +81,8 @@ def _replace(namespace: MutableMapping, name: str) -> None:
     def heard(module, query, key, *args, **options):
         hear = vars(module).get(_HEAR)
         if hear is not None:
-            hear(
-                query,
-                key,
-                {**dict(zip(("value", "attention_mask"), args, strict=False)), **options},
-            )
+            named = {**dict(zip(("value", "attention_mask"), args, strict=False)), **options}
+            options |= hear(query, key, named) or {}
         return function(module, query, key, *args, **options)
 
     namespace[name] = heard
