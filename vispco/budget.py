@@ -67,7 +67,8 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
         raise ValueError(f"budget must be {forms}, got {budget!r}")
     absolute = absolute or value >= 1e6
     if not absolute and value > 1:
-        raise ValueError(f"budget {budget!r} is over 1: expected {forms}")
+        hint = f"did you mean '{value:g}%'? " if value <= 100 else ""
+        raise ValueError(f"budget {budget!r} is over 1: {hint}expected {forms}")
     return float(value), absolute
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import PreparedBatch, prepare, run_teacher, shapes
-from .config import PruningConfig
+from .config import PruningConfig, as_config
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .pruning.forward import during, kl_divergence, token_losses
@@ -55,7 +56,7 @@ class Record:
 def evaluate(
     model: nn.Module,
     batches: Sequence[Mapping] | list[PreparedBatch],
-    config: PruningConfig | None = None,
+    config: PruningConfig | str | os.PathLike | None = None,
     *,
     mode: str = "deploy",
 ) -> Record:
@@ -64,7 +65,8 @@ def evaluate(
     batches: dicts of model inputs with `labels` (-100 outside the answer). To evaluate many
         configurations, pass `run_teacher(model, prepare(model, batches))` of `vispco.calibration`:
         the full model then runs only once.
-    config: None is the full model. mode: "deploy" or "search", as of `vispco.apply`.
+    config: a configuration, or the path of its file; None is the full model.
+    mode: "deploy" or "search", as of `vispco.apply`.
     Raises ValueError for batches without answers or visual tokens, and as `apply` does. Raises
     FloatingPointError, naming batch and layer, if logits, hidden states or scores are not finite.
 
@@ -76,6 +78,7 @@ def evaluate(
     """
     adapter = adapter_for(model)(model)
     if config is not None:
+        config = as_config(config)
         check_fits(config, adapter)
     given: Any = batches
     prepared = given if _are_prepared(given) else prepare(model, given)

@@ -106,7 +106,7 @@ def search(
     return Frontier(points, meta)
 
 
-@dataclass
+@dataclass(repr=False)
 class AnyBudget(Frontier):
     """A frontier that also answers budgets that it has no point for.
 
@@ -140,7 +140,7 @@ class AnyBudget(Frontier):
         return self.frontier([budget]).points[0].config
 
 
-@dataclass
+@dataclass(repr=False)
 class SharedFrontier(AnyBudget):
     """A frontier found by start="shared": its predictor answers any budget.
 
@@ -157,7 +157,7 @@ class SharedFrontier(AnyBudget):
         return self.again.ratios(budget)
 
 
-@dataclass
+@dataclass(repr=False)
 class ProfiledFrontier(AnyBudget):
     """A frontier found by start="profile": any other budget is planned from the same profile.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..flops import Dimensions
 from ..pruning.context import Context
+from ..registry import METHODS
 
 
 class Method(ABC):
@@ -76,3 +77,6 @@ class Method(ABC):
         n_visual, n_text: tokens present now. They may be tensors, so use plain arithmetic.
         """
         return 0
+
+
+METHODS.base = Method

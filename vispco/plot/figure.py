@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,35 @@ def require_matplotlib() -> None:
         raise ImportError('plots need matplotlib: pip install "vispco[plot]"') from error
 
 
-def save(path: str | os.PathLike, draw: Callable, width: float, height: float) -> None:
-    """Write what `draw(figure)` draws, atomically. width, height: inches.
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, which a notebook shows at the end of a cell. `save(path)` writes its file."""
 
+    draw: Callable = field(repr=False)
+    width: float
+    height: float
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an `.svg` or `.png` file, atomically. Raises ValueError for another suffix."""
+        write_text(path, render(self.draw, self.width, self.height, picture_kind(path)))
+
+    def _repr_svg_(self) -> str:
+        return render(self.draw, self.width, self.height, "svg").decode()
+
+
+def save(path: str | os.PathLike | None, draw: Callable, width: float, height: float) -> Picture:
+    """What `draw(figure)` draws, as a picture. width, height: inches.
+
+    path: where it is written, atomically; None: nowhere.
     Raises ValueError for another suffix than .svg or .png, ImportError without matplotlib.
     """
-    kind = picture_kind(path)
+    if path is not None:
+        picture_kind(path)
     require_matplotlib()
-    write_text(path, render(draw, width, height, kind))
+    picture = Picture(draw, width, height)
+    if path is not None:
+        picture.save(path)
+    return picture
 
 
 def render(draw: Callable, width: float, height: float, kind: str) -> bytes:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 
-from .figure import COLOURS, INK, clean, save
+from .figure import COLOURS, INK, Picture, clean, save
 from .read import Frontiers, Runs, runs, trade_off
 from .schedules import draw_schedules, looks
 from .trade_off import X_LABELS, Y_LABELS, draw_trade_off
 
 
 def plot_frontier(
-    frontiers: Frontiers, path: str | os.PathLike, *, x: str = "share", y: str | None = None
-) -> None:
+    frontiers: Frontiers,
+    path: str | os.PathLike | None = None,
+    *,
+    x: str = "share",
+    y: str | None = None,
+) -> Picture:
     """Draw frontiers, and the competitors recorded in them, to an `.svg` or `.png` file.
+
+    path: the file; None: a notebook shows the picture that is returned.
 
     Left: accuracy (`point.metrics["accuracy"]`; KL where no point has one) against compute. Right:
     the keep ratio entering each layer, one panel a frontier. A mapping {label: frontier} names them
@@ -59,7 +65,7 @@ def plot_frontier(
         _draw_legend(figure, left, first=shown.curves)
         _draw_panels(figure, grid, named)
 
-    save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
+    return save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
 
 
 def _draw_panels(figure, grid, named: Runs) -> None:

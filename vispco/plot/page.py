@@ -127,7 +127,7 @@ def _note(text: str) -> str:
     return f'<p class="note">{_text(text)}</p>'
 
 
-def _picture(draw: Callable[[Path], None], prefix: str, description: str) -> str:
+def _picture(draw: Callable[[Path], Any], prefix: str, description: str) -> str:
     """The drawing, or the reason why there is none."""
     try:
         require_matplotlib()
