@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -316,6 +317,7 @@ def test_search_from_a_profile(monkeypatch, capsys):
         ("20%:40%:3,0.3", [0.2, 0.3, 0.4]),
         ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
         ("2e6", [2e6]),
+        ("192tokens, 64 tokens", ["192tokens", "64 tokens"]),
         (" 1 , 0", [1, 0]),
         ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
         (
@@ -323,6 +325,7 @@ def test_search_from_a_profile(monkeypatch, capsys):
             [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}],
         ),
         ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
+        ("flops=0.5+tokens=192tokens", [{"flops": 0.5, "tokens": "192tokens"}]),
     ],
 )
 def test_budgets(text, expected):
@@ -472,7 +475,7 @@ def test_published_configurations_are_measured_with_a_frontier(frontier_file, ca
         == 0
     )
     others = Frontier.load("measured.json").meta["competitors"]
-    assert [o["label"] for o in others] == ["fastv k2-r50, k3-r50", "fastv k3-r75"]
+    assert [o["label"] for o in others] == ["fastv k2-r50", "fastv k3-r50", "fastv k3-r75"]
     assert all(0 < o["share"] < 1 and o["kind"] == "published" for o in others)
     assert "fastv k3-r75" in capsys.readouterr().out
     assert main(["evaluate", "--config", config_file(), "--published", *SMALL]) == 2
@@ -685,7 +688,36 @@ def fails(words, capsys, *expected, code=2):
         (["evaluate", "--config", "a", "--frontier", "b"], "not allowed with"),
         (["evaluate", "--config", "missing.json"], "missing.json: No such file"),
         (["evaluate", "--frontier", "missing.json"], "missing.json: No such file"),
-        (["evaluate", "--config", "."], "directory"),
+        (["evaluate", "--config", "taken"], "taken: this is no JSON"),
+        (["evaluate", "--config", "empty"], "empty: there is no config-<budget>.json"),
+        (["evaluate", "--frontier", "empty"], "empty: there is no frontier.json"),
+        (["evaluate", "--config", "preset:fastv/k2"], "there are preset:fastv/k2-r50,"),
+        (["evaluate", "--config", "preset:fastw/k2"], "did you mean 'fastv'?"),
+        (["evaluate", "--config", "preset:random/k2"], "nothing was published for random"),
+        (["apply", "--config", "run"], "name one of run/config-0.2.json, run/config-0.4.json"),
+        (["apply", "--config", "run/frontier.json"], "take one of run/config-0.2.json, run/"),
+        (["apply", "--config", "frontier.json"], "take one of the files config-<budget>.json"),
+        (["plot", "empty", "-o", "a.svg"], "empty: there is no frontier.json"),
+        (["convert", "--config", "preset:fastv/k2-r50"], "needs --num-layers"),
+        (["search", "--budgets", "20"], "did you mean 20%?"),
+        (["search", "--budgets", "20,50,80"], "did you mean 20%,50%,80%?"),
+        (["search", "--budgets", "0.2-0.8"], "did you mean 0.2:0.8:5, which is five budgets"),
+        (["search", "--budgets", "0.2 0.5"], "did you mean 0.2,0.5?"),
+        (["search", "--budgets", "20% 50%"], "did you mean 20%,50%?"),
+        (["search", "--budgets", "192"], "did you mean 192tokens?"),
+        (
+            ["search", "--budgets", "0.2", "0.5"],
+            "joined by commas, --budgets 0.2,0.5 (see `vispco se",
+        ),
+        (["search", "--budget", "0.5"], "did you mean '--budgets'? (see `vispco search --help`)"),
+        (["search", "--model", "/nope/model"], "/nope/model: there is no such folder"),
+        (["search", "--model", "good.json"], "this is a file: give its folder"),
+        (["search", "--dtype", "fp16"], "did you mean 'float16'?"),
+        (["search", "--dtype", "int8"], "choose from auto, float32"),
+        (
+            ["convert", "--from", "fastv", "K=2 R=50", "--num-layers", "8"],
+            "did you mean 'K=2 R=0.5'?",
+        ),
         (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
         (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
         (["evaluate", "--config", "good.json", "--latency", "0"], "from 1"),
@@ -749,8 +781,100 @@ def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
         Path(f"{name}.json").write_text(text)
     Path("binary.json").write_bytes(b"\xff\xfe\x00")
     Path("taken").write_text("")
+    Path("empty").mkdir()
+    Path("run").mkdir()
+    Path("run/frontier.json").write_text(Path(frontier_file).read_text())
+    config_file("run/config-0.2.json"), config_file("run/config-0.4.json")
     Image.new("RGB", (64, 64)).save("p.png")
     fails(words, capsys, expected)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch, capsys):
+    """Without a network: one line, and no more than a few seconds."""
+    from urllib.error import HTTPError, URLError
+
+    from huggingface_hub import constants
+
+    from vispco.commands import model
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model, "_PATIENCE", 0.1)
+
+    def answer(error):
+        def urlopen(*args, **options):
+            raise error
+
+        return urlopen
+
+    for error in (URLError("no such host"), TimeoutError("timed out")):
+        monkeypatch.setattr(model, "urlopen", answer(error))
+        begun = time.perf_counter()
+        fails(["search", "--model", "owner/model-x"], capsys, "does not answer: check the network")
+        assert time.perf_counter() - begun < 5
+    # A name server that says nothing.
+    silent = threading.Event()
+    monkeypatch.setattr(model, "urlopen", lambda *args, **options: silent.wait(60) or io.BytesIO())
+    fails(["search", "--model", "owner/model-x"], capsys, "does not answer")
+    silent.set()
+    # A hub that refuses does answer.
+    monkeypatch.setattr(model, "urlopen", answer(HTTPError("", 401, "gated", {}, None)))
+    assert model._reachable("owner/model-x")
+    # What is in the cache needs no hub.
+    import huggingface_hub
+
+    monkeypatch.setattr(model, "urlopen", answer(URLError("no such host")))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: "config.json")
+    assert not model._reachable("owner/model-x")
+
+
+def test_device_auto_needs_accelerate(monkeypatch, capsys):
+    from vispco.commands import model
+
+    Path("folder").mkdir()
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    fails(["search", "--model", "folder", "--device", "auto"], capsys, "pip install accelerate")
+
+
+def test_configurations_by_name(capsys):
+    """Of a folder all; published ones at the model's depth, said where it is another."""
+    Path("run").mkdir()
+    config_file("run/config-0.4.json")
+    asked = ["evaluate", "--config", "run", "preset:fastv/k3-r75", *SMALL]
+    assert main([*asked, "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["configurations"]]
+    assert names == ["run/config-0.4.json", "preset:fastv/k3-r75"]
+    assert main(asked) == 0
+    said = (
+        "preset:fastv/k3-r75 was published for 32 layers; in these 4: fastv: layer 2 keeps 25.0 %"
+    )
+    assert said in capsys.readouterr().out
+    assert main(["apply", "--config", "run", "--repeats", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pruned"]["tokens"] == [64, 64, 32, 16]
+    asked = ["convert", "--config", "preset:fastv/k2-r50", "--num-layers", "28", "-o", "c.json"]
+    assert main(asked) == 0
+    expected = PruningConfig.from_fastv(2, 0.5, num_layers=28)
+    assert PruningConfig.load("c.json").keep_ratios == expected.keep_ratios
+
+
+def test_presets_are_listed_by_the_names_that_config_takes(capsys):
+    from vispco.commands.configs import find_config
+
+    assert main(["list", "presets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "preset:fastv/k2-r50" in listed
+    for name, line in listed.items():
+        assert line.startswith("published for 32 layers: ")
+        assert line.endswith(find_config(name)(32).describe().split(": ", 1)[1])
+
+
+def test_an_own_model_is_not_asked_a_toy_question(capsys):
+    config_file()
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text('{"model_type": "llava"}')
+    words = ["apply", "--config", "config.json", "--model", "folder"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vispco.commands.apply.find_model", lambda options: None)
+        fails(words, capsys, "folder needs a question of its own: give --image and --question")
 
 
 def test_an_earlier_frontier_is_not_lost(frontier_file, capsys):

@@ -29,6 +29,7 @@ FLOORS = [
         "pareto",
         "schedule",
         "budget",
+        "visual_tokens",
         "frontier",
     },
     {"reading"},

@@ -65,7 +65,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         type=budgets,
         default=[0.2, 0.35, 0.5, 0.7, 0.9],
         help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count "
-        "(0.1:0.9:9), absolute (1.8TFLOPs), or several limits at once "
+        "(0.1:0.9:9), absolute (1.8TFLOPs), visual tokens on average over the layers, as papers "
+        "count (192tokens), or several limits at once "
         "(flops=0.5+kv_cache=40%%+latency=20ms) (default: 0.2,0.35,0.5,0.7,0.9)",
     )
     objective = "kl: stay close to the full model; task: answer right"
