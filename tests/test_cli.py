@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import vispco
 from tests.reproduction.training.build import build_processor
 from vispco import Frontier, Profile, PruningConfig, __version__, testbed
 from vispco.commands import demo, demo_report
@@ -277,11 +278,10 @@ def test_a_profile_without_matplotlib_says_why_there_is_no_picture(monkeypatch, 
 
 
 def test_search_from_a_profile(monkeypatch, capsys):
-    from vispco.commands import search as command
-
     totals = []
-    real = command.Progress
-    monkeypatch.setattr(command, "Progress", lambda n, *a: (totals.append(n), real(n, *a))[1])
+    real = vispco.search.__globals__["Progress"]
+    counted = lambda n, *a: (totals.append(n), real(n, *a))[1]  # noqa: E731
+    monkeypatch.setitem(vispco.search.__globals__, "Progress", counted)
     asked = ["--start", "profile", "--budgets", "0.3,0.7", "--refinement", "2", "-o", "run"]
     assert main(["search", *asked, *SMALL, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -813,7 +813,9 @@ def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch, capsys):
         assert time.perf_counter() - begun < 5
     # A name server that says nothing.
     silent = threading.Event()
-    monkeypatch.setattr(model, "urlopen", lambda *args, **options: silent.wait(60) or io.BytesIO())
+    monkeypatch.setattr(
+        model, "urlopen", lambda *args, **options: (silent.wait(60), io.BytesIO())[1]
+    )
     fails(["search", "--model", "owner/model-x"], capsys, "does not answer")
     silent.set()
     # A hub that refuses does answer.
@@ -994,15 +996,22 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
     for quiet in (False, True):
         monkeypatch.setattr(sys, "stderr", Terminal())
         with Progress(2, "search", quiet) as bar:
-            bar._bar.ncols, bar._bar.mininterval = 200, 0
+            bar._bar.dynamic_ncols, bar._bar.ncols, bar._bar.mininterval = None, 80, 0
+            bar.say("full model on 8 questions")
             bar(record)
+            bar({"budget": 0.5, "schedule": 1, "loss": 0.5, "best": 0.125})
+            bar({"layer": 3})
         shown = sys.stderr.getvalue()
         assert bool(shown) != quiet
-        line = (
-            r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, "
-            "loss 0.2500, violation 0.1250, multiplier 3, penalty 100"
-        )
-        assert quiet or re.search(line, shown)
+        lines = [line.rstrip() for line in re.split(r"[\r\n]", shown)]
+        assert max(map(len, lines)) <= 80
+        for line in (
+            r"search   0% \|.*\| \? left, full model on 8 questions",
+            r"search  50% \|.*\| 00:\d\d left, budget flops=0.5\+kv_cache=40%, loss 0.2500",
+            r"search 100% \|.*\| 00:00 left, budget 0.5, best 0.1250",
+            r"search 100% \|.*\| 00:00 left, profile, layer 3",
+        ):
+            assert quiet or any(re.fullmatch(line, shown) for shown in lines), (line, lines)
 
 
 # ---- small parts ---------------------------------------------------------------------------------

@@ -65,9 +65,13 @@ def test_printed_it_is_a_table_of_a_line_a_point(curve):
 
 
 def test_a_table_shows_what_was_measured_where_it_was():
-    measured = Frontier([point(0.2, 0.2, 0.4, accuracy=0.5, n=8), point(0.8, 0.7, accuracy="?")])
-    header, first, second = measured.table().splitlines()
-    assert header.endswith("accuracy") and first.endswith("50.0 %") and second.endswith("–")
+    points = [point(0.2, 0.2, 0.4, held_out_accuracy=0.5), point(0.8, 0.7, held_out_accuracy="?")]
+    meta = {"full_prefill_seconds": 0.5, "prefill_seconds": [0.25, 0.375]}
+    header, first, second = map(str.split, Frontier(points, meta).table().splitlines())
+    assert header[5:8] == ["held-out", "accuracy", "saved"]
+    assert first[5:9] == ["50.0", "%", "250", "ms"] and second[5:8] == ["–", "125", "ms"]
+    # Times of other points are not shown.
+    assert "saved" not in Frontier(points[:1], meta).table()
 
 
 def test_a_notebook_shows_it_without_letting_tags_through(curve):

@@ -16,11 +16,12 @@ from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 
 #: What tables show of a point's metrics: by name the heading, and how a number is written.
 MEASURED: dict[str, Any] = {
-    "accuracy": ("accuracy", percent),
-    "agreement": ("agreement", percent),
-    "kl": ("KL", "{:.4f}".format),
     "held_out_kl": ("held-out KL", "{:.4f}".format),
+    "calibration_accuracy": ("accuracy", percent),
     "held_out_accuracy": ("held-out accuracy", percent),
+    "calibration_agreement": ("agreement", percent),
+    "kl": ("measured KL", "{:.4f}".format),
+    "accuracy": ("measured accuracy", percent),
 }
 
 
@@ -81,8 +82,8 @@ class Frontier(JsonFile):
     >>> len(frontier), frontier[0] is point, [point.share for point in frontier]
     (1, True, [0.75])
     >>> print(frontier)
-    budget  FLOPs         share   visual tokens entering each layer  calibration KL
-      0.75  1.000 GFLOPs  75.0 %  100 % 50 %                                 0.1000
+    budget         FLOPs   share  calibration KL  visual tokens entering each layer
+      0.75  1.000 GFLOPs  75.0 %          0.1000                         100 % 50 %
     """
 
     points: list[FrontierPoint]
@@ -126,19 +127,30 @@ class Frontier(JsonFile):
     def header(self) -> list[str]:
         """The headings of `rows`."""
         loss = "task loss" if self.meta.get("objective") == "task" else "KL"
-        return [*COST_HEADER, f"calibration {loss}", *(MEASURED[name][0] for name in self._shown())]
+        measured = [MEASURED[name][0] for name in self._shown()] + ["saved"] * bool(self._saved())
+        return [*COST_HEADER[:-1], f"calibration {loss}", *measured, COST_HEADER[-1]]
 
     def rows(self) -> list[list[str]]:
         """The cells of a table of the points, under `header`."""
-        found = []
-        for point in self.points:
-            cells = [*cost_cells(point), f"{point.loss:.4f}"]
+        found, saved = [], self._saved()
+        for i, point in enumerate(self.points):
+            *cells, entering = cost_cells(point)
+            cells.append(f"{point.loss:.4f}")
             for name in self._shown():
                 value = point.metrics.get(name)
                 known = isinstance(value, int | float)
                 cells.append(MEASURED[name][1](value) if known else "–")
-            found.append(cells)
+            found.append([*cells, *saved[i : i + 1], entering])
         return found
+
+    def _saved(self) -> list[str]:
+        """The time that each point saves, if it was predicted of these points."""
+        seconds = self.meta.get("prefill_seconds")
+        full = self.meta.get("full_prefill_seconds")
+        fits = isinstance(seconds, list) and len(seconds) == len(self.points)
+        if not fits or not all(isinstance(s, int | float) for s in (full, *seconds)):
+            return []
+        return [f"{1000 * (full - s):.3g} ms" for s in seconds]
 
     def _shown(self) -> list[str]:
         """The metrics that some point has, of those that a table shows."""

@@ -18,6 +18,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ from .solvers.descent import Gradient
 from .solvers.problem import Problem, Ramp, SearchOptions
 from .solvers.profiled import Profiled
 from .solvers.shared import Shared
+from .utils.distributed import rank
 from .utils.journal import Journal
+from .utils.progress import Progress, visible
 
 #: Where a search can start: the options of each start.
 STARTS: dict[str, Any] = {start.name: start for start in (Ramp, Gradient, Shared, Profiled)}
@@ -47,6 +50,7 @@ def search(
     seed: int = 0,
     options: SearchOptions | Mapping | None = None,
     callback: Callable[[dict], Any] | None = None,
+    progress: bool | None = None,
 ) -> Frontier:
     """Find one pruning configuration per budget.
 
@@ -71,6 +75,8 @@ def search(
     callback: called with a dict after every measurement of a profile (layer, tokens, method, loss),
         after every gradient step (budget, step, loss, slack, multiplier, penalty, ...), and after
         every schedule of the refinement (budget, schedule, loss, best).
+    progress: whether a bar on stderr shows budget, loss and time left; None: on a terminal and in a
+        notebook.
 
     Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
     too; then `budgets` may be empty. With start="profile" it is a `ProfiledFrontier`, which plans
@@ -89,7 +95,7 @@ def search(
     chosen = _options_of(start)
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
-    problem = Problem(model, batches, method, kernel, options, callback)
+    problem = Problem(model, batches, method, kernel, options)
     if len(problem.methods) > 1 and not isinstance(chosen, Profiled):
         raise ValueError(
             f"start={chosen.name!r} searches with one method, got {method!r}: use start='profile', "
@@ -98,7 +104,13 @@ def search(
     if not problem.adapter.differentiable(problem.scorer):
         chosen = _without_gradient(chosen, problem)
     refinement = chosen.refinement if refinement is None else refinement
-    points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
+    hidden = rank() > 0 or not (visible() if progress is None else progress)
+    with Progress(_steps(chosen, budgets, refinement), "search", hidden) as bar:
+        if callback is not None or not hidden:
+            problem.callback = partial(_heard, bar, callback)
+        bar.say(f"full model on {problem.samples:,} questions")
+        points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
+    problem.callback = callback
     if isinstance(chosen, Shared):
         return SharedFrontier(points, meta, problem, solver)
     if isinstance(chosen, Profiled):
@@ -172,6 +184,22 @@ class ProfiledFrontier(AnyBudget):
     """
 
     profile: Any = field(default=None, repr=False, compare=False)
+
+
+def _steps(start: Any, budgets: Sequence, refinement: int | Mapping) -> int:
+    """How many times the callback will be called, as far as is known before."""
+    several = hasattr(budgets, "__len__") and not isinstance(budgets, str | Mapping)
+    count = len(budgets) if several else 0
+    rounds = refinement.get("rounds", 6) if isinstance(refinement, Mapping) else refinement
+    tried = rounds if isinstance(rounds, int) else 0
+    return getattr(start, "steps", 0) * (1 if start.any_budget else count) + count * tried
+
+
+def _heard(bar: Progress, callback: Callable[[dict], Any] | None, record: dict) -> None:
+    """One step, told to the bar and to the caller."""
+    bar(record)
+    if callback is not None:
+        callback(record)
 
 
 def _without_gradient(start: Any, problem: Problem) -> Any:

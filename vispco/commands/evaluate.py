@@ -20,7 +20,7 @@ from .conversations import first_question
 from .model import find_model
 from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
-from .progress import track
+from .progress import say, track
 from .questions import load_questions, reading_options
 
 SUMMARY = "measure configurations on labelled questions"
@@ -77,10 +77,13 @@ def _run(options: argparse.Namespace) -> None:
     if options.latency and not timed:
         missing = "there is none among those drawn"
         raise ValueError(f"--latency times a question about one picture, and {missing}")
+    say(f"loading {options.model}", options.quiet)
     model, processor = load()
     layers = len(adapter_for(model)(model).layers)
     named = [(name, build(layers)) for name, build in wanted]
+    say(f"reading {len(questions.tasks):,} questions and their pictures", options.quiet)
     batches = questions.batches(model, processor)
+    say("the full model answers them", options.quiet)
     prepared = run_teacher(model, prepare(model, batches))
     rows = []
     for name, config in track([("full", None), *named], "evaluate", options.quiet):
