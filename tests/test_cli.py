@@ -16,11 +16,20 @@ import torch
 
 import vispco
 from tests.reproduction.training.build import build_processor
-from vispco import Frontier, Profile, PruningConfig, __version__, testbed
+from vispco import (
+    Frontier,
+    FrontierPoint,
+    LatencyTable,
+    Profile,
+    PruningConfig,
+    __version__,
+    testbed,
+)
 from vispco.commands import demo, demo_report
 from vispco.commands.main import main
 from vispco.commands.options import budgets
 from vispco.commands.progress import Progress
+from vispco.flops import Dimensions
 from vispco.testbed.model import build_config
 from vispco.utils.console import (
     flops,
@@ -694,8 +703,8 @@ def fails(words, capsys, *expected, code=2):
         (["evaluate", "--config", "preset:fastv/k2"], "there are preset:fastv/k2-r50,"),
         (["evaluate", "--config", "preset:fastw/k2"], "did you mean 'fastv'?"),
         (["evaluate", "--config", "preset:random/k2"], "nothing was published for random"),
-        (["apply", "--config", "run"], "name one of run/config-0.2.json, run/config-0.4.json"),
-        (["apply", "--config", "run/frontier.json"], "take one of run/config-0.2.json, run/"),
+        (["apply", "--config", "run"], "name one of run/config-0.3.json, run/config-0.7.json"),
+        (["apply", "--config", "run/frontier.json"], "take one of run/config-0.3.json, run/"),
         (["apply", "--config", "frontier.json"], "take one of the files config-<budget>.json"),
         (["plot", "empty", "-o", "a.svg"], "empty: there is no frontier.json"),
         (["convert", "--config", "preset:fastv/k2-r50"], "needs --num-layers"),
@@ -784,7 +793,9 @@ def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
     Path("empty").mkdir()
     Path("run").mkdir()
     Path("run/frontier.json").write_text(Path(frontier_file).read_text())
-    config_file("run/config-0.2.json"), config_file("run/config-0.4.json")
+    # The first is of an earlier search.
+    for budget in (0.2, 0.3, 0.7):
+        config_file(f"run/config-{budget}.json")
     Image.new("RGB", (64, 64)).save("p.png")
     fails(words, capsys, expected)
 
@@ -1060,3 +1071,73 @@ def test_output_folder_cleans_up_after_itself():
         (folder / "log").write_text("kept")
         raise KeyError
     assert files() == ["a", "a/b", "a/b/log"]
+
+
+# ---- what a search says of its result ---------------------------------------------------------
+def test_a_tenth_is_kept_aside_and_measured(stand_in, capsys):
+    """Ten batches: nine are searched on; the last one is measured, by hand here."""
+    from vispco import evaluate
+
+    asked = ["--start", "ramp", "--refinement", "0", "--budgets", "0.4,1", "--limit", "80"]
+    assert main(["search", *asked, "--batch-size", "8", "-o", "run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = Frontier.load("run/frontier.json")
+    batches = testbed.batches("calibration", 80, 8)
+    assert found.meta["samples"] == 72 and found.meta["held_out"] == 8 and not result["notes"]
+    for point, row in zip(found, result["configurations"], strict=True):
+        held = evaluate(stand_in[0], batches[9:], point.config)
+        own = evaluate(stand_in[0], batches[:9], point.config)
+        assert point.metrics["held_out_kl"] == pytest.approx(held.kl) == row["held_out_kl"]
+        assert point.metrics["held_out_accuracy"] == held.accuracy
+        assert point.metrics["calibration_accuracy"] == own.accuracy
+        assert point.metrics["calibration_agreement"] == own.agreement
+        assert own.kl == pytest.approx(point.loss)
+    assert found[1].metrics["calibration_agreement"] == 1
+    # Whatever the stand-in answers, all of it is within a point of itself.
+    assert found.meta["recommended_budget"] in (0.4, 1)
+    full, pruned = found.meta["full_prefill_seconds"], found.meta["prefill_seconds"]
+    assert 0 < pruned[0] <= pruned[1] == full
+
+
+def test_a_search_on_few_questions_says_so(capsys):
+    assert main(["search", "--start", "ramp", "--budgets", "0.5", "-o", "run", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "note: 8 questions are few" in out and "8 calibration questions, none kept aside" in out
+    assert "recommended: " in out and " on 8 questions (standard error" in out
+
+
+def test_notes_of_a_frontier_that_fits_its_questions_alone():
+    from vispco.commands.held_out import notes, recommended, verdict
+
+    def frontier(**metrics):
+        point = FrontierPoint(PruningConfig("fastv", [1, 0.5]), 0.5, 1e9, 0.5, 0.1, metrics)
+        return Frontier([point], {"samples": 64, "objective": "kl"})
+
+    assert notes(frontier(held_out_kl=0.15)) == notes(frontier()) == []
+    (note,) = notes(frontier(held_out_kl=0.3))
+    assert "more than twice the calibration's at 0.5" in note
+    few = frontier()
+    few.meta["samples"] = 63
+    assert notes(few)[0].startswith("63 questions are few")
+    assert recommended([0.2, 0.79, 0.85], 0.8) == 1 and recommended([0.2], 0.8) is None
+    assert verdict("0.5", 0.9, 100).startswith(
+        "recommended: budget 0.5, the cheapest within 1 point"
+    )
+    assert "(standard error 3.0 points)" in verdict(None, 0.9, 100)
+
+
+def test_where_pruning_does_not_pay_it_says_from_which_size_on(stand_in):
+    from vispco.commands.too_small import pays_from, slow_note
+
+    config = PruningConfig("fastv", (1, 1, 0.5, 0.25))
+    assert slow_note(stand_in[0], config, 64, 9, 0.9) == ""
+    note = slow_note(stand_in[0], config, 64, 9, 1.5)
+    assert "64 visual tokens in 4 layers of width 32 are too few" in note and note.count("\n") == 0
+    dimensions = Dimensions(4, 32, 4, 2, 8, 48, 60)
+    # A layer takes n microseconds: the config saves 0.5 + 0.75 of each visual token's.
+    table = LatencyTable(dimensions, (1, 10**6), (1e-6, 1.0))
+    least = pays_from(table, config, 64, 0, 1.25)
+    # At 64 tokens 80 of 256 microseconds should have been saved, and 64 more were spent instead.
+    assert least - 1 <= (80 + 64) / 1.25 * 2**0.25 and least * 1.25 > 80 + 64
+    flat = LatencyTable(dimensions, (1, 10**6), (1e-3, 1e-3))
+    assert pays_from(flat, config, 64, 0, 1.25) is None

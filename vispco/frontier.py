@@ -145,7 +145,7 @@ class Frontier(JsonFile):
 
     def _saved(self) -> list[str]:
         """The time that each point saves, if it was predicted of these points."""
-        seconds = self.meta.get("prefill_seconds")
+        seconds: Any = self.meta.get("prefill_seconds")
         full = self.meta.get("full_prefill_seconds")
         fits = isinstance(seconds, list) and len(seconds) == len(self.points)
         if not fits or not all(isinstance(s, int | float) for s in (full, *seconds)):

@@ -13,6 +13,7 @@ from .model import find_model, is_testbed
 from .options import Integer, add_json, add_model, add_reading, non_negative_int, positive_int
 from .output import print_json
 from .questions import reading_options, testbed_kind
+from .too_small import slow_note
 
 SUMMARY = "answer one question in full and pruned, side by side"
 EXAMPLES = (
@@ -78,6 +79,11 @@ def run(options: argparse.Namespace) -> None:
         if note := moved(options.config, layers):
             print(f"{note}\n")
         print(side_by_side(full, pruned, question, expected, times))
+        if times:
+            taken, visual = times["seconds_to_first_token"], full["tokens"][0]
+            text = inputs["input_ids"].shape[1] - visual
+            note = slow_note(model, config, visual, text, taken["pruned"] / taken["full"])
+            print(f"\n{note}" if note else "")
 
 
 def _check_testbed_question(model: str) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ..baselines.presets import LAYERS, presets
 from ..config import PruningConfig
+from ..frontier import Frontier
 from ..registry import did_you_mean
+from .output import slug
 
 #: What stands before the name of a published configuration.
 PRESET = "preset:"
@@ -63,8 +65,13 @@ def frontier_path(text: str) -> str:
 
 
 def _of_folder(folder: Path) -> list[Path]:
-    """The configuration files of a search's folder, by budget."""
+    """The configuration files of a search's folder: those of its frontier, where there is one."""
     found = sorted(folder.glob("*config-*.json"))
+    if (folder / "frontier.json").is_file():
+        # Others may be an earlier search's.
+        points = Frontier.load(folder / "frontier.json").points
+        own = {f"config-{slug(point.budget)}.json" for point in points}
+        found = [path for path in found if path.name in own] or found
     if not found:
         raise ValueError(
             f"{folder}: there is no config-<budget>.json in this folder; `vispco search` makes them"
@@ -76,9 +83,10 @@ def _load(path: str) -> PruningConfig:
     try:
         return PruningConfig.load(path)
     except ValueError as error:
-        beside = sorted(Path(path).parent.glob("*config-*.json"))
-        if "this is a frontier" not in str(error) or not beside:
+        folder = Path(path).parent
+        if "this is a frontier" not in str(error) or not [*folder.glob("*config-*.json")]:
             raise
+        beside = _of_folder(folder)
         files = ", ".join(map(str, beside))
         raise ValueError(
             f"{path}: this is a frontier, which holds several configurations: take one of {files}"

@@ -22,6 +22,7 @@ from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
 from .progress import say, track
 from .questions import load_questions, reading_options
+from .too_small import slow_note
 
 SUMMARY = "measure configurations on labelled questions"
 EXAMPLES = (
@@ -112,6 +113,14 @@ def _run(options: argparse.Namespace) -> None:
         print(note)
     if times:
         print(latency_text(times, [name for name, _ in named]))
+        shape = times["n_visual"], times["n_text"]
+        pairs = zip(named, times["configurations"], strict=True)
+        ratios = {name: (row["measured"], config) for (name, config), row in pairs}
+        fastest = min(ratios, key=lambda name: ratios[name][0])
+        ratio, config = ratios[fastest]
+        # If the fastest saves nothing, none does.
+        if note := slow_note(model, config, *shape, ratio):
+            print(f"\n{fastest}: {note}")
 
 
 def _configs(options: argparse.Namespace, frontier: Frontier | None) -> list[tuple[str, ForLayers]]:
