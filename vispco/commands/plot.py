@@ -10,6 +10,7 @@ from ..plot import picture_kind, plot_frontier, plot_tokens, require_matplotlib
 from ..plot.read import check
 from ..registry import adapter_for
 from ..utils.files import brief
+from .answer import answer
 from .configs import HELP, find_config, frontier_path
 from .conversations import check_vocabulary, conversation_about, first_question
 from .model import find_model
@@ -89,6 +90,10 @@ def _draw_tokens(options: argparse.Namespace) -> None:
     inputs = data.prompt(processor, conversation, **reading)
     check_vocabulary(options.model, processor, inputs, question)
     picture = data.open_picture(conversation.media[0], conversation.folder, pixels)
+    answers = [
+        answer(model, processor, inputs, pruning, 32)["answer"] for pruning in (None, config)
+    ]
+    title = f'"{question}" full model: {answers[0]}; pruned: {answers[1]}'
     for path in options.output:
-        plot_tokens(model, processor, inputs, picture, config, path, question)
+        plot_tokens(model, processor, inputs, picture, config, path, title)
         print(path)

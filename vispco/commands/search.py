@@ -25,6 +25,7 @@ from ..ste import ESTIMATORS
 from ..utils.console import budget_text, output_folder, table
 from ..utils.distributed import rank, total
 from ..utils.journal import Journal
+from .answer import answer
 from .conversations import first_question
 from .held_out import measured, notes, split, verdict_of
 from .model import find_model
@@ -188,7 +189,8 @@ def _search(
             profile.save(folder / "profile.json")
         overlays, note = _overlays(options, frontier, questions, model, processor)
         report = folder / "report.html"
-        write_report(report, frontier, steps, options.command, overlays, note, profile)
+        said = [verdict_of(frontier), *notes(frontier)]
+        write_report(report, frontier, steps, options.command, overlays, note, profile, said)
     _print(options, folder, frontier, files)
 
 
@@ -243,21 +245,32 @@ def _measure_latency(model, batches: list[dict], begun: dict | None) -> LatencyT
 def _overlays(
     options: argparse.Namespace, frontier: Frontier, questions: Questions, model, processor
 ) -> tuple[list[Overlay], str]:
-    """How the configuration in the middle treats three questions; or why none can be shown."""
-    point = frontier.points[(len(frontier) - 1) // 2]
+    """How the recommended configuration treats three questions; or why none can be shown.
+
+    Where none is recommended, the one in the middle.
+    """
+    best = frontier.meta["recommended_budget"]
+    middle = frontier.points[(len(frontier) - 1) // 2]
+    point = next((p for p in frontier.points if p.budget == best), middle)
+    if min(point.config.keep_ratios) == 1:
+        point = middle
     config, reading = point.config, reading_options(options)
     if min(config.keep_ratios) == 1:
         return [], "Nothing is dropped."
 
     def overlay(conversation: data.Conversation) -> Overlay:
+        inputs = data.prompt(processor, conversation, **reading)
+        answers = {"right answer": conversation.turns[0][1]}
+        for name, pruning in (("full model", None), ("pruned", config)):
+            answers[name] = answer(model, processor, inputs, pruning, 32)["answer"]
+
         def draw(path: Path) -> None:
             media, folder = conversation.media[0], conversation.folder
             picture = data.open_picture(media, folder, options.max_pixels)
-            inputs = data.prompt(processor, conversation, **reading)
             plot_tokens(model, processor, inputs, picture, config, path)
 
         title = f"{first_question(conversation)} (budget {budget_text(point.budget)})"
-        return Overlay(title, draw)
+        return Overlay(title, draw, answers)
 
     try:
         found = [overlay(conversation) for conversation in questions.about_one_picture(3)]

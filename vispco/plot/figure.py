@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,22 @@ def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+#: The most entries of a legend: more are not told apart.
+MOST_ENTRIES = 6
+
+
+def evenly(entries: list) -> list:
+    """At most MOST_ENTRIES of a sequence in order, its ends and some between.
+
+    >>> evenly([1, 2, 3]), evenly([*range(11)])
+    ([1, 2, 3], [0, 2, 4, 6, 8, 10])
+    """
+    if len(entries) <= MOST_ENTRIES:
+        return entries
+    step = (len(entries) - 1) / (MOST_ENTRIES - 1)
+    return [entries[round(i * step)] for i in range(MOST_ENTRIES)]
+
+
 def percents(axis) -> None:
     """Label an axis of shares in percent."""
     from matplotlib.ticker import PercentFormatter
@@ -118,12 +135,21 @@ def percents(axis) -> None:
 
 
 def plain_log(axis, least: float = 0.0) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5. The tick at `least` means "or less"."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Plain numbers on a logarithmic axis, once its limits are set: few enough to be read.
 
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
+    The tick at `least` means "or less".
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if 0 < low < high else 1.0
+    subs: tuple[float, ...] = (1, 2, 5) if decades <= 3.5 else (1,)
+    if decades < 0.6:
+        # Two points close to each other.
+        subs = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=max(9, int(decades) + 3)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{'≤ ' if v == least else ''}{v:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def budget_label(budget: float | str | Mapping) -> str:

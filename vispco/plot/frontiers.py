@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .figure import COLOURS, INK, Picture, clean, save
+from .figure import COLOURS, INK, MOST_ENTRIES, Picture, clean, save
 from .read import Frontiers, Runs, runs, trade_off
 from .schedules import draw_schedules, looks
 from .trade_off import X_LABELS, Y_LABELS, draw_trade_off
@@ -62,10 +62,21 @@ def plot_frontier(
         grid = figure.add_gridspec(len(named), 2, width_ratios=(1.25, 1))
         left = figure.add_subplot(grid[:, 0])
         draw_trade_off(left, shown)
+        if about := subject(named):
+            figure.suptitle(about, x=0.012, ha="left", fontsize=11, color=INK)
         _draw_legend(figure, left, first=shown.curves)
         _draw_panels(figure, grid, named)
 
     return save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
+
+
+def subject(named: Runs) -> str:
+    """Of which model and data the frontiers are, if they say so."""
+    metas = [frontier.meta for group in named.values() for frontier in group]
+    models = dict.fromkeys(str(m["model"]) for m in metas if m.get("model"))
+    data = dict.fromkeys(str(m["data"]) for m in metas if m.get("data"))
+    parts = {"model": models, "data": data}
+    return clean("; ".join(f"{k}: {', '.join(names)}" for k, names in parts.items() if names), 110)
 
 
 def _draw_panels(figure, grid, named: Runs) -> None:
@@ -83,6 +94,9 @@ def _draw_legend(figure, axes, first) -> None:
     """One legend below the picture, in which the labels in `first` come first."""
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] not in first)
+    if len(order) > MOST_ENTRIES:
+        # Several runs: the titles of their panels name them, in their colours.
+        order = [i for i in order if labels[i] not in first][:MOST_ENTRIES]
     handles = [handles[i] for i in order]
     labels = [clean(labels[i], 110) for i in order]
     style = {"handlelength": 2.6, "columnspacing": 1.8, "borderaxespad": 1}
