@@ -174,6 +174,12 @@ vispco search --meth fastv
 vispco search --method fastvv
 vispco search --kernel monoton
 vispco search --budgets 2
+vispco search --budgets 20
+vispco search --budgets 20,50,80
+vispco search --budgets 0.2-0.8
+vispco search --budgets 0.2 0.5
+vispco search --budgets 192
+vispco search --budget 0.5
 vispco search --budgets half
 vispco search --budgets 0.1:0.9
 vispco search --budgets 0.1:3TFLOPs:4
@@ -184,9 +190,12 @@ vispco search --learning-rate nan
 vispco search --start gradients
 vispco search --start ramp --steps 3
 vispco search --dtype int8
+vispco search --dtype fp16
 vispco search --device gpu
 vispco search --model llava-7b
 vispco search --model pictures
+vispco search --model /nope/model
+vispco search --model config.json
 vispco search --output config.json
 vispco search --output .
 vispco search --tasks ocr
@@ -194,6 +203,9 @@ vispco search --images pictures
 vispco evaluate
 vispco evaluate --config config.json --frontier frontier.json
 vispco evaluate --config missing.json
+vispco evaluate --config pictures
+vispco evaluate --config frontier.json
+vispco evaluate --config preset:fastv/k2
 vispco evaluate --config config.json --output measured.json
 vispco evaluate --config config.json --published
 vispco evaluate --config config.json --split dev
@@ -203,6 +215,7 @@ vispco plot frontier.json -o a.pdf
 vispco plot frontier.json -o no/such/folder/a.svg
 vispco plot frontier.json -o a.svg --y accuracy
 vispco plot config.json -o a.svg
+vispco plot pictures -o a.svg
 vispco plot --tokens pictures/a.png -o a.svg
 vispco apply --config config.json --image pictures/a.png
 vispco apply --config config.json --image missing.png --question "what is it"
@@ -211,6 +224,7 @@ vispco apply --config config.json --index -1
 vispco convert --from fastv "K=2 R=0.5"
 vispco convert --from fastv "K=2" --num-layers 32
 vispco convert --from fastv "K=2 R=50" --num-layers 32
+vispco convert --config preset:fastv/k2-r50
 vispco convert --from lexico "K=2" --num-layers 32
 vispco convert --config pyramid.json --to fastv
 vispco list colours

@@ -718,7 +718,7 @@ def fails(words, capsys, *expected, code=2):
             ["search", "--budgets", "0.2", "0.5"],
             "joined by commas, --budgets 0.2,0.5 (see `vispco se",
         ),
-        (["search", "--budget", "0.5"], "did you mean '--budgets'? (see `vispco search --help`)"),
+        (["search", "--budget", "0.5"], "did you mean --budgets? (see `vispco search --help`)"),
         (["search", "--model", "/nope/model"], "/nope/model: there is no such folder"),
         (["search", "--model", "good.json"], "this is a file: give its folder"),
         (["search", "--dtype", "fp16"], "did you mean 'float16'?"),

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 
@@ -106,8 +107,10 @@ class _Parser(argparse.ArgumentParser):
         options = [word for word in unknown if word.startswith("--")]
         known = [name for name in self._option_string_actions if name.startswith("--")]
         for option in options:
-            if hint := did_you_mean(option.partition("=")[0], known):
-                return f": {hint.strip()}"
+            # Without the dashes, which any two options share.
+            names = [name[2:] for name in known]
+            if near := get_close_matches(option[2:].partition("=")[0], names, n=1):
+                return f": did you mean --{near[0]}?"
         before = words[: words.index(unknown[0])] if not options and unknown[0] in words else []
         if len(before) > 1 and before[-2] in known:
             values = ",".join([before[-1], *unknown])
