@@ -43,7 +43,7 @@ def plot_frontier(
     >>> from vispco import Frontier, FrontierPoint, PruningConfig
     >>> point = FrontierPoint(PruningConfig("fastv", [1, .5]), 0.75, 1e9, 0.75, 0.1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plot_frontier(Frontier([point]), f"{folder}/frontier.svg")
+    ...     picture = plot_frontier(Frontier([point]), f"{folder}/frontier.svg")
     """
     named = runs(frontiers)
     if x not in X_LABELS:
