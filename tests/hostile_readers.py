@@ -28,7 +28,7 @@ from vispco.commands.evaluate import with_metrics
 from vispco.commands.model import find_model
 from vispco.commands.notations import NOTATIONS, write_notation
 from vispco.commands.plot import load_frontier
-from vispco.commands.questions import _testbed_kind, reading_options
+from vispco.commands.questions import reading_options, testbed_kind
 from vispco.data import draw, open_picture, parse
 from vispco.data.pictures import open_video
 from vispco.data.template import render
@@ -456,7 +456,7 @@ class Words(Reader):
 
     def read(self):
         try:
-            assert _testbed_kind("model") in testbed.MODELS
+            assert testbed_kind("model") in testbed.MODELS
         except ValueError as error:
             raise ValueError(f"{self.file}: {error}") from error
 

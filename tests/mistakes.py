@@ -79,7 +79,11 @@ PruningConfig.from_pdrop([8, 16], [0.5, 0.25, 0.125], num_layers=32)
 PruningConfig.from_sparsevlm((600, 200, 110), num_layers=32)
 presets("fast")
 presets("fastv", num_layers=0)
+PruningConfig.from_sparsevlm(192, num_layers=32)
 frontier.at(0.01)
+frontier.at(50)
+frontier.at("2 TFLOPs")
+frontier[0.5]
 """,
     "Methods and their options": """
 PruningConfig("random", [0.5], {"seed": "x"})
@@ -90,7 +94,8 @@ PruningConfig("vispruner", [0.5], {"step": 0})
 PruningConfig("vispruner", [0.5], {"important": 1.5})
 PruningConfig("dart", [1, 0.5], {"visual": -1})
 PruningConfig("dart", [1, 0.5], {"visual": 0, "text": 0})
-register_method("fastv", type("Mine", (), {}))
+register_method("fastv", type("Mine", (Method,), {}))
+register_method("mine", type("Mine", (), {}))
 register_method("")(object)
 fitprune_schedule(model, [], 0.5)
 vtw_schedule(model, [])
@@ -100,6 +105,8 @@ search(model, [batch], kernel="monoton")
 kernels.MultiStep(8, steps=0)
 kernels.Linear(8, first_layer=8)
 kernels.Linear(0)
+type("Mine", (Kernel,), {"initial": lambda self: torch.zeros(1), \
+"ratios": lambda self, i, theta: theta.sum().sigmoid().expand(len(i))})(8)
 search(model, [batch], budgets=0.5)
 search(model, [batch], budgets=[1.5])
 search(model, [batch], budgets=["half"])
@@ -131,6 +138,11 @@ apply("llava-hf/llava-1.5-7b-hf", config)
 count_flops(transformers.MllamaConfig())
 count_flops(transformers.LlamaConfig())
 apply(model, PruningConfig("fastv", [1, 1, 0.5, 0.5]))
+apply(model, frontier)
+apply(model, frontier[0])
+apply(model, "frontier.json")
+apply(model, config.to_dict())
+apply(model, 0.5)
 apply(model, PruningConfig("fastv", [0.5] * 6))
 apply(model, PruningConfig("vispruner+fastv@6", [0.5] * 6))
 apply(model, PruningConfig("fastv", [1.0] * 6, model_type="qwen2_vl"))
@@ -168,6 +180,12 @@ vispco search --meth fastv
 vispco search --method fastvv
 vispco search --kernel monoton
 vispco search --budgets 2
+vispco search --budgets 20
+vispco search --budgets 20,50,80
+vispco search --budgets 0.2-0.8
+vispco search --budgets 0.2 0.5
+vispco search --budgets 192
+vispco search --budget 0.5
 vispco search --budgets half
 vispco search --budgets 0.1:0.9
 vispco search --budgets 0.1:3TFLOPs:4
@@ -179,9 +197,12 @@ vispco search --start gradients
 vispco search --start ramp --steps 3
 vispco search --start ramp --before-llm
 vispco search --dtype int8
+vispco search --dtype fp16
 vispco search --device gpu
 vispco search --model llava-7b
 vispco search --model pictures
+vispco search --model /nope/model
+vispco search --model config.json
 vispco search --output config.json
 vispco search --output .
 vispco search --tasks ocr
@@ -189,6 +210,9 @@ vispco search --images pictures
 vispco evaluate
 vispco evaluate --config config.json --frontier frontier.json
 vispco evaluate --config missing.json
+vispco evaluate --config pictures
+vispco evaluate --config frontier.json
+vispco evaluate --config preset:fastv/k2
 vispco evaluate --config config.json --output measured.json
 vispco evaluate --config config.json --published
 vispco evaluate --config config.json --split dev
@@ -198,6 +222,7 @@ vispco plot frontier.json -o a.pdf
 vispco plot frontier.json -o no/such/folder/a.svg
 vispco plot frontier.json -o a.svg --y accuracy
 vispco plot config.json -o a.svg
+vispco plot pictures -o a.svg
 vispco plot --tokens pictures/a.png -o a.svg
 vispco apply --config config.json --image pictures/a.png
 vispco apply --config config.json --image missing.png --question "what is it"
@@ -206,6 +231,7 @@ vispco apply --config config.json --index -1
 vispco convert --from fastv "K=2 R=0.5"
 vispco convert --from fastv "K=2" --num-layers 32
 vispco convert --from fastv "K=2 R=50" --num-layers 32
+vispco convert --config preset:fastv/k2-r50
 vispco convert --from lexico "K=2" --num-layers 32
 vispco convert --config pyramid.json --to fastv
 vispco convert --config pyramid.json --to tgi

@@ -7,19 +7,30 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import vispco
 from tests.reproduction.training.build import build_processor
-from vispco import Frontier, Profile, PruningConfig, __version__, testbed
+from vispco import (
+    Frontier,
+    FrontierPoint,
+    LatencyTable,
+    Profile,
+    PruningConfig,
+    __version__,
+    testbed,
+)
 from vispco.commands import demo, demo_report
 from vispco.commands.answer import answer
 from vispco.commands.main import main
 from vispco.commands.options import budgets
 from vispco.commands.progress import Progress
+from vispco.flops import Dimensions
 from vispco.testbed.model import build_config
 from vispco.utils.console import (
     flops,
@@ -276,11 +287,10 @@ def test_a_profile_without_matplotlib_says_why_there_is_no_picture(monkeypatch, 
 
 
 def test_search_from_a_profile(monkeypatch, capsys):
-    from vispco.commands import search as command
-
     totals = []
-    real = command.Progress
-    monkeypatch.setattr(command, "Progress", lambda n, *a: (totals.append(n), real(n, *a))[1])
+    real = vispco.search.__globals__["Progress"]
+    counted = lambda n, *a: (totals.append(n), real(n, *a))[1]  # noqa: E731
+    monkeypatch.setitem(vispco.search.__globals__, "Progress", counted)
     asked = ["--start", "profile", "--budgets", "0.3,0.7", "--refinement", "2", "-o", "run"]
     assert main(["search", *asked, *SMALL, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -316,6 +326,7 @@ def test_search_from_a_profile(monkeypatch, capsys):
         ("20%:40%:3,0.3", [0.2, 0.3, 0.4]),
         ("1.8TFLOPs,0.5", ["1.8TFLOPs", 0.5]),
         ("2e6", [2e6]),
+        ("192tokens, 64 tokens", ["192tokens", "64 tokens"]),
         (" 1 , 0", [1, 0]),
         ("flops=0.5+kv_cache=40%", [{"flops": 0.5, "kv_cache": "40%"}]),
         (
@@ -323,6 +334,7 @@ def test_search_from_a_profile(monkeypatch, capsys):
             [0.5, {"flops": 1e12, "latency": "20ms"}, {"flops": 0.2}],
         ),
         ("flops=0.5, flops=0.5", [{"flops": 0.5}]),
+        ("flops=0.5+tokens=192tokens", [{"flops": 0.5, "tokens": "192tokens"}]),
     ],
 )
 def test_budgets(text, expected):
@@ -472,7 +484,7 @@ def test_published_configurations_are_measured_with_a_frontier(frontier_file, ca
         == 0
     )
     others = Frontier.load("measured.json").meta["competitors"]
-    assert [o["label"] for o in others] == ["fastv k2-r50, k3-r50", "fastv k3-r75"]
+    assert [o["label"] for o in others] == ["fastv k2-r50", "fastv k3-r50", "fastv k3-r75"]
     assert all(0 < o["share"] < 1 and o["kind"] == "published" for o in others)
     assert "fastv k3-r75" in capsys.readouterr().out
     assert main(["evaluate", "--config", config_file(), "--published", *SMALL]) == 2
@@ -694,7 +706,36 @@ def fails(words, capsys, *expected, code=2):
         (["evaluate", "--config", "a", "--frontier", "b"], "not allowed with"),
         (["evaluate", "--config", "missing.json"], "missing.json: No such file"),
         (["evaluate", "--frontier", "missing.json"], "missing.json: No such file"),
-        (["evaluate", "--config", "."], "directory"),
+        (["evaluate", "--config", "taken"], "taken: this is no JSON"),
+        (["evaluate", "--config", "empty"], "empty: there is no config-<budget>.json"),
+        (["evaluate", "--frontier", "empty"], "empty: there is no frontier.json"),
+        (["evaluate", "--config", "preset:fastv/k2"], "there are preset:fastv/k2-r50,"),
+        (["evaluate", "--config", "preset:fastw/k2"], "did you mean 'fastv'?"),
+        (["evaluate", "--config", "preset:random/k2"], "nothing was published for random"),
+        (["apply", "--config", "run"], "name one of run/config-0.3.json, run/config-0.7.json"),
+        (["apply", "--config", "run/frontier.json"], "take one of run/config-0.3.json, run/"),
+        (["apply", "--config", "frontier.json"], "take one of the files config-<budget>.json"),
+        (["plot", "empty", "-o", "a.svg"], "empty: there is no frontier.json"),
+        (["convert", "--config", "preset:fastv/k2-r50"], "needs --num-layers"),
+        (["search", "--budgets", "20"], "did you mean 20%?"),
+        (["search", "--budgets", "20,50,80"], "did you mean 20%,50%,80%?"),
+        (["search", "--budgets", "0.2-0.8"], "did you mean 0.2:0.8:5, which is five budgets"),
+        (["search", "--budgets", "0.2 0.5"], "did you mean 0.2,0.5?"),
+        (["search", "--budgets", "20% 50%"], "did you mean 20%,50%?"),
+        (["search", "--budgets", "192"], "did you mean 192tokens?"),
+        (
+            ["search", "--budgets", "0.2", "0.5"],
+            "joined by commas, --budgets 0.2,0.5 (see `vispco se",
+        ),
+        (["search", "--budget", "0.5"], "did you mean --budgets? (see `vispco search --help`)"),
+        (["search", "--model", "/nope/model"], "/nope/model: there is no such folder"),
+        (["search", "--model", "good.json"], "this is a file: give its folder"),
+        (["search", "--dtype", "fp16"], "did you mean 'float16'?"),
+        (["search", "--dtype", "int8"], "choose from auto, float32"),
+        (
+            ["convert", "--from", "fastv", "K=2 R=50", "--num-layers", "8"],
+            "did you mean 'K=2 R=0.5'?",
+        ),
         (["evaluate", "--config", "good.json", "--split", "dev"], "calibration"),
         (["evaluate", "--config", "good.json", "--limit", "0"], "from 1"),
         (["evaluate", "--config", "good.json", "--latency", "0"], "from 1"),
@@ -758,8 +799,104 @@ def test_every_fault_is_one_line(words, expected, frontier_file, capsys):
         Path(f"{name}.json").write_text(text)
     Path("binary.json").write_bytes(b"\xff\xfe\x00")
     Path("taken").write_text("")
+    Path("empty").mkdir()
+    Path("run").mkdir()
+    Path("run/frontier.json").write_text(Path(frontier_file).read_text())
+    # The first is of an earlier search.
+    for budget in (0.2, 0.3, 0.7):
+        config_file(f"run/config-{budget}.json")
     Image.new("RGB", (64, 64)).save("p.png")
     fails(words, capsys, expected)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch, capsys):
+    """Without a network: one line, and no more than a few seconds."""
+    from urllib.error import HTTPError, URLError
+
+    from huggingface_hub import constants
+
+    from vispco.commands import model
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model, "_PATIENCE", 0.1)
+
+    def answer(error):
+        def urlopen(*args, **options):
+            raise error
+
+        return urlopen
+
+    for error in (URLError("no such host"), TimeoutError("timed out")):
+        monkeypatch.setattr(model, "urlopen", answer(error))
+        begun = time.perf_counter()
+        fails(["search", "--model", "owner/model-x"], capsys, "does not answer: check the network")
+        assert time.perf_counter() - begun < 5
+    # A name server that says nothing.
+    silent = threading.Event()
+    monkeypatch.setattr(
+        model, "urlopen", lambda *args, **options: (silent.wait(60), io.BytesIO())[1]
+    )
+    fails(["search", "--model", "owner/model-x"], capsys, "does not answer")
+    silent.set()
+    # A hub that refuses does answer.
+    monkeypatch.setattr(model, "urlopen", answer(HTTPError("", 401, "gated", {}, None)))
+    assert model._reachable("owner/model-x")
+    # What is in the cache needs no hub.
+    import huggingface_hub
+
+    monkeypatch.setattr(model, "urlopen", answer(URLError("no such host")))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: "config.json")
+    assert not model._reachable("owner/model-x")
+
+
+def test_device_auto_needs_accelerate(monkeypatch, capsys):
+    from vispco.commands import model
+
+    Path("folder").mkdir()
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    fails(["search", "--model", "folder", "--device", "auto"], capsys, "pip install accelerate")
+
+
+def test_configurations_by_name(capsys):
+    """Of a folder all; published ones at the model's depth, said where it is another."""
+    Path("run").mkdir()
+    config_file("run/config-0.4.json")
+    asked = ["evaluate", "--config", "run", "preset:fastv/k3-r75", *SMALL]
+    assert main([*asked, "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["configurations"]]
+    assert names == ["run/config-0.4.json", "preset:fastv/k3-r75"]
+    assert main(asked) == 0
+    said = (
+        "preset:fastv/k3-r75 was published for 32 layers; in these 4: fastv: layer 2 keeps 25.0 %"
+    )
+    assert said in capsys.readouterr().out
+    assert main(["apply", "--config", "run", "--repeats", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pruned"]["tokens"] == [64, 64, 32, 16]
+    asked = ["convert", "--config", "preset:fastv/k2-r50", "--num-layers", "28", "-o", "c.json"]
+    assert main(asked) == 0
+    expected = PruningConfig.from_fastv(2, 0.5, num_layers=28)
+    assert PruningConfig.load("c.json").keep_ratios == expected.keep_ratios
+
+
+def test_presets_are_listed_by_the_names_that_config_takes(capsys):
+    from vispco.commands.configs import find_config
+
+    assert main(["list", "presets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "preset:fastv/k2-r50" in listed
+    for name, line in listed.items():
+        assert line.startswith("published for 32 layers: ")
+        assert line.endswith(find_config(name)(32).describe().split(": ", 1)[1])
+
+
+def test_an_own_model_is_not_asked_a_toy_question(capsys):
+    config_file()
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text('{"model_type": "llava"}')
+    words = ["apply", "--config", "config.json", "--model", "folder"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vispco.commands.apply.find_model", lambda options: None)
+        fails(words, capsys, "folder needs a question of its own: give --image and --question")
 
 
 def test_an_earlier_frontier_is_not_lost(frontier_file, capsys):
@@ -877,15 +1014,22 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
     for quiet in (False, True):
         monkeypatch.setattr(sys, "stderr", Terminal())
         with Progress(2, "search", quiet) as bar:
-            bar._bar.ncols, bar._bar.mininterval = 200, 0
+            bar._bar.dynamic_ncols, bar._bar.ncols, bar._bar.mininterval = None, 80, 0
+            bar.say("full model on 8 questions")
             bar(record)
+            bar({"budget": 0.5, "schedule": 1, "loss": 0.5, "best": 0.125})
+            bar({"layer": 3})
         shown = sys.stderr.getvalue()
         assert bool(shown) != quiet
-        line = (
-            r"1/2 \[00:\d\d<00:\d\d.*budget flops=0.5\+kv_cache=40%, "
-            "loss 0.2500, violation 0.1250, multiplier 3, penalty 100"
-        )
-        assert quiet or re.search(line, shown)
+        lines = [line.rstrip() for line in re.split(r"[\r\n]", shown)]
+        assert max(map(len, lines)) <= 80
+        for line in (
+            r"search   0% \|.*\| \? left, full model on 8 questions",
+            r"search  50% \|.*\| 00:\d\d left, budget flops=0.5\+kv_cache=40%, loss 0.2500",
+            r"search 100% \|.*\| 00:00 left, budget 0.5, best 0.1250",
+            r"search 100% \|.*\| 00:00 left, profile, layer 3",
+        ):
+            assert quiet or any(re.fullmatch(line, shown) for shown in lines), (line, lines)
 
 
 # ---- small parts ---------------------------------------------------------------------------------
@@ -926,3 +1070,73 @@ def test_output_folder_cleans_up_after_itself():
         (folder / "log").write_text("kept")
         raise KeyError
     assert files() == ["a", "a/b", "a/b/log"]
+
+
+# ---- what a search says of its result ---------------------------------------------------------
+def test_a_tenth_is_kept_aside_and_measured(stand_in, capsys):
+    """Ten batches: nine are searched on; the last one is measured, by hand here."""
+    from vispco import evaluate
+
+    asked = ["--start", "ramp", "--refinement", "0", "--budgets", "0.4,1", "--limit", "80"]
+    assert main(["search", *asked, "--batch-size", "8", "-o", "run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = Frontier.load("run/frontier.json")
+    batches = testbed.batches("calibration", 80, 8)
+    assert found.meta["samples"] == 72 and found.meta["held_out"] == 8 and not result["notes"]
+    for point, row in zip(found, result["configurations"], strict=True):
+        held = evaluate(stand_in[0], batches[9:], point.config)
+        own = evaluate(stand_in[0], batches[:9], point.config)
+        assert point.metrics["held_out_kl"] == pytest.approx(held.kl) == row["held_out_kl"]
+        assert point.metrics["held_out_accuracy"] == held.accuracy
+        assert point.metrics["calibration_accuracy"] == own.accuracy
+        assert point.metrics["calibration_agreement"] == own.agreement
+        assert own.kl == pytest.approx(point.loss)
+    assert found[1].metrics["calibration_agreement"] == 1
+    # Whatever the stand-in answers, all of it is within a point of itself.
+    assert found.meta["recommended_budget"] in (0.4, 1)
+    full, pruned = found.meta["full_prefill_seconds"], found.meta["prefill_seconds"]
+    assert 0 < pruned[0] <= pruned[1] == full
+
+
+def test_a_search_on_few_questions_says_so(capsys):
+    assert main(["search", "--start", "ramp", "--budgets", "0.5", "-o", "run", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "note: 8 questions are few" in out and "8 calibration questions, none kept aside" in out
+    assert "recommended: " in out and " on 8 questions (standard error" in out
+
+
+def test_notes_of_a_frontier_that_fits_its_questions_alone():
+    from vispco.commands.held_out import notes, recommended, verdict
+
+    def frontier(**metrics):
+        point = FrontierPoint(PruningConfig("fastv", [1, 0.5]), 0.5, 1e9, 0.5, 0.1, metrics)
+        return Frontier([point], {"samples": 64, "objective": "kl"})
+
+    assert notes(frontier(held_out_kl=0.15)) == notes(frontier()) == []
+    (note,) = notes(frontier(held_out_kl=0.3))
+    assert "more than twice the calibration's at 0.5" in note
+    few = frontier()
+    few.meta["samples"] = 63
+    assert notes(few)[0].startswith("63 questions are few")
+    assert recommended([0.2, 0.79, 0.85], 0.8) == 1 and recommended([0.2], 0.8) is None
+    assert verdict("0.5", 0.9, 100).startswith(
+        "recommended: budget 0.5, the cheapest within 1 point"
+    )
+    assert "(standard error 3.0 points)" in verdict(None, 0.9, 100)
+
+
+def test_where_pruning_does_not_pay_it_says_from_which_size_on(stand_in):
+    from vispco.commands.too_small import pays_from, slow_note
+
+    config = PruningConfig("fastv", (1, 1, 0.5, 0.25))
+    assert slow_note(stand_in[0], config, 64, 9, 0.9) == ""
+    note = slow_note(stand_in[0], config, 64, 9, 1.5)
+    assert "64 visual tokens in 4 layers of width 32 are too few" in note and note.count("\n") == 0
+    dimensions = Dimensions(4, 32, 4, 2, 8, 48, 60)
+    # A layer takes n microseconds: the config saves 0.5 + 0.75 of each visual token's.
+    table = LatencyTable(dimensions, (1, 10**6), (1e-6, 1.0))
+    least = pays_from(table, config, 64, 0, 1.25)
+    # At 64 tokens 80 of 256 microseconds should have been saved, and 64 more were spent instead.
+    assert least - 1 <= (80 + 64) / 1.25 * 2**0.25 and least * 1.25 > 80 + 64
+    flat = LatencyTable(dimensions, (1, 10**6), (1e-3, 1e-3))
+    assert pays_from(flat, config, 64, 0, 1.25) is None

@@ -17,12 +17,14 @@ from vispco.latency.table import LatencyTable
 from vispco.registry import adapter_for
 from vispco.solvers.descent import fit_budget
 from vispco.solvers.problem import cost_models
+from vispco.visual_tokens import VisualTokens
 
 LAYERS = 5
 DIMENSIONS = Dimensions(layers=LAYERS, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=56, vocab=60)
 # Steeper and steeper, as attention is.
 TABLE = LatencyTable(DIMENSIONS, (8, 16, 24, 40), (2e-3, 2.5e-3, 4e-3, 9e-3))
 COSTS = {"flops": CostModel(DIMENSIONS), "kv_cache": KVCacheMemory(DIMENSIONS), "latency": TABLE}
+COSTS["tokens"] = VisualTokens(DIMENSIONS)
 
 
 def prompts(samples=((16, 9),)):
@@ -482,6 +484,30 @@ def test_malformed_budgets_are_refused(bad, match):
 )
 def test_well_formed_budgets_pass(good):
     check_budget(good)
+
+
+@given(schedules, st.integers(8, 40), shapes)
+def test_tokens_are_the_papers_unit(ratios, most, samples):
+    """On average over the layers, of every prompt; no token more fits."""
+    limit = limit_for(f"{most} tokens", {"flops": COSTS["flops"]}, *prompts(samples))
+    counts = [round(r * limit.tokens) for r in limit.harden(ratios)]
+    config = PruningConfig("fastv", [c / limit.tokens for c in counts])
+    for n_visual, _ in samples:
+        assert sum(config.tokens(n_visual)) / LAYERS <= most + 1e-9
+    no_token_more(limit, counts)
+    assert limit.value == f"{most} tokens"
+
+
+def test_tokens_do_not_count_text_and_are_refused_where_they_cannot_be():
+    cost = COSTS["tokens"]
+    counts = torch.tensor([16, 16, 8, 3, 0])
+    assert float(cost(counts, 16, 9)) == float(cost(counts, 16, 900)) == 43 / 5
+    assert float(cost.full(torch.tensor(16), 9)) == 16 and float(cost.text_only(9)) == 0
+    with pytest.raises(ValueError, match=r"cannot be reached.* 3\.2 to 16 tokens"):
+        limit_for("2 tokens", COSTS, *prompts())
+    for bad in ("-3 tokens", "many tokens", {"flops": "3 tokens"}):
+        with pytest.raises(ValueError, match="expected|must be"):
+            check_budget(bad)
 
 
 def test_slack_orders_budgets_of_any_units():

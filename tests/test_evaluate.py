@@ -1,6 +1,7 @@
 """Evaluation against an oracle: one sample at a time, by greedy decoding and plain softmax."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,3 +149,14 @@ def test_kl_direction():
     p, q = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
     expected = 0.9 * torch.tensor(0.9 / 0.5).log() + 0.1 * torch.tensor(0.1 / 0.5).log()
     assert kl_divergence(p.log(), q.log()) == pytest.approx(float(expected))
+
+
+def test_agreement_is_accuracy_where_the_full_model_is_right(llava):
+    """With the full model's own answers as labels both are the same; the full model agrees."""
+    b = batch()
+    assert vispco.evaluate(llava, [b]).agreement == 1
+    config = vispco.PruningConfig("fastv", [1, 1, 0.25, 0.25, 0, 0])
+    prepared = run_teacher(llava, prepare(llava, [b]))
+    found = vispco.evaluate(llava, prepared, config)
+    own = replace(prepared[0], targets=prepared[0].log_probs.argmax(-1))
+    assert vispco.evaluate(llava, [own], config).accuracy == found.agreement < 1

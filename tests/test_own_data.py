@@ -309,10 +309,14 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
     Path("folder/config.json").write_text("{}")
     with open("folder/model.safetensors", "wb") as file:
         file.truncate(10**9)
+    monkeypatch.setattr("vispco.commands.model._reachable", lambda name: True)
+    example = testbed.examples("test", 1)[0]
+    Image.fromarray(example.image).save("a.png")
     words = ["apply", "--config", "c.json", "--repeats", "0", "--device", "cpu", "--model"]
+    question = ["--image", "a.png", "--question", f"{example.question}?"]
     assert (
-        main([*words, "owner/model", "--dtype", "bfloat16"])
-        == main([*words, "folder", "--trust-remote-code"])
+        main([*words, "owner/model", *question, "--dtype", "bfloat16"])
+        == main([*words, "folder", *question, "--trust-remote-code"])
         == 0
     )
     for calls, name, own, dtype in (

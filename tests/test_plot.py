@@ -101,8 +101,7 @@ def test_svg_holds_every_label_as_text(full, tmp_path):
         "20 %",
         "50 %",
         "1.2 GFLOPs",
-        "every single-layer configuration (8)",
-        "the best of them by KL",
+        "every single-layer configuration (8; line: best in hindsight; square: by KL)",
         "random schedules (8; bar: mean ± s.d.)",
         "published defaults",
         "held-out accuracy",
@@ -225,3 +224,115 @@ def test_without_matplotlib(full, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "vispco\[plot\]"'):
         plot_frontier(full, tmp_path / "a.svg")
+
+
+# ---- one look -----------------------------------------------------------------------------------
+def drawn(draw):
+    """The figure that `draw` made, laid out."""
+    from vispco.plot import figure
+
+    kept = []
+    figure.render(lambda f: (kept.append(f), draw(f)), 11.5, 5.2, "svg")
+    return kept[0]
+
+
+def many(n=9):
+    """As many budgets, whose schedules begin at all tokens and end at none."""
+    shares = [(i + 1) / (n + 1) for i in range(n)]
+    return Frontier([point(s, (1, 1, s, s / 2, 0), s) for s in shares], {"kernel": "monotone"})
+
+
+def test_no_schedule_leaves_the_range_from_none_to_all():
+    """Lines are set apart, but none is above 100 % or below 0 %, on the page either."""
+    from vispco.plot.schedules import draw_schedules, looks
+
+    frontier = many()
+
+    def draw(f):
+        draw_schedules(f.add_subplot(), [frontier], looks({"a": [frontier]}), crowded=1)
+
+    (axes,) = drawn(draw).axes
+    lines = [line for line in axes.lines if len(line.get_ydata())]
+    assert len(lines) == 2 * len(frontier)
+    low, high = (axes.transData.transform((0, y))[1] for y in (0, 1))
+    heights = set()
+    for line in lines:
+        shown = line.get_transform().transform(line.get_xydata())[:, 1]
+        assert low - 1e-6 <= shown.min() and shown.max() <= high + 1e-6
+        heights.add(round(float(shown[-1]), 3))
+    # Where all tokens or none are kept, that is what is drawn.
+    assert heights == {round(float(low), 3)}
+
+
+def test_legends_have_six_entries_at_most():
+    from vispco.plot.figure import MOST_ENTRIES
+    from vispco.plot.frontiers import _draw_legend
+    from vispco.plot.read import runs, trade_off
+    from vispco.plot.schedules import draw_schedules, looks
+    from vispco.plot.trade_off import draw_trade_off
+
+    others = competitors()
+    others += [{**others[-1], "kind": kind} for kind in ("fitted", "coarse")]
+    found = [
+        Frontier(many().points, {"label": f"run {i}", "competitors": others}) for i in range(4)
+    ]
+    for group in (found[:1], found):
+        named = runs(group)
+        shown = trade_off(named, "share", "kl")
+
+        def draw(f, named=named, shown=shown):
+            left, right = f.subplots(1, 2)
+            draw_trade_off(left, shown)
+            _draw_legend(f, left, first=shown.curves)
+            draw_schedules(right, next(iter(named.values())), looks(named), crowded=1)
+
+        figure = drawn(draw)
+        legends = [*figure.legends, figure.axes[1].get_legend()]
+        counts = [len(legend.get_texts()) for legend in legends]
+        assert max(counts) <= MOST_ENTRIES and min(counts) > 4, counts
+
+
+def test_model_and_data_are_named(tmp_path):
+    plot_frontier(Frontier([point(0.5)], {"model": "m", "data": "d.jsonl"}), tmp_path / "a.svg")
+    assert "model: m; data: d.jsonl" in texts(tmp_path / "a.svg")
+
+
+def test_names_do_not_cut_error_bars(full):
+    """The boxes of the published configurations' names are beside every bar."""
+    from matplotlib.text import Annotation
+
+    from vispco.plot.read import runs, trade_off
+    from vispco.plot.trade_off import draw_trade_off
+
+    shown = trade_off(runs(full), "share", "accuracy")
+    figure = drawn(lambda f: draw_trade_off(f.add_subplot(), shown))
+    (axes,) = figure.axes
+    names = [c for c in axes.get_children() if isinstance(c, Annotation) and "K=" in c.get_text()]
+    bars = [dot for curve in shown.curves.values() for dot in curve if dot.bar]
+    assert len(names) == 2 and bars
+    for name in names:
+        box = name.get_window_extent().transformed(axes.transData.inverted())
+        for dot in bars:
+            outside = box.x1 < dot.x or box.x0 > dot.x
+            assert outside or box.y0 > dot.bar[1] or box.y1 < dot.bar[0], name.get_text()
+
+
+@pytest.mark.parametrize("losses", [(0.31, 0.33), (1e-5, 1e-4), (0.001, 2.0), (0.2, 0.9)])
+def test_a_plot_of_two_points_has_numbers_at_its_axis(losses, tmp_path):
+    points = [point(b, share=b) for b in (0.3, 0.6)]
+    points = [
+        FrontierPoint(p.config, p.budget, p.flops, p.share, loss)
+        for p, loss in zip(points, losses[::-1], strict=True)
+    ]
+    plot_frontier(Frontier(points), tmp_path / "a.svg", y="kl")
+    numbers = [t.removeprefix("≤ ") for t in texts(tmp_path / "a.svg")]
+    ticks = {n for n in numbers if n.replace(".", "").isdigit()} - set(map(str, range(9)))
+    assert len(ticks) >= 2, numbers
+
+
+def test_no_panel_of_kept_tokens_stays_empty_where_that_can_be():
+    from vispco.plot.tokens import _columns
+
+    for count in range(1, 13):
+        columns = _columns(count)
+        assert columns <= 4 and -count % columns <= (2 if count == 10 else 1)

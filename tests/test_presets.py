@@ -64,7 +64,7 @@ def preset(method, name, **kwargs):
 @pytest.mark.parametrize("method, name", ALL)
 def test_published_token_counts(method, name):
     """At the layers of the publication, exactly as many tokens as it says."""
-    depth = PUBLISHED[method][name].layers
+    depth = PUBLISHED[method][name].num_layers
     config, published = vars(preset(method, name, num_layers=depth)).values()
     assert config.method == method and config.num_layers == (28 if method == "vidcom2" else 32)
     assert sorted(config.steps) == FIRST[method][name] == sorted(published.steps)
@@ -168,6 +168,28 @@ def test_every_depth_can_be_had(method, layers):
 
 
 @pytest.mark.parametrize("method", sorted(PUBLISHED))
+@pytest.mark.parametrize("layers", [*range(5, 33), 36, 40, 64, 80])
+def test_no_two_become_one_in_another_depth(method, layers):
+    """Each has its name, and as many steps as were published; the first is near where it was."""
+    found = vispco.presets(method, layers)
+    assert list(found) == list(PUBLISHED[method])
+    for p in found.values():
+        assert p.published.num_layers == (28 if method == "vidcom2" else 32)
+        assert len(p.config.steps) == len(p.published.steps)
+        for moved, layer in zip(p.config.steps, p.published.steps, strict=True):
+            exact = layer * layers / 32
+            assert abs(moved - exact) < 1.6 and (layers < 32 or abs(moved - exact) <= 0.5)
+
+
+def test_layers_that_would_meet_go_apart_as_little_as_can_be():
+    # k3 is at 0.75 of 8 layers, k2 at 0.5; k15 at 3.75, k16 at 4.
+    assert [min(p.config.steps) for p in vispco.presets("fastv", 8).values()] == [1, 2, 2]
+    assert [min(p.config.steps) for p in vispco.presets("vtw", 8).values()] == [3, 4]
+    # One layer can be pruned, so there is no room.
+    assert list(vispco.presets("fastv", 2)) == ["k2-r50, k3-r50", "k3-r75"]
+
+
+@pytest.mark.parametrize("method", sorted(PUBLISHED))
 @pytest.mark.parametrize("layers", [1, 2, 3, 6, 8, 24, 32])
 def test_schedules_that_coincide_are_given_once(method, layers):
     """Under all of their names; no two are the same, and no name is lost."""
@@ -186,7 +208,6 @@ def test_schedules_that_coincide_are_given_once(method, layers):
 
 def test_presets_at_the_very_layers():
     """Without those that do not fit into the model."""
-    assert list(vispco.presets("fastv", 8)) == ["k2-r50, k3-r50", "k3-r75"]
     at_layer = vispco.presets("fastv", 8, at="layer")
     assert [p.config.steps for p in at_layer.values()] == [{2: 0.5}, {3: 0.5}, {3: 0.25}]
     assert list(vispco.presets("fastv", 3, at="layer")) == ["k2-r50"]
@@ -197,7 +218,7 @@ def test_presets_at_the_very_layers():
 def test_a_preset_runs(llava):
     from tiny import batch, without_labels
 
-    config = preset("fastv", "k2-r50, k3-r50", num_layers=6).config
+    config = preset("fastv", "k2-r50", num_layers=6).config
     inputs = without_labels(batch())
     with vispco.apply(llava, config) as handle:
         llava(**inputs)

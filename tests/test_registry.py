@@ -204,9 +204,20 @@ def test_built_in_names():
 
 def test_duplicate_method_and_adapter_are_refused():
     with pytest.raises(ValueError, match=r"method 'fastv' is already registered \(FastV\)"):
-        vispco.register_method("fastv", Red)
+        vispco.register_method("fastv", type("Mine", (vispco.Method,), {}))
     with pytest.raises(ValueError, match=r"adapter 'llava' is already registered \(Llava\)"):
-        vispco.register_adapter("llava")(Red)
+        vispco.register_adapter("llava")(type("Mine", (vispco.Adapter,), {}))
+
+
+@pytest.mark.parametrize(
+    "kind, base", [("method", "Method"), ("adapter", "Adapter"), ("kernel", "Kernel")]
+)
+def test_what_is_no_class_of_its_kind_is_refused(kind, base):
+    register = getattr(vispco, f"register_{kind}")
+    for wrong in (Red, Red(), "fastv", 3):
+        with pytest.raises(ValueError, match=rf"derived from vispco\.{base}, got .*: write class"):
+            register("wrong", wrong)
+    assert "wrong" not in getattr(vispco, f"list_{kind}s")()
 
 
 def test_adapter_for_a_model_a_subclass_and_a_configuration(llava):

@@ -49,3 +49,15 @@ from .search import (
     SharedFrontier as SharedFrontier,
     search as search,
 )
+
+
+def __dir__() -> list[str]:
+    """The interface, without the modules that it is made of."""
+    modules = {"data", "kernels", "methods", "models", "pareto", "plot", "testbed"}
+    public = {name: value for name, value in globals().items() if not name.startswith("_")}
+    shown = (name for name, value in public.items() if name in modules or not _is_module(value))
+    return [*sorted(shown), "__version__"]
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, type(methods))

@@ -3,8 +3,9 @@
 A budget is a share of the prunable cost: 0 is the text alone, 1 the full model (`0.5` or `"50%"`).
 With `relative_to="total"` it is a share of the full cost. It can also be absolute (`1.8e12` FLOPs,
 `"1.5 GB"`, `"20 ms"`). A budget is about the language model's prefill of the prompt, and it holds
-for EVERY sample whose shape it is given. Several budgets at once, of FLOPs, KV cache and latency,
-are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
+for EVERY sample whose shape it is given. It is also said in the papers' unit,
+visual tokens on average over the layers: `"192 tokens"`. Several budgets at once, of FLOPs, KV
+cache, latency and visual tokens, are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from . import schedule
 from .config import whole_tokens
 from .registry import did_you_mean
+from .visual_tokens import VisualTokens
 
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _FLOPS = {prefix + end: x for prefix, x in _PREFIXES.items() for end in ("flop", "flops")}
@@ -34,10 +36,21 @@ _UNITS = {
     "FLOPs": ("1.8e12 or '1.8TFLOPs'", _FLOPS),
     "bytes": ("1.5e9 or '1.5GB'", _BYTES),
     "seconds": ("'20ms'", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "seconds": 1.0}),
+    "tokens": ("'192tokens'", {"tokens": 1.0, "token": 1.0}),
 }
 
 #: What can be limited: the names in a budget of several, and the units of their costs.
-LIMITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "seconds"}
+LIMITS = {"flops": "FLOPs", "kv_cache": "bytes", "latency": "seconds", "tokens": "tokens"}
+
+
+def limited(budget: Any) -> str:
+    """What one budget limits, a name in LIMITS: its unit says so, and is FLOPs without one.
+
+    >>> limited(0.5), limited("1.8 TFLOPs"), limited("192 tokens")
+    ('flops', 'flops', 'tokens')
+    """
+    in_tokens = isinstance(budget, str) and re.search(r"tokens?\s*$", budget, re.IGNORECASE)
+    return "tokens" if in_tokens else "flops"
 
 
 def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]:
@@ -67,19 +80,22 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
         raise ValueError(f"budget must be {forms}, got {budget!r}")
     absolute = absolute or value >= 1e6
     if not absolute and value > 1:
-        raise ValueError(f"budget {budget!r} is over 1: expected {forms}")
+        hint = (
+            f"did you mean '{value:g}{'%' if value <= 100 else 'tokens'}'? " if value >= 5 else ""
+        )
+        raise ValueError(f"budget {budget!r} is over 1: {hint}expected {forms}")
     return float(value), absolute
 
 
 def check_budget(budget: Any) -> None:
-    """Check one budget of FLOPs, or a dict {name in LIMITS: budget} of several limits.
+    """Check one budget of FLOPs or tokens, or a dict {name in LIMITS: budget} of several limits.
 
     Raises ValueError for anything else.
 
     >>> check_budget({"flops": 0.5, "latency": "20 ms"})
     """
     if not isinstance(budget, Mapping):
-        parse_budget(budget)
+        parse_budget(budget, LIMITS[limited(budget)])
         return
     if not budget:
         raise ValueError(f"a budget of several limits is empty: limit some of {', '.join(LIMITS)}")
@@ -100,7 +116,7 @@ def limit_for(
     first_layer: int = 1,
     relative_to: str = "prunable",
 ) -> Budget:
-    """The limit that a budget stands for: a `Budget` of FLOPs, or the `Joint` of a dict of several.
+    """The limit that a budget stands for: a `Budget`, or the `Joint` of a dict of several.
 
     costs: {name in LIMITS: cost}. The other arguments and the errors are those of `Budget`.
     Raises ValueError for a limit on something that has no cost here.
@@ -110,8 +126,9 @@ def limit_for(
     def single(value: float | str, name: str) -> Budget:
         return Budget(value, costs[name], n_visual, n_text, first_layer, relative_to)
 
+    costs = {"tokens": VisualTokens(costs["flops"].dimensions), **costs}
     if not isinstance(budget, Mapping):
-        return single(budget, "flops")
+        return single(budget, limited(budget))
     if missing := [name for name in budget if costs.get(name) is None]:
         raise ValueError(
             f"the budget {dict(budget)} limits {missing[0]}, which nothing measures here: pass a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +98,9 @@ class PruningConfig(JsonFile):
         before = (1.0, *self.keep_ratios)
         return {i: r for i, r in enumerate(self.keep_ratios) if r < before[i]}
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self) -> str:
         """One line: `fastv: layer 2 keeps 50.0 % (drops 50.0 %)`."""
         steps = [
@@ -116,6 +120,11 @@ class PruningConfig(JsonFile):
 
         Raises ValueError for missing or unknown keys, another schema version, or bad values.
         """
+        if isinstance(data, dict) and "points" in data:
+            raise ValueError(
+                "this is a frontier, which holds several configurations: take one of the files "
+                "config-<budget>.json beside it, or Frontier.load(path).at(0.5).config"
+            )
         required = {"method", "keep_ratios"}
         optional = {f.name for f in dataclasses.fields(cls)} | {"num_layers"}
         what = "a pruning configuration"
@@ -169,11 +178,41 @@ class PruningConfig(JsonFile):
         Source: arXiv 2410.04417. Raises ValueError unless the layers increase within
         0..num_layers - 2, with one number of tokens each, and the numbers do not increase.
         """
+        if isinstance(tokens, int):
+            raise ValueError(
+                f"tokens must be a number for each of the layers, such as (300, 200, 110), got "
+                f"{tokens}; the paper's configurations by their average number of tokens are "
+                "presets('sparsevlm'): '192', '128' and '64'"
+            )
         if max(tokens, default=0) > n_visual:
             limit = f"the n_visual={n_visual} that there are"
             raise ValueError(f"tokens must be at most {limit}, got {max(tokens)}")
         ratios = [t / n_visual for t in tokens]
         return cls("sparsevlm", _staircase([i + 1 for i in layers], ratios, num_layers))
+
+
+def as_config(config: Any) -> PruningConfig:
+    """The configuration that a user means: itself, or the path of its file.
+
+    Raises ValueError that says how to get one of what came instead.
+    """
+    if isinstance(config, PruningConfig):
+        return config
+    if isinstance(config, str | os.PathLike):
+        return PruningConfig.load(config)
+    kind = type(config).__name__
+    hint = "make one, such as PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32)"
+    if hasattr(config, "points"):
+        hint = "choose one of the frontier's configurations, such as frontier.at(0.5).config"
+    elif isinstance(getattr(config, "config", None), PruningConfig):
+        hint = f"pass the .config of this {kind}"
+    elif isinstance(config, Mapping):
+        hint = "PruningConfig.from_dict reads what to_dict made; else name the fields, "
+        hint += "PruningConfig(method, keep_ratios)"
+    elif isinstance(config, numbers.Real):
+        hint = "say from which layer on that share is kept, such as "
+        hint += "PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32), or search one for a budget"
+    raise ValueError(f"expected a PruningConfig, or the path of its file, got {kind}: {hint}")
 
 
 _RECORDED: dict[str, tuple[type, ...]] = {
@@ -220,7 +259,11 @@ def _is_fraction(value: Any) -> bool:
 
 def _staircase(layers: Sequence[int], ratios: Sequence[float], num_layers: int) -> list[float]:
     """1 before `layers[0]`, then `ratios[j]` from layer `layers[j]` on."""
-    layers, ratios = list(layers), list(ratios)
+    try:
+        layers, ratios = list(layers), list(ratios)
+    except TypeError:
+        found = f"{layers!r} and {ratios!r}"
+        raise ValueError(f"layers and ratios must be lists, one ratio per layer: {found}") from None
     if len(layers) != len(ratios):
         found = f"{len(layers)} layers and {len(ratios)} ratios"
         raise ValueError(f"need one ratio per layer, got {found}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import PreparedBatch, prepare, run_teacher, shapes
-from .config import PruningConfig
+from .config import PruningConfig, as_config
 from .flops import CostModel
 from .pruning import apply, check_fits
 from .pruning.forward import during, kl_divergence, token_losses
 from .registry import adapter_for, build_method
 from .utils.distributed import gathered
 
-#: Of one batch: which answers are right, and KL and task loss at each answer token.
-Grades = tuple[Tensor, Tensor, Tensor]
+#: Of one batch: which answers are right, and which are the full model's; KL and task loss at each
+#: answer token.
+Grades = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Record:
     share: the FLOPs over the full model's.
     prunable_share: the same of the prunable cost: 0 without visual tokens, 1 with all of them.
     n: samples with an answer. correct: (n,) bool, in order.
+    agreement: share of samples at whose every answer token the arg max is the full model's; None in
+        records of earlier versions.
     """
 
     accuracy: float
@@ -45,6 +49,7 @@ class Record:
     prunable_share: float
     n: int
     correct: Tensor = field(repr=False, compare=False)
+    agreement: float | None = None
 
     def to_dict(self) -> dict:
         """The record as a JSON-ready dict, without the single answers."""
@@ -55,7 +60,7 @@ class Record:
 def evaluate(
     model: nn.Module,
     batches: Sequence[Mapping] | list[PreparedBatch],
-    config: PruningConfig | None = None,
+    config: PruningConfig | str | os.PathLike | None = None,
     *,
     mode: str = "deploy",
 ) -> Record:
@@ -64,7 +69,8 @@ def evaluate(
     batches: dicts of model inputs with `labels` (-100 outside the answer). To evaluate many
         configurations, pass `run_teacher(model, prepare(model, batches))` of `vispco.calibration`:
         the full model then runs only once.
-    config: None is the full model. mode: "deploy" or "search", as of `vispco.apply`.
+    config: a configuration, or the path of its file; None is the full model.
+    mode: "deploy" or "search", as of `vispco.apply`.
     Raises ValueError for batches without answers or visual tokens, and as `apply` does. Raises
     FloatingPointError, naming batch and layer, if logits, hidden states or scores are not finite.
 
@@ -76,6 +82,7 @@ def evaluate(
     """
     adapter = adapter_for(model)(model)
     if config is not None:
+        config = as_config(config)
         check_fits(config, adapter)
     given: Any = batches
     prepared = given if _are_prepared(given) else prepare(model, given)
@@ -95,7 +102,9 @@ def evaluate(
 
 
 def grade(batch: PreparedBatch, logits: Tensor) -> Grades:
-    """Which answers are right, one bool per sample that has one; KL and task loss per token.
+    """Which answers are right, and which are the full model's, one bool per sample that has one.
+
+    Then KL and task loss per answer token.
 
     logits: (A, vocabulary) at the answer tokens; or `batch.log_probs` itself, whose divergence is 0
         to the bit.
@@ -104,10 +113,15 @@ def grade(batch: PreparedBatch, logits: Tensor) -> Grades:
         divergence = torch.zeros(len(logits))
     else:
         divergence = kl_divergence(logits, batch.log_probs).cpu()
-    wrong = (logits.argmax(-1).cpu() != batch.targets).long()
-    misses = torch.zeros(len(batch), dtype=torch.long).index_add_(0, batch.rows, wrong)
-    correct = (misses == 0)[batch.answers.any(1)]
-    return correct, divergence, token_losses(logits, batch, "task").cpu()
+    found, full = logits.argmax(-1).cpu(), batch.log_probs.argmax(-1).cpu()
+    correct, same = (_whole(batch, found == expected) for expected in (batch.targets, full))
+    return correct, same, divergence, token_losses(logits, batch, "task").cpu()
+
+
+def _whole(batch: PreparedBatch, right: Tensor) -> Tensor:
+    """Whether all of an answer's tokens are right, of each sample that has an answer."""
+    misses = torch.zeros(len(batch), dtype=torch.long).index_add_(0, batch.rows, (~right).long())
+    return (misses == 0)[batch.answers.any(1)]
 
 
 def record(grades: list[Grades], flops: Tensor, full: Tensor, text: Tensor) -> Record:
@@ -115,7 +129,7 @@ def record(grades: list[Grades], flops: Tensor, full: Tensor, text: Tensor) -> R
 
     flops, full, text: (samples,) FLOPs as they ran, in full, and without visual tokens.
     """
-    correct, divergence, task = (gathered(torch.cat(p)) for p in zip(*grades, strict=True))
+    correct, same, divergence, task = (gathered(torch.cat(p)) for p in zip(*grades, strict=True))
     return Record(
         accuracy=float(correct.float().mean()),
         kl=float(divergence.mean().clamp(min=0)),
@@ -125,6 +139,7 @@ def record(grades: list[Grades], flops: Tensor, full: Tensor, text: Tensor) -> R
         prunable_share=float((flops - text).sum() / (full - text).sum()),
         n=len(correct),
         correct=correct,
+        agreement=float(same.float().mean()),
     )
 
 

@@ -72,6 +72,8 @@ class Registry:
         self._classes: dict[str, type] = {}
         # What serves where none of the registered does.
         self.fallback: Any = None
+        # What every registered class is derived from.
+        self.base: Any = None
         # None once the group has been loaded.
         self._group = group
 
@@ -84,7 +86,8 @@ class Registry:
     def register(self, name: str, cls: type | None = None, *, overwrite: bool = False) -> Any:
         """Register `cls` under `name`; without `cls`, return a decorator that does.
 
-        Raises ValueError if the name is empty, or taken by another class (unless `overwrite`).
+        Raises ValueError if the name is empty, or taken by another class (unless `overwrite`); or
+        if `cls` is not derived from the base class of its kind.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -93,6 +96,12 @@ class Registry:
             )
         if cls is None:
             return partial(self.register, name, overwrite=overwrite)
+        if self.base and not (isinstance(cls, type) and issubclass(cls, self.base)):
+            base, got = self.base.__name__, getattr(cls, "__name__", repr(cls))
+            raise ValueError(
+                f"a {self.kind} must be a class derived from vispco.{base}, got {got}: write "
+                f"class {got if str(got).isidentifier() else 'Mine'}(vispco.{base})"
+            )
         known = self._classes.get(name, cls)
         if known is not cls and not overwrite:
             raise ValueError(

@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ from .solvers.descent import Gradient
 from .solvers.problem import Problem, Ramp, SearchOptions
 from .solvers.profiled import Profiled
 from .solvers.shared import Shared
+from .utils.distributed import rank
 from .utils.journal import Journal
+from .utils.progress import Progress, visible
 
 #: Where a search can start: the options of each start.
 STARTS: dict[str, Any] = {
@@ -52,6 +55,7 @@ def search(
     seed: int = 0,
     options: SearchOptions | Mapping | None = None,
     callback: Callable[[dict], Any] | None = None,
+    progress: bool | None = None,
 ) -> Frontier:
     """Find one pruning configuration per budget.
 
@@ -78,6 +82,8 @@ def search(
         language model (layer, tokens, method, loss), after every gradient step (budget, step, loss,
         slack, multiplier, penalty, ...), and after every schedule of the refinement (budget,
         schedule, loss, best).
+    progress: whether a bar on stderr shows budget, loss and time left; None: on a terminal and in a
+        notebook.
 
     Returns the frontier. With start="shared" it is a `SharedFrontier`, which answers other budgets
     too; then `budgets` may be empty. With start="profile" it is a `ProfiledFrontier`, which plans
@@ -98,7 +104,7 @@ def search(
         options = SearchOptions(**dict(options or {}))
     if isinstance(chosen, BeforeLLM) and method == "auto":
         method = before_llm()
-    problem = Problem(model, batches, method, kernel, options, callback)
+    problem = Problem(model, batches, method, kernel, options)
     if len(problem.methods) > 1 and not isinstance(chosen, Profiled | BeforeLLM):
         raise ValueError(
             f"start={chosen.name!r} searches with one method, got {method!r}: use start='profile' "
@@ -107,7 +113,13 @@ def search(
     if not problem.adapter.differentiable(problem.scorer):
         chosen = _without_gradient(chosen, problem)
     refinement = chosen.refinement if refinement is None else refinement
-    points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
+    hidden = rank() > 0 or not (visible() if progress is None else progress)
+    with Progress(_steps(chosen, budgets, refinement), "search", hidden) as bar:
+        if callback is not None or not hidden:
+            problem.callback = partial(_heard, bar, callback)
+        bar.say(f"full model on {problem.samples:,} questions")
+        points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
+    problem.callback = callback
     if isinstance(chosen, Shared):
         return SharedFrontier(points, meta, problem, solver)
     if isinstance(chosen, Profiled):
@@ -115,7 +127,7 @@ def search(
     return Frontier(points, meta)
 
 
-@dataclass
+@dataclass(repr=False)
 class AnyBudget(Frontier):
     """A frontier that also answers budgets that it has no point for.
 
@@ -149,7 +161,7 @@ class AnyBudget(Frontier):
         return self.frontier([budget]).points[0].config
 
 
-@dataclass
+@dataclass(repr=False)
 class SharedFrontier(AnyBudget):
     """A frontier found by start="shared": its predictor answers any budget.
 
@@ -166,7 +178,7 @@ class SharedFrontier(AnyBudget):
         return self.again.ratios(budget)
 
 
-@dataclass
+@dataclass(repr=False)
 class ProfiledFrontier(AnyBudget):
     """A frontier found by start="profile": any other budget is planned from the same profile.
 
@@ -181,6 +193,22 @@ class ProfiledFrontier(AnyBudget):
     """
 
     profile: Any = field(default=None, repr=False, compare=False)
+
+
+def _steps(start: Any, budgets: Sequence, refinement: int | Mapping) -> int:
+    """How many times the callback will be called, as far as is known before."""
+    several = hasattr(budgets, "__len__") and not isinstance(budgets, str | Mapping)
+    count = len(budgets) if several else 0
+    rounds = refinement.get("rounds", 6) if isinstance(refinement, Mapping) else refinement
+    tried = rounds if isinstance(rounds, int) else 0
+    return getattr(start, "steps", 0) * (1 if start.any_budget else count) + count * tried
+
+
+def _heard(bar: Progress, callback: Callable[[dict], Any] | None, record: dict) -> None:
+    """One step, told to the bar and to the caller."""
+    bar(record)
+    if callback is not None:
+        callback(record)
 
 
 def _without_gradient(start: Any, problem: Problem) -> Any:

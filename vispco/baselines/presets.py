@@ -7,8 +7,9 @@ other: apply it, count it, compare it with a search.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 from typing import Any
 
 from ..config import PruningConfig
@@ -24,7 +25,7 @@ class Published:
     steps: {layer: fraction of the original tokens that enters it and those after it}.
     tokens: what that leaves of `n_visual`, step by step.
     source: where it stands.
-    layers: decoder layers of the model that it was published for.
+    num_layers: decoder layers of the model that it was published for.
     n_text, convention: text tokens and convention of FLOPs of the published cost, if there is one:
         `share` of the full model's, or `flops` in the convention's unit.
     options: of the method.
@@ -35,7 +36,7 @@ class Published:
     tokens: tuple[int, ...]
     source: str
     n_visual: int = VISUAL
-    layers: int = LAYERS
+    num_layers: int = LAYERS
     n_text: int = 0
     convention: str | None = None
     share: float | None = None
@@ -58,13 +59,12 @@ class Preset:
 def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[str, Preset]:
     """The published configurations of a method, by name; none if nothing was published in full.
 
-    In a shallow model several may come to the same schedule. It is then given once, under all of
-    their names: "k2-r50, k3-r50".
-
     num_layers: decoder layers of the model they are for.
-    at: where the steps go. "depth": a step before layer K of 32 (or of as many as it was published
-        for) goes before layer round(K / 32 * num_layers), but not before the first layer that the
-        method can prune.
+    at: where the steps go. "depth": different layers of the publication go to different layers, as
+        near as can be to the same relative depth, K / 32 * num_layers (or of as many as it was
+        published for), and not before the first layer that the method can prune. In a model too
+        shallow for that, configurations that come to the same schedule are given once, under all of
+        their names: "k2-r50, k3-r50".
         "layer": at the very layers; without configurations that have steps below the last one.
     Raises ValueError for an unknown method, with the nearest name; if num_layers is no number of
     layers; or for another `at`.
@@ -73,8 +73,8 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     'fastv: layer 2 keeps 50.0 % (drops 50.0 %)'
     >>> presets("pdrop", num_layers=8)["lambda-0.5"].config.keep_ratios
     (1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125)
-    >>> list(presets("fastv", num_layers=8)), list(presets("fastv", num_layers=8, at="layer"))
-    (['k2-r50, k3-r50', 'k3-r75'], ['k2-r50', 'k3-r50', 'k3-r75'])
+    >>> {name: list(preset.config.steps) for name, preset in presets("fastv", 8).items()}
+    {'k2-r50': [1], 'k3-r50': [2], 'k3-r75': [2]}
     """
     scorer = build_method(method) if is_composite(method) else METHODS.get(method)
     first_layer = scorer.first_layer
@@ -85,10 +85,15 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     if at not in ("depth", "layer"):
         raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")
     found: list[tuple[list[str], Preset]] = []
-    for name, published in PUBLISHED.get(method, {}).items():
+    known = PUBLISHED.get(method, {})
+    depths = sorted(
+        {k / published.num_layers for published in known.values() for k in published.steps}
+    )
+    moved = _at_relative_depth(depths, num_layers, first_layer)
+    for name, published in known.items():
         steps = published.steps
         if at == "depth":
-            steps = _at_relative_depth(published, num_layers, first_layer)
+            steps = {moved[layer / published.num_layers]: r for layer, r in steps.items()}
         elif max(steps) >= num_layers:
             continue
         config = PruningConfig(method, _keep_ratios(steps, num_layers), published.options)
@@ -100,13 +105,24 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     return {", ".join(names): preset for names, preset in found}
 
 
-def _at_relative_depth(published: Published, num_layers: int, first_layer: int) -> dict[int, float]:
-    """Steps in the model that they were published for to those in one of `num_layers`."""
-    moved: dict[int, float] = {}
-    for layer, ratio in published.steps.items():
-        layer = max(first_layer, int(layer * num_layers / published.layers + 0.5))
-        moved[layer] = min(ratio, moved.get(layer, 1.0))
-    return moved
+def _at_relative_depth(
+    depths: Sequence[float], num_layers: int, first_layer: int
+) -> dict[float, int]:
+    """{depth: layer of `num_layers`}: different ones stay different if there are enough layers.
+
+    depths: published layers over the number of layers that they were published for.
+    """
+    exact = [depth * num_layers for depth in depths]
+    near = [max(first_layer, int(place + 0.5)) for place in exact]
+    around = [range(max(first_layer, n - 2), min(num_layers, n + 3)) for n in near]
+    apart = [c for c in product(*around) if all(a < b for a, b in pairwise(c))]
+
+    def moved(places: Sequence[int]) -> tuple[float, int]:
+        both = zip(places, exact, near, strict=True)
+        away = [(abs(place - e), abs(place - n)) for place, e, n in both]
+        return sum(a for a, _ in away), sum(b for _, b in away)
+
+    return dict(zip(depths, min(apart, key=moved, default=near), strict=True))
 
 
 def _keep_ratios(steps: Mapping[int, float], num_layers: int) -> list[float]:
@@ -134,7 +150,7 @@ _HOLOV = "Zou et al., NeurIPS 2025, arXiv 2510.02912"
 _PACT = "Dhouib et al., CVPR 2025, arXiv 2504.08966"
 _PRUMERGE = "Shang et al., ICCV 2025, arXiv 2403.15388"
 _VIDCOM2 = "Liu et al., EMNLP 2025, arXiv 2505.14454"
-_FILM: dict[str, Any] = {"n_visual": 32 * 196, "layers": 28}
+_FILM: dict[str, Any] = {"n_visual": 32 * 196, "num_layers": 28}
 _OUTLIERS = "about so many: the authors keep as many as stand out, see the option `adaptive`"
 _AVERAGE = (
     "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and "

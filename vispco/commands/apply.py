@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 
 from .. import data, testbed
-from ..config import PruningConfig
+from ..registry import adapter_for
 from .answer import answer, side_by_side, speeds
+from .configs import HELP, find_config, moved
 from .conversations import check_vocabulary, conversation_about, first_question, from_testbed
-from .model import find_model
+from .model import find_model, is_testbed
 from .options import Integer, add_json, add_model, add_reading, non_negative_int, positive_int
 from .output import print_json
-from .questions import reading_options
+from .questions import reading_options, testbed_kind
+from .too_small import slow_note
 
 SUMMARY = "answer one question in full and pruned, side by side"
 EXAMPLES = (
@@ -24,7 +26,7 @@ EXAMPLES = (
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco apply`."""
     add = sub.add_argument
-    add("--config", required=True, metavar="FILE", help="a pruning configuration")
+    add("--config", required=True, metavar="FILE", help=HELP)
     add("--image", action="append", metavar="PATH", help="a picture; may be repeated")
     add("--video", metavar="PATH", help="a video file, or a folder of frames")
     add("--question", metavar="TEXT", help="what to ask about it")
@@ -46,8 +48,10 @@ def run(options: argparse.Namespace) -> None:
     if bool(media) != (options.question is not None) or (options.image and options.video):
         together = "give both, or --index for a test question"
         raise ValueError(f"--image (or --video) and --question belong together: {together}")
-    config = PruningConfig.load(options.config)
+    find = find_config(options.config)
     load = find_model(options)
+    if options.question is None and not is_testbed(options.model):
+        _check_testbed_question(options.model)
     reading = reading_options(options)
     expected = None
     if options.question:
@@ -58,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
         expected = examples[-1].answer
         conversation = from_testbed(examples[-1], f"question {options.index}")
     model, processor = load()
+    layers = len(adapter_for(model)(model).layers)
+    config = find(layers)
     inputs = data.prompt(processor, conversation, **reading)
     question = first_question(conversation)
     check_vocabulary(options.model, processor, inputs, question)
@@ -68,4 +74,23 @@ def run(options: argparse.Namespace) -> None:
         asked = {"question": question, "expected": expected}
         print_json({**asked, "full": full, "pruned": pruned, "speeds": times})
     else:
+        if expected is not None and not is_testbed(options.model):
+            print(f"question {options.index} of the testbed's own, because no --image is given")
+        if note := moved(options.config, layers):
+            print(f"{note}\n")
         print(side_by_side(full, pruned, question, expected, times))
+        if times:
+            taken, visual = times["seconds_to_first_token"], full["tokens"][0]
+            text = inputs["input_ids"].shape[1] - visual
+            note = slow_note(model, config, visual, text, taken["pruned"] / taken["full"])
+            print(f"\n{note}" if note else "")
+
+
+def _check_testbed_question(model: str) -> None:
+    """Raise ValueError unless a model of the user's own can be asked what the testbed asks."""
+    try:
+        testbed_kind(model)
+    except ValueError:
+        raise ValueError(
+            f"{model} needs a question of its own: give --image and --question"
+        ) from None

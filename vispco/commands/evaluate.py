@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
 from .. import data
 from ..baselines.grids import published
@@ -14,17 +15,20 @@ from ..frontier import Frontier
 from ..registry import adapter_for
 from ..utils.console import budget_text, flops, percent, table
 from .answer import first_token, latency
+from .configs import HELP, ForLayers, always, find_configs, frontier_path, moved
 from .conversations import first_question
 from .model import find_model
 from .options import add_data, add_json, add_model, positive_int
 from .output import check_file, first_process, metrics, print_json
-from .progress import track
+from .progress import say, track
 from .questions import load_questions, reading_options
+from .too_small import slow_note
 
 SUMMARY = "measure configurations on labelled questions"
 EXAMPLES = (
     "--model testbed --frontier run/frontier.json --per-task",
-    "--model llava-hf/llava-1.5-7b-hf --data test.jsonl --config pruning_config.json",
+    "--model llava-hf/llava-1.5-7b-hf --data test.jsonl --config run/config-0.5.json \\\n"
+    "      preset:fastv/k2-r50",
 )
 
 
@@ -32,8 +36,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco evaluate`."""
     add = sub.add_argument
     what = sub.add_mutually_exclusive_group(required=True).add_argument
-    what("--config", nargs="+", metavar="FILE", help="pruning configurations")
-    what("--frontier", metavar="FILE", help="a frontier: all of its configurations")
+    what("--config", nargs="+", metavar="FILE", help=f"{HELP}; several may be given")
+    folder = "a frontier, or the folder of a search: all of its configurations"
+    what("--frontier", metavar="FILE", help=folder)
     add("--published", action="store_true", help="also its method's published configurations")
     add("--per-task", action="store_true", help="a column of accuracy for every task")
     add(
@@ -60,21 +65,26 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    frontier = Frontier.load(options.frontier) if options.frontier else None
+    frontier = Frontier.load(frontier_path(options.frontier)) if options.frontier else None
     if options.output:
         if frontier is None:
             together = "give it together with --frontier"
             raise ValueError(f"--output writes a frontier with its metrics: {together}")
         check_file(options.output)
-    named = _configs(options, frontier)
+    wanted = _configs(options, frontier)
     load = find_model(options)
     questions = load_questions(options, "test")
     timed = questions.about_one_picture(1) if options.latency else []
     if options.latency and not timed:
         missing = "there is none among those drawn"
         raise ValueError(f"--latency times a question about one picture, and {missing}")
+    say(f"loading {options.model}", options.quiet)
     model, processor = load()
+    layers = len(adapter_for(model)(model).layers)
+    named = [(name, build(layers)) for name, build in wanted]
+    say(f"reading {len(questions.tasks):,} questions and their pictures", options.quiet)
     batches = questions.batches(model, processor)
+    say("the full model answers them", options.quiet)
     prepared = run_teacher(model, prepare(model, batches))
     rows = []
     for name, config in track([("full", None), *named], "evaluate", options.quiet):
@@ -99,25 +109,34 @@ def _run(options: argparse.Namespace) -> None:
         f"\n{rows[0]['n']} questions of {options.data}{split}; share: of the prunable compute\n"
         "accuracy: the whole answer is right, token by token, as greedy decoding would write it"
     )
+    for note in filter(None, (moved(name, layers) for name, _ in named)):
+        print(note)
     if times:
         print(latency_text(times, [name for name, _ in named]))
+        shape = times["n_visual"], times["n_text"]
+        pairs = zip(named, times["configurations"], strict=True)
+        ratios = {name: (row["measured"], config) for (name, config), row in pairs}
+        fastest = min(ratios, key=lambda name: ratios[name][0])
+        ratio, config = ratios[fastest]
+        # If the fastest saves nothing, none does.
+        if note := slow_note(model, config, *shape, ratio):
+            print(f"\n{fastest}: {note}")
 
 
-def _configs(
-    options: argparse.Namespace, frontier: Frontier | None
-) -> list[tuple[str, PruningConfig]]:
-    """What to measure, with names."""
+def _configs(options: argparse.Namespace, frontier: Frontier | None) -> list[tuple[str, ForLayers]]:
+    """What to measure, with names, for a model of so many layers."""
     if options.published and (frontier is None or not len(frontier)):
         which = "it has the method whose configurations are meant"
         raise ValueError(f"--published goes together with --frontier: {which}")
     if frontier is None:
-        return [(path, PruningConfig.load(path)) for path in options.config]
+        found = [find_configs(text) for text in options.config]
+        return [(name, build) for each in found for name, build in each.items()]
     named = [(budget_text(p.budget), p.config) for p in frontier.points]
     if options.published:
         first = frontier.points[0].config
         others = published(first.method, first.num_layers)
         named += [(f"{first.method} {name}", config) for name, config in others.items()]
-    return named
+    return [(name, partial(always, config)) for name, config in named]
 
 
 def task_accuracy(record: Record, tasks: list[str]) -> dict[str, float]:

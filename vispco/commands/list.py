@@ -10,6 +10,7 @@ from .. import testbed
 from ..baselines.presets import presets
 from ..registry import ADAPTERS, KERNELS, METHODS, Registry
 from ..utils.console import table
+from .configs import PRESET
 from .options import add_json
 from .output import print_json
 
@@ -50,11 +51,13 @@ def _methods() -> dict[str, str]:
 
 
 def _presets() -> dict[str, str]:
-    """Published configurations, for 32 layers."""
+    """Published configurations, by the names that `--config` takes."""
     lines = {}
     for method in METHODS.names():
         for name, preset in presets(method).items():
-            lines[f"{method} {name}"] = preset.config.describe().split(": ", 1)[1]
+            steps = preset.config.describe().split(": ", 1)[1]
+            layers = preset.published.num_layers
+            lines[f"{PRESET}{method}/{name}"] = f"published for {layers} layers: {steps}"
     return lines
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 
@@ -88,10 +89,33 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """One-line errors."""
+    """One-line errors, with the help page of the command that was meant."""
 
     def __init__(self, **options):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As ever, but what a command does not know is refused by that command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            words = sys.argv[1:] if args is None else list(args)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown, words)}")
+        return found, unknown
+
+    def _hint(self, unknown: list[str], words: Sequence[str]) -> str:
+        """The option that was probably meant, or how several values are given."""
+        options = [word for word in unknown if word.startswith("--")]
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for option in options:
+            # Without the dashes, which any two options share.
+            names = [name[2:] for name in known]
+            if near := get_close_matches(option[2:].partition("=")[0], names, n=1):
+                return f": did you mean --{near[0]}?"
+        before = words[: words.index(unknown[0])] if not options and unknown[0] in words else []
+        if len(before) > 1 and before[-2] in known:
+            values = ",".join([before[-1], *unknown])
+            return f": several values are joined by commas, {before[-2]} {values}"
+        return ""
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
         """As in every release of Python, with the nearest choice."""
@@ -114,8 +138,11 @@ def _complain(message: str, code: int = 2) -> int:
 @contextlib.contextmanager
 def _quiet_transformers():
     """No loading bars and hints from transformers: stderr is for our progress and errors."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
+    heard = hub.get_verbosity()
+    hub.set_verbosity_error()
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -123,5 +150,6 @@ def _quiet_transformers():
         yield
     finally:
         logging.set_verbosity(level)
+        hub.set_verbosity(heard)
         if bars:
             logging.enable_progress_bar()

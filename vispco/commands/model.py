@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import ssl
+import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 
@@ -15,6 +20,9 @@ from .. import testbed
 from ..registry import adapter_for
 from ..testbed import language, smollm
 from .pretrained import check_weights, read_config, read_processor, said
+
+#: Seconds that the hub has to answer.
+_PATIENCE = 5.0
 
 
 def find_model(options: argparse.Namespace) -> Callable[[], tuple[Any, Any]]:
@@ -31,12 +39,54 @@ def find_model(options: argparse.Namespace) -> Callable[[], tuple[Any, Any]]:
             language.find()
         return lambda: _load_testbed(options)
     check_name(name)
-    local = os.path.isdir(name)
+    if options.device == "auto" and find_spec("accelerate") is None:
+        raise ValueError(
+            "--device auto spreads a model over all devices, which needs accelerate: pip install "
+            "accelerate; or take one device, such as --device cuda"
+        )
+    local = os.path.isdir(name) or not _reachable(name)
     common = {"trust_remote_code": options.trust_remote_code, "local_files_only": local}
     config = read_config(name, common)
     check_weights(name, config, common)
     processor = read_processor(name, common)
     return lambda: (_load(options, common), processor)
+
+
+def _reachable(name: str) -> bool:
+    """Whether the Hugging Face hub answers, so that files that are not in the cache can be had.
+
+    Raises ValueError if it does not and the model is not in the cache: transformers would ask again
+    and again, for a minute.
+    """
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            url = hf_hub_url(name, "config.json")
+            urlopen(Request(url, method="HEAD"), timeout=_PATIENCE).close()
+        except HTTPError:
+            # An answer, such as that the model is gated.
+            pass
+        except OSError as error:
+            # Certificates of its own: transformers may know them.
+            if not isinstance(getattr(error, "reason", error), ssl.SSLError):
+                return
+        answers.append(True)
+
+    # A name server that says nothing has a patience of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE + 1)
+    if answers or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return bool(answers)
+    raise ValueError(
+        f"{name} is no folder here and not in the cache, and {constants.ENDPOINT} does not answer: "
+        "check the network, or give the folder of a model that was downloaded"
+    )
 
 
 def _load_testbed(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -75,6 +125,12 @@ def is_testbed(name: str) -> bool:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a folder, or looks like OWNER/MODEL."""
+    path = Path(name)
+    if not path.is_dir() and (
+        name.startswith((".", "~", "/")) or path.exists() or name.count("/") > 1
+    ):
+        what = "this is a file: give its folder" if path.is_file() else "there is no such folder"
+        raise ValueError(f"{name}: {what}; expected a model as save_pretrained writes it")
     if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(
             f"unknown model {name!r}: expected testbed, {', '.join(testbed.MODELS)}, a local "

@@ -52,7 +52,7 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
         try:
             return notation.build(values, num_layers, n_visual)
         except ValueError as error:
-            why = f": {error}"
+            why = f": {error}{_as_fractions(notation, values)}"
     expected = f"expected such as {notation.example!r}: {notation.meaning}"
     raise ValueError(f"{text!r} is not in the notation of {name}{why}; {expected}")
 
@@ -79,6 +79,16 @@ def write_notation(name: str, config: PruningConfig, n_visual: int | None = None
     if back.tokens(n_visual) != config.tokens(n_visual):
         raise ValueError(f"{refusal} for {n_visual} visual tokens")
     return " ".join(parts)
+
+
+def _as_fractions(notation: Notation, values: dict[str, list[float]]) -> str:
+    """What was probably meant where fractions were given in percent."""
+    shares = [key for key in ("R", "ratios") if any(1 < x <= 100 for x in values.get(key, ()))]
+    if not shares:
+        return ""
+    right = values | {key: [x / 100 for x in values[key]] for key in shares}
+    meant = [f"{key}={','.join(format(x, 'g') for x in right[key])}" for key in notation.keys]
+    return f"; did you mean {' '.join(meant)!r}?"
 
 
 def _notation(name: str) -> Notation:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from .. import testbed
-from ..budget import check_budget, parse_budget
+from ..budget import LIMITS, check_budget, limited, parse_budget
 from ..data.conversation import KEYS
 from ..data.pictures import MAX_PIXELS
+from ..registry import did_you_mean
 
 
 # ---- types ----------------------------------------------------------------------------------
@@ -79,17 +80,34 @@ def device(text: str) -> str:
     return text
 
 
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SHORT = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_SHORT |= {"half": "float16", "f32": "float32", "f16": "float16"}
+
+
+def dtype(text: str) -> str:
+    """A type for argparse: a type of weights by its name in torch, or `auto`."""
+    if text in _DTYPES:
+        return text
+    short = text.lower().removeprefix("torch.")
+    hint = f"did you mean {_SHORT[short]!r}? " if short in _SHORT else did_you_mean(short, _DTYPES)
+    expected = f"choose from {', '.join(_DTYPES)}"
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r}: {hint}{expected}")
+
+
 def methods(text: str) -> str | list[str]:
     """A type for argparse: a method, several as `fastv,pdrop`, or `auto`."""
     return [name.strip() for name in text.split(",")] if "," in text else text
 
 
 def budgets(text: str) -> list[float | str | dict]:
-    """A type for argparse: `0.2,50%`, `0.1:0.9:9`, `1.8TFLOPs`. Each budget is listed once.
+    """A type for argparse: `0.2,50%`, `0.1:0.9:9`, `1.8TFLOPs`, `192tokens`. Each is listed once.
 
     Shares become numbers, absolute budgets stay as they are. A plus joins several limits at once:
     `flops=0.5+kv_cache=40%`.
     """
+    if hint := _meant(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not understood: did you mean {hint}?")
     found: dict[tuple, float | str | dict] = {}
     for item in text.split(","):
         try:
@@ -98,12 +116,34 @@ def budgets(text: str) -> list[float | str | dict]:
                 found[tuple(limits.items())] = limits
                 continue
             for budget in _range(item) if ":" in item else [_number_or_text(item.strip())]:
-                value, absolute = parse_budget(budget)
+                value, absolute = parse_budget(budget, LIMITS[limited(budget)])
                 value = value if absolute else round(value, 10)
                 found[value, absolute] = budget if absolute else value
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return list(found.values())
+
+
+def _meant(text: str) -> str:
+    """What was probably meant by numbers that are no budgets, else nothing."""
+    number = r"\d*\.?\d+%?"
+    if between := re.fullmatch(rf"\s*({number})\s*-\s*({number})\s*", text):
+        return (
+            f"{between[1]}:{between[2]}:5, which is five budgets from {between[1]} to {between[2]}"
+        )
+    items = re.split(r"[\s,;]+", text.strip(" ,;"))
+    if not all(re.fullmatch(number, item) for item in items):
+        return ""
+    if any(item.endswith("%") for item in items):
+        return "" if "," in text or len(items) == 1 else ",".join(items)
+    values = [float(item) for item in items]
+    if all(0 <= value <= 1 or value >= 1e6 for value in values):
+        return "" if "," in text or len(items) == 1 else ",".join(items)
+    if all(5 <= value <= 100 for value in values):
+        return ",".join(f"{item}%" for item in items)
+    if all(value > 100 and value.is_integer() for value in values):
+        return ",".join(f"{item}tokens" for item in items)
+    return ""
 
 
 def _limits(text: str) -> dict[str, float | str]:
@@ -152,8 +192,8 @@ def add_model(sub: argparse.ArgumentParser) -> None:
         help="a folder that save_pretrained wrote, a name such as llava-hf/llava-1.5-7b-hf, "
         f"{', '.join(testbed.MODELS)}, or testbed for testbed-llava",
     )
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    add("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored")
+    types = f"of the weights: {', '.join(_DTYPES)}; auto: as stored"
+    add("--dtype", type=dtype, default="auto", help=types)
     places = "cpu, cuda, cuda:1, or auto: spread over all devices (default: cuda, else cpu)"
     add("--device", type=device, help=places)
     add("--trust-remote-code", action="store_true", help="run Python code that the model brings")

@@ -101,6 +101,7 @@ def metrics(record: Record) -> dict[str, Any]:
         "accuracy": record.accuracy,
         "standard_error": standard_error(record.accuracy, record.n),
         "interval": list(wilson(int(record.correct.sum()), record.n)),
+        "agreement": record.agreement,
         "kl": record.kl,
         "flops": record.flops,
         "share": record.prunable_share,

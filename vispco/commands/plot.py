@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 
 from .. import data
-from ..config import PruningConfig
 from ..frontier import Frontier
 from ..plot import picture_kind, plot_frontier, plot_tokens, require_matplotlib
 from ..plot.read import check
+from ..registry import adapter_for
 from ..utils.files import brief
+from .answer import answer
+from .configs import HELP, find_config, frontier_path
 from .conversations import check_vocabulary, conversation_about, first_question
 from .model import find_model
 from .options import add_model, add_reading
@@ -27,7 +29,8 @@ EXAMPLES = (
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco plot`."""
     add = sub.add_argument
-    files = "files to draw together; those that differ in their seeds alone get error bars"
+    files = "frontier.json files, or folders of searches, to draw together; those that differ in "
+    files += "their seeds alone get error bars"
     add("frontiers", nargs="*", metavar="FRONTIER", help=files)
     picture = "picture to write, .svg or .png; may be given several times"
     add("--output", "-o", action="append", required=True, metavar="FILE", help=picture)
@@ -36,7 +39,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("kept tokens").add_argument
     add("--tokens", metavar="PATH", help="a picture: draw which of its patches enter each layer")
     add("--question", metavar="TEXT", help="what is asked about it")
-    add("--config", metavar="FILE", help="a pruning configuration")
+    add("--config", metavar="FILE", help=HELP)
     add_reading(add)
     add_model(sub)
 
@@ -45,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     """Draw every file that was asked for."""
     given = [value is not None for value in (options.tokens, options.question, options.config)]
     if any(given) == bool(options.frontiers) or any(given) != all(given):
-        what = "frontier.json files to draw, or --tokens PICTURE with --question and --config"
+        what = "frontier.json files or folders of searches to draw, or --tokens PICTURE with "
+        what += "--question and --config"
         raise ValueError(f"give {what}")
     for path in options.output:
         picture_kind(path)
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _draw_frontiers(options: argparse.Namespace) -> None:
-    loaded = {path: load_frontier(path) for path in options.frontiers}
+    loaded = {path: load_frontier(frontier_path(path)) for path in options.frontiers}
     for path in options.output:
         frontiers = loaded if len(loaded) > 1 else [*loaded.values()]
         plot_frontier(frontiers, path, x=options.x, y=options.y)
@@ -76,15 +80,20 @@ def load_frontier(path: str) -> Frontier:
 
 
 def _draw_tokens(options: argparse.Namespace) -> None:
-    config, reading = PruningConfig.load(options.config), reading_options(options)
+    find, reading = find_config(options.config), reading_options(options)
     load = find_model(options)
     pixels = options.max_pixels
     conversation = conversation_about([options.tokens], "image", options.question, pixels)
     question = first_question(conversation)
     model, processor = load()
+    config = find(len(adapter_for(model)(model).layers))
     inputs = data.prompt(processor, conversation, **reading)
     check_vocabulary(options.model, processor, inputs, question)
     picture = data.open_picture(conversation.media[0], conversation.folder, pixels)
+    answers = [
+        answer(model, processor, inputs, pruning, 32)["answer"] for pruning in (None, config)
+    ]
+    title = f'"{question}" full model: {answers[0]}; pruned: {answers[1]}'
     for path in options.output:
-        plot_tokens(model, processor, inputs, picture, config, path, question)
+        plot_tokens(model, processor, inputs, picture, config, path, title)
         print(path)

@@ -134,7 +134,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for data of your own: give --data too")
     # Before anything is made: this refuses models that cannot read the questions.
-    kind = _testbed_kind(options.model)
+    kind = testbed_kind(options.model)
     examples = testbed.examples(split, options.limit, options.seed, options.tasks)
     size = options.batch_size or 32
     parts = [examples[i : i + size] for i in range(0, len(examples), size)]
@@ -149,7 +149,7 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
     return Questions(split, tasks, batches, about_one_picture)
 
 
-def _testbed_kind(model: str) -> str:
+def testbed_kind(model: str) -> str:
     """The testbed model whose inputs `model` takes.
 
     It must know the testbed's words by the same numbers. Raises ValueError if it does not.

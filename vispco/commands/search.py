@@ -22,10 +22,12 @@ from ..pruning.forward import OBJECTIVES
 from ..registry import KERNELS
 from ..search import STARTS, ProfiledFrontier, SearchOptions, search
 from ..ste import ESTIMATORS
-from ..utils.console import COST_HEADER, budget_text, cost_cells, output_folder, table
+from ..utils.console import budget_text, output_folder, table
 from ..utils.distributed import rank, total
 from ..utils.journal import Journal
+from .answer import answer
 from .conversations import first_question
+from .held_out import measured, notes, split, verdict_of
 from .model import find_model
 from .options import (
     add_data,
@@ -38,7 +40,7 @@ from .options import (
     positive_float,
 )
 from .output import check_folder, first_process, print_json, resumable, save_configs
-from .progress import Progress
+from .progress import say
 from .questions import Questions, load_questions, reading_options
 
 SUMMARY = "find one configuration per budget"
@@ -66,7 +68,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         type=budgets,
         default=[0.2, 0.35, 0.5, 0.7, 0.9],
         help="shares of the prunable compute (0.2,0.5 or 50%%), a range start:stop:count "
-        "(0.1:0.9:9), absolute (1.8TFLOPs), or several limits at once "
+        "(0.1:0.9:9), absolute (1.8TFLOPs), visual tokens on average over the layers, as papers "
+        "count (192tokens), or several limits at once "
         "(flops=0.5+kv_cache=40%%+latency=20ms) (default: 0.2,0.35,0.5,0.7,0.9)",
     )
     objective = "kl: stay close to the full model; task: answer right"
@@ -148,47 +151,44 @@ def _search(
     begun = journal.search
     check_folder(folder, "frontier.json", "search", options, begun)
     questions = load_questions(options, "calibration")
+    say(f"loading {options.model}", options.quiet)
     model, processor = load()
-    batches = questions.batches(model, processor)
+    say(f"reading {len(questions.tasks):,} questions and their pictures", options.quiet)
+    batches, aside = split(questions.batches(model, processor))
     latency = None
     if any("latency" in budget for budget in options.budgets if isinstance(budget, Mapping)):
         latency = _measure_latency(model, batches, begun)
     log = folder / "log.jsonl"
     steps: list[dict] = []
-    descents = 1 if start.any_budget else len(options.budgets)
     refinement = start.refinement if options.refinement is None else options.refinement
-    rounds = descents * getattr(start, "steps", 0)
-    rounds += len(options.budgets) * refinement
+
+    def on_step(record: dict) -> None:
+        # The profile's measurements come first.
+        if "layer" not in record:
+            with open(log, "a" if steps else "w", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            steps.append(record)
+
     with resumable(folder, "search", options, journal):
-        with Progress(rounds, "search", options.quiet) as bar:
-
-            def on_step(record: dict) -> None:
-                if "layer" in record:
-                    # Of the profile, which comes first.
-                    bar.reach(0, f"profile, layer {record['layer']}")
-                    return
-                with open(log, "a" if steps else "w", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                steps.append(record)
-                bar(record)
-
-            frontier = search(
-                model,
-                batches,
-                options.method,
-                options.budgets,
-                start=start,
-                kernel=options.kernel,
-                refinement=refinement,
-                seed=options.seed,
-                options=SearchOptions(options.objective, latency=latency, journal=journal),
-                callback=on_step,
-            )
+        frontier = search(
+            model,
+            batches,
+            options.method,
+            options.budgets,
+            start=start,
+            kernel=options.kernel,
+            refinement=refinement,
+            seed=options.seed,
+            options=SearchOptions(options.objective, latency=latency, journal=journal),
+            callback=on_step,
+            progress=False if options.quiet else None,
+        )
         # An earlier search's log does not belong to one that made no step, nor does its profile.
         if not steps:
             log.unlink(missing_ok=True)
         (folder / "profile.json").unlink(missing_ok=True)
         frontier.meta |= {"model": options.model, "data": options.data}
+        frontier = measured(model, frontier, batches, aside, options.quiet)
         files = save_configs(frontier, folder, "config")
         if latency:
             latency.save(folder / "latency.json")
@@ -198,34 +198,45 @@ def _search(
             profile.save(folder / "profile.json")
         overlays, note = _overlays(options, frontier, questions, model, processor)
         report = folder / "report.html"
-        write_report(report, frontier, steps, options.command, overlays, note, profile)
+        said = [verdict_of(frontier), *notes(frontier)]
+        write_report(report, frontier, steps, options.command, overlays, note, profile, said)
     _print(options, folder, frontier, files)
 
 
 def _print(options: argparse.Namespace, folder: Path, found: Frontier, files: list[Path]) -> None:
     """The result as a table, or as JSON."""
-    objective = options.objective
     pairs = list(zip(found.points, files, strict=True))
+    meta, said = found.meta, notes(found)
     if options.json:
         rows = []
         for point, file in pairs:
             config = point.config
             row = {"budget": point.budget, "flops": point.flops, "share": point.share}
-            row |= {objective: point.loss, "keep_ratios": list(config.keep_ratios)}
+            row |= {options.objective: point.loss, **point.metrics}
+            row |= {"keep_ratios": list(config.keep_ratios)}
             row |= {"tokens": config.tokens(config.n_visual or 0), "file": str(file)}
             rows.append(row)
         names = {"frontier": "frontier.json", "log": "log.jsonl", "report": "report.html"}
         if isinstance(found, ProfiledFrontier):
             names["profile"] = "profile.json"
         paths = {key: str(folder / name) for key, name in names.items()}
-        print_json({**paths, "configurations": rows, "meta": found.meta})
+        print_json({**paths, "configurations": rows, "notes": said, "meta": meta})
         return
-    header = [*COST_HEADER, {"kl": "KL", "task": "task loss"}[objective], "file"]
-    cells = [[*cost_cells(point), f"{point.loss:.4f}", file] for point, file in pairs]
-    print(table(header, cells))
+    *header, entering = found.header()
+    cells = found.rows()
+    print(table(header, [row[:-1] for row in cells]))
+    entered = [[file, row[-1]] for (_, file), row in zip(pairs, cells, strict=True)]
+    print(f"\n{table(['file', entering], entered)}")
+    print(f"\n{verdict_of(found)}")
+    for note in said:
+        print(f"note: {note}")
+    aside = f"{meta['held_out']:,} kept aside" if meta["held_out"] else "none kept aside"
+    full = f"{1000 * meta['full_prefill_seconds']:.3g} ms"
     print(
-        f"\nshare: of the prunable compute. All of it is in {folder / 'frontier.json'}, "
-        f"with pictures in {folder / 'report.html'}"
+        f"\n{meta['samples']:,} calibration questions, {aside}; share: of the prunable compute\n"
+        f"agreement: answers as the full model's; saved: of a prefill of {full} here, predicted "
+        "from the\ndecoder's times alone (`vispco evaluate --latency` measures)\n"
+        f"all of it is in {folder / 'frontier.json'}, with pictures in {folder / 'report.html'}"
     )
 
 
@@ -243,21 +254,32 @@ def _measure_latency(model, batches: Sequence[Mapping], begun: dict | None) -> L
 def _overlays(
     options: argparse.Namespace, frontier: Frontier, questions: Questions, model, processor
 ) -> tuple[list[Overlay], str]:
-    """How the configuration in the middle treats three questions; or why none can be shown."""
-    point = frontier.points[(len(frontier) - 1) // 2]
+    """How the recommended configuration treats three questions; or why none can be shown.
+
+    Where none is recommended, the one in the middle.
+    """
+    best = frontier.meta["recommended_budget"]
+    middle = frontier.points[(len(frontier) - 1) // 2]
+    point = next((p for p in frontier.points if p.budget == best), middle)
+    if min(point.config.keep_ratios) == 1:
+        point = middle
     config, reading = point.config, reading_options(options)
     if min(config.keep_ratios) == 1:
         return [], "Nothing is dropped."
 
     def overlay(conversation: data.Conversation) -> Overlay:
+        inputs = data.prompt(processor, conversation, **reading)
+        answers = {"right answer": conversation.turns[0][1]}
+        for name, pruning in (("full model", None), ("pruned", config)):
+            answers[name] = answer(model, processor, inputs, pruning, 32)["answer"]
+
         def draw(path: Path) -> None:
             media, folder = conversation.media[0], conversation.folder
             picture = data.open_picture(media, folder, options.max_pixels)
-            inputs = data.prompt(processor, conversation, **reading)
             plot_tokens(model, processor, inputs, picture, config, path)
 
         title = f"{first_question(conversation)} (budget {budget_text(point.budget)})"
-        return Overlay(title, draw)
+        return Overlay(title, draw, answers)
 
     try:
         found = [overlay(conversation) for conversation in questions.about_one_picture(3)]

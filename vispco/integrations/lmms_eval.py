@@ -1,7 +1,7 @@
 """The model `vispco` of lmms-eval: any vision-language model of Hugging Face, in full or pruned.
 
     lmms-eval --model vispco --tasks chartqa \\
-        --model_args pretrained=FOLDER,pruning_config=pruning_config.json
+        --model_args pretrained=FOLDER,pruning_config=config-0.5.json
 
 Without `pruning_config` the same code runs the full model: the baseline and the pruned model differ
 in nothing else.

@@ -7,8 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..registry import KERNELS
 
-class Kernel(nn.Module):
+
+class _Checked(type):
+    """Checks each kernel's formula once it is made, after the `__init__` of its own class."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        kernel = super().__call__(*args, **kwargs)
+        kernel._check_formula()
+        return kernel
+
+
+class Kernel(nn.Module, metaclass=_Checked):
     """Base class: one unconstrained parameter vector `theta`, shape `(P,)`, and its curve.
 
     num_layers: number of decoder layers, L.
@@ -19,7 +30,8 @@ class Kernel(nn.Module):
     So that the formula can use the paper's letters, it may define `named(theta)`: the formula's
     quantities, within their bounds, which `ratios` receives by name.
 
-    Raises ValueError if `num_layers` < 1 or `first_layer` is not in 0..num_layers - 1.
+    Raises ValueError if `num_layers` < 1, if `first_layer` is not in 0..num_layers - 1, or if the
+    formula does not take several thetas at once.
 
     >>> class Constant(Kernel):
     ...     def initial(self): return torch.zeros(1)
@@ -44,6 +56,30 @@ class Kernel(nn.Module):
             )
         self.num_layers, self.first_layer = num_layers, first_layer
         self.theta = nn.Parameter(self.initial())
+
+    def _check_formula(self) -> None:
+        """Raise ValueError unless the formula takes several thetas at once, as searches do."""
+        theta = self.theta.detach()
+        several = torch.stack([theta, theta + 0.5, theta - 0.5])[:, None]  # (3, 1, P)
+        fault = ""
+        try:
+            together = self(several)
+            alone = torch.stack([self(row) for row in several[:, 0]])[:, None]
+            if together.shape != (3, 1, self.num_layers):
+                fault = f"it gave the shape {tuple(together.shape)} for a theta (3, 1, P)"
+            elif not torch.allclose(together, alone, atol=1e-5):
+                fault = "it gave other ratios for several thetas than for each alone"
+        except NotImplementedError:
+            # The formula is missing: it is called first when it is needed.
+            return
+        except (RuntimeError, IndexError, TypeError) as error:
+            fault = f"for a theta (3, 1, P) it failed: {error}"
+        if fault:
+            raise ValueError(
+                f"the formula of {type(self).__name__} must take thetas of any shape (..., P), and "
+                f"return ratios (..., L); {fault}. Count from the end: theta[..., :1] for "
+                "theta[0], sum(-1) for sum()"
+            )
 
     def initial(self) -> Tensor:
         """The theta `(P,)` where a search starts."""
@@ -114,3 +150,6 @@ class Kernel(nn.Module):
         """The logits of positions k / L half a layer before each layer that can be pruned."""
         layers = torch.arange(self.first_layer, self.num_layers)
         return ((layers - 0.5).clamp(min=0.25) / self.num_layers).logit()
+
+
+KERNELS.base = Kernel

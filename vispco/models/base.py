@@ -268,4 +268,4 @@ def is_picture(name: str) -> bool:
 
 
 #: Of every family that has none of its own.
-ADAPTERS.fallback = Adapter
+ADAPTERS.fallback = ADAPTERS.base = Adapter

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figure import COLOURS, DASHES, MARKERS, budget_label, plain_log, save
+from .figure import COLOURS, DASHES, MARKERS, budget_label, evenly, plain_log, save
 
 #: The budget of a step that serves all budgets together.
 ALL = "all"
@@ -49,16 +49,25 @@ def _draw(figure, runs: Sequence[Sequence[Mapping]], shown: Sequence[str]) -> No
     from matplotlib.ticker import MaxNLocator
 
     rows, columns = math.ceil(len(shown) / 3), min(3, len(shown))
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for i, axes in enumerate(panels):
-        if i >= len(shown):
-            axes.set_axis_off()
-            continue
+    grid = figure.add_gridspec(rows, columns)
+    panels = []
+    for i in range(len(shown)):
+        axes = figure.add_subplot(grid[i // columns, i % columns])
+        panels.append(axes)
         _draw_lines(axes, runs, shown[i])
         axes.set(title=PANELS[shown[i]], xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="budget", loc="outside right upper", alignment="left")
+    pairs = evenly([*zip(handles, labels, strict=True)])
+    handles, labels = [handle for handle, _ in pairs], [label for _, label in pairs]
+    style = {"title": "budget", "alignment": "left"}
+    if len(shown) == rows * columns:
+        figure.legend(handles, labels, loc="outside right upper", **style)
+        return
+    # In the place that the last row leaves.
+    rest = figure.add_subplot(grid[rows - 1, len(shown) % columns :])
+    rest.set_axis_off()
+    rest.legend(handles, labels, loc="upper left", **style)
 
 
 def _draw_lines(axes, runs: Sequence[Sequence[Mapping]], name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +57,35 @@ def require_matplotlib() -> None:
         raise ImportError('plots need matplotlib: pip install "vispco[plot]"') from error
 
 
-def save(path: str | os.PathLike, draw: Callable, width: float, height: float) -> None:
-    """Write what `draw(figure)` draws, atomically. width, height: inches.
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, which a notebook shows at the end of a cell. `save(path)` writes its file."""
 
+    draw: Callable = field(repr=False)
+    width: float
+    height: float
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an `.svg` or `.png` file, atomically. Raises ValueError for another suffix."""
+        write_text(path, render(self.draw, self.width, self.height, picture_kind(path)))
+
+    def _repr_svg_(self) -> str:
+        return render(self.draw, self.width, self.height, "svg").decode()
+
+
+def save(path: str | os.PathLike | None, draw: Callable, width: float, height: float) -> Picture:
+    """What `draw(figure)` draws, as a picture. width, height: inches.
+
+    path: where it is written, atomically; None: nowhere.
     Raises ValueError for another suffix than .svg or .png, ImportError without matplotlib.
     """
-    kind = picture_kind(path)
+    if path is not None:
+        picture_kind(path)
     require_matplotlib()
-    write_text(path, render(draw, width, height, kind))
+    picture = Picture(draw, width, height)
+    if path is not None:
+        picture.save(path)
+    return picture
 
 
 def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
@@ -88,6 +111,22 @@ def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+#: The most entries of a legend: more are not told apart.
+MOST_ENTRIES = 6
+
+
+def evenly(entries: list) -> list:
+    """At most MOST_ENTRIES of a sequence in order, its ends and some between.
+
+    >>> evenly([1, 2, 3]), evenly([*range(11)])
+    ([1, 2, 3], [0, 2, 4, 6, 8, 10])
+    """
+    if len(entries) <= MOST_ENTRIES:
+        return entries
+    step = (len(entries) - 1) / (MOST_ENTRIES - 1)
+    return [entries[round(i * step)] for i in range(MOST_ENTRIES)]
+
+
 def percents(axis) -> None:
     """Label an axis of shares in percent."""
     from matplotlib.ticker import PercentFormatter
@@ -96,12 +135,21 @@ def percents(axis) -> None:
 
 
 def plain_log(axis, least: float = 0.0) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5. The tick at `least` means "or less"."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Plain numbers on a logarithmic axis, once its limits are set: few enough to be read.
 
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
+    The tick at `least` means "or less".
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if 0 < low < high else 1.0
+    subs: tuple[float, ...] = (1, 2, 5) if decades <= 3.5 else (1,)
+    if decades < 0.6:
+        # Two points close to each other.
+        subs = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=max(9, int(decades) + 3)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{'≤ ' if v == least else ''}{v:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def budget_label(budget: float | str | Mapping) -> str:

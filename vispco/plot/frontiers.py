@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 
-from .figure import COLOURS, INK, clean, save
+from .figure import COLOURS, INK, MOST_ENTRIES, Picture, clean, save
 from .read import Frontiers, Runs, runs, trade_off
 from .schedules import draw_schedules, looks
 from .trade_off import X_LABELS, Y_LABELS, draw_trade_off
 
 
 def plot_frontier(
-    frontiers: Frontiers, path: str | os.PathLike, *, x: str = "share", y: str | None = None
-) -> None:
+    frontiers: Frontiers,
+    path: str | os.PathLike | None = None,
+    *,
+    x: str = "share",
+    y: str | None = None,
+) -> Picture:
     """Draw frontiers, and the competitors recorded in them, to an `.svg` or `.png` file.
+
+    path: the file; None: a notebook shows the picture that is returned.
 
     Left: accuracy (`point.metrics["accuracy"]`; KL where no point has one) against compute. Right:
     the keep ratio entering each layer, one panel a frontier. A mapping {label: frontier} names them
@@ -37,7 +43,7 @@ def plot_frontier(
     >>> from vispco import Frontier, FrontierPoint, PruningConfig
     >>> point = FrontierPoint(PruningConfig("fastv", [1, .5]), 0.75, 1e9, 0.75, 0.1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plot_frontier(Frontier([point]), f"{folder}/frontier.svg")
+    ...     picture = plot_frontier(Frontier([point]), f"{folder}/frontier.svg")
     """
     named = runs(frontiers)
     if x not in X_LABELS:
@@ -56,10 +62,21 @@ def plot_frontier(
         grid = figure.add_gridspec(len(named), 2, width_ratios=(1.25, 1))
         left = figure.add_subplot(grid[:, 0])
         draw_trade_off(left, shown)
+        if about := subject(named):
+            figure.suptitle(about, x=0.012, ha="left", fontsize=11, color=INK)
         _draw_legend(figure, left, first=shown.curves)
         _draw_panels(figure, grid, named)
 
-    save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
+    return save(path, draw, 11.5, max(5.2, 2.4 * len(named) + 1))
+
+
+def subject(named: Runs) -> str:
+    """Of which model and data the frontiers are, if they say so."""
+    metas = [frontier.meta for group in named.values() for frontier in group]
+    models = dict.fromkeys(str(m["model"]) for m in metas if m.get("model"))
+    data = dict.fromkeys(str(m["data"]) for m in metas if m.get("data"))
+    parts = {"model": models, "data": data}
+    return clean("; ".join(f"{k}: {', '.join(names)}" for k, names in parts.items() if names), 110)
 
 
 def _draw_panels(figure, grid, named: Runs) -> None:
@@ -77,6 +94,9 @@ def _draw_legend(figure, axes, first) -> None:
     """One legend below the picture, in which the labels in `first` come first."""
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] not in first)
+    if len(order) > MOST_ENTRIES:
+        # Several runs: the titles of their panels name them, in their colours.
+        order = [i for i in order if labels[i] not in first][:MOST_ENTRIES]
     handles = [handles[i] for i in order]
     labels = [clean(labels[i], 110) for i in order]
     style = {"handlelength": 2.6, "columnspacing": 1.8, "borderaxespad": 1}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from ..frontier import Frontier
 from ..profiling import Profile
-from ..utils.console import COST_HEADER, budget_text, cost_cells
+from ..utils.console import budget_text, flops, percent
 from ..utils.files import write_text
 from .convergence import ALL, PANELS, plot_convergence
 from .figure import require_matplotlib
@@ -32,9 +32,12 @@ table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd }
 th, td { text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td, dd, pre { overflow-wrap: anywhere }
+td, dd, pre { overflow-wrap: anywhere } .best { background: #eef6ee; padding: .8rem }
+@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem }
+       th, td { padding: .2rem .4rem } .picture { overflow-x: auto } .picture svg { width: 44rem } }
 pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap }
-svg { width: 100%; height: auto } .note { color: #555 } .small { max-width: 46rem }"""
+svg { width: 100%; height: auto } figure { margin: 0 }
+.note { color: #555 } .small { max-width: 46rem }"""
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -64,6 +67,12 @@ _PROFILE = (
     "that the method ranks first, the others. The stairs are the configurations: what counts is "
     "the colour where they step down. On the questions that the profile was measured on."
 )
+_COLUMNS = (
+    "Budget and share: of the compute that pruning can save. FLOPs: of the language model's "
+    "prefill. Accuracy and agreement: on the calibration questions; agreement: with the full "
+    "model's answers; held out: on questions that the search did not see. Saved: of one prefill "
+    "on the machine of the search, predicted from the decoder's times alone."
+)
 _NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
 _STEPS = "The gradient, step by step; below, its last step for each budget."
 _REFINED = "Refinement: schedules measured on all calibration data, and the best loss after them."
@@ -71,10 +80,14 @@ _REFINED = "Refinement: schedules measured on all calibration data, and the best
 
 @dataclass(frozen=True)
 class Overlay:
-    """A calibration question. `draw(path)` writes an SVG of the tokens kept of its picture."""
+    """A calibration question. `draw(path)` writes an SVG of the tokens kept of its picture.
+
+    answers: {who: answer}, such as of the full and of the pruned model.
+    """
 
     title: str
     draw: Callable[[Path], None]
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_report(
@@ -85,11 +98,13 @@ def write_report(
     overlays: Sequence[Overlay] = (),
     note: str = "",
     profile: Profile | None = None,
+    summary: Sequence[str] = (),
 ) -> None:
     """Write the page, atomically. Without matplotlib it has no pictures, and says so.
 
     steps: the search's log, a mapping a step. command: what was typed. note: why there are no
-    overlays, if so. profile: what the search has measured of the model.
+    overlays, if so. profile: what the search has measured of the model. summary: sentences that
+    answer which budget to take.
     Raises OSError if the page cannot be written.
 
     >>> import tempfile
@@ -101,13 +116,13 @@ def write_report(
     meta = frontier.meta
     curve = _picture(partial(plot_frontier, frontier), "frontier", "frontier and schedules")
     kept = [
-        f"<h3>{_text(overlay.title)}</h3>\n"
+        f"<h3>{_text(overlay.title)}</h3>\n{_answers(overlay.answers)}"
         + _picture(overlay.draw, f"tokens-{i}", f"kept tokens: {overlay.title}")
         for i, overlay in enumerate(overlays)
     ]
     sections = {
+        "Which budget": [*map(_best, summary), _configurations(frontier), _note(_COLUMNS)],
         "Frontier and schedules": [curve, _note(_LEGEND)],
-        "Configurations": [_configurations(frontier)],
         **_profile(profile, frontier),
         "Kept tokens": kept or [_note(note or "None were drawn.")],
         "Convergence": _gradient(steps) + _refinement(steps),
@@ -127,11 +142,20 @@ def _note(text: str) -> str:
     return f'<p class="note">{_text(text)}</p>'
 
 
-def _picture(draw: Callable[[Path], None], prefix: str, description: str) -> str:
+def _best(text: str) -> str:
+    return f'<p class="best">{_text(text)}</p>'
+
+
+def _answers(answers: Mapping[str, str]) -> str:
+    """A table of who answered what."""
+    return _table(["model", "answer"], [*answers.items()]) if answers else ""
+
+
+def _picture(draw: Callable[[Path], Any], prefix: str, description: str) -> str:
     """The drawing, or the reason why there is none."""
     try:
         require_matplotlib()
-        return f"<figure>{drawn(draw, prefix, description)}</figure>"
+        return f'<figure class="picture">{drawn(draw, prefix, description)}</figure>'
     except (ValueError, OSError, ImportError) as error:
         return _note(f"No picture: {error}")
 
@@ -148,15 +172,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence], numbers: Collection[
 
 
 def _configurations(frontier: Frontier) -> str:
-    loss = "task loss" if frontier.meta.get("objective") == "task" else "KL"
-    metrics = [p.metrics for p in frontier.points]
-    measured = sorted({k for m in metrics for k, v in m.items() if isinstance(v, float)})
-    rows = []
-    for p in frontier.points:
-        values = [p.loss, *map(p.metrics.get, measured)]
-        rows.append([*cost_cells(p), *map(_decimals, values)])
-    header = [*COST_HEADER, loss, *measured]
-    return _table(header, rows, numbers={1, 2, *range(4, len(header))})
+    """The frontier's table, with the share of all FLOPs that each point saves."""
+    full = frontier.meta.get("full_flops")
+    header, rows = frontier.header(), frontier.rows()
+    if isinstance(full, int | float) and full > 0:
+        header.insert(2, "FLOPs saved")
+        for point, row in zip(frontier.points, rows, strict=True):
+            row.insert(2, percent(1 - point.flops / full))
+    return _table(header, rows, numbers=range(1, len(header)))
 
 
 def _profile(profile: Profile | None, frontier: Frontier) -> dict[str, list[str]]:
@@ -172,12 +195,6 @@ def _profile(profile: Profile | None, frontier: Frontier) -> dict[str, list[str]
     numbers = _table(header, rows, range(len(header)))
     parts = [f'<div class="small">{picture}</div>', _note(_PROFILE), f"<ul>{words}</ul>", numbers]
     return {"What your model does with its image": parts}
-
-
-def _decimals(value: Any) -> str:
-    if isinstance(value, (int, float)):
-        return f"{value:.4f}"
-    return "" if value is None else str(value)
 
 
 def _gradient(steps: Sequence[Mapping]) -> list[str]:
@@ -203,11 +220,23 @@ def _refinement(steps: Sequence[Mapping]) -> list[str]:
 
 
 def _settings(meta: Mapping[str, Any]) -> str:
-    rows = []
-    for name, value in meta.items():
-        if name == "competitors":
-            continue
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        rows.append([name, value if isinstance(value, str) else json.dumps(value)])
+    rows = [[name, _value(name, v)] for name, v in meta.items() if name != "competitors"]
     return _table(["setting", "value"], rows)
+
+
+def _value(name: str, value: Any) -> str:
+    """A setting with its unit, which its name tells."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list) and name.endswith("seconds"):
+        return ", ".join(_value(name, each) for each in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and name.endswith("flops"):
+        return flops(value)
+    if number and name.endswith("seconds"):
+        return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    if number and name.endswith(("accuracy", "agreement")):
+        return percent(value)
+    return f"{value:,}" if number and value >= 10_000 else json.dumps(value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..frontier import Frontier
-from .figure import MARKERS, budget_label, percents
+from .figure import MARKERS, budget_label, evenly, percents
 from .read import Runs
 
 #: How the marks on a staircase look, besides colour and shape.
@@ -34,7 +34,7 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
     """One run: a staircase per configuration, thin ones where there are several seeds.
 
     Neighbouring staircases are set a point or two apart, so that none hides another where they
-    coincide.
+    coincide; but no line leaves 0 % or 100 %, nor the range between.
     crowded: how many panels share the height of the picture.
     """
     from matplotlib.ticker import MaxNLocator
@@ -44,6 +44,7 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
     layers = max(p.config.num_layers for p in points)
     width = 1.8 if len(frontiers) == 1 else 1.0
     apart = min(2.0, 14 / len(points)) / 72 / crowded**0.5
+    axes.set(ylim=(-0.06, 1.06), xlim=(-0.8, layers - 0.2), ylabel="keep ratio")
     legend = {}
     for rank, point in enumerate(points):
         colour, marker = looks[str(point.budget)]
@@ -53,13 +54,12 @@ def draw_schedules(axes, frontiers: Sequence[Frontier], looks: dict, crowded: in
         if str(point.budget) not in legend:
             label = budget_label(point.budget)
             legend[str(point.budget)] = axes.plot([], [], linewidth=1.8, label=label, **style)[0]
-    axes.set(ylim=(-0.06, 1.06), xlim=(-0.8, layers - 0.2), ylabel="keep ratio")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     percents(axes.yaxis)
     box = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "alignment": "left"}
     space = {"handlelength": 1.6, "handletextpad": 0.5, "borderaxespad": 0.2}
     space["labelspacing"] = 0.5 if crowded == 1 else 0.2
-    axes.legend(handles=[*legend.values()][::-1], title="budget", **box, **space)
+    axes.legend(handles=evenly([*legend.values()][::-1]), title="budget", **box, **space)
 
 
 def draw_stairs(
@@ -72,13 +72,17 @@ def draw_stairs(
 ) -> None:
     """A staircase: the keep ratio entering each layer, marked where tokens are missing.
 
-    inches: how far it is set apart, to the right and up. width: of the line, in points.
+    inches: how far it is set apart, to the right and, where some tokens are kept and some are not,
+        up. width: of the line, in points.
     style: of the marks; line and marks have its colour. halo: points of white beside the line,
     below all other lines.
     """
     from matplotlib.transforms import ScaledTranslation
 
-    moved = axes.transData + ScaledTranslation(inches, inches, axes.figure.dpi_scale_trans)
+    moved = axes.transData + ScaledTranslation(inches, 0, axes.figure.dpi_scale_trans)
+    low, high = axes.get_ylim()
+    up = inches / (axes.get_position().height * axes.figure.get_figheight()) * (high - low)
+    ratios = [min(max(r + up, 0.0), 1.0) if 0 < r < 1 else r for r in ratios]
     edges, heights = [i - 0.5 for i in range(len(ratios) + 1)], [*ratios, ratios[-1]]
     line: dict[str, Any] = {"where": "post", "transform": moved}
     # Below the lines and marks of all staircases.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from .figure import clean
@@ -14,7 +15,7 @@ ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
-def drawn(draw: Callable[[Path], None], prefix: str, description: str) -> str:
+def drawn(draw: Callable[[Path], Any], prefix: str, description: str) -> str:
     """The SVG that `draw(path)` writes, to stand inside of HTML.
 
     prefix: of its ids, so that several pictures do not share them. description: what a screen

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import PruningConfig
 from ..pruning import apply
 from ..registry import adapter_for
-from .figure import COLOURS, INK, clean, require_matplotlib, save
+from .figure import INK, clean, require_matplotlib, save
 
 _MOST_LAYERS = 11
 
@@ -88,12 +88,13 @@ def plot_tokens(
     if len(layers) > _MOST_LAYERS:
         last = len(layers) - 1
         layers = [layers[round(i * last / (_MOST_LAYERS - 1))] for i in range(_MOST_LAYERS)]
-    columns = min(4, 1 + len(layers))
-    rows = math.ceil((1 + len(layers)) / columns)
+    count = 1 + len(layers)
+    columns = _columns(count)
+    rows = math.ceil(count / columns)
     height = min(max(1.2, 2.8 * kept.rows / kept.columns), 5.6) + 0.3
 
     def draw(figure) -> None:
-        figure.suptitle(clean(title, 90), x=0.02, ha="left", fontsize=11, color=INK)
+        figure.suptitle(clean(title, 110), x=0.005, ha="left", fontsize=11, color=INK)
         panels = figure.subplots(rows, columns, squeeze=False).flat
         for axes in panels:
             axes.set_axis_off()
@@ -106,6 +107,11 @@ def plot_tokens(
             axes.set_title(f"layer {layer}: {int(mask.sum())} of {mask.numel()} enter", fontsize=9)
 
     save(path, draw, max(5.6, 2.8 * columns), rows * height + 0.5)
+
+
+def _columns(count: int) -> int:
+    """Columns for so many panels, four at most, that leave the fewest places empty."""
+    return count if count <= 4 else min((4, 3), key=lambda n: -count % n)
 
 
 def seen(processor, picture):
@@ -136,15 +142,13 @@ def _draw_picture(axes, pixels: np.ndarray, kept: Kept) -> None:
 
 
 def _draw_mask(axes, mask: Tensor) -> None:
-    """Outline the kept patches (rows, columns), and let the dropped ones fade into the paper."""
-    from matplotlib.collections import PatchCollection
+    """Let the patches that were dropped fade into the paper. mask: (rows, columns), kept ones."""
     from matplotlib.patches import Rectangle
 
     rows, columns = mask.shape
-    veil = np.ones((rows, columns, 4))
-    veil[..., 3] = 0.82 * (~mask.numpy())
+    # Grey: a dropped patch differs from a kept one of white, and from one of black.
+    veil = np.full((rows, columns, 4), 0.62)
+    veil[..., 3] = 0.8 * (~mask.numpy())
     axes.imshow(veil, extent=(0, columns, rows, 0), interpolation="nearest")
-    patches = [Rectangle((column, row), 1, 1) for row, column in mask.nonzero().tolist()]
-    style: dict[str, Any] = {"facecolor": "none", "linewidth": 0.7}
-    axes.add_collection(PatchCollection(patches, edgecolor=COLOURS[1], **style))
-    axes.add_patch(Rectangle((0, 0), columns, rows, edgecolor="#8a8a8a", **style))
+    frame: dict[str, Any] = {"facecolor": "none", "edgecolor": "#8a8a8a", "linewidth": 0.7}
+    axes.add_patch(Rectangle((0, 0), columns, rows, **frame))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
+import numpy as np
+
 from ..pareto import is_non_dominated
 from .figure import COLOURS, DASHES, INK, MARKERS, clean, percents, plain_log
 from .read import LEAST_KL, Dot, TradeOff
@@ -16,8 +18,8 @@ X_LABELS = {
 Y_LABELS = {"accuracy": "accuracy", "kl": "KL to the full model (nats, lower is better)"}
 _GREY, _ORANGE, _BROWN, _PURPLE, _GREEN = "#8a8a8a", "#E69F00", "#B26B00", "#882255", "#117733"
 # By kind: marker, colours of face and edge, legend. The grid and the random schedules are clouds.
-_SINGLE_DOTS = {
-    "selected": ("s", "none", "#444444", "the best of them by KL"),
+_SINGLE_DOTS: dict[str, tuple[str, str, str, str | None]] = {
+    "selected": ("s", "none", "#444444", None),
     "fitted": ("^", _GREEN, "white", "FitPrune's fit of attention statistics"),
     "coarse": ("v", _GREEN, "white", "tokens pooled, or smaller pictures"),
     "published": ("D", _PURPLE, "white", "published defaults"),
@@ -29,13 +31,16 @@ def draw_trade_off(axes, shown: TradeOff) -> None:
     """Draw curves, competitors and levels, with their legend entries."""
     others = shown.competitors
     for label, height, dashes in shown.levels:
-        axes.axhline(height, color=INK, linestyle=dashes, linewidth=1, label=label, zorder=1.5)
+        axes.axhline(height, color=INK, linestyle=dashes, linewidth=1, zorder=1.5)
+        place = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "zorder": 1.6}
+        at = {"xycoords": ("axes fraction", "data"), "fontsize": 8.5, "color": INK}
+        axes.annotate(clean(label), (1, height), **place, **at)
     if others["grid"]:
-        _draw_grid(axes, others["grid"], shown.y)
-    for kind, (marker, face, edge, label) in _SINGLE_DOTS.items():
+        _draw_grid(axes, others["grid"], shown.y, bool(others["selected"]))
+    for kind, (marker, face, edge, name) in _SINGLE_DOTS.items():
         if others[kind]:
             style = {"markersize": 7, "markerfacecolor": face, "markeredgecolor": edge}
-            axes.plot(*_xy(others[kind]), marker, label=label, zorder=4.5, **style)
+            axes.plot(*_xy(others[kind]), marker, label=name, zorder=4.5, **style)
     if others["random"]:
         _draw_random(axes, others["random"])
     for i, (label, curve) in enumerate(shown.curves.items()):
@@ -45,7 +50,8 @@ def draw_trade_off(axes, shown: TradeOff) -> None:
     axes.set_title("What the compute buys")
     _set_limits(axes, shown)
     taken = [dot for curve in shown.curves.values() for dot in curve] + others["selected"]
-    _name_published(axes, others["published"], taken)
+    bars = [Dot(dot.x, y) for dot in taken if dot.bar for y in np.linspace(*dot.bar, 9).tolist()]
+    _name_published(axes, others["published"], taken + bars + others["random"])
 
 
 def _xy(dots: Sequence[Dot]) -> tuple[list[float], list[float]]:
@@ -67,18 +73,18 @@ def _draw_curve(axes, label: str, curve: Sequence[Dot], i: int) -> None:
             axes.plot([dot.x] * 2, dot.bar, color=colour, alpha=alpha, linewidth=2.5, zorder=3.5)
 
 
-def _draw_grid(axes, dots: Sequence[Dot], y: str) -> None:
+def _draw_grid(axes, dots: Sequence[Dot], y: str, selected: bool) -> None:
     """A cloud of all single-layer configurations, and the staircase of the best."""
     maximize = (False, y == "accuracy")
     keep = is_non_dominated([(dot.x, dot.y) for dot in dots], maximize=maximize).tolist()
     best = [dot for dot, kept in zip(dots, keep, strict=True) if kept]
     rest = [dot for dot, kept in zip(dots, keep, strict=True) if not kept]
-    all_of_them = f"every single-layer configuration ({len(dots)})"
-    hindsight = "their Pareto frontier, in hindsight"
+    label = f"every single-layer configuration ({len(dots)}; line: best in hindsight"
+    label += "; square: by KL)" if selected else ")"
     style = {"color": _GREY, "linewidths": 0, "zorder": 2}
-    axes.scatter(*_xy(rest), s=9, alpha=0.22, label=all_of_them, **style)
+    axes.scatter(*_xy(rest), s=9, alpha=0.22, label=label, **style)
     axes.scatter(*_xy(best), s=14, alpha=0.7, **style)
-    axes.step(*_xy(best), where="post", color=_GREY, linewidth=1, label=hindsight, zorder=2.2)
+    axes.step(*_xy(best), where="post", color=_GREY, linewidth=1, zorder=2.2)
 
 
 def _draw_random(axes, dots: Sequence[Dot]) -> None:
@@ -109,8 +115,8 @@ def _set_limits(axes, shown: TradeOff) -> None:
         percents(axes.yaxis)
     else:
         axes.set_yscale("log")
+        axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
         plain_log(axes.yaxis, LEAST_KL)
-        axes.set_ylim(min(heights) / 1.5, max(*heights, 10 * LEAST_KL) * 2)
 
 
 def _name_published(axes, dots: Sequence[Dot], others: Sequence[Dot]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import PruningConfig
+from ..config import PruningConfig, as_config
 from ..registry import adapter_for, build_method
 from .dropping import Dropping
 from .masking import Masking
@@ -19,22 +20,26 @@ MODES = {"deploy": Dropping, "search": Masking}
 
 def apply(
     model: nn.Module,
-    config: PruningConfig,
+    config: PruningConfig | str | os.PathLike,
     *,
     mode: str = "deploy",
     visual_mask: Tensor | None = None,
 ) -> Pruner:
     """Prune `model`'s visual tokens as `config` says.
 
-    The model is pruned until the `with` block ends or `.remove()` is called.
+    The model is pruned until the `with` block ends or `.remove()` is called. The handle that is
+    returned says what it does when it is printed.
 
     model: any vision-language model whose decoder holds visual tokens, compiled or not. Inside, it
-        runs as plain PyTorch. It may be wrapped by PEFT or DistributedDataParallel.
+        runs as plain PyTorch. It may be wrapped by PEFT or DistributedDataParallel, or be the
+        model of a pipeline of transformers.
+    config: the configuration, or the path of its JSON file.
     mode: "deploy" (tokens physically dropped, KV cache shorter) or "search" (tokens masked; the
         same logits at the kept positions).
     visual_mask: (B, S) bool, which tokens of the prompt are visual, where the model is called with
         `inputs_embeds` and they cannot be told. For another prompt, set it on the handle.
-    Raises ValueError if the configuration does not fit the model, or the model is pruned already.
+    Raises ValueError if the configuration does not fit the model, or the model is pruned already;
+    and for anything that is no configuration, such as a frontier, with what to pass instead.
 
     >>> import vispco
     >>> from vispco.testbed import load, batches
@@ -43,21 +48,26 @@ def apply(
     >>> config = vispco.PruningConfig.from_fastv(k=2, drop=0.5, num_layers=layers)
     >>> with vispco.apply(model, config):
     ...     logits = model(**batches("test", n=8, batch_size=8)[0]).logits
+    >>> handle = vispco.apply(model, config)
+    >>> handle
+    LlavaForConditionalGeneration is pruned: fastv: layer 2 keeps 50.0 % (drops 50.0 %)
+    >>> handle.remove(); handle
+    LlavaForConditionalGeneration is not pruned now; a `with` block on this handle prunes it again
     """
     if mode not in MODES:
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
-    model = unwrapped(model)
+    model, config = unwrapped(model), as_config(config)
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
     method = build_method(config.method, config.method_options)
     ratios = torch.tensor(config.keep_ratios, dtype=torch.float64)
     pruner = MODES[mode](adapter, method, ratios)
-    pruner.visual_mask = visual_mask
+    pruner.visual_mask, pruner.says = visual_mask, config.describe()
     return pruner.install()
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside what `torch.compile`, PEFT or DistributedDataParallel made of it.
+    """The model inside a pipeline, or what `torch.compile`, PEFT or DistributedDataParallel made.
 
     Raises ValueError for a DataParallel model, whose copies would share one pruner, and for the
     wrappers of FSDP1 and DeepSpeed.
@@ -80,6 +90,9 @@ def unwrapped(model: Any) -> Any:
         )
     if kind.__module__.startswith("peft.") and hasattr(model, "get_base_model"):
         return unwrapped(model.get_base_model())
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        # A pipeline of transformers.
+        return unwrapped(model.model)
     return model
 
 

@@ -109,7 +109,7 @@ class PassState:
                 heard.group = self.group
             elif query.shape[1] != heads:
                 own = f"{heads} attention heads, of which a process has {query.shape[1]}"
-                raise ValueError(f"layer {i} has {own}: split them evenly, or not at all")
+                raise ValueError(f"layer {i} has {own}: they must be split evenly, or not at all")
         return heard
 
     def drops(self, start: int, stop: int) -> bool:
