@@ -2,10 +2,9 @@
 
 A budget is a share of the prunable cost: 0 is the text alone, 1 the full model (`0.5` or `"50%"`).
 With `relative_to="total"` it is a share of the full cost. It can also be absolute (`1.8e12` FLOPs,
-`"1.5 GB"`, `"20 ms"`). A budget is about the language model's prefill of the prompt, and it holds
-for EVERY sample whose shape it is given. It is also said in the papers' unit,
-visual tokens on average over the layers: `"192 tokens"`. Several budgets at once, of FLOPs, KV
-cache, latency and visual tokens, are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
+`"1.5 GB"`, `"20 ms"`, or visual tokens, on average over the layers: `"192 tokens"`). A budget is
+about the language model's prefill of the prompt, and it holds for EVERY sample whose shape it is
+given. Several at once are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ _BYTES = {prefix + "b": x for prefix, x in _PREFIXES.items()}
 _BYTES |= {prefix + "ib": 1024.0**i for i, prefix in enumerate("kmgt", 1)}
 _BYTES["bytes"] = 1.0
 
-#: Per unit of cost: how absolute budgets are written, and the factors of their suffixes (in lower
-#: case).
+#: Per unit of cost: how absolute budgets are written, and the factors of lower-case suffixes.
 _UNITS = {
     "FLOPs": ("1.8e12 or '1.8TFLOPs'", _FLOPS),
     "bytes": ("1.5e9 or '1.5GB'", _BYTES),

@@ -73,11 +73,9 @@ class Pruner(LayerHooks):
         self.says = ""
 
     def __repr__(self) -> str:
-        model = type(self.model).__name__
-        if not self.installed:
-            again = "a `with` block on this handle prunes it again"
-            return f"{model} is not pruned now; {again}"
-        return f"{model} is pruned: {self.says or 'by a schedule'}"
+        again = "is not pruned now; a `with` block on this handle prunes it again"
+        now = f"is pruned: {self.says or 'by a schedule'}" if self.installed else again
+        return f"{type(self.model).__name__} {now}"
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
