@@ -167,6 +167,7 @@ def check_search(rank):
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_search_under_fsdp2(tmp_path):
     in_two(check_search, tmp_path)
 

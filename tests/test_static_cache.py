@@ -133,8 +133,9 @@ def test_flex_attention_in_a_static_cache_is_refused():
 
 
 # ---- compiled ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family, shape", [("llava", "left"), ("qwen2_5_vl", "one")])
-@pytest.mark.parametrize("method", ["fastv", "pdrop"])
+@pytest.mark.parametrize(
+    "family, shape, method", [("llava", "left", "pdrop"), ("qwen2_5_vl", "one", "fastv")]
+)
 def test_compiled_decoding_is_one_graph_and_equals_eager(family, shape, method):
     model, inputs = model_of(family), prompt(family, SHAPES[shape])
     with vispco.apply(model, PruningConfig(method, SCHEDULES[method])):
@@ -161,6 +162,7 @@ def test_code_is_not_compiled_again_for_prompts_of_other_lengths():
         assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_compiled_decoding_before_within_and_after():
     """Code of the full model is not taken for the pruned one's, nor that of another schedule."""
     model, inputs = model_of("llava"), prompt("llava", SHAPES["one"])

@@ -20,8 +20,9 @@ def products(query: Tensor, key: Tensor) -> Tensor:
     they may exceed 65504. The model's fused attention does neither. Keys are converted a block at a
     time, so that only the rows take memory.
 
-    >>> products(torch.full((1, 2), 257.0).bfloat16(), torch.tensor([[1.0, 0.004]]).bfloat16())
-    tensor([[257.0281]])
+    >>> q, k = torch.tensor([[256.0, 1.0]]).bfloat16(), torch.ones(1, 2).bfloat16()
+    >>> (q @ k.T).item(), products(q, k).item()
+    (256.0, 257.0)
     """
     precise = torch.promote_types(query.dtype, torch.float32)
     # Autocast would round them again.
