@@ -69,15 +69,6 @@ class Pruner(LayerHooks):
         # Whether the backbone is running.
         self._running = False
         self._compiled = Compiled(adapter)
-        # What the handle says that it does.
-        self.says = ""
-
-    def __repr__(self) -> str:
-        model = type(self.model).__name__
-        if not self.installed:
-            again = "a `with` block on this handle prunes it again"
-            return f"{model} is not pruned now; {again}"
-        return f"{model} is pruned: {self.says or 'by a schedule'}"
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method
