@@ -668,7 +668,10 @@ def fails(words, capsys, *expected, code=2):
         ),
         (["search", "--start", "ramp", "--checkpoint"], "--checkpoint goes with"),
         (["search", "--start", "ramp", "--before-llm"], "not allowed with"),
-        (["search", "--before-llm", "--method", "fastv", *SMALL], "choose from cdpruner, "),
+        (
+            ["search", "--before-llm", "--method", "fastv", "--budgets", "0.5", *SMALL],
+            "choose from cdpruner, ",
+        ),
         (["search", "--start", "profile", "--steps", "3"], "not with profile"),
         (["search", "--start", "profile", "--profile", "missing.json"], "missing.json: No such"),
         (["search", "--start", "profile", "--profile", "good.json"], "good.json: a profile lacks"),
