@@ -69,7 +69,7 @@ def test_a_table_shows_what_was_measured_where_it_was():
     meta = {"full_prefill_seconds": 0.5, "prefill_seconds": [0.25, 0.375]}
     header, first, second = map(str.split, Frontier(points, meta).table().splitlines())
     assert header[5:8] == ["held-out", "accuracy", "saved"]
-    assert first[5:9] == ["50.0", "%", "250", "ms"] and second[5:8] == ["–", "125", "ms"]
+    assert first[6:10] == ["50.0", "%", "250", "ms"] and second[6:9] == ["–", "125", "ms"]
     # Times of other points are not shown.
     assert "saved" not in Frontier(points[:1], meta).table()
 

@@ -1,6 +1,7 @@
 """The search end to end on a tiny model: budgets, gradients, determinism, and every refusal."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -283,3 +284,33 @@ def test_truncated_frontier(tmp_path):
     path.write_text('{"schema_version": 1, "points": [')
     with pytest.raises(ValueError, match="f.json"):
         Frontier.load(path)
+
+
+def test_a_bar_is_shown_where_somebody_looks_or_asks(llava, monkeypatch, capsys):
+    """And the caller hears of the same steps as without it."""
+    from vispco.utils import progress
+
+    heard, shown = [], []
+    for asked, looking in ((None, False), (None, True), (True, False), (False, True)):
+        monkeypatch.setattr(progress, "visible", lambda looking=looking: looking)
+        monkeypatch.setitem(vispco.search.__globals__, "visible", progress.visible)
+        found = []
+        frontier = vispco.search(
+            llava, [batch()], budgets=[0.5], start="ramp", callback=found.append, progress=asked
+        )
+        err = capsys.readouterr().err
+        heard.append([{k: v for k, v in step.items() if k != "seconds"} for step in found])
+        shown.append("search" in err and "full model on 2 questions" in err)
+        assert len(frontier) == 1
+    assert shown == [False, True, True, False] and heard[0] and all(h == heard[0] for h in heard)
+
+
+def test_in_a_notebook_somebody_looks(monkeypatch):
+    from types import SimpleNamespace
+
+    from vispco.utils import progress
+
+    for shell, expected in ((SimpleNamespace(kernel=1), True), (SimpleNamespace(), False)):
+        kernel = SimpleNamespace(get_ipython=lambda shell=shell: shell)
+        monkeypatch.setitem(sys.modules, "IPython", kernel)
+        assert progress.in_notebook() is expected

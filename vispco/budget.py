@@ -2,9 +2,9 @@
 
 A budget is a share of the prunable cost: 0 is the text alone, 1 the full model (`0.5` or `"50%"`).
 With `relative_to="total"` it is a share of the full cost. It can also be absolute (`1.8e12` FLOPs,
-`"1.5 GB"`, `"20 ms"`, or visual tokens, on average over the layers: `"192 tokens"`). A budget is
-about the language model's prefill of the prompt, and it holds for EVERY sample whose shape it is
-given. Several at once are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
+`"1.5 GB"`, `"20 ms"`). A budget is about the language model's prefill of the prompt, and it holds
+for EVERY sample whose shape it is given. `"192 tokens"` is in the papers' unit, visual tokens on
+average over the layers. Several budgets at once are a dict: `{"flops": 0.5, "kv_cache": "40%"}`.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
         raise ValueError(f"budget must be {forms}, got {budget!r}")
     absolute = absolute or value >= 1e6
     if not absolute and value > 1:
-        hint = (
-            f"did you mean '{value:g}{'%' if value <= 100 else 'tokens'}'? " if value >= 5 else ""
-        )
+        unit = "%" if value <= 100 else "tokens"
+        hint = f"did you mean '{value:g}{unit}'? " if value >= 5 else ""
         raise ValueError(f"budget {budget!r} is over 1: {hint}expected {forms}")
     return float(value), absolute
 

@@ -114,7 +114,8 @@ def search(
         chosen = _without_gradient(chosen, problem)
     refinement = chosen.refinement if refinement is None else refinement
     hidden = rank() > 0 or not (visible() if progress is None else progress)
-    with Progress(_steps(chosen, budgets, refinement), "search", hidden) as bar:
+    steps = _steps(chosen, budgets, refinement)
+    with Progress(steps, "search", hidden, always=bool(progress)) as bar:
         if callback is not None or not hidden:
             problem.callback = partial(_heard, bar, callback)
         bar.say(f"full model on {problem.samples:,} questions")

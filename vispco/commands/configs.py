@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..baselines.presets import LAYERS, presets
+from ..baselines.presets import presets
 from ..config import PruningConfig
 from ..frontier import Frontier
 from ..registry import did_you_mean
@@ -113,7 +113,11 @@ def _preset(text: str) -> ForLayers:
 
 def moved(text: str, layers: int) -> str:
     """A line about a published configuration in a model of another depth, else nothing."""
-    if not text.startswith(PRESET) or layers == LAYERS:
+    if not text.startswith(PRESET):
+        return ""
+    method, _, name = text.removeprefix(PRESET).partition("/")
+    own = presets(method)[name].published.num_layers
+    if layers == own:
         return ""
     config = find_config(text)(layers)
-    return f"{text} was published for {LAYERS} layers; in these {layers}: {config.describe()}"
+    return f"{text} was published for {own} layers; in these {layers}: {config.describe()}"

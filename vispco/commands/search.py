@@ -271,7 +271,7 @@ def _overlays(
         inputs = data.prompt(processor, conversation, **reading)
         answers = {"right answer": conversation.turns[0][1]}
         for name, pruning in (("full model", None), ("pruned", config)):
-            answers[name] = answer(model, processor, inputs, pruning, 32)["answer"]
+            answers[name] = answer(model, processor, inputs, pruning)["answer"]
 
         def draw(path: Path) -> None:
             media, folder = conversation.media[0], conversation.folder

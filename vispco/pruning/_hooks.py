@@ -34,7 +34,16 @@ class Handle:
         self.hooks: list = []
         # Whether its `with` block is open.
         self._open = False
+        # What it says that it does.
+        self.says = ""
         self._turns = threading.RLock()
+
+    def __repr__(self) -> str:
+        model = type(self.model).__name__
+        if not self.installed:
+            again = "a `with` block on this handle prunes it again"
+            return f"{model} is not pruned now; {again}"
+        return f"{model} is pruned: {self.says or 'by a schedule'}"
 
     def _register(self, add: Callable) -> None:
         """Put the hooks in; `add` each."""

@@ -69,13 +69,6 @@ class Pruner(LayerHooks):
         # Whether the backbone is running.
         self._running = False
         self._compiled = Compiled(adapter)
-        # What the handle says that it does.
-        self.says = ""
-
-    def __repr__(self) -> str:
-        again = "is not pruned now; a `with` block on this handle prunes it again"
-        now = f"is pruned: {self.says or 'by a schedule'}" if self.installed else again
-        return f"{type(self.model).__name__} {now}"
 
     def _register(self, add: Callable) -> None:
         adapter, method = self.adapter, self.method

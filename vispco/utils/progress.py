@@ -32,15 +32,16 @@ def say(text: str, quiet: bool = False) -> None:
 class Progress:
     """A progress bar on stderr, if somebody is looking, and nothing at all when `quiet`.
 
-    An instance is a callback for `vispco.search`. It shows the time left, the budget, and the best
+    always: show it even where nobody seems to look. An instance is a callback for `vispco.search`.
+    It shows the time left, the budget, and the best
     loss, or the last where no best is known yet.
     """
 
-    def __init__(self, total: int, label: str, quiet: bool = False):
+    def __init__(self, total: int, label: str, quiet: bool = False, always: bool = False):
         from tqdm.auto import tqdm
 
         look: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "bar_format": _FORMAT}
-        off = quiet or not visible()
+        off = quiet or not (always or visible())
         self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
 
     def __call__(self, record: Mapping) -> None:
