@@ -129,7 +129,7 @@ def naive_vidcom2(attention, keys, features, grid, k, other):
     for j, (frame, *_) in enumerate(grid):
         frames.setdefault(frame, []).append(j)
     of_film = [close(j, range(len(x))) for j in range(len(x))]
-    both = {j: of_film[j] + close(j, some) for some in frames.values() for j in some}
+    both = {j: round(2**14 * (of_film[j] + close(j, s))) for s in frames.values() for j in s}
     odd = {f: -mean([of_film[j] for j in some]) / 0.01 for f, some in frames.items()}
     top = max(odd.values())
     power = {f: math.exp(v - top) for f, v in odd.items()}

@@ -57,7 +57,9 @@ class VidCom2(Method):
         odd = -total(of_film, frames, ctx.valid, number) / sizes.clamp(min=1) / TEMPERATURE
         share = odd.masked_fill(~there, float("-inf")).softmax(-1)
         share = 1 + share - 1 / there.sum(1, keepdim=True).clamp(min=1)
-        return shared_out(-(of_film + of_frame), frames, share * sizes + ~there, ctx.valid)
+        # Two tokens are equally far from their mean, whatever rounding makes of it.
+        both = ((of_film + of_frame).double() * 2**14).round()
+        return shared_out(-both, frames, share * sizes + ~there, ctx.valid)
 
     @staticmethod
     def _channels(x, valid):
