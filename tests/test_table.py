@@ -44,8 +44,8 @@ def page_of(tmp_path, suite, chosen):
 
 
 def test_the_page_of_methods(tmp_path):
-    text = page_of(tmp_path, "tests/test_contract.py", "llava-strided and bit_identical")
-    assert "| method | `llava` |\n| --- | --- |\n| `strided` | 2 |" in text
+    text = page_of(tmp_path, "tests/test_contract.py", "llava-pool and bit_identical")
+    assert "| method | `llava` |\n| --- | --- |\n| `pool` | 2 |" in text
     assert "6 cases passed" in text and "- keep all is bit identical\n" in text
 
 

@@ -129,8 +129,9 @@ def demonstrate(
             "seconds_in_all": round(time.perf_counter() - started, 1),
         }
         save_configs(frontier, folder, "pruning_config")
+        named = {f"found, with the best of {len(profile.methods)} methods": frontier}
         for suffix in ("svg", "png"):
-            plot_frontier(frontier, folder / f"frontier.{suffix}")
+            plot_frontier(named, folder / f"frontier.{suffix}")
             plot_profile(profile, folder / f"profile.{suffix}")
         profile.save(folder / "profile.json")
         frontier.save(folder / "frontier.json")
