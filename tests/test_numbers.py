@@ -23,8 +23,8 @@ import vispco
 from oracles import Constant, pruned_with, rows_alone
 from tiny import IMAGE, PER_IMAGE, batch, our_hooks, tiny_llava, without_labels
 from vispco import PruningConfig, testbed
+from vispco.pruning._tensors import BLOCK, column_sum, masked_softmax, products
 from vispco.pruning._tower import received
-from vispco.pruning.context import BLOCK, column_sum, masked_softmax, products
 from vispco.registry import METHODS
 from vispco.relaxation import hard_mask
 
