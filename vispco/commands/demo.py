@@ -22,6 +22,7 @@ from ..frontier import Frontier
 from ..plot import plot_frontier, plot_profile, require_matplotlib
 from ..registry import adapter_for, build_method
 from ..search import ProfiledFrontier, search
+from ..solvers.before import most
 from ..utils.console import output_folder, percent
 from .answer import answer, side_by_side
 from .demo_report import FLOOR, compare, report
@@ -207,12 +208,12 @@ class Arena:
     def rivals(self, budget: float, ratios: Sequence[float]) -> list[dict]:
         """On one budget: random tokens in the schedule (L,) found for it, and pooled tokens."""
         limit = self.limit(budget, "pool")
-        most = max(n for n in range(limit.tokens + 1) if limit.holds([n] * self.layers))
-        pooled = PruningConfig("pool", [most / limit.tokens] * self.layers)
+        fits = most(limit)
+        pooled = PruningConfig("pool", [fits / limit.tokens] * self.layers)
         blind, own = PruningConfig("random", ratios), {"budget": budget}
         return [
             self.competitor("blind", f"random tokens, {budget:.0%}", blind, **own),
-            self.competitor("coarse", f"pooled to {most} tokens", pooled, **own),
+            self.competitor("coarse", f"pooled to {fits} tokens", pooled, **own),
         ]
 
     def smaller_pictures(self) -> list[dict]:
