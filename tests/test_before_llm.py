@@ -82,7 +82,7 @@ def test_what_reads_the_language_model_is_refused(llava, batches):
     ],
 )
 def test_one_drop_is_one_number(engine, expected):
-    own = ENGINES[engine].method
+    own = next(iter(ENGINES[engine].methods))
     flags, cannot = flags_for(engine, PruningConfig(own, [0.3] * 4))
     # Only what the engine prunes at all.
     assert flags == expected and len(cannot) == 1
@@ -102,6 +102,20 @@ def test_what_cannot_be_said_is_named():
         "ranking by visionzip+pdrop",
         "options of the method",
     ]
+
+
+def test_vllm_ranks_by_vidcom2_if_told():
+    flags, cannot = flags_for("vllm", PruningConfig("vidcom2", [0.3] * 4))
+    assert flags == "--video-pruning-rate 0.7 --video-pruning-method vidcom2"
+    assert len(cannot) == 1 and "of Qwen3-VL and models built on it" in cannot[0]
+    assert any(
+        "evs or vidcom2" in line for line in flags_for("vllm", PruningConfig("dart", [1]))[1]
+    )
+
+
+def test_openvino_is_never_told_to_drop_everything():
+    flags, _ = flags_for("openvino", PruningConfig("cdpruner", [0.001] * 4))
+    assert flags == "generation_config.pruning_ratio = 99"
 
 
 def test_convert_to_an_engine(tmp_path, capsys):

@@ -145,13 +145,7 @@ _VISPRUNER = "Zhang et al., ICCV 2025, arXiv 2412.01818"
 _DART = "Wen et al., EMNLP 2025, arXiv 2502.11494"
 _DIVPRUNE = "Alvar et al., CVPR 2025, arXiv 2503.02175"
 _CDPRUNER = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
-_HIPRUNE = "Liu et al. 2025, arXiv 2508.00553"
-_HOLOV = "Zou et al., NeurIPS 2025, arXiv 2510.02912"
-_PACT = "Dhouib et al., CVPR 2025, arXiv 2504.08966"
-_PRUMERGE = "Shang et al., ICCV 2025, arXiv 2403.15388"
-_VIDCOM2 = "Liu et al., EMNLP 2025, arXiv 2505.14454"
-_FILM: dict[str, Any] = {"n_visual": 32 * 196, "num_layers": 28}
-_OUTLIERS = "about so many: the authors keep as many as stand out, see the option `adaptive`"
+_HOLOV = "arXiv 2510.02912"
 _AVERAGE = (
     "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and "
     "to them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out "
@@ -160,7 +154,8 @@ _AVERAGE = (
 
 #: {method: {name: configuration}}. None of FitPrune: of its fitted counts only those of the first
 #: layers are known; `vispco.fitprune_schedule` fits them. None of EVS, FEATHER, FrameFusion,
-#: IVC-Prune and VScan: of these, layers or shares are known to us, but no whole configuration.
+#: HiPrune, IVC-Prune, PACT, PruMerge, VidCom2 and VScan: of these, layers or shares are known to
+#: us, but no whole configuration.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),
@@ -193,22 +188,13 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         )
     },
     "divprune": {"0.098": Published({0: 0.098}, (56,), _DIVPRUNE)},
-    "holov": {"64": _of((0,), (64,), _HOLOV)},
-    "hiprune": {str(n): _of((0,), (n,), _HIPRUNE) for n in (192, 128, 64)},
-    "prumerge": {
-        "32": _of((0,), (32,), _PRUMERGE, note=_OUTLIERS),
-        "plus-144": _of(
-            (0,), (144,), _PRUMERGE, options={"spaced": 0.75}, note=f"PruMerge+; {_OUTLIERS}"
-        ),
-    },
-    "pact": {
-        "k4-r55": Published(
-            {4: 0.55}, (316,), _PACT, note="and then as many clusters: see the option `adaptive`"
+    "holov": {
+        "64": _of(
+            (0,),
+            (64,),
+            _HOLOV,
+            note="published as 11 % of the tokens; the number of crops is our choice",
         )
-    },
-    "vidcom2": {
-        "0.25": Published({0: 0.25}, (1568,), _VIDCOM2, **_FILM, note="32 frames of 196 tokens"),
-        "0.15": Published({0: 0.15}, (940,), _VIDCOM2, **_FILM, note="32 frames of 196 tokens"),
     },
     "cdpruner": {str(n): _of((0,), (n,), _CDPRUNER) for n in (128, 64, 32)},
 }

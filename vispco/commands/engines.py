@@ -1,12 +1,13 @@
 """What serving engines can do of a configuration: one drop before the language model, one number.
 
-What each takes is as its documentation said in 2026. Flags change: look there before you serve.
+Settings, models and limits are as the released package of each has them, of the version named
+here. They change: with another version, look there before you serve.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..config import PruningConfig
@@ -16,14 +17,15 @@ from ..config import PruningConfig
 class Engine:
     """How a serving engine is told to prune.
 
-    name: as it writes itself. method: the one that ranks there. prunes: what it prunes, and of
-    which models. flags(drop): the setting, for the share of the tokens that goes.
+    name: as it writes itself. version: of which the rest is true. methods: {method that can rank
+    there: what it prunes, and of which models}, first the one that ranks unless told otherwise.
+    flags(drop, method): the setting, for the share of the tokens that goes.
     """
 
     name: str
-    method: str
-    prunes: str
-    flags: Callable[[float], str]
+    version: str
+    methods: Mapping[str, str]
+    flags: Callable[[float, str], str]
 
 
 def flags_for(engine: str, config: PruningConfig) -> tuple[str, list[str]]:
@@ -33,8 +35,10 @@ def flags_for(engine: str, config: PruningConfig) -> tuple[str, list[str]]:
     Raises ValueError if that drops everything: no engine can.
 
     >>> flags, cannot = flags_for("vllm", PruningConfig("evs", [0.25] * 4))
-    >>> flags, cannot
-    ('--video-pruning-rate 0.75', ['vLLM prunes videos alone: pictures keep all their tokens'])
+    >>> flags
+    '--video-pruning-rate 0.75'
+    >>> cannot[0].split(":")[0]
+    'vLLM 0.33.0 prunes videos alone, of some models'
     """
     found, steps = ENGINES[engine], config.steps
     keep = sum(config.keep_ratios) / config.num_layers
@@ -50,16 +54,28 @@ def flags_for(engine: str, config: PruningConfig) -> tuple[str, list[str]]:
             f"drops before layer {where}: it drops once, before layer 0. {100 * keep:.1f} % kept "
             "there is as many tokens in the mean over the layers, but other tokens"
         )
-    if config.method != found.method:
-        cannot.append(f"ranking by {config.method}: it ranks by {found.method}")
+    method = config.method
+    if method not in found.methods:
+        cannot.append(f"ranking by {method}: it ranks by {' or '.join(found.methods)}")
+        method = next(iter(found.methods))
     if config.method_options:
         cannot.append(f"options of the method: {json.dumps(dict(config.method_options))}")
-    cannot.append(f"{found.name} prunes {found.prunes}")
-    return found.flags(1 - keep), cannot
+    cannot.append(f"{found.name} {found.version} prunes {found.methods[method]}")
+    return found.flags(1 - keep, method), cannot
 
 
-def _percent(drop: float) -> str:
-    return f"generation_config.pruning_ratio = {round(100 * drop)}"
+def _vllm(drop: float, method: str) -> str:
+    rate = f"--video-pruning-rate {_rate(drop)}"
+    return rate if method == "evs" else f"{rate} --video-pruning-method {method}"
+
+
+def _sglang(drop: float, method: str) -> str:
+    return f"--json-model-override-args '{{\"video_pruning_rate\": {_rate(drop)}}}'"
+
+
+def _openvino(drop: float, method: str) -> str:
+    # 100 would leave nothing.
+    return f"generation_config.pruning_ratio = {min(99, round(100 * drop))}"
 
 
 def _rate(drop: float) -> str:
@@ -69,20 +85,28 @@ def _rate(drop: float) -> str:
 ENGINES = {
     "vllm": Engine(
         "vLLM",
-        "evs",
-        "videos alone: pictures keep all their tokens",
-        lambda drop: f"--video-pruning-rate {_rate(drop)}",
+        "0.33.0",
+        {
+            "evs": "videos alone, of some models: pictures keep all their tokens, a film those of "
+            "one frame at least",
+            "vidcom2": "videos alone, of Qwen3-VL and models built on it: pictures keep all their "
+            "tokens, a film one of each frame at least",
+        },
+        _vllm,
     ),
     "sglang": Engine(
         "SGLang",
-        "evs",
-        "videos alone, of the Nemotron models: pictures and other models keep all their tokens",
-        lambda drop: f"--json-model-override-args '{{\"video_pruning_rate\": {_rate(drop)}}}'",
+        "0.5.23",
+        {
+            "evs": "videos alone, of the Nemotron models: pictures and other models keep all their "
+            "tokens, a film those of one frame at least"
+        },
+        _sglang,
     ),
     "openvino": Engine(
         "OpenVINO GenAI",
-        "cdpruner",
-        "Qwen2-VL, Qwen2.5-VL and Qwen3-VL alone, by whole percents",
-        _percent,
+        "2026.4.1",
+        {"cdpruner": "Qwen2-VL (no videos), Qwen2.5-VL and Qwen3-VL alone, by whole percents"},
+        _openvino,
     ),
 }

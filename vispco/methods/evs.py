@@ -17,9 +17,9 @@ class EVS(Method):
         s_j = 1 - cos(v_j, v_p(j)),   p(j): same row and column, one frame earlier
 
     Tokens without one, those of the first frame, come first. v: projected features. Knows nothing
-    of the question. Source: efficient video sampling as vLLM has it (Apache-2.0; Bagrov et al.
-    2025, arXiv 2510.14624). Published: before layer 0, `--video-pruning-rate` q of the film's
-    tokens dropped, but never less than one frame kept.
+    of the question. Source: efficient video sampling (arXiv 2510.14624) as vLLM has it
+    (Apache-2.0). There: before layer 0, a share q of the film's tokens is dropped, but never less
+    is kept than one frame has. q is the user's.
 
     Departs from it: exactly the count, even if that is less than a frame; tokens without an earlier
     one are then as even as `strided`'s; p(j) is of the nearest earlier frame, if the one before has

@@ -19,12 +19,13 @@ class FastV(Method):
     Departs from the authors' code: the last VALID token of each sample (not a padding token), only
     this one row of attention is computed, any attention implementation.
 
-    rotary, stride: FEATHER (Endo et al., ICCV 2025, arXiv 2412.13180; MIT) is rotary=False and
-    stride=3. rotary=False takes q and k before rotary embedding: with it, tokens near the text, at
-    the picture's lower edge, score more than their content says. stride: tokens at every so many
-    rows and columns of each frame come first, whatever they score; None: no such grid. Published:
-    before layers 8 and 16 of 32. Departs from it: exactly the count; of a grid of more tokens, the
-    best stay. Layer K - 1 runs once more up to its attention, without positions.
+    rotary, stride: FEATHER (arXiv 2412.13180) is rotary=False and stride=3. rotary=False
+    takes q and k before rotary embedding: with it, tokens at the picture's lower edge score more
+    than their content says. stride: tokens at every so many rows and columns of each frame come
+    first, whatever they score; None: no such grid. There: at layers 8 and 16 of 32; the shares are
+    not known to us. Departs from it: exactly the count; of a grid of more tokens, the best stay.
+    That the grid comes first at both layers is our reading. Layer K - 1 runs once more up to its
+    attention, without positions.
     """
 
     first_layer = 1

@@ -1,4 +1,4 @@
-"""FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986): merge what repeats, then attention."""
+"""FrameFusion (arXiv 2501.01986): merge what repeats the frame before, then attention."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ class FrameFusion(Method):
         the others go by least attention of the last prompt token in the layer just run (`fastv`)
 
     h: hidden states that enter the layer. If less than 10 % of the tokens have c_j >= 0.6, nothing
-    is merged, and attention alone decides. Source: the authors' code (MIT). Published: merging
-    layer by layer from the first on until less than 10 % can be merged, then one drop onto 30 % of
-    the budget: when that happens depends on the film, so it is no schedule.
+    is merged, and attention alone decides. Source: the authors' code (MIT). There: merging layer by
+    layer until less than 10 % can be merged, then one drop by attention onto the budget (their
+    speeds are for 30 %). When that happens depends on the film, so it is no schedule.
 
     similarity: 0.6. least: 10 %.
 
     Departs from it: the schedule says how many go before which layer, so that merging stops where
-    the count is reached. Of pictures that are no video, tiles count as frames.
+    the count is reached; p(j) is of an earlier frame, if the one before has lost its token. Our
+    choice: whose attention it is, the last prompt token's. Of pictures that are no video, tiles
+    count as frames.
     """
 
     first_layer = 1

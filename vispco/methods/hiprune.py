@@ -1,4 +1,4 @@
-"""HiPrune (Liu et al. 2025, arXiv 2508.00553): attention of a middle and of the last layer."""
+"""HiPrune (arXiv 2508.00553): the vision tower's attention, of a middle layer and of the last."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class HiPrune(Method):
 
     m, a: attention that the token's patches receive in a middle layer of the tower, and in the one
     whose output becomes the tokens (`vispco.pruning._tower`). Knows nothing of the question.
-    Source: the authors' code (MIT). Published: before layer 0, 192, 128 or 64 of 576 tokens.
+    Source: the authors' code (MIT). There: before layer 0.
 
-    alpha: share of the kept tokens that anchors and neighbours may take (0.1). depth: of the middle
-    layer in the tower, 0 to 1. Published: layer 9 of CLIP-L's 24, the default; 16 of Qwen2.5-VL's
-    32, depth=0.5, of which ours reads the nearest layer without windows.
+    alpha: share of the kept tokens that anchors and neighbours may take (theirs: 0.1). depth: of
+    the middle layer in the tower, 0 to 1. Theirs: layer 9 of CLIP-L's 24, the default; 16 of
+    Qwen2.5-VL's 32, depth=0.5, of which ours reads the nearest layer without windows.
+
+    Departs from it: where the tower has a class token (CLIP), m and a are the attention of that
+    token; theirs is the mean over all that attend. Where it has none, ours is that mean.
     """
 
     first_layer = 0

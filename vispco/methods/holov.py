@@ -1,4 +1,4 @@
-"""HoloV (Zou et al., NeurIPS 2025, arXiv 2510.02912): crops share the budget."""
+"""HoloV (arXiv 2510.02912): crops share the budget."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ class HoloV(Method):
 
     a: attention that the token's patches receive in the tower (`vispco.pruning._tower`). x:
     projected features. Crops are runs of tokens in reading order, as equal as can be. Knows nothing
-    of the question. Source: the authors' code (Apache-2.0). Published: before layer 0, 64 of 576
-    tokens.
+    of the question. Source: the authors' code (Apache-2.0). Published: before layer 0, 11 % of
+    LLaVA-1.5's tokens.
 
-    crops: how many. The authors' number is not known to us: of LLaVA's 576 tokens, the default
-    makes runs of 36.
+    crops: how many. The authors' number is not known to us. The default is our choice: of LLaVA's
+    576 tokens, it makes runs of 36.
 
     Departs from it: exactly the count, with shares rounded by Sainte-Lague
-    (`vispco.methods.groups.shared_out`).
+    (`vispco.methods.groups.shared_out`). Their factor 10^3 of a is left out. As we read it, v is
+    scaled to the mean of what it is added to: the factor is then one of all of s, and changes no
+    share. That crops are runs in reading order is our choice.
     """
 
     first_layer = 0

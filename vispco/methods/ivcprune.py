@@ -26,11 +26,13 @@ class IVCPrune(Method):
                 round(positions k / 2) each, then those of largest s_j
 
     of layer K, pruning before layer K; u: values, g: its key-value heads. question: the prompt's
-    text after the image's first token. Source: the authors' code (MIT). Published: 20 % of the
-    tokens by s, and 5 % each by cosine and sine, which is the default share, `positions` = 1/3.
+    text after the image's first token. Source: the authors' code (MIT). There: 20 % of the tokens
+    by s, and 5 % each by cosine and sine, which is the default share, `positions` = 1/3. At which
+    layer is not known to us.
 
     Departs from it: exactly the count; tokens among both of cosine and sine count once, and make
-    room for the next of s; without text after the image, all visual rows are the question.
+    room for the next of s. Our choice: the softmax is over visual tokens, E is of one head, and
+    without text after the image the first tokens are the seeds, and s is of their rows.
     """
 
     first_layer = 0

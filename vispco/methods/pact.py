@@ -1,4 +1,4 @@
-"""PACT (Dhouib et al., CVPR 2025, arXiv 2504.08966): important tokens, then density peaks."""
+"""PACT (arXiv 2504.08966): important tokens, then density peaks among them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ class PACT(Method):
         the others of the pool are averaged into the kept one nearest to them, up to the cutoff
 
     q, k: of layer K, before rotary embedding, pruning before layer K. key: its keys, all heads side
-    by side. h: hidden states that enter it. Source: the paper. Published: layer 4 of 32, 55 % of
-    the tokens important, cutoff 0.21.
+    by side. h: hidden states that enter it. PACT's own settings: layer 4, 55 % of the tokens
+    important, then density peaks on the keys with a cutoff of 0.21.
 
-    important, cutoff: as above. adaptive: keep at most as many as there are centres, as the authors
-    do. False: the count alone decides.
+    important, cutoff: as above. adaptive: keep at most as many as there are centres. False: the
+    count alone decides.
 
     Departs from it: exactly the count; a merged token is one token to attention (theirs: as many as
-    it stands for); the densities' exponent, and that keys are compared without positions, are our
-    choice; ties in density go to the more important.
+    it stands for). Our choice, for details that are not known to us: the distance and the formula
+    of the density, which tokens are centres, that keys are compared without positions, and that the
+    mean query is of visual tokens; ties in density go to the more important.
     """
 
     first_layer = 0

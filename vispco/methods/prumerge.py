@@ -1,4 +1,4 @@
-"""PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388): outliers of attention take others in."""
+"""PruMerge (arXiv 2403.15388): outliers of the tower's attention take others in."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ class PruMerge(Method):
                if it is among the 32 dropped ones nearest to that
 
     a: attention that the token's patches receive in the tower, and keys of the same layer
-    (`vispco.pruning._tower`). Knows nothing of the question. Source: the authors' code
-    (Apache-2.0). Published: before layer 0, about 32 of 576 tokens; with evenly spaced ones
-    ("PruMerge+"), about 144.
+    (`vispco.pruning._tower`). Knows nothing of the question. Source: the authors' code of
+    LLaVA-PruMerge (Apache-2.0). There: before layer 0, as many as are outliers, with 32 neighbours;
+    "PruMerge+" adds evenly spaced tokens.
 
-    adaptive: keep at most the outliers, a_j > Q3 + 1.5 (Q3 - Q1) over the sample's tokens, and
-    their share of spaced ones, as the authors do. False: the count alone decides. spaced: share of
-    the kept tokens. neighbours: how many a kept token may take in.
+    adaptive: keep at most the outliers, a_j > Q3 + 1.5 (Q3 - Q1) over the sample's tokens, as the
+    authors do, and spaced ones by their share. False: the count alone decides. spaced: share of the
+    kept tokens; how many PruMerge+ adds is not known to us. neighbours: how many a kept token may
+    take in.
 
-    Departs from it: a plain mean, not one weighted by attention, and each dropped token goes into
-    one kept token at most; merging comes after the projector.
+    Departs from it: attention and keys are of the layer whose output becomes the tokens (theirs:
+    the tower's last); a plain mean, not one weighted by attention; each dropped token goes into one
+    kept token at most, and the 32 are counted among the dropped ones. Merging comes after the
+    projector.
     """
 
     first_layer = 0

@@ -27,12 +27,12 @@ class VidCom2(Method):
         a frame with n tokens gets a share in proportion to   n (1 + p - mean p)
         within a frame, the tokens of LEAST f_j + e_j are kept
 
-    of projected features. Knows nothing of the question. Source: the authors' code (Apache-2.0).
-    Published: before layer 0, 25 % or 15 % of the tokens.
+    of projected features. Knows nothing of the question. Source: the authors' code (Apache-2.0),
+    and vLLM's, both before layer 0.
 
-    Departs from it: exactly the count; shares are rounded by Sainte-Lague
-    (`vispco.methods.groups.shared_out`), and what a frame cannot take goes to the others. Of
-    pictures that are no video, tiles count as frames.
+    Departs from vLLM's: shares are rounded by Sainte-Lague (`vispco.methods.groups.shared_out`),
+    and what a frame cannot take goes to the others by share (there by f + e); a frame may lose all
+    its tokens (there it keeps one). Of pictures that are no video, tiles count as frames.
     """
 
     first_layer = 0

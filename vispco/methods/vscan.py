@@ -1,4 +1,4 @@
-"""VScan (Zhang et al. 2025, arXiv 2505.22654): a look at each window, and one at the whole."""
+"""VScan (arXiv 2505.22654): a look at each window, and one at the whole."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ class VScan(Method):
 
     l, a: attention that the token's patches receive in a shallow layer of the tower, and in the one
     whose output becomes the tokens (`vispco.pruning._tower`). v: projected features. Windows are of
-    the grid of each frame. Knows nothing of the question. Source: the authors' code (MIT).
-    Published: before layer 0, and a second drop by the last token's attention in the middle of the
-    language model, layer 16 of 32: here the composite `vscan+fastv@16`.
+    the grid of each frame. Knows nothing of the question. Source: the authors' code (MIT). There:
+    before layer 0, and a second drop in the middle of the language model, layer 16 of 32. How they
+    rank that one is not known to us; our choice for it is `fastv`: `vscan+fastv@16`.
 
     local: share of the kept tokens. window: tokens along its side. depth: of the shallow layer in
-    the tower, 0 to 1; published: index 5 of CLIP-L's 24.
+    the tower, 0 to 1; theirs: index 5 of CLIP-L's 24. Their deep layer is
+    index -2: in LLaVA, the one read here.
 
     Departs from it: exactly the count, windows take turns where it cannot be shared equally
-    (`vispco.methods.groups.shared_out`); merging comes after the projector, and is a plain mean.
+    (`vispco.methods.groups.shared_out`). Our choice: merging is a plain mean after the projector,
+    and cosines are of projected features.
     """
 
     first_layer = 0
