@@ -75,7 +75,7 @@ def ask(model, config: PruningConfig | None, prepared: list[PreparedBatch]) -> d
             graded = [grade(batch, pruner.run(batch)) for batch in prepared]
     divergence: list[float] = []
     right = ""
-    for batch, (correct, kl, _) in zip(prepared, graded, strict=True):
+    for batch, (correct, _, kl, _) in zip(prepared, graded, strict=True):
         sums = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, batch.rows, kl.double())
         divergence += [float(f"{value:.7g}") for value in sums.tolist()]
         right += "".join("01"[value] for value in correct.tolist())
