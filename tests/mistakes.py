@@ -287,6 +287,9 @@ vispco search --data object.json
 vispco search --data lists.json
 data.collate(processor, [data.parse({"image": "pictures/a.png", "question": "What?", \
 "answer": "a <eos> b"}, "q.jsonl:1")])
+data.collate(processor, [data.parse({"image": "pictures/a.png", "question": "What <eos>?", \
+"answer": "a"}, "q.jsonl:1")])
+vispco search --data saved
 """,
     "Pictures and videos": """
 vispco search --data gone.jsonl
@@ -324,6 +327,7 @@ MISTAKES = [
 
 def files() -> None:
     """Make FILES in the current folder."""
+    import datasets
     from PIL import Image
 
     from vispco import Frontier, FrontierPoint, PruningConfig
@@ -381,6 +385,10 @@ def files() -> None:
     Path("sheet.csv").write_bytes(b"PK\x03\x04")
     Path("packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode())[:-20])
     Path("damaged.parquet").write_bytes(b"PAR1" + bytes(8))
+    decimals = datasets.Dataset.from_list([{**row, "answer": 3.10}])
+    # As if the library had read the file of JSON that says 3.10.
+    decimals.info.builder_name = "json"
+    decimals.save_to_disk("saved")
     Path("object.json").write_text(json.dumps({"mine": [row]}, indent=1))
     Path("lists.json").write_text(json.dumps({"train": [row], "test": [row]}))
     Image.new("F", (8, 8)).save("floats.tif")

@@ -5,6 +5,7 @@ Labels against character offsets, for several tokenizers, templates, paddings an
 
 import functools
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -428,6 +429,16 @@ def test_other_faults_are_told():
     for answer, sign in (("a <image> b", "<image>"), ("a<|im_end|>b", r"<\|im_end\|>")):
         with pytest.raises(ValueError, match=rf"q\.jsonl:1: the answer .* holds '{sign}'"):
             collate(processor("bytes", "chatml"), [talk(("<image>What?", answer))])
+    # What the data format itself writes stands for a picture, not for words.
+    assert collate(processor("bytes", "chatml"), [talk(("<image>What?", "a"), ("<b>?", "c"))])
+    for question, sign in (("a</s>b", "</s>"), ("a<|im_end|>\nb", r"<\|im_end\|>")):
+        bad = talk(("<image>What?", "a"), (question, "b"))
+        for make in (collate, lambda own, several: prompt(own, several[0])):
+            with pytest.raises(ValueError, match=rf"q\.jsonl:1: the question .* holds '{sign}'"):
+                make(processor("bytes", "chatml"), [bad])
+    spoken = replace(talk(("<image>What?", "a")), system="x<|im_start|>y")
+    with pytest.raises(ValueError, match=r"the system prompt .* holds '<\|im_start\|>'"):
+        collate(processor("bytes", "chatml"), [spoken])
     # Two places, one picture.
     bad = Conversation((("<image>What <image>", "yes"),), pictures(), "image", "/", "q.jsonl:5")
     with pytest.raises(ValueError, match=r"^q\.jsonl:5: LlavaProcessor cannot process it"):

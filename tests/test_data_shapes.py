@@ -98,13 +98,48 @@ def test_a_missing_value_is_told_as_missing():
         draw("q.csv", 1)
 
 
-def test_numbers_that_the_library_has_made_of_csv_are_refused(monkeypatch):
+#: What the library reads of JSON: of these values the words are known, or they are not.
+KNOWN = {'"3.10"': "3.10", "7": "7", '["3.10", "a", "3.10"]': "3.10", "[7, 7, 8]": "7"}
+UNKNOWN = ["3.10", "1e5", "12345678901234567890", '"2020-01-02"', "[3.10]", '[3.10, "a"]']
+UNKNOWN = dict.fromkeys([*UNKNOWN, '[{"answer": 3.10, "confidence": 0.5}]'], "give the CSV")
+
+
+#: Of a truth value and of what is missing, the message says that.
+UNKNOWN |= {"true": "write the words of the answer", "null": "its value is missing"}
+
+
+def by_library(kind, text):
+    """The table that the library makes of a file of this kind, as `save_to_disk` writes it."""
     datasets = pytest.importorskip("datasets")
-    read = datasets.Dataset.from_dict({**{k: [v] for k, v in ROW.items()}, "answer": [7]})
-    read.info.builder_name = "csv"
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: read)
-    with pytest.raises(ValueError, match="has read 'answer' of its CSV files as int64"):
-        draw("owner/name", 1, images=".")
+    files = written("given.txt", text)
+    table = datasets.load_dataset(kind, data_files=files, split="train", cache_dir="cache")
+    table.save_to_disk("saved")
+    return table
+
+
+@pytest.mark.parametrize("value", [*KNOWN, *UNKNOWN])
+def test_words_of_json_that_the_library_has_not_kept_are_refused(value):
+    """Only where they are an answer: other columns may hold what they like."""
+    others = '"image": "a.png", "question": "q", "score": 0.5, "day": "2020-01-02"'
+    by_library("json", f'{{{others}, "answer": {value}}}')
+    if value in KNOWN:
+        assert answers("saved", images=".") == [KNOWN[value]]
+        return
+    with pytest.raises(ValueError, match=rf"saved\[0\]: .* 'answer'.* {UNKNOWN[value]}") as told:
+        draw("saved", 1, images=".")
+    assert "\n" not in str(told.value)
+
+
+def test_words_of_csv_that_the_library_has_not_kept_are_refused(monkeypatch):
+    for answer, told in {"007": "got 7, which", "True": "got True, which", "3.10": "3.1,"}.items():
+        table = by_library("csv", f"image,question,answer,id\na.png,q,{answer},007\n")
+        with monkeypatch.context() as patched:
+            patched.setattr("datasets.load_dataset", lambda *_, table=table, **__: table)
+            for data in ("saved", "owner/name"):
+                with pytest.raises(ValueError, match=told):
+                    draw(data, 1, images=".")
+    by_library("csv", "image,question,answer,id\na.png,q,x,007\n")
+    assert answers("saved", images=".") == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The vision tower runs once per batch of calibration data, and nothing else changes."""
 
+import warnings
+
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import vispco
 from test_vision import CASES, mixed
@@ -71,7 +74,8 @@ def test_the_tower_runs_once_and_the_numbers_are_the_same_to_the_bit(name, sampl
     )
     if not makes_its_own:
         assert all(
-            not hasattr(made, "pooler_output") or made.get("hidden_states") is None
+            getattr(made, "pooler_output", None) is None
+            or not {"hidden_states", "last_hidden_state"} & set(made)
             for made in once.features.made.values()
         )
 
@@ -119,6 +123,33 @@ def test_what_was_made_before_the_tower_failed_is_not_kept(llava_batches, monkey
         hook.remove()
         (expected,) = prepare(model, batches[:1])
         assert torch.equal(answer_logits(model, prepared_batch), answer_logits(model, expected))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl"])
+def test_what_will_be_kept_is_told_before_the_tower_runs(name, monkeypatch):
+    """Of each family, as many bytes as are kept afterwards."""
+    model, inputs = make(name), [labelled(name, "images")] * 2
+    runs, hook = counted(model)
+    monkeypatch.setattr("vispco.calibration.MUCH", 0)
+    try:
+        with pytest.warns(UserWarning, match=r"visual tokens .* GB .*--limit") as warned:
+            prepared = prepare(model, inputs, keep_features=True)
+        assert not runs
+    finally:
+        hook.remove()
+    run_teacher(model, prepared)
+    stored = [tree_leaves(one) for batch in prepared for one in batch.features.made.values()]
+    kept = sum(leaf.tensor.nbytes for leaves in stored for leaf in leaves)
+    monkeypatch.setattr("vispco.calibration.MUCH", kept - 1)
+    with pytest.warns(UserWarning, match="main memory"):
+        prepare(model, inputs, keep_features=True)
+    monkeypatch.setattr("vispco.calibration.MUCH", kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(model, inputs, keep_features=True)
+        monkeypatch.setattr("vispco.calibration.MUCH", 0)
+        prepare(model, inputs)
+    assert len(warned) == 1
 
 
 @pytest.fixture

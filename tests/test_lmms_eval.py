@@ -260,16 +260,19 @@ def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
             )
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    model = SimpleNamespace(max_num_frames=5)
-    frames = VispcoModel._frames(model, {"video": str(tmp_path / "v.mp4")})
+    model = SimpleNamespace(max_num_frames=5, fps=None)
+    frames = VispcoModel._film(model, {"video": str(tmp_path / "v.mp4")})
     wanted = np.linspace(0, length - 1, min(5, length)).round()
     assert frames.places == wanted.astype(int).tolist() and frames.fps == 10
     # What encoding loses.
     found = np.array([np.asarray(frame).mean() for frame in frames])
     assert np.abs(found - 10 * wanted).max() <= 6
-    assert VispcoModel._frames(model, {"video": frames}) is frames
+    given = VispcoModel._film(model, {"video": list(frames)})
+    assert given == frames and given.fps is None and given.places == [*range(len(frames))]
+    with pytest.raises(ValueError, match="list of its frames"):
+        VispcoModel._film(model, {"video": np.zeros((3, 8, 8, 3))})
     with pytest.raises(ValueError, match="whole videos"):
-        VispcoModel._frames(model, {"video": "v.mp4", "video_start": 1.0})
+        VispcoModel._film(model, {"video": "v.mp4", "video_start": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -280,6 +283,7 @@ def test_a_video_file_becomes_frames_taken_evenly_over_it(length, tmp_path):
         ({"pretrained": "x", "dtype": "int8"}, "dtype must be one of auto, float32"),
         ({"pretrained": "x", "batch_size": "auto"}, "batch_size must be a whole number"),
         ({"pretrained": "x", "max_num_frames": 0}, "max_num_frames must be"),
+        ({"pretrained": "x", "fps": 0}, "fps must be a positive number"),
         (
             {"pretrained": "x", "trust_remote_code": "yes"},
             "trust_remote_code must be True or False",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 from .pruning._features import Features
 from .pruning.context import before_answer as before_answer
 from .pruning.forward import answer_logits as answer_logits, during as during
+from .reading.structure import first
 from .registry import adapter_for
 from .utils.distributed import gathered
 from .utils.lazy import Lazy
+
+#: Bytes of features to be kept from which on a warning is given.
+MUCH = 4e9
 
 
 @dataclass
@@ -56,7 +61,8 @@ def prepare(
 
     keep_features: run the vision tower once per batch, and keep what it makes in main memory
         (visual tokens x width numbers). This is for calibration data, which the language model sees
-        many times. The tower's weights must not change meanwhile.
+        many times. The tower's weights must not change meanwhile. If this will be more than
+        `MUCH` bytes, a warning says so before the tower runs.
     Raises ValueError, naming the batch, if it is no mapping; if it lacks `input_ids` or `labels`;
     if it has no visual tokens or no answer; or if an answer stands right after a visual token,
     whose logits are gone once the token is dropped.
@@ -75,7 +81,31 @@ def prepare(
             prepared[-1].features = Features()
     if not prepared:
         raise ValueError("batches is empty: give at least one batch of questions with answers")
+    if keep_features:
+        _warn_of_much(adapter, prepared)
     return prepared
+
+
+def _warn_of_much(adapter, prepared: Sequence[PreparedBatch]) -> None:
+    """Warn if what the vision tower makes of all batches will be more than `MUCH` bytes."""
+    if not hasattr(adapter.backbone, "get_image_features"):
+        # Then nothing is kept.
+        return
+    tokens = sum(int(batch.n_visual.sum()) for batch in prepared)
+    width = first(adapter.text, ["hidden_size", "embed_dim"], 0)
+    bytes_each = getattr(adapter.model, "dtype", torch.float32).itemsize
+    # Qwen3-VL and others add features of some of the tower's layers in the decoder's first ones.
+    vision = getattr(adapter.config, "vision_config", None)
+    deep = getattr(vision, "deepstack_visual_indexes", None) or ()
+    size = tokens * (1 + len(deep)) * width * bytes_each
+    if size > MUCH:
+        warnings.warn(
+            f"the {tokens:,} visual tokens of all questions will take about {size / 1e9:,.1f} GB "
+            "of main memory: the search keeps what the vision tower makes of them. If that is too "
+            "much, take fewer questions (--limit), or lower the most pixels that the processor "
+            "makes tokens of (size or max_pixels in its configuration)",
+            stacklevel=3,
+        )
 
 
 def _locate_answers(adapter, batch: Mapping, name: str) -> PreparedBatch:

@@ -13,7 +13,7 @@ from ..utils.distributed import share
 from ..utils.files import brief
 from ..utils.lazy import Lazy, Room
 from .conversation import Conversation
-from .labels import answer_tokens, check_answers
+from .labels import answer_tokens, check_words
 from .marks import listening, marked
 from .pictures import MAX_PIXELS, open_picture, open_video
 from .process import Rendered, check_rates, process, warn_of_many
@@ -92,7 +92,7 @@ def collate(
     max_pixels, frames: see `vispco.data.pictures`. Pictures are opened here, and closed again.
     fps: frames per second of videos that come as frames, unless the row says it.
     Raises ValueError that names the conversation: see `render`, `open_picture` and `check_rates`;
-    if an answer holds a token that controls the template; and what the processor says.
+    if its words hold a token that controls the template; and what the processor says.
 
     No template needs to mark its answers. Each picture is processed once.
     """
@@ -100,7 +100,7 @@ def collate(
     rendered = []
     for conversation in conversations:
         text, answers = render(processor, conversation, chat_template)
-        check_answers(processor, conversation, text, answers)
+        check_words(processor, conversation, text)
         media = _open(conversation, max_pixels, frames, fps)
         rendered.append(Rendered(conversation, marked(text, answers), media))
     check_rates(processor, rendered)
@@ -133,6 +133,7 @@ def prompt(
     """
     check_kind(processor, conversation.kind)
     text = render_prompt(processor, conversation, chat_template)
+    check_words(processor, conversation, text)
     media = _open(conversation, max_pixels, frames, fps)
     rendered = Rendered(conversation, text, media)
     check_rates(processor, [rendered])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from .conversation import Conversation
+from .conversation import MARKERS, Conversation
 from .marks import Spelled
 from .template import media_tokens
 
@@ -23,27 +22,33 @@ def special_tokens(processor: Any) -> dict[int, str]:
     return {**{number: str(token) for number, token in added if token.special}, **dict(named)}
 
 
-def check_answers(
-    processor: Any, conversation: Conversation, text: str, answers: Sequence[tuple[int, int]]
-) -> None:
-    """Raise ValueError that names the conversation if an answer holds what the template controls.
+def check_words(processor: Any, conversation: Conversation, text: str) -> None:
+    """Raise ValueError that names the conversation if its words hold what the template controls.
 
-    Such a token would end the answer's turn, or stand for a picture, in the middle of the words.
+    Such a token would end a turn, or stand for a picture, in the middle of the words of a question,
+    an answer or the system prompt. The markers `<image>` and `<video>` of a question are no words.
 
-    text, answers: of `vispco.data.template.render`.
+    text: what the template makes of the conversation.
     """
     tokenizer = processor.tokenizer
-    ends = [0, *(place for pair in answers for place in pair), len(text)]
-    around = "".join(text[a:b] for a, b in zip(ends[::2], ends[1::2], strict=True))
-    named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-    named |= set(media_tokens(processor).values())
-    for token in special_tokens(processor).values():
-        for start, end in answers:
-            if token in text[start:end] and (token in around or token in named):
-                raise ValueError(
-                    f"{conversation.source}: the answer {text[start:end][:60]!r} holds {token!r}, "
-                    "which the model reads as a sign of its own and not as words: take it out"
-                )
+    markers = "|".join(MARKERS.values())
+    words = [("system prompt", conversation.system or "")]
+    for question, answer in conversation.turns:
+        words += [("question", piece) for piece in re.split(markers, question)]
+        words.append(("answer", answer))
+    media = set(media_tokens(processor).values())
+    named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} | media
+    for token in filter(None, special_tokens(processor).values()):
+        holds = [(what, said) for what, said in words if token in said]
+        written = text.count(token) - sum(said.count(token) for _, said in holds)
+        if holds and (token in named or written > 0):
+            what, said = holds[0]
+            near = said[max(0, said.index(token) - 30) :][:60]
+            instead = "write <image> or <video> where one stands" if token in media else ""
+            raise ValueError(
+                f"{conversation.source}: the {what} {near!r} holds {token!r}, which the model "
+                f"reads as a sign of its own and not as words: {instead or 'take it out'}"
+            )
 
 
 def answer_tokens(

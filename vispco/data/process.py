@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,34 +96,47 @@ def metadata(films: Sequence[Film]) -> Any:
 
 
 def check_rates(processor: Any, rendered: Sequence[Rendered]) -> None:
-    """Raise ValueError that names a conversation whose model reads times that nobody knows.
+    """Raise ValueError that names a conversation whose model reads times that nobody knows."""
+    for one in rendered:
+        if one.conversation.kind != "video":
+            continue
+        plain = replace(one, text=unmarked(one.text).text)
+
+        def made(fps: float, plain: Rendered = plain) -> dict[str, Any]:
+            return process(processor, [replace(plain, media=at_rate(plain.media, fps))])
+
+        how = 'in the row ("fps": 2) or as --fps 2'
+        check_times(processor, one.media, made, one.conversation.source, how)
+
+
+def check_times(
+    processor: Any, films: Sequence[Film], made: Callable[[float], Any], source: str, how: str
+) -> None:
+    """Raise ValueError that begins with `source` if the model reads times that nobody knows.
 
     A list of frames says nothing of their times. If the processor makes the same of them at two
     rates, then the model does not read them. Of several frames, this is found once.
+
+    made: what the processor makes of the films, with this rate where none is known. how: where to
+        give the rate.
     """
-    for one in rendered:
-        if all(getattr(medium, "fps", 1) for medium in one.media) or processor in _TIMELESS:
-            continue
-        plain = replace(one, text=unmarked(one.text).text)
-        slow, fast = (
-            process(processor, [replace(plain, media=[_at(film, fps) for film in one.media])])
-            for fps in (0.5, 7.0)
+    if all(film.fps for film in films) or processor in _TIMELESS:
+        return
+    if not _alike(made(0.5), made(7.0)):
+        raise ValueError(
+            f"{source}: {type(processor).__name__} tells the model the time of each frame, which "
+            f"these frames do not say: give the frames per second, {how}"
         )
-        if not _alike(slow, fast):
-            raise ValueError(
-                f"{one.conversation.source}: {type(processor).__name__} tells the model the time "
-                "of each frame, which these frames do not say: give the frames per second, in the "
-                'row ("fps": 2) or as --fps 2'
-            )
-        if min(len(film) for film in one.media) >= SEVERAL:
-            _TIMELESS.add(processor)
+    if min(len(film) for film in films) >= SEVERAL:
+        _TIMELESS.add(processor)
 
 
-def _at(film: Film, fps: float) -> Film:
-    return film if film.fps else film.at_rate(fps)
+def at_rate(films: Sequence[Film], fps: float) -> list[Film]:
+    """The films, at this rate where none is known."""
+    return [film if film.fps else film.at_rate(fps) for film in films]
 
 
-def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     pairs = [(one[key], other.get(key)) for key in one]
     return all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b

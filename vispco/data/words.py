@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -39,6 +40,32 @@ class Real(float):
         return number
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A value that another library has made of a file's words, which are not known any more."""
+
+    value: Any
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def parsed(value: Any, *kinds: type) -> Any:
+    """The same, with every value of these kinds as `Parsed`, however deep it lies.
+
+    >>> parsed({"answer": [3.1, "a", {"score": 2}]}, float)["answer"][0].value
+    3.1
+    """
+    if isinstance(value, dict):
+        return {key: parsed(inner, *kinds) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [parsed(inner, *kinds) for inner in value]
+    return Parsed(value) if isinstance(value, kinds) and not is_missing(value) else value
+
+
 #: Reads JSON; its numbers remember how they are written.
 DECODER = json.JSONDecoder(parse_int=Whole.of, parse_float=Real.of, parse_constant=Real.of)
 
@@ -53,8 +80,14 @@ def is_missing(value: Any) -> bool:
 def text(value: Any, key: str) -> str:
     """Stripped text under `key`; numbers and dates become the text that the file has.
 
-    Raises ValueError if the value is missing, or is no text.
+    Raises ValueError if the value is missing, or is no text, or if the file's words are not known.
     """
+    if isinstance(value, Parsed):
+        raise ValueError(
+            f"expected a text under {key!r}, got {value}, which the datasets library has made of "
+            "other words (3.10 becomes 3.1): give the CSV, TSV or JSON file itself, or save this "
+            "column as text"
+        )
     if isinstance(value, (Whole, Real)):
         missing, value = is_missing(value), value.words
     else:

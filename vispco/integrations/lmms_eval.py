@@ -24,7 +24,7 @@ from ..config import PruningConfig
 from ..data.colours import in_rgb
 from ..data.film import Film
 from ..data.pictures import open_video
-from ..data.process import metadata
+from ..data.process import at_rate, check_times, metadata
 from ..data.stills import load_processor
 from ..data.template import read_template
 from ..pruning import apply, check_fits
@@ -48,6 +48,7 @@ class VispcoModel(lmms):
     attn_implementation: as in `from_pretrained`.
     chat_template: a Jinja file, for a processor that has none.
     max_num_frames: frames taken evenly from each video file. The processor gets their times.
+    fps: frames per second of videos that a task gives as frames. Needed if the model reads times.
     trust_remote_code: run code that comes with the model; only if you say so.
     batch_size: comes from lmms-eval's `--batch_size`.
 
@@ -67,6 +68,7 @@ class VispcoModel(lmms):
         attn_implementation: str | None = None,
         chat_template: str | None = None,
         max_num_frames: int = 32,
+        fps: float | None = None,
         trust_remote_code: bool = False,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -87,6 +89,7 @@ class VispcoModel(lmms):
             raise ValueError(f"trust_remote_code must be True or False, got {trust_remote_code!r}")
         self.batch_size = _positive("batch_size", batch_size)
         self.max_num_frames = _positive("max_num_frames", max_num_frames)
+        self.fps = None if fps is None else _rate(fps)
         self.pruning = None if pruning_config is None else PruningConfig.load(pruning_config)
 
         kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -145,43 +148,59 @@ class VispcoModel(lmms):
         for _, to_messages, _, document, task, split in batch:
             messages = ChatMessages(messages=to_messages(self.task_dict[task][split][document]))
             conversations.append(messages.to_hf_messages())
-        media = {"padding": True, "return_tensors": "pt"}
         parts = [part for turns in conversations for turn in turns for part in turn["content"]]
         for part in parts:
             if isinstance(part.get("image"), Image):
                 part["image"] = in_rgb(part["image"])
         videos = [part for part in parts if part["type"] == "video"]
-        for part in videos:
-            part["video"] = self._frames(part)
-            media["do_sample_frames"] = False
-        films = [part["video"] for part in videos if isinstance(part["video"], Film)]
-        # Who gives frames in place of a file does not say their times.
-        if films and len(films) == len(videos):
-            media["video_metadata"] = metadata(films)
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            processor_kwargs=media,
-        ).to(self.device, dtype=self.model.dtype)
+        films = [self._film(part) for part in videos]
+
+        def made(fps: float) -> Any:
+            return self._inputs(conversations, videos, at_rate(films, fps))
+
+        task = f"task {batch[0][4]}"
+        check_times(self.processor, films, made, task, "as --model_args fps=2")
+        inputs = self._inputs(conversations, videos, films)
+        inputs = inputs.to(self.device, dtype=self.model.dtype)
         options, until = generation_options(batch[0][2])
         output = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(output, skip_special_tokens=True)
         return [cut(text, until) for text in texts]
 
-    def _frames(self, part: dict):
-        """Frames of a video's file with their times, as calibration reads them.
+    def _inputs(self, conversations: list, videos: list[dict], films: list[Film]):
+        """What the processor makes of the conversations. videos: the parts that hold the films."""
+        media: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        for part, film in zip(videos, films, strict=True):
+            part["video"] = film
+        if films:
+            media |= {"do_sample_frames": False, "video_metadata": metadata(films)}
+        return self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            processor_kwargs=media,
+        )
 
-        What is no file stays as it is. Raises ValueError if a part of a video is asked for.
+    def _film(self, part: dict) -> Film:
+        """Frames of a video's file with their times, as calibration reads them; or a task's frames.
+
+        Raises ValueError if a part of a video is asked for, or if a task gives anything else.
         """
         if "video_start" in part or "video_end" in part:
             raise ValueError(
                 "this task asks for a part of a video, by its times; the model vispco takes whole "
                 "videos"
             )
-        path = part["video"]
-        return open_video(path, frames=self.max_num_frames) if isinstance(path, str) else path
+        given = part["video"]
+        if isinstance(given, str):
+            return open_video(given, frames=self.max_num_frames, fps=self.fps)
+        if not isinstance(given, list | tuple) or not all(isinstance(x, Image) for x in given):
+            raise ValueError(
+                "expected a video's file or a list of its frames (PIL), got "
+                f"{type(given).__name__}; the model vispco takes no other videos"
+            )
+        return Film([in_rgb(frame) for frame in given], self.fps, len(given), range(len(given)))
 
     def loglikelihood(self, requests):
         """Refused: lmms-eval hands a chat model requests to generate only."""
@@ -230,3 +249,13 @@ def _positive(name: str, value) -> int:
     if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
+
+
+def _rate(fps) -> float:
+    try:
+        rate = float(fps)
+    except (TypeError, ValueError):
+        rate = 0.0
+    if isinstance(fps, bool) or not 0 < rate < float("inf"):
+        raise ValueError(f"fps must be a positive number, got {fps!r}")
+    return rate

@@ -90,8 +90,11 @@ class _Stored:
 
 
 def _needed(output: Any) -> Any:
-    """Without what the tower's layers gave on the way, of which the features are made already."""
-    if not hasattr(output, "pooler_output"):
+    """Without what the tower's layers gave on the way, of which the features are made already.
+
+    The patches as they leave the tower are often larger than the features.
+    """
+    if getattr(output, "pooler_output", None) is None:
         return output
-    on_the_way = ("hidden_states", "attentions")
+    on_the_way = ("last_hidden_state", "hidden_states", "attentions")
     return type(output)(**{name: x for name, x in output.items() if name not in on_the_way})
