@@ -53,7 +53,7 @@ def check_rows(model, batches, method, **options):
             who = found.ranks[layer][tokens]
             with torch.no_grad(), apply(model, PruningConfig(who, ratios)) as pruner:
                 grades = [grade(each, pruner.run(each)) for each in prepared]
-            expected = torch.cat([divergence for _, divergence, _ in grades])
+            expected = torch.cat([divergence for _, _, divergence, _ in grades])
             assert (torch.tensor(losses) - expected).abs().max() <= 1e-6, (layer, tokens)
     return found
 

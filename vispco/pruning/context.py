@@ -216,6 +216,11 @@ class Context:
         q, k = heard.queries(at), heard.key
         seen, before = self._seen(heard.mask, at, heard.past) & self.present[:, None], 0
         if heard.past is not None:
+            if not rotary:
+                raise ValueError(
+                    "in later turns, the keys of earlier ones have rotary positions: use a method "
+                    "whose attention has them, such as fastv without options"
+                )
             # What came in earlier turns takes its share of the attention.
             keys, held = heard.past
             before, k = keys.shape[2], torch.cat([keys, k], 2)
@@ -264,10 +269,5 @@ class Context:
             raise ValueError(
                 f"no layer up to {layer} has attention whose queries and keys can be heard: prune "
                 "later, or use a method that reads no attention"
-            )
-        if heard.past is not None and not rotary:
-            raise ValueError(
-                "in later turns, the keys of earlier ones are there with rotary positions only: "
-                "use a method that reads them so, such as fastv without options"
             )
         return heard
