@@ -60,15 +60,21 @@ def pytest_collection_modifyitems(config, items):
     Methods and families meet in one context only, so the whole product adds little. These two
     methods ask most of a family: PDrop for projections, norms, rotary embedding and mask, at layer
     0 already; VisionZip for the vision tower. Some checks are of what happens around a method:
-    there, LLaVA runs a few methods too.
+    there, LLaVA runs a few methods, and the other families PDrop.
     """
 
     def wanted(item):
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if not {"family", "name"} <= params.keys() or params["name"] in ("pdrop", "visionzip"):
+        if not {"family", "name"} <= params.keys():
             return True
-        a_few = params["name"] in A_FEW or item.originalname not in AROUND
-        return params["family"] == "llava" and a_few
+        # One prompt with one picture, several with several.
+        both = {"size", "images"} <= params.keys()
+        if both and (params["size"] == 1) != (params["images"] == 1):
+            return False
+        around = item.originalname in AROUND
+        if params["family"] == "llava":
+            return params["name"] in A_FEW or not around
+        return params["name"] == "pdrop" or (params["name"] == "visionzip" and not around)
 
     if not config.getoption("every"):
         config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
