@@ -11,9 +11,6 @@ from .base import Method
 from .groups import rounded
 from .shared import masked_mean, question, share
 
-#: Of the tokens present, the part that are seeds.
-SEEDS = 0.01
-
 
 @register_method("ivcprune")
 class IVCPrune(Method):
@@ -49,7 +46,7 @@ class IVCPrune(Method):
         asked = _rows(values, text[1], ctx)  # (B, T, V)
         total = column_sum(asked.masked_fill(~after[..., None], 0.0), 1)
         tokens = ctx.valid.sum(1)
-        number = rounded(SEEDS * tokens).clamp(min=1)  # (B,)
+        number = _seeds(tokens)  # (B,)
         width = max(1, int(number.max()))
         order = descending_ranks(total, ctx.valid).argsort(dim=1, stable=True)[:, :width]
         seeds = torch.arange(width, device=number.device) < torch.minimum(number, tokens)[:, None]
@@ -66,9 +63,15 @@ class IVCPrune(Method):
     def flops(self, dimensions, n_visual, n_text):
         """FLOPs of the next layer up to its attention, and of the rows of question and seeds."""
         n, heads = n_visual + n_text, dimensions.kv_heads * dimensions.head_dim
-        seeds = torch.as_tensor(rounded(SEEDS * torch.as_tensor(n_visual))).clamp(min=1)
+        seeds = _seeds(n_visual)
         ahead = dimensions.ahead(n) - 2 * n * dimensions.heads * dimensions.head_dim
         return ahead + 2 * heads * n_visual * (n_text + seeds)
+
+
+def _seeds(tokens):
+    """How many of so many tokens are seeds: one in a hundred, halves up, and one at least."""
+    number = (2 * tokens + 100) // 200
+    return number + (number == 0)
 
 
 def _rows(values, at, ctx):
