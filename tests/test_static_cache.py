@@ -11,6 +11,7 @@ from transformers import CompileConfig, StaticCache
 import vispco
 from flash_reference import installed, switched
 from oracles import error
+from test_generation import BATCHES
 from tiny import PER_IMAGE, batch, make, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
@@ -21,16 +22,7 @@ SCHEDULES = {
     "pdrop": [0.5] * 3 + [0.2] * 3,
     "sparsevlm": [1, 1, 1, 0.0, 0.0, 0.0],
 }
-SHAPES = {
-    "one": {"images": (1,), "text": (9,), "before": (2,)},
-    "left": {"images": (2, 1, 0, 3), "text": (7, 9, 12, 3), "before": (1, 2, 5, 0)},
-    "right": {
-        "images": (2, 1, 0, 3),
-        "text": (7, 9, 12, 3),
-        "before": (1, 2, 5, 0),
-        "padding": "right",
-    },
-}
+SHAPES = {name: BATCHES[name] for name in ("one", "left", "right")}
 
 
 @functools.cache

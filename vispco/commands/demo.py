@@ -28,7 +28,6 @@ from .answer import answer, side_by_side
 from .demo_report import FLOOR, compare, report
 from .options import non_negative_int
 from .output import metrics, save_configs
-from .progress import Progress
 
 SUMMARY = "run everything on the embedded testbed, in minutes on a CPU"
 EXAMPLES = ("--output vispco-demo",)
@@ -100,15 +99,8 @@ def demonstrate(
         where: dict[str, Any] = {"seed": seed, "model": model_name}
         calibration = testbed.batches("calibration", n_calibration, 16, **where)
         how: dict[str, Any] = {"start": "profile", "refinement": refinement, "seed": seed}
-        with Progress(len(budgets) * refinement, "search", quiet) as bar:
-
-            def on_step(record: dict) -> None:
-                if "layer" in record:
-                    bar.reach(0, f"profile, layer {record['layer']}")
-                else:
-                    bar(record)
-
-            found = search(model, calibration, method, budgets, callback=on_step, **how)
+        shown = False if quiet else None
+        found = search(model, calibration, method, budgets, progress=shown, **how)
         profile = cast(ProfiledFrontier, found).profile
 
         say(2, f"accuracy on {n_test} held-out questions")
