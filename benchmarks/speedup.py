@@ -56,7 +56,8 @@ def limits(call, device: str, top: int = 8) -> dict:
     """Where the time of a call goes.
 
     shares: each operator's own time (on a GPU, its kernels') over that of all, the `top` largest.
-    busy, on a GPU: the part of the time in which it worked. Below 1, it waits for the host.
+    busy, on a GPU: the part of the time from its first kernel to its last in which it worked. Below
+        1, it waits for the host.
     """
     cuda = torch.device(device).type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
@@ -70,7 +71,7 @@ def limits(call, device: str, top: int = 8) -> dict:
     total = sum(getattr(e, time) for e in events)
     summary = {"shares": {e.key: getattr(e, time) / total for e in events[:top]}}
     if cuda:
-        spans = [e.time_range for e in trace.events()]
+        spans = [e.time_range for e in trace.events() if e.device_type.name == "CUDA"]
         summary["busy"] = total / (max(s.end for s in spans) - min(s.start for s in spans))
     return summary
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import queue
 import subprocess
@@ -41,13 +42,15 @@ MODELS = {"llava-1.5-7b": (576, 2880), "qwen2.5-vl-7b": (1200, 4800), "qwen3-vl-
 TINY = {576: 16, 2880: 32, 1200: 12, 4800: 48}
 #: Seconds that a process may take until it has its model.
 LOADING = 120.0
+#: The command of such a process.
+WORKER = [sys.executable, "-m", "benchmarks.gpu.worker"]
 
 #: launch(settings, model, parts, deadline) -> events, as `worker.work`.
 Launch = Callable[[Mapping[str, Any], str, Sequence[Part], float], Iterator[dict]]
 
 
 def plan(tiny: bool = False) -> list[Part]:
-    """All parts in order: the dearest, which are compiled, at the end."""
+    """All parts in order. Code of one model is compiled early, of another as the last part."""
     parts, last = [], []
     for model, sizes in MODELS.items():
         small, *_, large = [TINY[n] if tiny else n for n in sizes] * 2
@@ -56,7 +59,9 @@ def plan(tiny: bool = False) -> list[Part]:
         parts.append(Part("search", model, small, 4))
         parts += [Part("profile", model, n, 1) for n in dict.fromkeys((small, large))]
         parts += [Part("decode", model, large, batch) for batch in (1, 8)]
-        if model != "qwen3-vl-8b":
+        if model == "llava-1.5-7b":
+            parts.append(Part("compiled", model, small, 1))
+        if model == "qwen2.5-vl-7b":
             last.append(Part("compiled", model, small, 1))
     return parts + last
 
@@ -86,9 +91,8 @@ def processes(
 def _process(
     settings: Mapping[str, Any], model: str, parts: Sequence[Part], deadline: float
 ) -> Iterator[dict]:
-    command = [sys.executable, "-m", "benchmarks.gpu.worker"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT)
+    process = subprocess.Popen(WORKER, **pipes, text=True, cwd=ROOT)
     lines: queue.Queue = queue.Queue()
     try:
         assert process.stdin is not None and process.stdout is not None
@@ -130,7 +134,7 @@ def _read(stream: Any, lines: queue.Queue) -> None:
 
 
 def measure(options: argparse.Namespace, launch: Launch = processes) -> bool:
-    """Measure what is missing; whether all parts are known now."""
+    """Measure what is missing; whether there are figures of all parts now."""
     settings = {
         "device": options.device,
         "dtype": "bfloat16",
@@ -153,12 +157,14 @@ def measure(options: argparse.Namespace, launch: Launch = processes) -> bool:
     print(f"{len(asked) - len(missing)} of {len(asked)} parts are known already", flush=True)
     deadline = started + 60 * options.minutes
     for model, parts in _groups(missing):
+        waiting = [part.name for part in parts]
         for event in launch(settings, model, parts, deadline):
             name = event.get("part")
             if name is None:
                 continue
             # Without a model, none of its parts can be measured.
-            for each in [name] if name != "model" else [part.name for part in parts]:
+            for each in [name] if name != "model" else list(waiting):
+                waiting.remove(each)
                 found = {"took": event.get("took"), "code": digest}
                 found |= {key: event[key] for key in ("figures", "failed") if key in event}
                 records.add(each, found)
@@ -169,22 +175,19 @@ def measure(options: argparse.Namespace, launch: Launch = processes) -> bool:
             break
     page.write(options.output / "gpu.md", records.to_dict())
     left = [p.name for p in asked if not records.known(p.name, counted)]
+    failed = [p.name for p in asked if "failed" in records.parts.get(p.name, ())]
     if left:
         print(f"{len(left)} parts are left; run the same command again: {', '.join(left)}")
+    if failed:
+        print(f"{len(failed)} parts failed; --retry tries them again: {', '.join(failed)}")
     print(f"written to {options.output / 'gpu.json'} and {options.output / 'gpu.md'}")
-    return not left
+    return not left and not failed
 
 
 def _groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
-    """Neighbours of one model, which share a process; what is compiled has one of its own."""
-    groups: list[tuple[str, list[Part]]] = []
-    for part in parts:
-        same = groups and groups[-1][0] == part.model
-        if same and "compiled" not in (part.kind, groups[-1][1][-1].kind):
-            groups[-1][1].append(part)
-        else:
-            groups.append((part.model, [part]))
-    return groups
+    """Neighbours of one model, which share a process."""
+    groups = itertools.groupby(parts, key=lambda part: part.model)
+    return [(model, list(own)) for model, own in groups]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("--output", type=Path, metavar="DIR", help="folder of gpu.json and gpu.md")
-    add("--minutes", type=float, default=8, help="no part runs longer than until then (default: 8)")
+    add("--minutes", type=float, default=7.5, help="after which nothing runs (default: 7.5)")
     add("--rehearse", action="store_true", help="tiny shapes, on the CPU: no figure means anything")
     add("--only", default="*", metavar="PATTERN", help="parts by name, such as 'decode*'")
     add("--fresh", action="store_true", help="forget what DIR/gpu.json holds")
@@ -209,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, launch: Launch = processes) -> int:
-    """Run the command: 0 if all parts are known, 1 if some are left, 2 for what a user got wrong."""
+    """Run the command: 0 if there are all figures, 1 if some are missing, 2 for bad input."""
     try:
         options = parser().parse_args(argv)
         require({"transformers": "5.10"})

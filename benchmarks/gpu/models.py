@@ -32,7 +32,7 @@ TEXT = {
 TINY = (64, 96, 4, 2, 6, 100)
 TIED = {"qwen2.5-vl-3b"}
 #: The vision towers: CLIP-L/14 at 336 pixels, and those of Qwen.
-CLIP = dict(
+CLIP: dict[str, Any] = dict(
     hidden_size=1024,
     intermediate_size=4096,
     num_attention_heads=16,
@@ -58,7 +58,7 @@ QWEN3 = dict(
     num_position_embeddings=2304,
     deepstack_visual_indexes=[8, 16, 24],
 )
-TINY_CLIP = dict(
+TINY_CLIP: dict[str, Any] = dict(
     hidden_size=24,
     intermediate_size=48,
     num_attention_heads=2,
@@ -191,7 +191,8 @@ def without_tower(model: Any, inputs: dict) -> Iterator[Callable[[], Any]]:
 
     Gives a call that runs the tower alone.
     """
-    backbone, calls = model.model, []
+    backbone = model.model
+    calls: list[tuple[Callable, Any]] = []
     true = backbone.get_image_features
 
     def once(*args, **kwargs):

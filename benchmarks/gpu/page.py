@@ -121,9 +121,9 @@ SECTIONS: dict[str, tuple[str, str, Callable[[list[Row]], str]]] = {
     "search": ("The search", "FastV, a batch of questions with one answer token each.", _search),
     "profile": (
         "What limits a prefill",
-        "Shares of the device's time. Device busy: its part of the time from the first call to "
-        "the last kernel, under the profiler, which slows the host: far below 100 %, the GPU "
-        "waits.",
+        "Shares of the device's time. Device busy: its part of the time from its first kernel to "
+        "its last, under the profiler, which slows the host: far below 100 %, the GPU waits for "
+        "the host.",
         _profile,
     ),
 }

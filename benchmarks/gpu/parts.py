@@ -64,11 +64,9 @@ class Work:
         """The inputs of the part's batch."""
         return models.prompt(self.model, self.part.n_visual, TEXT, self.part.batch)
 
-    def rounds_for(self, *calls: Callable) -> int:
-        """How many rounds, at least 2, in which these calls take a third of the time, if any."""
-        [call() for call in calls]
-        once = sum(timed(self.device)(call) for call in calls)
-        return max(2, min(self.rounds, int(self.seconds / 3 / once) - 1))
+    def rounds_of(self, seconds: float) -> int:
+        """How many rounds of so many seconds, at least 2, fit in a third of the part's time."""
+        return max(2, min(self.rounds, int(self.seconds / 3 / seconds)))
 
     def row(self, **figures: Any) -> dict[str, Any]:
         """A row of figures, with what it is of."""
@@ -94,17 +92,18 @@ def first_token(work: Work) -> list[dict]:
     applied: dict[str, Any] = {"full": contextlib.nullcontext}
     applied |= {name: partial(vispco.apply, model, config) for name, config in configs.items()}
     call = partial(model, **inputs, use_cache=True, logits_to_keep=1)
+    memory, kept, out = {}, {}, []
     with models.without_tower(model, inputs) as tower:
-        # Most schedules take half of the full model's time or less.
-        rounds = work.rounds_for(*[call] * (1 + len(configs) // 2), tower)
-        calls: dict[str, Callable] = {**dict.fromkeys(applied, call), "tower": tower}
-        how = {"rounds": rounds, "warmup": 1, "device": work.device, "within": applied}
-        times = side_by_side(calls, baseline="full", **how)
-        memory, kept = {}, {}
+        # It also warms up what is timed below.
         for name, within in applied.items():
             with within():
-                memory[name] = peak_memory(call, work.device)
-                kept[name] = shapes.kv_bytes(call().past_key_values)
+                memory[name] = peak_memory(lambda: out.append(call()), work.device)
+                kept[name] = shapes.kv_bytes(out.pop().past_key_values)
+        calls: dict[str, Callable] = {**dict.fromkeys(applied, call), "tower": tower}
+        # Most schedules take half of the full model's time or less.
+        once = timed(work.device)(tower) + timed(work.device)(call) * (1 + len(configs) / 2)
+        how = {"rounds": work.rounds_of(once), "warmup": 0, "device": work.device}
+        times = side_by_side(calls, baseline="full", within=applied, **how)
     grid = inputs.get("image_grid_thw")
     images = None if grid is None else grid[:1].tolist()
     whole = vispco.count_flops(model.config, None, part.n_visual, TEXT, images=images)
@@ -117,7 +116,7 @@ def first_token(work: Work) -> list[dict]:
             cost = CostModel(dimensions, build_method(config.method, config.method_options))
             flops = int(cost(torch.tensor(config.tokens(part.n_visual)), part.n_visual, TEXT))
         both = whole.total * part.batch, flops * part.batch
-        row = work.row(schedule=name, rounds=rounds, ms=times[name]["ms"], flops=both[1])
+        row = work.row(schedule=name, rounds=how["rounds"], ms=times[name]["ms"], flops=both[1])
         row |= realised(times, name, both)
         tower_too = times["tower"]["ratio"], seen * part.batch
         row["with_tower"] = realised(times, name, both, tower_too)
@@ -131,7 +130,8 @@ class Clock(tf.LogitsProcessor):
     """Notes when `generate` has the logits of each token; it changes none."""
 
     def __init__(self, device: torch.device):
-        self.cuda, self.marks = device.type == "cuda", []
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
 
     def __call__(self, input_ids, scores):
         """The scores as they are."""
@@ -181,14 +181,12 @@ def decode(work: Work, tokens: int = 24) -> list[dict]:
     ways |= {n: partial(vispco.apply, model, configs[n]) for n in ("keep all", "25%", "10%")}
     steps: dict[str, list[float]] = {name: [] for name in ways}
     started = time.perf_counter()
-    for turn in range(1 + work.rounds):
+    for turn in range(work.rounds):
         for name, within in ways.items():
             with within():
-                taken = generated(work, inputs, tokens)
-            if turn:
-                steps[name].append(taken)
+                steps[name].append(generated(work, inputs, tokens))
         # Two rounds at least.
-        if turn > 1 and (time.perf_counter() - started) * (turn + 2) / (turn + 1) > work.seconds:
+        if turn and time.perf_counter() - started > work.seconds / 4:
             break
     ratios = {
         name: [a / b for a, b in zip(own, steps["full"], strict=True)]

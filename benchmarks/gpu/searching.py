@@ -11,6 +11,7 @@ import torch
 
 import vispco
 from vispco.calibration import frozen, run_teacher
+from vispco.latency.timing import timed
 from vispco.schedule import ramp
 from vispco.search import SearchOptions
 from vispco.solvers.problem import Problem
@@ -27,7 +28,7 @@ def search(work: Work) -> list[dict]:
     The search of five budgets is extrapolated: passes and steps of each kind, times what one takes
     here.
     """
-    model, part, inputs = work.model, work.part, work.prompt()
+    model, inputs = work.model, work.prompt()
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, -1] = inputs["input_ids"][:, -1]
     problem = Problem(model, [{**inputs, "labels": labels}], "fastv", "monotone", SearchOptions())
@@ -48,9 +49,10 @@ def search(work: Work) -> list[dict]:
     failed: dict[str, str] = {}
     with frozen(model):
         run_teacher(model, [batch])
+        memory: dict[str, int] = {}
         for name, call in list(calls.items()):
             try:
-                call()
+                memory[name] = peak_memory(call, work.device)
             except torch.OutOfMemoryError:
                 # A step may fit with checkpoints alone, and a search goes without any.
                 if name not in ("step", "checkpoint"):
@@ -58,9 +60,8 @@ def search(work: Work) -> list[dict]:
                 failed[name] = "out of memory"
                 del calls[name]
             emptied(work.device)
-        rounds = work.rounds_for(*calls.values())
+        rounds = work.rounds_of(sum(map(timed(work.device), calls.values())))
         times = side_by_side(calls, baseline="plain", rounds=rounds, warmup=0, device=work.device)
-        memory = {name: peak_memory(call, work.device) for name, call in calls.items()}
     rows = [
         work.row(call=name, rounds=rounds, **times[name], peak_bytes=memory[name]) for name in calls
     ]

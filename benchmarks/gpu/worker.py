@@ -41,6 +41,7 @@ def work(settings: Mapping[str, Any], model_name: str, parts: Sequence[Part]) ->
     yield {"begin": "model"}
     dtype = getattr(torch, settings["dtype"])
     tiny, device, seed = settings["tiny"], settings["device"], settings["seed"]
+    model: Any
     try:
         model = models.build(model_name, tiny, device, dtype, seed)
     except (RuntimeError, ValueError) as error:
@@ -49,7 +50,8 @@ def work(settings: Mapping[str, Any], model_name: str, parts: Sequence[Part]) ->
     for part in parts:
         measure, seconds = KINDS[part.kind]
         yield {"begin": part.name}
-        started, found = time.perf_counter(), {}
+        started = time.perf_counter()
+        found: dict[str, Any] = {}
         try:
             found["figures"] = measure(Work(part, model, seconds, settings["rounds"]))
         except torch.OutOfMemoryError as error:
