@@ -7,6 +7,7 @@ needed: prompts are tensors.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -195,6 +196,7 @@ def without_tower(model: Any, inputs: dict) -> Iterator[Callable[[], Any]]:
     calls: list[tuple[Callable, Any]] = []
     true = backbone.get_image_features
 
+    @functools.wraps(true)
     def once(*args, **kwargs):
         if not calls:
             made = true(*args, **kwargs)

@@ -181,13 +181,14 @@ def decode(work: Work, tokens: int = 24) -> list[dict]:
     ways |= {n: partial(vispco.apply, model, configs[n]) for n in ("keep all", "25%", "10%")}
     steps: dict[str, list[float]] = {name: [] for name in ways}
     started = time.perf_counter()
-    for turn in range(work.rounds):
-        for name, within in ways.items():
-            with within():
-                steps[name].append(generated(work, inputs, tokens))
-        # Two rounds at least.
-        if turn and time.perf_counter() - started > work.seconds / 4:
-            break
+    with models.without_tower(model, inputs):
+        for turn in range(work.rounds):
+            for name, within in ways.items():
+                with within():
+                    steps[name].append(generated(work, inputs, tokens))
+            # Two rounds at least.
+            if turn and time.perf_counter() - started > work.seconds / 4:
+                break
     ratios = {
         name: [a / b for a, b in zip(own, steps["full"], strict=True)]
         for name, own in steps.items()
@@ -211,8 +212,11 @@ def compiled(work: Work, tokens: int = 32, rounds: int = 3) -> list[dict]:
         options["compile_config"] = tf.CompileConfig(backend="eager", mode=None, dynamic=False)
         options["compile_config"]._compile_all_devices = True
     rows, baseline = [], None
-    for name in ("full", "25%"):
-        with vispco.apply(model, configs[name]) if name in configs else contextlib.nullcontext():
+    pruned: Any = partial(vispco.apply, model, configs["25%"])
+    ways: dict[str, Any] = {"full": contextlib.nullcontext, "25%": pruned}
+    for name, within in ways.items():
+        # One `apply` for all, for each compiles its own code.
+        with models.without_tower(model, inputs), within():
             for how in ("eager", "compiled"):
                 given = options if how == "compiled" else {"disable_compile": True}
                 given = {**given, "cache_implementation": "static"}

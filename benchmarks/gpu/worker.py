@@ -22,7 +22,7 @@ from .searching import search
 
 #: What measures each kind of part, and the seconds that it may take.
 KINDS: dict[str, tuple[Callable[[Work], list[dict]], float]] = {
-    "first-token": (first_token, 45),
+    "first-token": (first_token, 60),
     "search": (search, 45),
     "profile": (profiled, 40),
     "decode": (decode, 40),
