@@ -229,6 +229,9 @@ def main(argv: Sequence[str] | None = None, launch: Launch = processes) -> int:
         return 0 if measure(options, launch) else 1
     except SystemExit as stop:
         return stop.code or 0
+    except KeyboardInterrupt:
+        print("interrupted: the same command does what is missing", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}".splitlines()[0], file=sys.stderr)
         return 2

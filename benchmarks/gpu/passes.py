@@ -37,7 +37,7 @@ def default_search(layers: int, questions: int = QUESTIONS, batch: int = BATCH) 
     measured before are not measured again, so a search does less.
 
     >>> default_search(layers=32)
-    Passes(teacher=256, steps=100, measured=5440)
+    Passes(teacher=256, steps=100, measured=5408)
     """
     start = vispco.Gradient()
     batches = ceil(questions / batch)
