@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .config import PruningConfig
 from .frontier import Frontier
-from .registry import did_you_mean, named_options
+from .registry import KERNELS, did_you_mean, named_options
 from .solvers.before import BeforeLLM, before_llm
 from .solvers.descent import Gradient
 from .solvers.problem import Problem, Ramp, SearchOptions
@@ -49,7 +49,7 @@ def search(
     method: str | Mapping | Sequence = "fastv",
     budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
     *,
-    start: str | Mapping | Gradient | Shared | Ramp | Profiled | BeforeLLM = "gradient",
+    start: str | Mapping | Gradient | Shared | Ramp | Profiled | BeforeLLM | None = None,
     kernel: str | Mapping = "monotone",
     refinement: int | Mapping | None = None,
     seed: int = 0,
@@ -70,7 +70,8 @@ def search(
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
     start: "profile", "ramp", "gradient", "before_llm" or "shared"; or its options, as
-        `Gradient(steps=10)` or as a mapping {"name": "gradient", "steps": 10}. Through layers that
+        `Gradient(steps=10)` or as a mapping {"name": "gradient", "steps": 10}. None: "profile", or
+        "gradient" for a kernel that forms no staircases. Through layers that
         run on the tokens that are left alone (linear attention, sparse indexers) no gradient flows;
         where there are no others, the search says so and goes without.
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
@@ -99,7 +100,7 @@ def search(
     >>> frontier.points[0].share <= 0.5
     True
     """
-    chosen = _options_of(start)
+    chosen = _options_of(default_start(kernel) if start is None else start)
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
     if isinstance(chosen, BeforeLLM) and method == "auto":
@@ -223,6 +224,17 @@ def _without_gradient(start: Any, problem: Problem) -> Any:
     if start.steps:
         warnings.warn(f"{why}; the search goes without, and refines", stacklevel=3)
     return replace(start, steps=0)
+
+
+def default_start(kernel: str | Mapping) -> str:
+    """The name of the start for a kernel: "profile", or "gradient" if it forms no staircases.
+
+    >>> default_start("monotone"), default_start("p_sigmoid")
+    ('profile', 'gradient')
+    """
+    name, _ = named_options("kernel", kernel)
+    family = KERNELS.get(name)
+    return Profiled.name if family.free or family.stairs else Gradient.name
 
 
 def _options_of(start: Any) -> Any:

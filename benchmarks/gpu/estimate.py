@@ -1,13 +1,14 @@
 """How long a search takes on a GPU, and its memory: an estimate from FLOPs, not a measurement.
 
-    FLOPs  = Q (F + V) + S b F (2 + 1.5 a) + M sum over budgets B of (T + B (F - T))
+    FLOPs  = Q (F + V) + P F + M sum over budgets B of (T + B (F - T))
     time   = FLOPs / (40 % of the peak in bfloat16)
-    memory = weights + b N (L 2 d + w)  with checkpoints,  weights + b N L w  without
+    memory = weights + b N w;  of a gradient step: weights + b N (L 2 d + w)  with checkpoints,
+             weights + b N L w  without
     w      = 8 d + 6 m + 4 (h + g) e    bytes of one layer that its gradient needs, of one token
 
 F, T, V: FLOPs of the language model's pass over a whole prompt, over its text alone, and of the
-vision tower. a: the share of attention. Q, S, M: see `passes.default_search`, at most. b: questions
-in a batch, of N tokens each. L, d, m, h, g, e: layers, hidden size, FFN width, heads, key-value
+vision tower. Q, P, M: see `passes.default_search`, at most. b: questions in a batch, of N tokens
+each. L, d, m, h, g, e: layers, hidden size, FFN width, heads, key-value
 heads, head size. Weights and what is kept are in bfloat16, norms in float32.
 """
 
@@ -46,16 +47,16 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one search: FLOPs in all, and bytes on the GPU without and with checkpoints.
+    """Of one search: FLOPs in all, and bytes on the GPU.
 
-    without: with no gradient at all (`steps=0`), for which the weights and one layer must fit.
+    memory: of the search. plain, checkpoint: of a gradient step, without and with checkpoints.
     """
 
     parameters: int
     flops: float
+    memory: float
     plain: float
     checkpoint: float
-    without: float
     passes: int
 
 
@@ -72,16 +73,15 @@ def estimate(name: str, n_visual: int, batch: int = BATCH) -> Estimate:
     layers, d = dimensions.layers, dimensions.hidden
     passes, tokens = default_search(layers, batch=batch), n_visual + N_TEXT
     full, text = report.full, report.text_only
-    attention = 4 * tokens**2 * dimensions.heads * dimensions.head_dim * layers / full
     flops = passes.teacher * (full + report.vision + report.projector)
-    flops += passes.steps * batch * full * (2 + 1.5 * attention)
+    flops += passes.profile * full
     flops += passes.measured * sum(text + budget * (full - text) for budget in BUDGETS)
     heads = dimensions.heads + dimensions.kv_heads
     width = 8 * d + 6 * dimensions.ffn + 4 * heads * dimensions.head_dim
     layer, weights = batch * tokens * width, 2 * parameters
     plain, checkpoint = layers * layer, layers * batch * tokens * 2 * d + layer
-    memory = (weights + plain, weights + checkpoint, weights + layer)
-    return Estimate(parameters, flops, *memory, passes.total(batch))
+    memory = (weights + layer, weights + plain, weights + checkpoint)
+    return Estimate(parameters, flops, *memory, passes.total())
 
 
 def _counted(config: Any, n_visual: int) -> tuple[Any, Any]:
@@ -103,9 +103,9 @@ def time(seconds: float) -> str:
 
 
 def on(gpu: str, found: Estimate) -> str:
-    """The time on one GPU, and how many hold the model and a step, if more than one."""
+    """The time on one GPU, and how many hold the model and a layer, if more than one."""
     peak, memory = GPUS[gpu]
-    number = ceil(found.checkpoint / (USED * memory))
+    number = ceil(found.memory / (USED * memory))
     taken = time(found.flops / (REACHED * peak))
     return taken if number == 1 else f"{taken} ({number} GPUs)"
 
@@ -118,24 +118,23 @@ def table() -> str:
             found = estimate(name, n_visual)
             row = [name, n_visual, f"{found.parameters / 1e9:.1f}", f"{found.passes:,}"]
             row += [f"{found.flops / 1e15:,.0f}", f"{2 * found.parameters / 1e9:.0f}"]
-            row += [f"{found.checkpoint / 1e9:.0f}", f"{found.plain / 1e9:.0f}"]
+            sizes_gb = found.memory, found.checkpoint, found.plain
+            row += [f"{size / 1e9:.0f}" for size in sizes_gb]
             rows.append([*row, *(on(gpu, found) for gpu in GPUS)])
     header = ["model", "visual tokens", "parameters (billions)", "forward passes, at most"]
-    header += ["PFLOPs", "weights GB", "GB with checkpoints", "GB without", *GPUS]
+    header += ["PFLOPs", "weights GB", "GB", "GB, gradient, checkpoints", "GB, gradient", *GPUS]
     passes = default_search(32)
     return "\n".join(
         [
             markdown(header, rows),
             "",
-            "An estimate, not a measurement: a search with the defaults (start `gradient`, FastV, "
+            "An estimate, not a measurement: a search with the defaults (start `profile`, FastV, "
             f"{passes.teacher} questions with {N_TEXT} text tokens and short answers, "
-            f"{len(BUDGETS)} budgets, {passes.steps} gradient steps of {BATCH} questions), in "
-            f"bfloat16, at {REACHED:.0%} of the GPU's peak. A forward pass is one of one "
-            "question; a gradient step counts as three; most are of the pruned model, and cost "
-            "what its budget says. GB: weights, and what a gradient step keeps, of a GPU's "
-            f"memory, of which {USED:.0%} are used. Several GPUs hold a model's layers in turn "
-            '(`device_map="auto"`), which makes it no faster; in parentheses, how many the '
-            "weights and a step with checkpoints need. Without a gradient (`--steps 0`) a search "
-            "needs the weights and one layer.",
+            f"{len(BUDGETS)} budgets), in bfloat16, at {REACHED:.0%} of the GPU's peak, in batches "
+            f"of {BATCH}. A forward pass is one of one question; most are of the pruned model, and "
+            "cost what its budget says. GB: weights and one layer; with `--start gradient`, what a "
+            f"gradient step keeps. Of a GPU's memory {USED:.0%} are used. Several GPUs hold a "
+            'model\'s layers in turn (`device_map="auto"`), which makes it no faster; in '
+            "parentheses, how many are needed.",
         ]
     )

@@ -83,7 +83,7 @@ def _search(rows: list[Row]) -> str:
         [row for row in rows if row["call"] == "frontier"],
         ("budgets", lambda r: ", ".join(f"{budget:.0%}" for budget in r["budgets"])),
         ("questions", lambda r: r["passes"]["teacher"]),
-        ("gradient steps", lambda r: f"{r['passes']['steps']} ({r['gradient']})"),
+        ("passes of the profile", lambda r: r["passes"]["profile"]),
         ("passes a budget", lambda r: r["passes"]["measured"]),
         ("plain passes of a batch in all", lambda r: f"{r['plain_passes']:,.0f}"),
         ("minutes", lambda r: "–" if r["seconds"] is None else f"{r['seconds'] / 60:.1f}"),

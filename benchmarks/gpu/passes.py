@@ -1,4 +1,4 @@
-"""How many forward passes and gradient steps a search takes, at most, with its defaults."""
+"""How many forward passes a search takes, at most, with its defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 import vispco
-from vispco.kernels import Monotone
+from vispco.solvers.profiled import Profiled
 
 #: The budgets of a default search.
 BUDGETS: tuple[float, ...] = inspect.signature(vispco.search).parameters["budgets"].default
@@ -17,31 +17,27 @@ QUESTIONS, BATCH = 256, 4
 
 @dataclass(frozen=True)
 class Passes:
-    """Of one search: questions that the full model sees, gradient steps of one batch each, and
-    questions that the pruned model sees for each budget (without a gradient)."""
+    """Of one search: questions that the full model sees, passes of one question of the profile, and
+    questions that the pruned model sees for each budget."""
 
     teacher: int
-    steps: int
+    profile: int
     measured: int
 
-    def total(self, batch: int = BATCH, budgets: int = len(BUDGETS)) -> int:
-        """As `frontier.meta["forward_passes"]` counts: a step is three passes of its batch."""
-        return self.teacher + 3 * batch * self.steps + budgets * self.measured
+    def total(self, budgets: int = len(BUDGETS)) -> int:
+        """As `frontier.meta["forward_passes"]` counts."""
+        return self.teacher + self.profile + budgets * self.measured
 
 
 def default_search(layers: int, questions: int = QUESTIONS, batch: int = BATCH) -> Passes:
-    """The most that `vispco.search(model, batches)` does: start="gradient", monotone, FastV.
+    """The most that `vispco.search(model, batches)` does: start="profile", FastV.
 
-    Each budget: the starts race on an eighth of the data; the first one and the two best are
-    measured; two schedules after each update of the multipliers; the refinement. Those that were
-    measured before are not measured again, so a search does less.
+    The profile takes at most 3 L + 6 passes of each of its questions. For each budget a plan, the
+    ramp, and what the refinement tries are measured on all questions.
 
     >>> default_search(layers=32)
-    Passes(teacher=256, steps=100, measured=5408)
+    Passes(teacher=256, profile=3264, measured=2048)
     """
-    start = vispco.Gradient()
-    batches = ceil(questions / batch)
-    starts = 1 + len(Monotone(layers, first_layer=1).starts())
-    race = starts * batch * max(1, round(batches / 8))
-    whole = 3 + 2 * ceil(start.steps / start.inner) + start.refinement
-    return Passes(questions, start.steps * len(BUDGETS), race + whole * questions)
+    start = Profiled()
+    profiled = min(questions, batch * ceil(start.questions / batch))
+    return Passes(questions, profiled * (3 * layers + 6), (2 + start.refinement) * questions)

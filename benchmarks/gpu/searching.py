@@ -79,12 +79,8 @@ def _frontier(work: Work, times: dict[str, dict]) -> dict[str, Any]:
     part = work.part
     passes = default_search(len(work.model.get_decoder().layers), batch=part.batch)
     ratio = {name: row["ratio"] for name, row in times.items()}
-    how = "step" if "step" in ratio else "checkpoint"
-    total = ratio["tower"] * passes.teacher / part.batch
+    total = (ratio["tower"] * passes.teacher + passes.profile) / part.batch
     total += sum(ratio[f"{budget:.0%}"] for budget in BUDGETS) * passes.measured / part.batch
-    if how in ratio:
-        total += ratio[how] * passes.steps
     plain = times["plain"]["ms"]
     found = {"budgets": list(BUDGETS), "passes": asdict(passes), "plain_passes": total}
-    found["gradient"] = how if how in ratio else None
     return {**found, "seconds": plain and plain / 1000 * total}

@@ -19,8 +19,7 @@ from ..latency.table import LatencyTable, default_lengths
 from ..plot import Overlay, plot_tokens, write_report
 from ..profiling import Profile, named_methods
 from ..pruning.forward import OBJECTIVES
-from ..registry import KERNELS
-from ..search import STARTS, ProfiledFrontier, SearchOptions, search
+from ..search import STARTS, ProfiledFrontier, SearchOptions, default_start, search
 from ..ste import ESTIMATORS
 from ..utils.console import budget_text, output_folder, table
 from ..utils.distributed import rank, total
@@ -75,12 +74,13 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     objective = "kl: stay close to the full model; task: answer right"
     add("--objective", choices=OBJECTIVES, default="kl", help=objective)
     start = (
-        "where the refinement starts. gradient: a descent for each budget, the paper's way; "
-        "shared: one descent for all budgets together; profile: what each drop costs is measured "
-        "once, and every budget is planned from it; ramp: a rule without any gradient"
+        "where the refinement starts. profile: what each drop costs is measured once, and every "
+        "budget is planned from it; gradient: a descent for each budget, the paper's way; shared: "
+        "one descent for all budgets together; ramp: a rule (default: profile; gradient for a "
+        "--kernel that forms no staircases)"
     )
     where = sub.add_mutually_exclusive_group().add_argument
-    where("--start", choices=STARTS, default="gradient", help=start)
+    where("--start", choices=STARTS, help=start)
     before = (
         "--start before_llm: one drop, before the language model, which is all that most serving "
         "engines can do (`vispco convert --to vllm`)"
@@ -100,7 +100,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     profile = "of --start profile: what `vispco profile` wrote, so that it is not measured again"
     add("--profile", metavar="FILE", help=profile)
     refinement = "schedules per budget that are measured after the start"
-    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6, of profile 4)")
+    add("--refinement", type=non_negative_int, help=f"{refinement} (default: 6)")
     files = "frontier.json, config-<budget>.json, log.jsonl, report.html and journal.jsonl"
     add_folder(sub, "search", "vispco-run", files)
     add_json(sub)
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     if options.method is None:
         options.method = "auto" if options.start == "before_llm" else "fastv"
     named_methods(options.method)
-    KERNELS.get(options.kernel)
+    options.start = options.start or default_start(options.kernel)
     start_options(options)
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
         if not first:

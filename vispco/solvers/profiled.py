@@ -26,7 +26,7 @@ from ..utils.digest import key
 from ..utils.distributed import total
 from ..utils.journal import Journal
 from .evaluator import Evaluator
-from .plan import DROPS, fill, offspring, plans
+from .plan import DROPS, fill, offspring, plans, steps
 from .problem import Problem
 from .refine import nearby
 from .several import Several
@@ -48,7 +48,7 @@ class Profiled:
     """
 
     name: ClassVar[str] = "profile"
-    refinement: ClassVar[int] = 4
+    refinement: ClassVar[int] = 6
     any_budget: ClassVar[bool] = False
     largest_first: ClassVar[bool] = False
     checkpoint: ClassVar[bool] = False
@@ -88,7 +88,7 @@ class Planned:
         self.table = torch.empty(0)
         self.plans: list[Tensor] = []
         self.evaluators: Sequence[Evaluator] = ()
-        self.guidance = {"propose": self.propose, "whole": True, "prior": self._prior}
+        self.guidance = {"propose": self.propose, "harden": self.harden, "prior": self._prior}
 
     def again(self) -> Profiled:
         """The start for further budgets: the profile is known, the best plan is measured once."""
@@ -135,11 +135,10 @@ class Planned:
             if not len(found):
                 raise ValueError(f"no plan from layer {limit.first_layer} on holds {limit.value!r}")
             self.plans.append(found)
-            begin = found[:1]
+            begin = {tuple((found[0] / limit.tokens).tolist())}
             if self.options.rule and self.problem.kernel.free:
-                rule = (ramp(limit) * limit.tokens).round().long()[None]
-                begin = torch.cat([begin, fill(rule, limit, torch.Generator())])
-            evaluator.losses(sorted({tuple(row) for row in (begin / limit.tokens).tolist()}))
+                begin.add(tuple(limit.harden(ramp(limit))))
+            evaluator.losses(sorted(begin))
         return spent
 
     def _part(self) -> list[PreparedBatch]:
@@ -155,20 +154,33 @@ class Planned:
         return log_loss(predicted(self.table, ratios.double()))
 
     def propose(self, i: int, generator: torch.Generator) -> Tensor:
-        """Candidates (C, L) on budget i, steps as steps: plans, and what is near the best ones."""
+        """Candidates (C, L) on budget i: plans, what is near the best, and random ones."""
         limit, near = self.limits[i], (i, i - 1, i + 1)
         found = []
         for evaluator in (self.evaluators[j] for j in near if 0 <= j < len(self.evaluators)):
             found += evaluator.ranking[:6]
-        best = torch.tensor(list(dict.fromkeys(found)), dtype=torch.float64)
-        counts = (best * limit.tokens).round().long()
+        counts = _counts(torch.tensor(list(dict.fromkeys(found)), dtype=torch.float64), limit)
         few = offspring(counts, limit, 128, self.drops, generator)
-        made = [counts, few, self.plans[i]]
-        if self.problem.kernel.free:
-            # Many small drops: where layers are few, these may be best.
-            dense = nearby(self.evaluators, self.limits, i, generator)
-            made.append((dense * limit.tokens).round().long())
-        return fill(torch.cat(made), limit, generator) / limit.tokens
+        few = fill(torch.cat([few, self.plans[i]]), limit, generator) / limit.tokens
+        if not self.problem.kernel.free:
+            return few
+        # Many small drops: where layers are few, these may be best.
+        return torch.cat([few, nearby(self.evaluators, self.limits, i, generator)])
+
+    def harden(self, i: int, ratios: Tensor) -> list[float]:
+        """A schedule (L,) on the limit of budget i in whole tokens; of few drops, these stay."""
+        limit = self.limits[i]
+        counts = _counts(ratios, limit)
+        if len(steps(counts.tolist(), limit.tokens)) <= self.drops:
+            filled = fill(counts[None], limit, torch.Generator()) / limit.tokens
+            if len(filled):
+                return filled[0].tolist()
+        return limit.harden(ratios)
+
+
+def _counts(ratios: Tensor, limit: Budget) -> Tensor:
+    """Whole tokens (..., L) of keep ratios."""
+    return (ratios * limit.tokens).round().long()
 
 
 def _size(batches: Sequence[PreparedBatch]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .surrogate import Prior, Surrogate
 
 #: candidates(i, generator) -> schedules (C, L) that may be measured for budget i.
 Propose = Callable[[int, torch.Generator], Tensor]
+#: harden(i, ratios (L,)) -> the same on the limit of budget i, in whole tokens.
+Harden = Callable[[int, Tensor], list[float]]
 
 
 def refine(
@@ -32,7 +35,7 @@ def refine(
     *,
     passes: float = math.inf,
     propose: Propose | None = None,
-    whole: bool = False,
+    harden: Harden | None = None,
     prior: Prior | None = None,
     callback: Callable[[dict], Any] | None = None,
 ) -> None:
@@ -42,14 +45,15 @@ def refine(
     In each round, the budgets with the largest expected improvements measure their most promising
     schedule. So budgets where nothing is to be gained leave their share of the rounds to the
     others.
-    propose: what may be measured; None: `nearby` schedules. whole: whether these are in whole
-    tokens on the limits already, and measured as they are. prior: what is known of their losses.
+    propose: what may be measured; None: `nearby` schedules. harden: how it is brought onto its
+    limit in whole tokens; None: `Budget.harden`. prior: what is known of its losses.
     callback: called with a dict after every schedule (budget, schedule, loss, best).
     Costs at most `rounds` passes over the calibration data for each budget, and at most `passes`
     forward passes of one question in all.
     """
     generator = torch.Generator().manual_seed(seed)
     propose = propose or (lambda i, generator: nearby(evaluators, limits, i, generator))
+    harden = harden or (lambda i, ratios: limits[i].harden(ratios))
     unsolved = [i for i, limit in enumerate(limits) if not limit.holds(limit.everything)]
     allowed = min(passes, rounds * sum(evaluators[i].samples for i in unsolved))
     most_passes = _spent(evaluators) + allowed
@@ -58,9 +62,9 @@ def refine(
         surrogate = _fitted(evaluators, prior)
         promising = []
         for i in unsolved:
-            harden = Tensor.tolist if whole else limits[i].harden
             candidates = (propose(i, generator) * limits[i].tokens).round() / limits[i].tokens
-            gain, schedule = _most_promising(candidates, evaluators[i], harden, surrogate)
+            own = partial(harden, i)
+            gain, schedule = _most_promising(candidates, evaluators[i], own, surrogate)
             if schedule is not None:
                 promising.append((gain, i, schedule))
         if not promising:
