@@ -25,7 +25,7 @@ from vispco.commands.main import main as vispco
 
 IMAGES = Path(__file__).parent / "images"
 CODE = re.compile(r"^```(python|shell)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
-SHELL = re.compile(r"^```sh(?:ell)?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+SHELL = re.compile(r"^```(?:sh|shell|bash)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 OUTPUT = re.compile(r"\n```output( varies)?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 # Of a schedule (`2x64 48 5x12`), how many numbers there are is a number too; shades stand for some.
