@@ -172,6 +172,8 @@ def test_the_reference_shows_signatures_and_docstrings():
     spec.loader.exec_module(reference)
     page = reference.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
     assert ":::" not in page and page.count("```") % 2 == 0
+    varies = reference.on_page_markdown("a\n\n```output varies\nKL 0.3\n```\n")
+    assert varies == "a\n\n```output\nKL 0.3\n```\n"
     assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
     assert all(
         f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load")
