@@ -3,10 +3,11 @@
     python docs/run.py docs/02-relaxation.md    # runs it in the current folder, pictures included
     python docs/run.py docs/0*.md --write       # ... and puts the output below each block
 
-A page is Markdown. Its ```python blocks run in order, as one program. A ```output block below one
-holds what it printed when the page was written (never typed by hand). The tests run the page again
-and compare: the words must be equal, the numbers close. After a search, the numbers depend on more
-than the page: the block then says ```output varies, and only the words count.
+A page is Markdown. Its ```python blocks run in order, as one program. The `vispco` commands in its
+```shell blocks run in between; those in ```sh blocks are for the reader to run. A ```output block
+below one holds what it printed when the page was written (never typed by hand). The tests run the
+page again and compare: the words must be equal, the numbers close. After a search, the numbers
+depend on more than the page: the block then says ```output varies, and only the words count.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
+from vispco.commands.main import main as vispco
+
 IMAGES = Path(__file__).parent / "images"
-CODE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"^```(python|shell)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+SHELL = re.compile(r"^```(?:sh|shell|bash)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 OUTPUT = re.compile(r"\n```output( varies)?\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+# Of a schedule (`2x64 48 5x12`), how many numbers there are is a number too; shades stand for some.
+VARIES = re.compile(r"(?:\d+x)?\d+(?: (?:\d+x)?\d+)+|\d+x\d+|[·░▒▓█]")
 
 
 def run(page: Path) -> list[str]:
@@ -30,11 +37,28 @@ def run(page: Path) -> list[str]:
     text, names, printed = page.read_text(encoding="utf-8"), {"__name__": page.stem}, []
     for block in CODE.finditer(text):
         # Empty lines above it, so that a traceback names the line of the page.
-        above = "\n" * text.count("\n", 0, block.start(1))
+        above = "\n" * text.count("\n", 0, block.start(2))
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(above + block[1], str(page), "exec"), names)
+            if block[1] == "python":
+                exec(compile(above + block[2], str(page), "exec"), names)
+            for command in commands(block[2]) if block[1] == "shell" else ():
+                if code := vispco(command):
+                    raise RuntimeError(
+                        f"{page.name}: vispco {shlex.join(command)} ended with {code}"
+                    )
         printed.append(out.getvalue())
     return printed
+
+
+def commands(block: str) -> list[list[str]]:
+    """The arguments of each `vispco` command in a block of shell.
+
+    >>> commands("pip install vispco\\nvispco list methods   # all\\nvispco plot a \\\\\\n -o b\\n")
+    [['list', 'methods'], ['plot', 'a', '-o', 'b']]
+    """
+    lines = block.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [found[1:] for found in words if found[:1] == ["vispco"]]
 
 
 def recorded(page: Path) -> list[tuple[str, bool] | None]:
@@ -58,7 +82,8 @@ def differences(was: str, now: str, varies: bool = False, tolerance: float = 0.2
     (['0.31 became 0.81'], [])
     """
     if varies:
-        was, now = (NUMBER.sub("0", re.sub(r" +", " ", text)) for text in (was, now))
+        was, now = (re.sub(r" +", " ", VARIES.sub("0", text)) for text in (was, now))
+        was, now = (NUMBER.sub("0", text) for text in (was, now))
         return differences(was, now)
     words = [re.sub(r"\s+", " ", NUMBER.sub("#", text)).strip() for text in (was, now)]
     if words[0] != words[1]:

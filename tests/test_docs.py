@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vispco
+from vispco.commands.main import build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,7 +35,13 @@ def name(page):
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+def marked(page):
+    """The page, slow if it searches as a user would."""
+    marks = pytest.mark.slow if page.name == "qwen-in-ten-minutes.md" else ()
+    return pytest.param(page, marks=marks, id=name(page))
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES])
 def test_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
@@ -49,11 +56,32 @@ def test_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
             )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_for_the_shell_exist_with_their_options(page):
+    for block in docs.SHELL.findall(page.read_text(encoding="utf-8")):
+        for command in docs.commands(block):
+            build_parser().parse_args(command)
+
+
+def test_a_page_runs_its_shell_and_a_command_that_fails_fails_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```shell\nvispco list \\\n    kernels\n```\n\n```output\n```\n")
+    docs.write(page, docs.run(page))
+    assert "multi_step" in docs.recorded(page)[0][0]
+    page.write_text("```shell\nvispco list kernel\n```\n")
+    with pytest.raises(RuntimeError, match="vispco list kernel ended with 2"):
+        docs.run(page)
+    page.write_text("```sh\nvispco list kernel\n```\n")
+    assert docs.run(page) == []
+
+
 def test_outputs_differ_where_words_or_numbers_do():
     assert doctest.testmod(docs).failed == 0
     assert docs.differences("a 1.00", "a 1.30") and not docs.differences("a 1.00", "a 1.10")
     assert not docs.differences("[3, -1]", "[2, +1]", varies=True)
     assert docs.differences("[3, 1]", "[3, 1, 1]", varies=True)
+    assert not docs.differences("in  2x64 48 5x12", "in  8x9", varies=True)
+    assert docs.differences("in  2x64 48 5x12", "of  2x64 48 5x12", varies=True)
 
 
 def test_writing_a_page_records_what_its_blocks_print(tmp_path):
@@ -144,6 +172,8 @@ def test_the_reference_shows_signatures_and_docstrings():
     spec.loader.exec_module(reference)
     page = reference.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
     assert ":::" not in page and page.count("```") % 2 == 0
+    varies = reference.on_page_markdown("a\n\n```output varies\nKL 0.3\n```\n")
+    assert varies == "a\n\n```output\nKL 0.3\n```\n"
     assert "normalise(scores: Tensor, alive: Tensor, how: str = 'rank') -> Tensor" in page
     assert all(
         f"### vispco.{name}" in page for name in ("search", "kernels.MultiStep", "testbed.load")
