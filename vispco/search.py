@@ -77,7 +77,7 @@ def search(
     kernel: the registered curve over the layers, a name or a mapping {"name": ..., **options}.
     refinement: schedules that are tried per budget after the start, of those that the kernel can
         form (`vispco.solvers.refine`); or {"rounds": n, "passes": most forward passes of one
-        question}. None: 6, or 4 with start="profile".
+        question}. None: 6.
     options: objective, what a share is of, latency table, journal; see `SearchOptions`.
     callback: called with a dict after every measurement of a profile, or of a method before the
         language model (layer, tokens, method, loss), after every gradient step (budget, step, loss,

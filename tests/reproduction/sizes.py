@@ -8,6 +8,18 @@ from typing import Any
 from vispco.profiling.measure import AUTO
 
 METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
+#: Methods for pictures that "auto" does not try.
+OTHERS = (
+    "cdpruner",
+    "dart",
+    "fitprune",
+    "hiprune",
+    "holov",
+    "ivcprune",
+    "pact",
+    "prumerge",
+    "vscan",
+)
 KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
 TENTHS = tuple(i / 10 for i in range(1, 10))
 TWENTIETHS = tuple(i / 20 for i in range(1, 20))
@@ -107,8 +119,8 @@ def _settings(
 
 
 def _winners(seeds: int, deep: Winner) -> dict[str, Winner]:
-    """All methods on the small testbeds, fewer on the deep one."""
-    small = Winner(("auto", "random", *AUTO), (0.2, 0.35, 0.5, 0.7), seeds)
+    """All methods for pictures on the small testbeds, fewer on the deep one."""
+    small = Winner(("auto", "random", *AUTO, *OTHERS), (0.2, 0.35, 0.5, 0.7), seeds)
     return {"testbed-llava": small, "testbed-qwen": small, "testbed-smollm": deep}
 
 

@@ -56,8 +56,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco search`."""
     add = sub.add_argument
     several = (
-        "who ranks the tokens; vispruner+fastv@6: one after the other; with --start profile also "
-        "fastv,pdrop or auto: at each layer the best of several; with --before-llm the best of "
+        "who ranks the tokens; vispruner+fastv@6: one after the other; fastv,pdrop or auto, with "
+        "--start profile: at each layer the best of several; with --before-llm the best of "
         "several (default: fastv; with --before-llm auto, all that can)"
     )
     add("--method", type=methods, help=several)
@@ -76,8 +76,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     start = (
         "where the refinement starts. profile: what each drop costs is measured once, and every "
         "budget is planned from it; gradient: a descent for each budget, the paper's way; shared: "
-        "one descent for all budgets together; ramp: a rule (default: profile; gradient for a "
-        "--kernel that forms no staircases)"
+        "one descent for all budgets together; ramp: a rule (default: profile; gradient with one of "
+        "its options, or a --kernel that forms no staircases)"
     )
     where = sub.add_mutually_exclusive_group().add_argument
     where("--start", choices=STARTS, help=start)
@@ -113,7 +113,10 @@ def run(options: argparse.Namespace) -> None:
     if options.method is None:
         options.method = "auto" if options.start == "before_llm" else "fastv"
     named_methods(options.method)
-    options.start = options.start or default_start(options.kernel)
+    if options.start is None:
+        of_gradient = {field.name for field in fields(STARTS["gradient"])} & {*_OF_STARTS}
+        asked = any(getattr(options, name) is not None for name in of_gradient)
+        options.start = "gradient" if asked else default_start(options.kernel)
     start_options(options)
     with first_process(options) as first, tempfile.TemporaryDirectory() as nowhere:
         if not first:

@@ -63,7 +63,7 @@ class OneDrop:
     def __init__(self, problem: Problem, limits: Sequence[Budget]):
         self.problem = problem
         self.schedules = [(most(limit) / limit.tokens,) * limit.layers for limit in limits]
-        self.guidance = {"propose": self.propose, "whole": True}
+        self.guidance = {"propose": self.propose}
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""
