@@ -313,7 +313,8 @@ def test_search_from_a_profile(monkeypatch, capsys):
     assert spent == pytest.approx(found.forward_passes - 8)
     assert again["configurations"][0]["tokens"] == result["configurations"][0]["tokens"]
     fails(["search", *known, "--method", "random", "-o", "x", *SMALL], capsys, "measure another")
-    assert main(["search", "--budgets", "0.5", "-o", "run", "--overwrite", *SMALL]) == 0
+    ramp = ["--start", "ramp", "--budgets", "0.5", "-o", "run", "--overwrite"]
+    assert main(["search", *ramp, *SMALL]) == 0
     assert not Path("run/profile.json").exists()
 
 
