@@ -13,9 +13,7 @@ from ..pack import Packed, pack
 NAMES = tuple(FAMILIES)
 
 
-def clip_batch(
-    rng: np.random.Generator, families: list[str], n: int
-) -> tuple[clips.Clips, Packed]:
+def clip_batch(rng: np.random.Generator, families: list[str], n: int) -> tuple[clips.Clips, Packed]:
     """`n` clips with a question of each of `families`."""
     drawn = clips.sample(rng, n, "train")
     slots, nothing = [], np.full(n, -100)

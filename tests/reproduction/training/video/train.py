@@ -43,7 +43,9 @@ def start_model(seed: int):
     generator = torch.Generator().manual_seed(seed)
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         old = weights[name]
-        new = torch.randn(config.text_config.vocab_size - len(old), old.shape[1], generator=generator)
+        new = torch.randn(
+            config.text_config.vocab_size - len(old), old.shape[1], generator=generator
+        )
         weights[name] = torch.cat([old, new * old.std()])
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.load_state_dict(weights)
@@ -61,7 +63,9 @@ class ClipHeads(nn.Module):
         """Sum of the heads' losses, of states (B, V, hidden); cells with something weigh more."""
         logits = self.head(F.layer_norm(states, states.shape[-1:])).float()
         loss = torch.zeros(())
-        for part, truth in zip(logits.split(SIZES, dim=-1), map(torch.from_numpy, known), strict=True):
+        for part, truth in zip(
+            logits.split(SIZES, dim=-1), map(torch.from_numpy, known), strict=True
+        ):
             weight = torch.ones(part.shape[-1])
             weight[0] = 0.2
             loss = loss + F.cross_entropy(part.flatten(0, 1), truth.flatten(), weight)
@@ -176,7 +180,9 @@ class Training:
     def note(self, step: int, found: dict[str, float], pace: float) -> None:
         """Log and print one step. pace: seconds a step. Raises RuntimeError for no finite loss."""
         if not math.isfinite(found["loss"]):
-            raise RuntimeError(f"loss is {found['loss']} at step {step}: lower --lr and start again")
+            raise RuntimeError(
+                f"loss is {found['loss']} at step {step}: lower --lr and start again"
+            )
         tasks = {**self.pictures, **self.running.accuracy}
         tasks = {name: round(value, 4) for name, value in tasks.items()}
         self.log.append({"step": step, **found, "tasks": tasks})
