@@ -28,7 +28,7 @@ class Clips:
     cell: (N, 8, 4) int, where each shape is at each moment, row by row; -1 when it is away.
     colour: (N, 8, 4) int, index into COLOURS; -1 when it is away.
     way: (N, 4) int, index into STEPS of the one direction in which it moves; -1 if it never comes.
-    place, writing, tint: (N, 4) int, the digits' cells, handwritten images and colours; -1 for none.
+    place, writing, tint: (N, 4) int, the digits' cells, handwritten images and colours, or -1.
     """
 
     cell: np.ndarray

@@ -97,7 +97,8 @@ def _llava_config():
 def _qwen_config(words: dict[str, int]):
     """A vision tower of one windowed and one full layer, and a decoder of sixteen layers.
 
-    words: the vocabulary. A visual token is 2x2 patches of 4x4 pixels. The decoder has grouped-query attention and M-RoPE.
+    words: the vocabulary. A visual token is 2x2 patches of 4x4 pixels. The decoder has
+    grouped-query attention and M-RoPE.
     """
     from transformers import Qwen2_5_VLConfig
 

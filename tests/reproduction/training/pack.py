@@ -22,9 +22,10 @@ _UNSEEN = -1e4
 class Packed:
     """B images with T text tokens each; T is cut into slots, one question a slot.
 
-    images: (B, height, width, 3) uint8, or clips (B, frames, height, width, 3). tokens: (B, T). target: (B, T), -100 where nothing is
-    predicted. hint: (B, T), what a question's last token should hold half-way, -100 elsewhere.
-    slot: (T,), which slot. place: (T,), the place in it; every slot goes on right after the image.
+    images: (B, height, width, 3) uint8, or clips (B, frames, height, width, 3). tokens: (B, T).
+    target: (B, T), -100 where nothing is predicted. hint: (B, T), what a question's last token
+    should hold half-way, -100 elsewhere. slot: (T,), which slot. place: (T,), the place in it;
+    every slot goes on right after the image.
     """
 
     images: np.ndarray

@@ -25,18 +25,18 @@ def clip_batch(rng: np.random.Generator, families: list[str], n: int) -> tuple[c
 
 
 #: How many values each of `truths` has: 0 is "no shape here", or an empty cell.
-SIZES = (len(SHAPES) + 2, len(COLOURS) + 1, len(SHAPES) + 1, 6, len(COLOURS) + 1)
+SIZES = (len(SHAPES) + 2, len(COLOURS) + 1, len(SHAPES) + 1, 6, 6, len(COLOURS) + 1)
 
 
 def truths(drawn: clips.Clips) -> list[np.ndarray]:
     """What each visual token could know of its cell and of what came before (N, 8 * 25), int.
 
     Which thing is there (a digit is number 5); its colour. Of a shape: as which one it came; which
-    way it has gone so far (1: it has not moved yet); the colour that it came with.
+    way it went a moment ago, and so far (1: it has not moved); the colour that it came with.
     """
     n, cells = len(drawn), clips.SIDE**2
     out = [np.zeros((n, clips.MOMENTS, cells), dtype=np.int64) for _ in SIZES]
-    thing, colour, rank, way, first = out
+    thing, colour, rank, now, way, first = out
     rows, digit = np.nonzero(drawn.place >= 0)
     where = drawn.place[rows, digit]
     thing[rows, :, where] = len(SHAPES) + 1
@@ -50,5 +50,7 @@ def truths(drawn: clips.Clips) -> list[np.ndarray]:
     rank[row, moment, cell] = order[row, shape] + 1
     moved = drawn.cell[row, begin, shape] != cell
     way[row, moment, cell] = np.where(moved, drawn.way[row, shape] + 2, 1)
+    before = drawn.cell[row, np.maximum(moment - 1, begin), shape]
+    now[row, moment, cell] = np.where(before != cell, drawn.way[row, shape] + 2, 1)
     first[row, moment, cell] = drawn.colour[row, begin, shape] + 1
     return [truth.reshape(n, -1) for truth in out]

@@ -27,6 +27,7 @@ from vispco.testbed.vocab import GRID
 from vispco.utils.files import write_text
 
 from ..batches import board_batch, easy_arrays, easy_batch
+from ..build import build_processor
 from ..pack import Packed, forward, losses
 from ..recipe import RECIPES
 from ..state import load_state, save_state
@@ -60,14 +61,14 @@ class ClipHeads(nn.Module):
         self.head = nn.Linear(hidden, sum(SIZES))
 
     def forward(self, states: torch.Tensor, known: list[np.ndarray]) -> torch.Tensor:
-        """Sum of the heads' losses, of states (B, V, hidden); cells with something weigh more."""
+        """Sum of the heads' losses, of states (B, V, hidden); empty cells hardly weigh."""
         logits = self.head(F.layer_norm(states, states.shape[-1:])).float()
         loss = torch.zeros(())
         for part, truth in zip(
             logits.split(SIZES, dim=-1), map(torch.from_numpy, known), strict=True
         ):
             weight = torch.ones(part.shape[-1])
-            weight[0] = 0.2
+            weight[0] = 0.02
             loss = loss + F.cross_entropy(part.flatten(0, 1), truth.flatten(), weight)
         return loss / len(SIZES)
 
@@ -229,8 +230,8 @@ def parser() -> argparse.ArgumentParser:
     add = out.add_argument
     add("--output", required=True, help="folder for the checkpoint, the log and the state")
     add("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
-    add("--steps", type=int, default=700)
-    add("--aux-steps", type=int, default=700, help="steps until the auxiliary weight is zero")
+    add("--steps", type=int, default=600)
+    add("--aux-steps", type=int, default=600, help="steps until the auxiliary weight is zero")
     add("--aux-layer", type=int, default=6, help="layers below the auxiliary heads")
     add("--decay", type=float, default=0.3, help="last part of the steps, with a falling rate")
     add("--seed", type=int, default=0)
@@ -239,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     add("--questions", type=int, default=16, help="packed questions a clip")
     add("--pictures-every", type=int, default=4, help="steps between batches of pictures")
     add("--boards", type=int, default=8, help="boards, and easy-VQA images, in such a batch")
-    add("--aux", type=float, default=1.0, help="first weight of the visual tokens' objective")
+    add("--aux", type=float, default=3.0, help="first weight of the visual tokens' objective")
     add("--attention", choices=("eager", "sdpa"), default="eager")
     add("--threads", type=int, default=1)
     bfloat16 = argparse.BooleanOptionalAction
@@ -257,6 +258,7 @@ def main() -> None:
     weights = {key: weight.half() for key, weight in model.state_dict().items()}
     output = Path(args.output)
     model.save_pretrained(output, state_dict=weights)
+    build_processor(VIDEO).save_pretrained(output)
     saved = json.loads((output / "state" / "state.json").read_text())
     minutes = round((time.perf_counter() - start) / 60, 1)
     print(f"trained in {minutes} minutes; saved to {output}", flush=True)
