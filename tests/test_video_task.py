@@ -9,6 +9,7 @@ import torch
 import vispco
 from reproduction import video as figures
 from reproduction.training.pack import positions
+from reproduction.training.video import train
 from reproduction.training.video.batches import clip_batch, truths
 from vispco import PruningConfig, testbed
 from vispco.testbed import clips, video
@@ -262,3 +263,30 @@ def test_figures_are_at_equal_flops(monkeypatch, tmp_path):
     text = figures.tables(found)
     assert text.count("| fewer frames |") == 3 and text.count("| fastv |") == 6
     assert figures.main(["--output", str(tmp_path / "none.json"), "--table"]) == 2
+
+
+# ---- training ------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
+    sizes = {"steps": 2, "clips": 2, "questions": 3, "boards": 2, "every": 1, "save-every": 1}
+    small = ["--no-bf16", "--resume", *(f"--{name}={size}" for name, size in sizes.items())]
+    whole, parts = (
+        train.parser().parse_args([*small, "--output", str(tmp_path / name)])
+        for name in ("whole", "parts")
+    )
+    want = train.train(whole).state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "step", stopped(train.Training.step))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(parts)
+    found = train.train(parts).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in want.items())
+
+
+def stopped(step):
+    def once(run, number):
+        if number:
+            raise KeyboardInterrupt
+        return step(run, number)
+
+    return once

@@ -230,10 +230,10 @@ def parser() -> argparse.ArgumentParser:
     add = out.add_argument
     add("--output", required=True, help="folder for the checkpoint, the log and the state")
     add("--resume", action="store_true", help="go on from OUTPUT/state if there is one")
-    add("--steps", type=int, default=600)
-    add("--aux-steps", type=int, default=600, help="steps until the auxiliary weight is zero")
+    add("--steps", type=int, default=750)
+    add("--aux-steps", type=int, default=800, help="steps until the auxiliary weight is zero")
     add("--aux-layer", type=int, default=6, help="layers below the auxiliary heads")
-    add("--decay", type=float, default=0.3, help="last part of the steps, with a falling rate")
+    add("--decay", type=float, default=0.25, help="last part of the steps, with a falling rate")
     add("--seed", type=int, default=0)
     add("--lr", type=float, default=1.5e-3)
     add("--clips", type=int, default=16, help="clips a step")
