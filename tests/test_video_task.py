@@ -1,6 +1,8 @@
 """The video task: clips, their questions and answers, and testbed-qwen-video."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def answer(question, found):
 
 
 def test_answers_are_what_the_pixels_show():
-    items = video.examples("test", 160)
+    items = video.examples("test", 120)
     for item in items:
         found = seen(item.frames)
         for track in found.values():
@@ -85,7 +87,7 @@ def test_answers_are_what_the_pixels_show():
             moments = [moment for moment, *_ in track]
             assert moments == list(range(moments[0], moments[0] + len(moments)))
         assert answer(item.question, found) == item.answer
-    assert Counter(item.task for item in items) == dict.fromkeys(video.TASKS, 40)
+    assert Counter(item.task for item in items) == dict.fromkeys(video.TASKS, 30)
 
 
 def test_the_same_arguments_give_the_same_clips_and_splits_differ():
@@ -105,7 +107,7 @@ def test_the_same_arguments_give_the_same_clips_and_splits_differ():
 
 
 def test_no_answer_is_common():
-    items = video.examples("train", 600)
+    items = video.examples("train", 400)
     for task in video.TASKS:
         answers = Counter(item.answer for item in items if item.task == task)
         assert max(answers.values()) < 0.4 * sum(answers.values())
@@ -215,9 +217,9 @@ def test_the_video_model_is_a_small_thing_of_its_own(model):
 
 def test_it_answers_about_clips(model):
     record = vispco.evaluate(model, video.batches("test", n=64))
-    assert record.accuracy >= 0.75
+    assert record.accuracy >= 0.9
     blind = PruningConfig("vtw", [0.0] * 16)
-    assert vispco.evaluate(model, video.batches("test", n=64), blind).accuracy <= 0.5
+    assert vispco.evaluate(model, video.batches("test", n=32), blind).accuracy <= 0.6
 
 
 @torch.no_grad()
@@ -245,8 +247,8 @@ def test_pruning_a_clip_is_dropping_tokens_by_hand(model):
 
 
 # ---- the figures ---------------------------------------------------------------------------------
-def test_figures_are_at_equal_flops(monkeypatch, tmp_path):
-    found = figures.measure(8, layer=4, methods=("evs", "fastv"))
+def test_figures_are_at_equal_flops(tmp_path):
+    found = figures.measure(4, layer=4, methods=("evs", "fastv"))
     rows = {(r["method"], r["kind"], r["share"]): r for r in found["rows"]}
     assert len(rows) == len(found["rows"]) == 1 + 3 * (1 + 4)
     for share in figures.SHARES:
@@ -259,10 +261,17 @@ def test_figures_are_at_equal_flops(monkeypatch, tmp_path):
         assert rows["evs", "same", share]["tokens"] == [200] * 4 + [200 * share] * 12
     for row in found["rows"]:
         right = [c == "1" for c in row["right"]]
-        assert row["accuracy"]["mean"] == pytest.approx(sum(right) / 8)
+        assert row["accuracy"]["mean"] == pytest.approx(sum(right) / 4)
     text = figures.tables(found)
-    assert text.count("| fewer frames |") == 3 and text.count("| fastv |") == 6
+    assert text.count("| fewer frames |") == 2 and text.count("| fastv |") == 3
     assert figures.main(["--output", str(tmp_path / "none.json"), "--table"]) == 2
+
+
+def test_the_page_has_the_figures_of_the_file():
+    docs = Path(__file__).parent.parent / "docs"
+    found = json.loads((docs / "results" / "video" / "testbed-qwen-video.json").read_text())
+    assert found["questions"] == 256
+    assert figures.tables(found) in (docs / "video.md").read_text(encoding="utf-8")
 
 
 # ---- training ------------------------------------------------------------------------------------

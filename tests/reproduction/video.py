@@ -5,8 +5,7 @@
 Two comparisons on the same held-out questions. `equal`: every method drops once, as early as it
 can, and keeps as many tokens as give it the prefill FLOPs of a clip with a half, a quarter or an
 eighth of its moments; the clip with fewer moments is the rival. `same`: every method keeps that
-share of the tokens before one layer, the same for all. The file and a table beside it (.md) are
-written.
+share of the tokens before one layer, the same for all. The file is written, tables are printed.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ from .markdown import markdown
 METHODS = ("evs", "vidcom2", "framefusion", "fastv", "divprune", "random", "strided")
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 FEWER = "fewer frames"
+#: What the others are compared with, question by question.
+BEST = "evs"
 
 
 def measure(questions: int, layer: int, methods: Sequence[str] = METHODS) -> dict:
@@ -119,37 +120,71 @@ def _majority(items: Sequence[video.Clip], task: str | None = None) -> float:
 
 
 def tables(result: Mapping) -> str:
-    """Markdown: one table for each comparison."""
-    columns = [*video.TASKS, "mean"]
-    n, whole = result["questions"], result["rows"][0]
-    error = 100 * (0.25 / n) ** 0.5
-    parts = [
-        f"{result['model']}, {n} held-out questions about clips of {result['tokens']} visual "
-        f"tokens. Accuracy, %. A standard error of the mean is {error:.1f} points at most."
+    """Markdown: means at equal FLOPs, those by task at a quarter, and means at the same place."""
+    rows = result["rows"]
+    error = 100 * (0.25 / result["questions"]) ** 0.5
+    equal = [_of(rows, FEWER, "equal", share)["flops"] for share in SHARES]
+    middle = [row for row in rows if row["kind"] == "equal" and row["share"] == SHARES[1]]
+    by_task = [("majority", result["majority"]), ("all tokens", rows[0]["accuracy"])]
+    best = sorted(middle, key=lambda row: -row["accuracy"]["mean"])
+    by_task += [(row["method"], row["accuracy"]) for row in best]
+    lines = [
+        [name, *(f"{100 * accuracy[task]:.1f}" for task in video.TASKS)]
+        for name, accuracy in by_task
     ]
-    for kind, title in (
-        ("equal", "Equal prefill FLOPs of the language model. Methods drop as early as they can."),
-        (
-            "same",
-            f"The same place: the share of tokens that is kept before layer {result['layer']}.",
-        ),
-    ):
-        lines = [["majority", "", "", "", *_percent(result["majority"], columns)]]
-        lines.append(["all tokens", "", "", "100", *_percent(whole["accuracy"], columns)])
-        for row in sorted(
-            (row for row in result["rows"] if row["kind"] == kind),
-            key=lambda row: (-row["share"], -row["accuracy"]["mean"]),
-        ):
-            flops = f"{100 * row['flops']:.1f}"
-            start = [row["method"], f"{100 * row['share']:g}", row["tokens"][-1], flops]
-            lines.append([*start, *_percent(row["accuracy"], columns)])
-        header = ["method", "share, %", "tokens", "FLOPs, %", *columns]
-        parts.append(f"{title}\n\n{markdown(header, lines)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(
+        [
+            f"{result['questions']} held-out questions about clips of {result['tokens']} visual "
+            f"tokens; accuracy, %. A standard error is {error:.1f} points at most for the mean, "
+            f"{2 * error:.1f} for a task. All tokens: {100 * rows[0]['accuracy']['mean']:.1f}; the "
+            f"commonest answer: {100 * result['majority']['mean']:.1f}.",
+            "Equal FLOPs. Every method drops as early as it can, and keeps what the FLOPs of the "
+            "clip with fewer frames allow:",
+            _means(rows, "equal", [f"{100 * flops:.1f} % of the FLOPs" for flops in equal]),
+            f"Points below {BEST} at equal FLOPs, on the same questions, and their standard error:",
+            _below(rows, [f"{100 * flops:.1f} % of the FLOPs" for flops in equal[:2]]),
+            f"Accuracy by task, at {100 * equal[1]:.1f} % of the FLOPs:",
+            markdown(["", *video.TASKS], lines),
+            f"The same place: the share of the tokens that is kept from layer {result['layer']} "
+            "on:",
+            _means(rows, "same", [f"{100 * share:g} % of the tokens" for share in SHARES]),
+        ]
+    )
 
 
-def _percent(accuracy: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    return [f"{100 * accuracy[name]:.1f}" for name in columns]
+def _of(rows: Sequence[Mapping], method: str, kind: str, share: float) -> Mapping:
+    """The row of a method; an empty one if it could not be had."""
+    return next(
+        (r for r in rows if (r["method"], r["kind"], r["share"]) == (method, kind, share)), {}
+    )
+
+
+def _means(rows: Sequence[Mapping], kind: str, columns: Sequence[str]) -> str:
+    """Markdown: mean accuracy and tokens kept, the best at a quarter first."""
+    names = {row["method"] for row in rows if row["kind"] == kind}
+    mean = {name: _of(rows, name, kind, SHARES[1])["accuracy"]["mean"] for name in names}
+    lines = []
+    for name in sorted(names, key=lambda name: -mean[name]):
+        own = [_of(rows, name, kind, share) for share in SHARES]
+        lines.append(
+            [name, *(f"{100 * r['accuracy']['mean']:.1f} ({r['tokens'][-1]:.0f})" for r in own)]
+        )
+    return markdown(["accuracy (tokens kept)", *columns], lines)
+
+
+def _below(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    """Markdown: how much less than `BEST` the others answer at each share, paired."""
+    names = [name for name in (*METHODS, FEWER) if _of(rows, name, "equal", SHARES[0])]
+    lines = []
+    for name in (name for name in names if name != BEST):
+        line = [name]
+        for share, _ in zip(SHARES, columns, strict=False):
+            own, best = (_of(rows, who, "equal", share)["right"] for who in (name, BEST))
+            less = torch.tensor([int(b) - int(o) for b, o in zip(best, own, strict=True)]).double()
+            error = less.std(correction=0) / len(less) ** 0.5
+            line.append(f"{100 * less.mean():.1f} ± {100 * error:.1f}")
+        lines.append(line)
+    return markdown(["", *columns], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--layer", type=int, default=4, help="where `same` drops (default 4)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="write the file's table, run nothing")
+    parser.add_argument("--table", action="store_true", help="print the file's tables, run nothing")
     options = parser.parse_args(argv)
     try:
         torch.set_num_threads(options.threads)
@@ -171,7 +206,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = measure(options.questions, options.layer)
             options.output.parent.mkdir(parents=True, exist_ok=True)
             write_text(options.output, json.dumps(result) + "\n")
-        write_text(options.output.with_suffix(".md"), tables(result))
         print(tables(result))
         return 0
     except (ValueError, OSError) as error:
