@@ -24,7 +24,10 @@ from vispco.evaluate import evaluate
 from vispco.flops import CostModel
 from vispco.registry import adapter_for, build_method
 from vispco.testbed import load, video
+from vispco.testbed.clip_questions import WAYS
+from vispco.testbed.clips import MOMENTS
 from vispco.testbed.model import VIDEO
+from vispco.testbed.vocab import COLOURS, SHAPES
 from vispco.utils.files import read_json, write_text
 
 from .markdown import markdown
@@ -32,6 +35,7 @@ from .markdown import markdown
 METHODS = ("evs", "vidcom2", "framefusion", "fastv", "divprune", "random", "strided")
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 FEWER = "fewer frames"
+READER = "fewer frames, a faultless reader"
 #: What the others are compared with, question by question.
 BEST = "evs"
 
@@ -51,7 +55,11 @@ def measure(questions: int, layer: int, methods: Sequence[str] = METHODS) -> dic
         short = [video.fewer_frames(item, int(moments * share)) for item in items]
         record = evaluate(model, _prepared(model, short))
         most = record.flops
-        rows.append(_row(FEWER, "equal", share, [int(tokens * share)] * size, record, tasks, full))
+        counts = [int(tokens * share)] * size
+        rows.append(_row(FEWER, "equal", share, counts, record, tasks, full))
+        legible = [readable(item, int(moments * share)) for item in items]
+        rows.append({**rows[-1], "method": READER, "accuracy": _by_task(legible, tasks)})
+        del rows[-1]["right"]
         for method in methods:
             first = build_method(method).first_layer
             keep = _affordable(model, prepared, method, first, most)
@@ -94,11 +102,7 @@ def _affordable(model, prepared, method: str, layer: int, most: float) -> int:
 
 def _row(name, kind, share, counts, record, tasks, full=None) -> dict:
     """One line. share: of the moments, or of the tokens. counts: tokens that enter each layer."""
-    right = record.correct
-    by_task = {
-        task: float(right[torch.tensor([t == task for t in tasks])].float().mean())
-        for task in video.TASKS
-    }
+    right = record.correct.tolist()
     relative = record.flops / (record if full is None else full).flops
     return {
         "method": name,
@@ -106,9 +110,49 @@ def _row(name, kind, share, counts, record, tasks, full=None) -> dict:
         "share": share,
         "tokens": counts,
         "flops": round(relative, 4),
-        "accuracy": {**by_task, "mean": float(right.float().mean())},
-        "right": "".join("01"[int(value)] for value in right.tolist()),
+        "accuracy": _by_task(right, tasks),
+        "right": "".join("01"[int(value)] for value in right),
     }
+
+
+def _by_task(right: Sequence[float], tasks: Sequence[str]) -> dict[str, float]:
+    """Means of each task, and of all questions."""
+    out = {}
+    for task in video.TASKS:
+        own = [float(value) for value, name in zip(right, tasks, strict=True) if name == task]
+        out[task] = sum(own) / len(own)
+    return {**out, "mean": sum(map(float, right)) / len(right)}
+
+
+def readable(item: video.Clip, moments: int) -> float:
+    """How likely a reader of `moments` moments is right who sees everything in them.
+
+    It answers by what it sees, and guesses evenly among the answers that this leaves open.
+    """
+    kept = video.spread(MOMENTS, moments)
+    cell, colour = item.scene.cell[0, kept], item.scene.colour[0, kept]
+    there = cell >= 0
+    words = item.question.split()
+    if item.task == "number":
+        return float(there.any(0).sum() == int(item.answer))
+    if item.task == "order":
+        came = [
+            (int(row.argmax()), name)
+            for row, name in zip(there.T, SHAPES, strict=True)
+            if row.any()
+        ]
+        if not came:
+            return 1 / len(SHAPES)
+        extreme = (min if words[-1] == "first" else max)(came)[0]
+        open_ = [name for moment, name in came if moment == extreme]
+        return (item.answer in open_) / len(open_)
+    shape = SHAPES.index(words[-1])
+    seen = there[:, shape]
+    if item.task == "motion":
+        return 1.0 if len(set(cell[seen, shape].tolist())) > 1 else 1 / len(WAYS)
+    if not seen.any():
+        return 1 / len(COLOURS)
+    return float(COLOURS[colour[seen, shape][0 if words[1] == "first" else -1]] == item.answer)
 
 
 def _majority(items: Sequence[video.Clip], task: str | None = None) -> float:

@@ -21,13 +21,15 @@ from .vocab import EOS, PAD, VIDEO_ID, VIDEO_PAD, VIDEO_WORDS, VISION_END, VISIO
 class Clip:
     """One question about one clip.
 
-    frames: (F, height, width, 3) uint8, two frames a moment. seconds: from one moment to the next.
+    frames: (F, height, width, 3) uint8, two frames a moment. scene: what happens, one clip of all
+    its moments. seconds: from one moment to the next.
     """
 
     frames: np.ndarray
     question: str
     answer: str
     task: str
+    scene: clips.Clips
     seconds: float = clips.FRAMES / clips.RATE
 
 
@@ -64,7 +66,7 @@ def _example(rng: np.random.Generator, family: Family, split: str) -> Clip:
         if asked.valid[0]:
             words = " ".join(VIDEO_WORDS[i] for i in asked.tokens[0])
             frames = clips.render(rng, drawn)[0]
-            return Clip(frames, words, VIDEO_WORDS[asked.answer[0]], family.task)
+            return Clip(frames, words, VIDEO_WORDS[asked.answer[0]], family.task, drawn)
 
 
 def fewer_frames(item: Clip, moments: int) -> Clip:
@@ -80,10 +82,18 @@ def fewer_frames(item: Clip, moments: int) -> Clip:
     total = len(item.frames) // FRAMES
     if moments < 1 or total % moments:
         raise ValueError(f"moments must divide the clip's {total}, got {moments}")
-    step = total // moments
-    # From the middle of each stretch.
-    pairs = item.frames.reshape(total, FRAMES, *item.frames.shape[1:])[step // 2 :: step]
-    return replace(item, frames=pairs.reshape(-1, *pairs.shape[2:]), seconds=item.seconds * step)
+    pairs = item.frames.reshape(total, FRAMES, *item.frames.shape[1:])[spread(total, moments)]
+    longer = item.seconds * total / moments
+    return replace(item, frames=pairs.reshape(-1, *pairs.shape[2:]), seconds=longer)
+
+
+def spread(total: int, moments: int) -> slice:
+    """So many of all moments, from the middle of each stretch.
+
+    >>> [*range(8)][spread(8, 2)]
+    [2, 6]
+    """
+    return slice(total // moments // 2, None, total // moments)
 
 
 def collate(
