@@ -481,7 +481,7 @@ def test_the_short_name_is_llava():
 def test_checkpoints_are_small_and_only_text_and_safetensors():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
-    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 24e6
+    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 27e6
 
 
 def test_accuracy_and_depth(shipped):

@@ -11,7 +11,7 @@ import torch
 from ..utils.files import brief
 from . import language, smollm, vocab
 from .processor import IMAGE_SIZE, PATCH
-from .vocab import CELLS, ID, QWEN_ID
+from .vocab import CELLS, ID, QWEN_ID, VIDEO_ID
 
 #: Pixels a side of a Qwen patch. Qwen merges 2x2 of them to a token, and wants two frames of every
 #: picture.
@@ -36,6 +36,9 @@ IMAGE_TOKENS = {
     ),
     smollm.NAME: ImageTokens(smollm.IMAGE_ID),
 }
+#: testbed-qwen, trained further on clips: see `vispco.testbed.video`.
+VIDEO = "testbed-qwen-video"
+#: Those that answer about pictures.
 MODELS = tuple(IMAGE_TOKENS)
 #: Those that need no other package's weights.
 EMBEDDED = MODELS[:2]
@@ -52,8 +55,10 @@ def resolve(name: str) -> str:
 
 
 def build_config(name: str = "testbed-llava"):
-    """The configuration of the model `name`, one of `EMBEDDED`."""
-    return _qwen_config() if resolve(name) == "testbed-qwen" else _llava_config()
+    """The configuration of the model `name`, one of `EMBEDDED`, or `VIDEO`."""
+    if name == VIDEO:
+        return _qwen_config(VIDEO_ID)
+    return _qwen_config(QWEN_ID) if resolve(name) == "testbed-qwen" else _llava_config()
 
 
 def _llava_config():
@@ -89,10 +94,11 @@ def _llava_config():
     )
 
 
-def _qwen_config():
+def _qwen_config(words: dict[str, int]):
     """A vision tower of one windowed and one full layer, and a decoder of sixteen layers.
 
-    A visual token is 2x2 patches of 4x4 pixels. The decoder has grouped-query attention and M-RoPE.
+    words: the vocabulary. A visual token is 2x2 patches of 4x4 pixels. The decoder has
+    grouped-query attention and M-RoPE.
     """
     from transformers import Qwen2_5_VLConfig
 
@@ -111,7 +117,7 @@ def _qwen_config():
         "initializer_range": 0.06,
     }
     text = {
-        **_text_options(QWEN_ID),
+        **_text_options(words),
         "hidden_size": 96,
         "intermediate_size": 256,
         "num_hidden_layers": 16,
@@ -153,6 +159,7 @@ def _text_options(words: dict[str, int]) -> dict[str, Any]:
 def load(name: str = "testbed-llava", dtype: torch.dtype | None = None):
     """Load a model by name, without a network: (model in eval mode, processor).
 
+    name: one of `MODELS`, or "testbed-qwen-video".
     dtype: of the weights. None: float32; for testbed-smollm bfloat16, on a CPU that multiplies
     matrices of it.
     Raises ValueError that names the folder if its files are damaged; FileNotFoundError if there are
@@ -165,7 +172,7 @@ def load(name: str = "testbed-llava", dtype: torch.dtype | None = None):
     from transformers import AutoProcessor
     from transformers.utils import logging
 
-    key = resolve(name)
+    key = name if name == VIDEO else resolve(name)
     folder = FOLDER / key
     if not (folder / "model.safetensors").exists():
         raise FileNotFoundError(f"no checkpoint in {folder}: install vispco again")

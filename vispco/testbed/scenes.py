@@ -105,11 +105,11 @@ def render(rng: np.random.Generator, scenes: Scenes) -> np.ndarray:
     """Draw the boards: (N, 64, 64, 3) uint8, with jittered colours, two sizes, and pixel noise."""
     n = len(scenes)
     size = rng.integers(0, 2, size=(n, CELLS))
-    shapes = _stencils()[np.clip(scenes.shape, 0, DIGIT - 1), size]
+    shapes = stencils()[np.clip(scenes.shape, 0, DIGIT - 1), size]
     is_digit = (scenes.shape == DIGIT)[..., None, None]
     mask = np.where(is_digit, handwriting()[0][scenes.writing], shapes)  # (N, 64, 8, 8)
     mask = mask * (scenes.colour >= 0)[..., None, None]
-    ink = _RGB[scenes.colour] + rng.normal(0, 12, size=(n, CELLS, 3)).astype(np.float32)
+    ink = ink_of(scenes.colour) + rng.normal(0, 12, size=(n, CELLS, 3)).astype(np.float32)
     paper = rng.uniform(225, 250, size=(n, 1, 1, 1, 3)).astype(np.float32)
     cells = paper + mask[..., None] * (ink[:, :, None, None, :] - paper)
     rows = cells.reshape(n, GRID, GRID, CELL, CELL, 3).swapaxes(2, 3)
@@ -118,8 +118,13 @@ def render(rng: np.random.Generator, scenes: Scenes) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
+def ink_of(colour: np.ndarray) -> np.ndarray:
+    """Red, green and blue (..., 3) float32 of indices into COLOURS (...)."""
+    return _RGB[colour]
+
+
 @lru_cache(maxsize=1)
-def _stencils() -> np.ndarray:
+def stencils() -> np.ndarray:
     """Filled silhouettes (4 shapes, 2 sizes, 8, 8) float32, in the order of SHAPES."""
     y, x = np.mgrid[0:CELL, 0:CELL].astype(np.float32) - 3.5
     table = []

@@ -32,6 +32,11 @@ VISION_END, VIDEO_PAD = "<|vision_end|>", "<|video_pad|>"
 QWEN_WORDS = (*WORDS, VISION_START, IMAGE_PAD, VISION_END, VIDEO_PAD)
 QWEN_ID = {word: index for index, word in enumerate(QWEN_WORDS)}
 
+_VIDEO = "south east came first last where goes has"
+#: Words of questions about clips, which testbed-qwen-video alone has.
+VIDEO_WORDS = (*QWEN_WORDS, *_VIDEO.split())
+VIDEO_ID = {word: index for index, word in enumerate(VIDEO_WORDS)}
+
 
 def ids(words: tuple[str, ...]) -> np.ndarray:
     """Token ids of `words`, as an array that other arrays can index: `ids(COLOURS)[colour]`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vispco.testbed.model import FRAMES, MERGE, QWEN_PATCH, build_config, resolve
+from vispco.testbed.model import FRAMES, MERGE, QWEN_PATCH, VIDEO, build_config, resolve
 from vispco.testbed.processor import MEAN, PATCH, STD, chat_template, llava_processor
 from vispco.testbed.vocab import (
     EOS,
@@ -14,6 +14,7 @@ from vispco.testbed.vocab import (
     PAD,
     QWEN_ID,
     UNK,
+    VIDEO_ID,
     VIDEO_PAD,
     VISION_END,
     VISION_START,
@@ -39,7 +40,9 @@ def build_model(seed: int, name: str = "testbed-llava"):
 
 def build_processor(name: str = "testbed-llava"):
     """The processor of the model `name`."""
-    return _qwen_processor() if resolve(name) == "testbed-qwen" else _llava_processor()
+    if name == VIDEO:
+        return _qwen_processor(VIDEO_ID)
+    return _qwen_processor(QWEN_ID) if resolve(name) == "testbed-qwen" else _llava_processor()
 
 
 def _llava_processor():
@@ -47,7 +50,7 @@ def _llava_processor():
     return llava_processor(_tokenizer(ID, [IMAGE]), IMAGE, chat_template(IMAGE))
 
 
-def _qwen_processor():
+def _qwen_processor(words: dict[str, int]):
     """Qwen2.5-VL's image processor, for pictures of up to 1024 visual tokens, and the words.
 
     It rounds the sides of a picture to 8 pixels. The processor class that Qwen shares with its
@@ -71,7 +74,7 @@ def _qwen_processor():
         "vision_end_token": VISION_END,
     }
     template = chat_template(VISION_START + IMAGE_PAD + VISION_END)
-    return PaddleOCRVLProcessor(images, _tokenizer(QWEN_ID, special), chat_template=template)
+    return PaddleOCRVLProcessor(images, _tokenizer(words, special), chat_template=template)
 
 
 def _tokenizer(vocabulary: dict[str, int], special: list[str] | dict[str, str]):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vispco.testbed.images import image_inputs
-from vispco.testbed.model import IMAGE_TOKENS, PATCH, ImageTokens
+from vispco.testbed.images import image_inputs, video_inputs
+from vispco.testbed.model import FRAMES, IMAGE_TOKENS, PATCH, ImageTokens
 from vispco.testbed.vocab import EOS, ID
 
 from .recipe import RECIPES, name_of
@@ -22,9 +22,10 @@ _UNSEEN = -1e4
 class Packed:
     """B images with T text tokens each; T is cut into slots, one question a slot.
 
-    images: (B, height, width, 3) uint8. tokens: (B, T). target: (B, T), -100 where nothing is
-    predicted. hint: (B, T), what a question's last token should hold half-way, -100 elsewhere.
-    slot: (T,), which slot. place: (T,), the place in it; every slot goes on right after the image.
+    images: (B, height, width, 3) uint8, or clips (B, frames, height, width, 3). tokens: (B, T).
+    target: (B, T), -100 where nothing is predicted. hint: (B, T), what a question's last token
+    should hold half-way, -100 elsewhere. slot: (T,), which slot. place: (T,), the place in it;
+    every slot goes on right after the image.
     """
 
     images: np.ndarray
@@ -69,17 +70,19 @@ def pack(images: np.ndarray, slots: list[tuple], eos_slots: int) -> Packed:
     )
 
 
-def positions(ids: ImageTokens, rows: int, columns: int, place: torch.Tensor) -> torch.Tensor:
+def positions(
+    ids: ImageTokens, rows: int, columns: int, place: torch.Tensor, moments: int = 1
+) -> torch.Tensor:
     """Rotary positions (1 or 3, N) of the opening tokens, the image, the closing ones and the text.
 
     LLaVA counts the tokens. Qwen gives the image (time, row, column), and the text goes on after
-    the larger side. rows, columns: of visual tokens. place: (T,) of the text.
+    the larger side. rows, columns: of visual tokens. place: (T,) of the text. moments: of a clip,
+    one step of time each.
     """
     before, after = len(ids.before), len(ids.after)
     if before:
-        row = torch.arange(rows).repeat_interleave(columns)
-        column = torch.arange(columns).repeat(rows)
-        image = torch.stack([torch.zeros_like(row), row, column]) + before
+        axes = [torch.arange(size) for size in (moments, rows, columns)]
+        image = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1) + before
         size = max(rows, columns)
     else:
         image = torch.arange(rows * columns)[None]
@@ -89,11 +92,14 @@ def positions(ids: ImageTokens, rows: int, columns: int, place: torch.Tensor) ->
     return torch.cat([opening, image, text.expand(len(image), -1)], dim=1)
 
 
-def forward(model, batch: Packed, window: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def forward(
+    model, batch: Packed, window: tuple[int, int], aux_layer: int | None = None
+) -> tuple[torch.Tensor, ...]:
     """One forward pass over packed questions.
 
     window: all other tokens see the visual tokens in layers window[0] to window[1] - 1 only; then
     the visual tokens are taken out.
+    aux_layer: None: the recipe's.
     Returns logits of the text (B, T, vocabulary), visual states (B, V, hidden) after `aux_layer`
     layers, and text states (B, T, hidden) after `hint_layer` layers.
     """
@@ -104,9 +110,10 @@ def forward(model, batch: Packed, window: tuple[int, int]) -> tuple[torch.Tensor
     mask = _mask(size, batch.slot, hidden.dtype)
     blind = mask.clone()
     blind[..., lead + v :, lead : lead + v] = _UNSEEN
-    height, width = batch.images.shape[1:3]
+    height, width = batch.images.shape[-3:-1]
+    moments = batch.images.shape[1] // FRAMES if batch.images.ndim == 5 else 1
     ids = IMAGE_TOKENS[recipe.name]
-    position = positions(ids, height // PATCH, width // PATCH, batch.place)
+    position = positions(ids, height // PATCH, width // PATCH, batch.place, moments)
     cos, sin = decoder.rotary_emb(hidden, position[:, None] if len(position) > 1 else position)
     rest = torch.cat([torch.arange(lead), torch.arange(lead + v, size)])  # all but the image
     visual, half = hidden[:, lead : lead + v], hidden[:, -n_text:]
@@ -116,7 +123,7 @@ def forward(model, batch: Packed, window: tuple[int, int]) -> tuple[torch.Tensor
             mask = mask[:, :, rest][..., rest]
         seen = blind if index < opens else mask
         hidden = layer(hidden, attention_mask=seen, position_embeddings=(cos, sin))
-        if index + 1 == recipe.aux_layer:
+        if index + 1 == (aux_layer or recipe.aux_layer):
             visual = hidden[:, lead : lead + v]
         if index + 1 == recipe.hint_layer:
             half = hidden[:, -n_text:]
@@ -127,8 +134,11 @@ def _embedded(model, batch: Packed) -> tuple[torch.Tensor, int, int]:
     """Input of layer 0 (B, N, hidden), where the visual tokens begin, and how many there are."""
     inner, name = model.model, name_of(model)
     ids, embed = IMAGE_TOKENS[name], inner.get_input_embeddings()
-    pictures = image_inputs(name, batch.images)
-    features = inner.get_image_features(**pictures, return_dict=True).pooler_output
+    if batch.images.ndim == 5:
+        found = inner.get_video_features(**video_inputs(batch.images), return_dict=True)
+    else:
+        found = inner.get_image_features(**image_inputs(name, batch.images), return_dict=True)
+    features = found.pooler_output
     visual = torch.stack(list(features))
     before, after = (
         embed(torch.tensor(fixed, dtype=torch.long)).expand(len(visual), -1, -1)

@@ -1,0 +1,1 @@
+"""How testbed-qwen-video was trained: `python -m tests.reproduction.training.video.train`."""
