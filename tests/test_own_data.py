@@ -381,7 +381,7 @@ def test_a_model_by_name_and_what_is_asked_of_transformers(tmp_path, monkeypatch
         (["--model", "custom"], "with --trust-remote-code it may"),
         (["--model", "text-only"], "text-only: cannot prune 'gpt2' models"),
         (["--objective", "accuracy"], "invalid choice: 'accuracy'"),
-        (["--estimator", "boundry"], "did you mean 'boundary'?"),
+        (["--estimator", "papers"], "did you mean 'paper'?"),
         (["--budgets", "flop=0.5"], "did you mean 'flops'?"),
         (["--budgets", "flops=0.5+flops=0.4"], "limits the same twice"),
         (["--budgets", "flops=0.5+kv_cache=half"], "'half' is not understood"),
