@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from tests.reproduction import contenders, yardstick
+from tests.reproduction import calibration, contenders, yardstick
 from tests.reproduction.cache import Cache
 from tests.reproduction.contenders import CONTENDERS, few_drops
 from tests.reproduction.searches import by_start
@@ -164,3 +164,19 @@ def test_bad_arguments_get_one_line(small, tmp_path, capsys):
         assert main([*given_, *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_searches_with_few_and_with_many_questions_cost_the_same(tmp_path, monkeypatch, capsys):
+    for name, value in {"HELD_OUT": 8, "BATCH": 4, "PASSES": 900, "SHALLOW": BUDGETS}.items():
+        monkeypatch.setattr(calibration, name, value)
+    file = tmp_path / "curve.json"
+    asked = ["--seeds", "1", "--sizes", "4", "12", "--cache", str(tmp_path), "--output", str(file)]
+    assert calibration.main(asked) == 0
+    few, many = json.loads(file.read_text())["rows"]
+    assert few["questions"] == 4 and many["questions"] == 12
+    assert few["passes"] <= 900 and many["passes"] <= 900
+    # All that is measured is within the budgets, so it is worse than the full model.
+    assert all(row[name] > 0 for row in (few, many) for name in ("kl", "held_out_kl"))
+    assert capsys.readouterr().out.count("\n") == 4
+    bad = ["--output", str(tmp_path / "none.json"), "--table"]
+    assert calibration.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1
