@@ -1,0 +1,78 @@
+"""What is looked at before vLLM builds a model: whether it can be pruned, under these settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from . import MODELS, VARIABLE, check_model, configured
+
+
+class Refused(VerifyAndUpdateConfig):
+    """Of a model that the plug-in does not know: it would run unpruned, silently."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        raise ValueError(
+            f"{VARIABLE} is set, and {model_config.architecture} is no model that is pruned: serve "
+            f"one of {', '.join(MODELS)}, or unset it"
+        )
+
+
+class Served(VerifyAndUpdateConfig):
+    """Of a model that is pruned."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        check_model(configured()[0], model_config.hf_config)
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        model, compilation = vllm_config.model_config, vllm_config.compilation_config
+        multimodal = model.multimodal_config
+        reads_tower = configured()[1].method.reads_vision
+        sharded = vllm_config.parallel_config.tensor_parallel_size > 1
+        cannot = {
+            "speculative decoding (--speculative-config)": vllm_config.speculative_config,
+            "vLLM's own pruning (--video-pruning-rate)": multimodal.video_pruning_rate,
+            "CUDA graphs of the vision tower (cudagraph_mm_encoder)": (
+                compilation.cudagraph_mm_encoder
+            ),
+            "a vision tower that is compiled (compile_mm_encoder), whose attention the method "
+            "reads": reads_tower and compilation.compile_mm_encoder,
+            "tensor parallelism, where each process has a part of the attention heads that the "
+            "method reads": reads_tower and sharded,
+        }
+        for what, found in cannot.items():
+            if found:
+                raise ValueError(
+                    f"{VARIABLE} is set, and pruning does not go with {what}: leave it out, or "
+                    "unset the variable"
+                )
+
+
+class ServedLlava(Served):
+    """LLaVA's positions are single numbers: M-RoPE, of whose three rows one is used, carries them.
+
+    vLLM numbers the tokens of other models one after the other, whatever was dropped.
+    """
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        Served.verify_and_update_model_config(model_config)
+        config = model_config.hf_config
+        text, tower = config.get_text_config(), config.vision_config.model_type
+        rope = getattr(text, "rope_parameters", None) or {}
+        if tower == "pixtral" or rope.get("rope_type", "default") != "default":
+            raise ValueError(
+                f"{VARIABLE} is set, and of LLaVA models only those are pruned whose vision tower "
+                "is CLIP or SigLIP and whose rotary embedding is of type 'default': this one has "
+                f"{tower!r} and {rope.get('rope_type')!r}; unset it"
+            )
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        turned = int(size * rope.get("partial_rotary_factor", 1.0))
+        text.rope_parameters = {**rope, "mrope_section": [turned // 2, 0, 0]}
+
+
+CHECKS = {name: ServedLlava if name.startswith("Llava") else Served for name in MODELS}
