@@ -90,3 +90,53 @@ def _padded(x: Tensor, dim: int, size: int) -> Tensor:
     more = list(x.shape)
     more[dim] = size - x.shape[dim]
     return torch.cat([x, x.new_zeros(more)], dim)
+
+
+def tiny_qwen3_vl(folder: Path, qwen: Path) -> Path:
+    """Qwen3-VL with random weights, and the processor of testbed-qwen as saved in `qwen`."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    own = json.loads((qwen / "config.json").read_text())
+    ids = {name: number for name, number in own.items() if name.endswith("token_id")}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+        "initializer_range": 0.3,
+    }
+    text = {
+        "vocab_size": own["text_config"]["vocab_size"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+    }
+    torch.manual_seed(0)
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **ids)
+    Qwen3VLForConditionalGeneration(config).eval().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((qwen / name).read_bytes())
+    processor = json.loads((qwen / "processor_config.json").read_text())
+    processor["processor_class"] = "Qwen3VLProcessor"
+    processor["video_processor"]["video_processor_type"] = "Qwen3VLVideoProcessor"
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder

@@ -310,7 +310,7 @@ class NoVideos(qwen3_vl.Qwen3VLProcessingInfo):
     """Of Qwen3-VL: it counts the tokens of each frame, which are known when it is too late."""
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
-        return {"image": None}
+        return {"image": None, "video": 0}
 
 
 class NoVideosMoe(NoVideos, qwen3_vl_moe.Qwen3VLMoeProcessingInfo):

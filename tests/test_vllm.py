@@ -1,0 +1,382 @@
+"""The plug-in for vLLM against the plain call: the answers of `vispco.apply` in transformers.
+
+vLLM wants its own environment and is not in the extra `test`. docs/serving.md says how to make one,
+here without a GPU; there, `python -m pytest tests/test_vllm.py`.
+"""
+
+import base64
+import gc
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="needs vLLM in its own environment: see docs/serving.md")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+from vllm import LLM, SamplingParams
+
+import vispco
+from vispco import testbed
+from vispco.integrations.vllm import VARIABLE
+from vispco.testbed.data import collate
+from vllm_checkpoints import saved, tiny_qwen3_vl
+
+N = 64
+LAYERS = {"testbed-llava": 8, "testbed-qwen": 16, "qwen3-vl": 4}
+#: So small that prompts come in several parts, which cut pictures.
+SETTINGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 200,
+    "max_num_batched_tokens": 48,
+    "block_size": 32,
+    "enable_prefix_caching": True,
+    "enable_chunked_prefill": True,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of the models, as vLLM reads them."""
+    root = tmp_path_factory.mktemp("models")
+    found = {name: saved(name, root / name) for name in ("testbed-llava", "testbed-qwen")}
+    found["qwen3-vl"] = tiny_qwen3_vl(root / "qwen3-vl", found["testbed-qwen"])
+    return found
+
+
+@pytest.fixture
+def served(folders, tmp_path, monkeypatch):
+    """`served(name, method, ratio, **settings)`: a vLLM of the model, and the configuration."""
+    made = []
+
+    def serve(name, method="divprune", ratio=0.25, **settings):
+        config = vispco.PruningConfig(method, [ratio] * LAYERS[name])
+        config.save(tmp_path / "config.json")
+        monkeypatch.setenv(VARIABLE, str(tmp_path / "config.json"))
+        limits = {"limit_mm_per_prompt": {"image": 2, "video": 0}}
+        made.append(LLM(str(folders[name]), **{**SETTINGS, **limits, **settings}))
+        return made[0], config
+
+    yield serve
+    for llm in made:
+        llm.llm_engine.engine_core.shutdown()
+    made.clear()
+    gc.collect()
+
+
+def plain(folders, name):
+    """The same model in transformers."""
+    return AutoModelForImageTextToText.from_pretrained(folders[name]).eval()
+
+
+def image_id(model):
+    config = model.config
+    return getattr(config, "image_token_index", None) or config.image_token_id
+
+
+def asked(model, ids, pictures, kind="image"):
+    """A prompt for vLLM: one token stands for each picture. ids: with one for each token."""
+    marks = {image_id(model), getattr(model.config, "video_token_id", None)}
+    short = [i for i, run in groupby(ids) for i in ([i] if i in marks else list(run))]
+    return {"prompt_token_ids": short, "multi_modal_data": {kind: pictures}}
+
+
+def answers(llm, prompts, tokens=4):
+    """Token ids of each answer, the log-probability of its first, and the outputs."""
+    greedy = SamplingParams(temperature=0, max_tokens=tokens, logprobs=0, stop_token_ids=[1])
+    outputs = llm.generate(prompts, greedy, use_tqdm=False)
+    each = [output.outputs[0] for output in outputs]
+    first = [answer.logprobs[0][answer.token_ids[0]].logprob for answer in each]
+    return [list(answer.token_ids) for answer in each], torch.tensor(first), outputs
+
+
+@torch.no_grad()
+def reference(model, config, batches, tokens=4):
+    """The same, by `vispco.apply`, one prompt at a time."""
+    found, first = [], []
+    with vispco.apply(model, config):
+        for inputs in batches:
+            output = model.generate(
+                **inputs,
+                max_new_tokens=tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            new = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+            # Rows end with the end token.
+            found.append(new)
+            first.append(output.logits[0][0].log_softmax(-1)[new[0]])
+    return found, torch.stack(first)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return testbed.examples("test", N, seed=3)
+
+
+def inputs_of(items, name):
+    return [collate([item], with_answers=False, model=name) for item in items]
+
+
+@pytest.mark.parametrize("method", ["divprune", "visionzip", "hiprune", "vispruner", "pool"])
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
+def test_the_answers_are_those_of_apply(folders, served, items, name, method):
+    """Features, grid, attention of the tower at two depths, merging; prompts cut anywhere."""
+    llm, config = served(name, method)
+    model, batches = plain(folders, name), inputs_of(items, name)
+    prompts = [
+        asked(model, batch["input_ids"][0].tolist(), Image.fromarray(item.image))
+        for batch, item in zip(batches, items, strict=True)
+    ]
+    found, first, outputs = answers(llm, prompts)
+    expected, right = reference(model, config, batches)
+    assert found == expected
+    assert (first - right).abs().median() < 1e-4
+    # 16 of 64 tokens.
+    for batch, output in zip(batches, outputs, strict=True):
+        assert len(output.prompt_token_ids) == batch["input_ids"].shape[1] - 48
+
+
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
+def test_a_prefix_that_ends_within_a_picture_is_taken_from_the_cache(
+    folders, served, items, name
+):
+    llm, config = served(name, "vispruner", 0.75)
+    model = plain(folders, name)
+    # Every question, of the first picture alone.
+    items = [testbed.Example(items[0].image, item.question, "", "") for item in items[:16]]
+    batches = inputs_of(items, name)
+    picture = Image.fromarray(items[0].image)
+    prompts = [asked(model, batch["input_ids"][0].tolist(), picture) for batch in batches]
+    expected, right = reference(model, config, batches)
+    first = [answers(llm, [prompt]) for prompt in prompts]
+    assert [tokens for (tokens,), _, _ in first] == expected
+    assert [outputs[0].num_cached_tokens for _, _, outputs in first] == [0] + [32] * 15
+    assert (torch.cat([each for _, each, _ in first]) - right).abs().max() < 1e-4
+
+
+def kept_alone(model, config, batch):
+    """(S,) bool: the tokens of a prompt with one picture that `vispco.apply` keeps."""
+    with torch.no_grad(), vispco.apply(model, config) as handle:
+        model(**batch)
+    return handle.kept()[0][0]
+
+
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
+def test_each_of_several_pictures_keeps_its_own_share(folders, served, items, name):
+    """By hand: the tokens that each picture keeps alone, at the positions of the whole prompt.
+
+    Two pictures of LLaVA stand next to each other.
+    """
+    llm, config = served(name)
+    model = plain(folders, name)
+    prompts, right, best = [], [], []
+    for one, other in zip(items[:8], items[8:16], strict=True):
+        batches = inputs_of([one, other], name)
+        ids = [batch["input_ids"][0] for batch in batches]
+        visual = [each == image_id(model) for each in ids]
+        # The first prompt up to its picture's end, then the second prompt.
+        cut = int(visual[0].nonzero()[-1]) + (1 if name == "testbed-llava" else 2)
+        both = torch.cat([ids[0][:cut], ids[1]])
+        kept = torch.cat(
+            [kept_alone(model, config, batches[0])[:cut], kept_alone(model, config, batches[1])]
+        )
+        media = {
+            key: torch.cat([batch[key] for batch in batches])
+            for key in ("pixel_values", "image_grid_thw")
+            if key in batches[0]
+        }
+        with torch.no_grad():
+            features = torch.cat(list(model.get_image_features(**media).pooler_output))
+            embeds = model.get_input_embeddings()(both)
+            mask = both == image_id(model)
+            embeds[mask] = features
+            positions = torch.arange(len(both))[None]
+            if "image_grid_thw" in media:
+                positions, _ = model.model.get_rope_index(
+                    both[None], mm_token_type_ids=mask.long()[None], image_grid_thw=media["image_grid_thw"]
+                )
+            logits = model(
+                inputs_embeds=embeds[None, kept], position_ids=positions[..., kept]
+            ).logits[0, -1]
+        right.append(logits.log_softmax(-1).max())
+        best.append(int(logits.argmax()))
+        pictures = [Image.fromarray(one.image), Image.fromarray(other.image)]
+        if name == "testbed-llava":
+            question = ids[1][~visual[1]].tolist()
+            prompt = {
+                "prompt_token_ids": [image_id(model)] * 2 + question,
+                "multi_modal_data": {"image": pictures},
+            }
+        else:
+            prompt = asked(model, both.tolist(), pictures)
+        prompts.append(prompt)
+    found, first, outputs = answers(llm, prompts, tokens=1)
+    assert [tokens[0] for tokens in found] == best
+    # Of pictures with equal cells, a rounding may decide which of two is kept.
+    assert (first - torch.stack(right)).abs().sort().values[:-1].max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["evs", "vispruner"])
+def test_videos_of_qwen2_5_vl(folders, served, method):
+    """Random films of several sizes: the same tokens and numbers as `vispco.apply`.
+
+    The films are wider than long. After longer ones, transformers and vLLM begin the text at other
+    positions, pruned or not.
+    """
+    llm, config = served(
+        "testbed-qwen", method, 0.3, limit_mm_per_prompt={"image": 0, "video": 1}
+    )
+    model = plain(folders, "testbed-qwen")
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folders["testbed-qwen"])
+    random, prompts, batches = np.random.default_rng(0), [], []
+    for frames, height, width in [(4, 32, 32), (6, 32, 48), (8, 16, 64), (4, 48, 24)]:
+        film = random.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+        metadata = {
+            "fps": 2.0,
+            "duration": frames / 2,
+            "total_num_frames": frames,
+            "frames_indices": list(range(frames)),
+            "video_backend": "opencv",
+            "do_sample_frames": False,
+        }
+        text = "<|vision_start|><|video_pad|><|vision_end|>what is left of it ?"
+        known = {key: x for key, x in metadata.items() if key != "do_sample_frames"}
+        batch = processor(
+            text=[text],
+            videos=[film],
+            video_metadata=[known],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        batches.append(dict(batch))
+        prompts.append(
+            asked(model, batch["input_ids"][0].tolist(), [(film, metadata)], "video")
+        )
+    found, first, _ = answers(llm, prompts)
+    expected, right = reference(model, config, batches)
+    assert found == expected and (first - right).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["divprune", "visionzip"])
+def test_qwen3_vl(folders, served, items, method):
+    """Features that enter behind the first layers go with their tokens."""
+    llm, config = served("qwen3-vl", method, limit_mm_per_prompt={"image": 1})
+    model, batches = plain(folders, "qwen3-vl"), inputs_of(items[:16], "testbed-qwen")
+    prompts = [
+        asked(model, batch["input_ids"][0].tolist(), Image.fromarray(item.image))
+        for batch, item in zip(batches, items, strict=False)
+    ]
+    found, first, _ = answers(llm, prompts)
+    expected, right = reference(model, config, batches)
+    assert found == expected and (first - right).abs().max() < 1e-3
+
+
+def test_what_cannot_be_served_is_refused(folders, served, tmp_path, monkeypatch):
+    cases = [
+        ({"name": "testbed-llava", "method": "fastv"}, "steps|drop once|cannot rank"),
+        ({"name": "testbed-qwen", "method": "cdpruner"}, "reads the text of the prompt"),
+        ({"name": "testbed-qwen", "video_pruning_rate": 0.5}, "--video-pruning-rate"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            served(**options)
+    vispco.PruningConfig("evs", [0.5] * 5).save(tmp_path / "five.json")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "five.json"))
+    with pytest.raises(ValueError, match="5 keep_ratios, but the model has 8 decoder layers"):
+        LLM(str(folders["testbed-llava"]), **SETTINGS)
+
+
+def test_other_models_are_refused():
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from vispco.integrations.vllm.checks import Refused
+
+    class Model:
+        architecture = "LlamaForCausalLM"
+
+    assert MODELS_CONFIG_MAP["LlamaForCausalLM"] is Refused
+    with pytest.raises(ValueError, match="LlamaForCausalLM is no model that is pruned"):
+        Refused.verify_and_update_model_config(Model)
+
+
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
+def test_vllm_serve(folders, items, tmp_path, name):
+    """`vllm serve` with 16 requests at a time, through the client of its HTTP interface."""
+    from openai import OpenAI
+
+    config = vispco.PruningConfig("vispruner", [0.25] * LAYERS[name])
+    config.save(tmp_path / "config.json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"dtype": "float32", "max-model-len": 200, "max-num-batched-tokens": 48}
+    options |= {"block-size": 32, "port": port, "limit-mm-per-prompt": '{"image": 1}'}
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folders[name]]
+    command += ["--enforce-eager", "--enable-prefix-caching", "--enable-chunked-prefill"]
+    command += [part for key, x in options.items() for part in (f"--{key}", x)]
+    environment = {**os.environ, VARIABLE: str(tmp_path / "config.json")}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen(
+            [str(part) for part in command], env=environment, stdout=log, stderr=log
+        ) as server,
+    ):
+        try:
+            client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+            wait_for(client, server, tmp_path / "log")
+
+            def ask(item):
+                file = io.BytesIO()
+                Image.fromarray(item.image).save(file, "PNG")
+                url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+                parts = [
+                    {"type": "image_url", "image_url": {"url": url}},
+                    {"type": "text", "text": item.question},
+                ]
+                reply = client.chat.completions.create(
+                    model=str(folders[name]),
+                    messages=[{"role": "user", "content": parts}],
+                    temperature=0,
+                    max_tokens=4,
+                )
+                return reply.choices[0].message.content.strip(), reply.usage.prompt_tokens
+
+            with ThreadPoolExecutor(16) as pool:
+                found = list(pool.map(ask, items))
+        finally:
+            server.terminate()
+    batches = inputs_of(items, name)
+    expected, _ = reference(plain(folders, name), config, batches)
+    _, processor = testbed.load(name)
+    texts = [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in expected]
+    assert [text for text, _ in found] == texts
+    lengths = [batch["input_ids"].shape[1] - 48 for batch in batches]
+    assert [length for _, length in found] == lengths
+
+
+def wait_for(client, server, log):
+    """Until the server answers."""
+    for _ in range(300):
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            return client.models.list()
+        except Exception:
+            time.sleep(2)
+    raise TimeoutError(log.read_text()[-3000:])
