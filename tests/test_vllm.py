@@ -151,9 +151,7 @@ def test_the_answers_are_those_of_apply(folders, served, items, name, method):
 
 
 @pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
-def test_a_prefix_that_ends_within_a_picture_is_taken_from_the_cache(
-    folders, served, items, name
-):
+def test_a_prefix_that_ends_within_a_picture_is_taken_from_the_cache(folders, served, items, name):
     llm, config = served(name, "vispruner", 0.75)
     model = plain(folders, name)
     # Every question, of the first picture alone.
@@ -207,7 +205,9 @@ def test_each_of_several_pictures_keeps_its_own_share(folders, served, items, na
             positions = torch.arange(len(both))[None]
             if "image_grid_thw" in media:
                 positions, _ = model.model.get_rope_index(
-                    both[None], mm_token_type_ids=mask.long()[None], image_grid_thw=media["image_grid_thw"]
+                    both[None],
+                    mm_token_type_ids=mask.long()[None],
+                    image_grid_thw=media["image_grid_thw"],
                 )
             logits = model(
                 inputs_embeds=embeds[None, kept], position_ids=positions[..., kept]
@@ -237,9 +237,7 @@ def test_videos_of_qwen2_5_vl(folders, served, method):
     The films are wider than long. After longer ones, transformers and vLLM begin the text at other
     positions, pruned or not.
     """
-    llm, config = served(
-        "testbed-qwen", method, 0.3, limit_mm_per_prompt={"image": 0, "video": 1}
-    )
+    llm, config = served("testbed-qwen", method, 0.3, limit_mm_per_prompt={"image": 0, "video": 1})
     model = plain(folders, "testbed-qwen")
     from transformers import AutoProcessor
 
@@ -265,9 +263,7 @@ def test_videos_of_qwen2_5_vl(folders, served, method):
             return_tensors="pt",
         )
         batches.append(dict(batch))
-        prompts.append(
-            asked(model, batch["input_ids"][0].tolist(), [(film, metadata)], "video")
-        )
+        prompts.append(asked(model, batch["input_ids"][0].tolist(), [(film, metadata)], "video"))
     found, first, _ = answers(llm, prompts)
     expected, right = reference(model, config, batches)
     assert found == expected and (first - right).abs().max() < 1e-3

@@ -7,7 +7,7 @@ and which are kept depends on the picture alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +99,12 @@ before layer 0: find one with vispco search --before-llm, or give every layer th
         grid: Callable[[], Tensor],
         tower: Callable[[float | None], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """The tokens (K, D) that are kept of one picture, merged if the method merges; their places.
+        """The tokens (K, D) that are kept of one picture, merged if the method merges.
 
         features: (n, D), what would enter the language model. grid: gives frame, row and column
         (n, 3). tower: gives the attention (n,) that the tokens receive in the vision tower, at a
         depth or (None) in the layer that makes them, and their keys (n, E).
-        The second result is (K,) long, in ascending order.
+        The second result is their places among the n (K,), in ascending order.
         Raises ValueError if the method asks for anything else, or keeps another number of tokens.
         """
         n, method = len(features), self.method
@@ -125,7 +125,7 @@ before layer 0: find one with vispco search --before-llm, or give every layer th
         return hidden[0, places], places
 
 
-def _sources(method: Any, features: Tensor, grid: Any, tower: Any) -> Mapping[str, Any]:
+def _sources(method: Any, features: Tensor, grid: Any, tower: Any) -> dict[str, Any]:
     """What a method may ask of the vision side, as `vispco.pruning._tower.Tower.sources`."""
 
     def read(depth: float | None = None) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,8 @@ class _Alone(PassState):
 
     def context(self, *args: Any) -> Any:
         context = super().context(*args)
-        context.text_mask = context.last = _NoText()
+        absent: Any = _NoText()
+        context.text_mask = context.last = absent
         return context
 
 

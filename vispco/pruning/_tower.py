@@ -174,7 +174,7 @@ def of_patches(heard: list, class_token: bool) -> Tensor:
     heard: of each call query (tiles, H, n, E), key (tiles, G, n, E), mask, and scaling.
     class_token: whether the first patch is one, whose row alone is read.
     """
-    calls = [_of_call(*call, class_token) for call in heard]
+    calls = [_of_call(q, k, mask, scaling, class_token) for q, k, mask, scaling in heard]
     return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
 
 

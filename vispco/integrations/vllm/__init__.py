@@ -50,8 +50,8 @@ def configured() -> tuple[PruningConfig, OneDrop]:
     Raises ValueError if it cannot be served, FileNotFoundError if there is no such file.
     """
     path = os.environ[VARIABLE]
+    config = PruningConfig.load(path)
     try:
-        config = PruningConfig.load(path)
         return config, OneDrop.of(config)
     except ValueError as error:
         raise ValueError(f"{VARIABLE}={path}: {error}") from error
