@@ -29,20 +29,24 @@ class Served(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        model, compilation = vllm_config.model_config, vllm_config.compilation_config
-        multimodal = model.multimodal_config
-        reads_tower = configured()[1].method.reads_vision
-        sharded = vllm_config.parallel_config.tensor_parallel_size > 1
+        multimodal = vllm_config.model_config.multimodal_config
+        compilation, parallel = vllm_config.compilation_config, vllm_config.parallel_config
+        adapters, reads_tower = vllm_config.lora_config, configured()[1].method.reads_vision
         cannot = {
             "speculative decoding (--speculative-config)": vllm_config.speculative_config,
             "vLLM's own pruning (--video-pruning-rate)": multimodal.video_pruning_rate,
             "CUDA graphs of the vision tower (cudagraph_mm_encoder)": (
                 compilation.cudagraph_mm_encoder
             ),
+            # The positions of what is kept are known to the first process alone.
+            "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+            "LoRA in the vision tower (enable_tower_connector_lora)": (
+                adapters and adapters.enable_tower_connector_lora
+            ),
             "a vision tower that is compiled (compile_mm_encoder), whose attention the method "
             "reads": reads_tower and compilation.compile_mm_encoder,
             "tensor parallelism, where each process has a part of the attention heads that the "
-            "method reads": reads_tower and sharded,
+            "method reads": reads_tower and parallel.tensor_parallel_size > 1,
         }
         for what, found in cannot.items():
             if found:
