@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from vllm import LLM, SamplingParams
 
 import vispco
 from vispco import testbed
-from vispco.integrations.vllm import VARIABLE
+from vispco.integrations.vllm import VARIABLE, register
 from vispco.testbed.data import collate
 from vllm_checkpoints import saved, tiny_qwen3_vl
 
@@ -65,6 +66,8 @@ def served(folders, tmp_path, monkeypatch):
         config = vispco.PruningConfig(method, [ratio] * LAYERS[name])
         config.save(tmp_path / "config.json")
         monkeypatch.setenv(VARIABLE, str(tmp_path / "config.json"))
+        # vLLM does, but once in a process, even if that fails.
+        register()
         limits = {"limit_mm_per_prompt": {"image": 2, "video": 0}}
         made.append(LLM(str(folders[name]), **{**SETTINGS, **limits, **settings}))
         return made[0], config
@@ -285,7 +288,7 @@ def test_qwen3_vl(folders, served, items, method):
 
 def test_what_cannot_be_served_is_refused(folders, served, tmp_path, monkeypatch):
     cases = [
-        ({"name": "testbed-llava", "method": "fastv"}, "steps|drop once|cannot rank"),
+        ({"name": "testbed-llava", "method": "fastv"}, "'fastv' cannot rank a picture before"),
         ({"name": "testbed-qwen", "method": "cdpruner"}, "reads the text of the prompt"),
         ({"name": "testbed-qwen", "video_pruning_rate": 0.5}, "--video-pruning-rate"),
     ]
@@ -298,17 +301,58 @@ def test_what_cannot_be_served_is_refused(folders, served, tmp_path, monkeypatch
         LLM(str(folders["testbed-llava"]), **SETTINGS)
 
 
-def test_other_models_are_refused():
+SETTING = {
+    "speculative_config": "speculative decoding",
+    "model_config.multimodal_config.video_pruning_rate": "vLLM's own pruning",
+    "compilation_config.cudagraph_mm_encoder": "CUDA graphs of the vision tower",
+    "compilation_config.compile_mm_encoder": "a vision tower that is compiled",
+    "lora_config.enable_tower_connector_lora": "LoRA in the vision tower",
+    "parallel_config.pipeline_parallel_size": "pipeline parallelism",
+    "parallel_config.tensor_parallel_size": "tensor parallelism",
+}
+#: Only methods that read the tower mind them.
+OF_THE_TOWER = ("compile_mm_encoder", "tensor_parallel_size")
+
+
+@pytest.mark.parametrize("setting", SETTING)
+@pytest.mark.parametrize("method", ["vispruner", "divprune"])
+def test_settings_that_pruning_does_not_go_with(tmp_path, monkeypatch, setting, method):
+    from vispco.integrations.vllm.checks import Served
+
+    vispco.PruningConfig(method, [0.5]).save(tmp_path / "config.json")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "config.json"))
+    names = [*SETTING, "lora_config.rank"]
+    settings = SimpleNamespace()
+    for path in names:
+        *parents, last = path.split(".")
+        place = settings
+        for parent in parents:
+            if not hasattr(place, parent):
+                setattr(place, parent, SimpleNamespace())
+            place = getattr(place, parent)
+        setattr(place, last, 1 if "parallel" in path else None)
+    Served.verify_and_update_config(settings)
+    *parents, last = setting.split(".")
+    place = settings
+    for parent in parents:
+        place = getattr(place, parent)
+    setattr(place, last, 2)
+    if method == "divprune" and last in OF_THE_TOWER:
+        Served.verify_and_update_config(settings)
+        return
+    with pytest.raises(ValueError, match=f"pruning does not go with {SETTING[setting]}"):
+        Served.verify_and_update_config(settings)
+
+
+def test_other_models_are_refused(tmp_path, monkeypatch):
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from vispco.integrations.vllm.checks import Refused
-
-    class Model:
-        architecture = "LlamaForCausalLM"
-
-    assert MODELS_CONFIG_MAP["LlamaForCausalLM"] is Refused
+    vispco.PruningConfig("divprune", [0.5]).save(tmp_path / "config.json")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "config.json"))
+    register()
+    model = SimpleNamespace(architecture="LlamaForCausalLM")
     with pytest.raises(ValueError, match="LlamaForCausalLM is no model that is pruned"):
-        Refused.verify_and_update_model_config(Model)
+        MODELS_CONFIG_MAP["LlamaForCausalLM"].verify_and_update_model_config(model)
 
 
 @pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
