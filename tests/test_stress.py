@@ -1567,6 +1567,7 @@ also(
     "or the tower's attention, methods that merge",
     f"{IN_VLLM}test_the_answers_are_those_of_apply",
 )
+also("the same with vLLM's compiled decoder", f"{IN_VLLM}test_a_compiled_model")
 also(
     "`vllm serve`, 16 requests at a time, through its HTTP interface",
     f"{IN_VLLM}test_vllm_serve",

@@ -176,61 +176,74 @@ def kept_alone(model, config, batch):
     return handle.kept()[0][0]
 
 
-@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
-def test_each_of_several_pictures_keeps_its_own_share(folders, served, items, name):
-    """By hand: the tokens that each picture keeps alone, at the positions of the whole prompt.
+@torch.no_grad()
+def by_hand(model, name, config, items):
+    """Logits (V,) after a prompt with a picture of each item, and the last one's question.
 
-    Two pictures of LLaVA stand next to each other.
+    Of each picture stay the tokens that it keeps alone, at the positions of the whole prompt.
+    Second result: the ids of the whole prompt.
     """
-    llm, config = served(name)
+    batches = inputs_of(items, name)
+    ids = [batch["input_ids"][0] for batch in batches]
+    kept = [kept_alone(model, config, batch) for batch in batches]
+    # All but the last end with the picture, of Qwen with the token that closes it.
+    ends = [int((each == image_id(model)).nonzero()[-1]) + 1 for each in ids]
+    cuts = [end + (name == "testbed-qwen") for end in ends[:-1]] + [None]
+    whole = torch.cat([each[:cut] for each, cut in zip(ids, cuts, strict=True)])
+    kept = torch.cat([each[:cut] for each, cut in zip(kept, cuts, strict=True)])
+    names = [key for key in ("pixel_values", "image_grid_thw") if key in batches[0]]
+    media = {key: torch.cat([batch[key] for batch in batches]) for key in names}
+    visual = whole == image_id(model)
+    embeds = model.get_input_embeddings()(whole)
+    embeds[visual] = torch.cat(list(model.get_image_features(**media).pooler_output))
+    positions = torch.arange(len(whole))[None]
+    if name == "testbed-qwen":
+        grids = {"image_grid_thw": media["image_grid_thw"]}
+        positions, _ = model.model.get_rope_index(
+            whole[None], mm_token_type_ids=visual.long()[None], **grids
+        )
+    output = model(inputs_embeds=embeds[None, kept], position_ids=positions[..., kept])
+    return output.logits[0, -1], whole.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "ratio"),
+    [("testbed-llava", 2, 0.25), ("testbed-qwen", 2, 0.25), ("testbed-llava", 6, 1 / 64)],
+)
+def test_each_of_several_pictures_keeps_its_own_share(
+    folders, served, items, name, pictures, ratio
+):
+    """Those of LLaVA stand next to each other. Six have more positions than the model's 256."""
+    llm, config = served(name, ratio=ratio, limit_mm_per_prompt={"image": pictures, "video": 0})
     model = plain(folders, name)
     prompts, right, best = [], [], []
-    for one, other in zip(items[:8], items[8:16], strict=True):
-        batches = inputs_of([one, other], name)
-        ids = [batch["input_ids"][0] for batch in batches]
-        visual = [each == image_id(model) for each in ids]
-        # The first prompt up to its picture's end, then the second prompt.
-        cut = int(visual[0].nonzero()[-1]) + (1 if name == "testbed-llava" else 2)
-        both = torch.cat([ids[0][:cut], ids[1]])
-        kept = torch.cat(
-            [kept_alone(model, config, batches[0])[:cut], kept_alone(model, config, batches[1])]
-        )
-        media = {
-            key: torch.cat([batch[key] for batch in batches])
-            for key in ("pixel_values", "image_grid_thw")
-            if key in batches[0]
-        }
-        with torch.no_grad():
-            features = torch.cat(list(model.get_image_features(**media).pooler_output))
-            embeds = model.get_input_embeddings()(both)
-            mask = both == image_id(model)
-            embeds[mask] = features
-            positions = torch.arange(len(both))[None]
-            if "image_grid_thw" in media:
-                positions, _ = model.model.get_rope_index(
-                    both[None],
-                    mm_token_type_ids=mask.long()[None],
-                    image_grid_thw=media["image_grid_thw"],
-                )
-            logits = model(
-                inputs_embeds=embeds[None, kept], position_ids=positions[..., kept]
-            ).logits[0, -1]
+    for first in range(0, 8 * pictures, pictures):
+        chosen = items[first : first + pictures]
+        logits, whole = by_hand(model, name, config, chosen)
         right.append(logits.log_softmax(-1).max())
         best.append(int(logits.argmax()))
-        pictures = [Image.fromarray(one.image), Image.fromarray(other.image)]
+        shown = [Image.fromarray(item.image) for item in chosen]
+        prompt = asked(model, whole, shown)
         if name == "testbed-llava":
-            question = ids[1][~visual[1]].tolist()
-            prompt = {
-                "prompt_token_ids": [image_id(model)] * 2 + question,
-                "multi_modal_data": {"image": pictures},
-            }
-        else:
-            prompt = asked(model, both.tolist(), pictures)
+            # Theirs make one run.
+            prompt["prompt_token_ids"][:1] *= pictures
         prompts.append(prompt)
-    found, first, outputs = answers(llm, prompts, tokens=1)
+    found, first, _ = answers(llm, prompts, tokens=1)
     assert [tokens[0] for tokens in found] == best
     # Of pictures with equal cells, a rounding may decide which of two is kept.
     assert (first - torch.stack(right)).abs().sort().values[:-1].max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
+def test_a_compiled_model(folders, served, items, name):
+    """vLLM's own way on a GPU: the decoder compiled, for prompts and for each token after them."""
+    llm, config = served(name, "divprune", enforce_eager=False)
+    model, batches = plain(folders, name), inputs_of(items[:16], name)
+    prompts = [
+        asked(model, batch["input_ids"][0].tolist(), Image.fromarray(item.image))
+        for batch, item in zip(batches, items, strict=False)
+    ]
+    assert answers(llm, prompts)[0] == reference(model, config, batches)[0]
 
 
 @pytest.mark.parametrize("method", ["evs", "vispruner"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from . import MODELS, VARIABLE, check_model, configured
+from .positions import family
 
 
 class Refused(VerifyAndUpdateConfig):
@@ -57,9 +59,10 @@ class Served(VerifyAndUpdateConfig):
 
 
 class ServedLlava(Served):
-    """LLaVA's positions are single numbers: M-RoPE, of whose three rows one is used, carries them.
+    """Of LLaVA, whose positions are single numbers.
 
-    vLLM numbers the tokens of other models one after the other, whatever was dropped.
+    vLLM numbers the tokens of such models one after the other, whatever was dropped. Of a model
+    with M-RoPE it asks positions, of three rows.
     """
 
     @staticmethod
@@ -67,16 +70,19 @@ class ServedLlava(Served):
         Served.verify_and_update_model_config(model_config)
         config = model_config.hf_config
         text, tower = config.get_text_config(), config.vision_config.model_type
-        rope = getattr(text, "rope_parameters", None) or {}
-        if tower == "pixtral" or rope.get("rope_type", "default") != "default":
+        kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+        if tower == "pixtral" or kind != "default":
             raise ValueError(
                 f"{VARIABLE} is set, and of LLaVA models only those are pruned whose vision tower "
                 "is CLIP or SigLIP and whose rotary embedding is of type 'default': this one has "
-                f"{tower!r} and {rope.get('rope_type')!r}; unset it"
+                f"{tower!r} and {kind!r}; unset it"
             )
-        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        turned = int(size * rope.get("partial_rotary_factor", 1.0))
-        text.rope_parameters = {**rope, "mrope_section": [turned // 2, 0, 0]}
+        config.mrope_section = [1, 1, 1]
+        # Positions count what was dropped, so the table of rotary embeddings reaches further than
+        # the longest prompt.
+        tokens = family(config).tokens_per_tile(config)
+        kept = configured()[1].count(tokens)
+        text.max_position_embeddings = ceil(text.max_position_embeddings * tokens / kept)
 
 
 CHECKS = {name: ServedLlava if name.startswith("Llava") else Served for name in MODELS}

@@ -167,6 +167,10 @@ class Llava(
 ):
     """LLaVA-1.5."""
 
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, with the row of positions that counts."""
+        return super().forward(input_ids, positions[0], *args, **kwargs)
+
 
 @MULTIMODAL_REGISTRY.register_processor(
     processor(qwen2_5_vl.Qwen2_5_VLMultiModalProcessor),

@@ -130,9 +130,9 @@ class Qwen(Positions):
 
 
 class OneRow(Positions):
-    """LLaVA's positions: a number, to which the rows of height and width are of no account.
+    """LLaVA's positions: numbers, in the first of three rows.
 
-    They hold where the picture begins and ends, so that pictures may follow one another.
+    The others hold where the picture begins and ends, so that pictures may follow one another.
     """
 
     def made_from(self, kind: str, given: Any) -> dict[str, Tensor]:
