@@ -12,6 +12,7 @@ the vision tower, ranking, prefill and decoding. Needs vLLM and its plug-in (doc
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -193,6 +194,7 @@ def measure(options) -> list[dict]:
                 "layers": options.layers,
                 "hidden": options.hidden,
                 "new_tokens": options.new,
+                "vllm": importlib.metadata.version("vllm"),
                 "prompt_tokens": prompts,
                 "throughput": 1 / times["ratio"],
                 "low": 1 / times["high"],

@@ -7,6 +7,7 @@ here without a GPU; there, `python -m pytest tests/test_vllm.py`.
 import base64
 import gc
 import io
+import json
 import os
 import socket
 import subprocess
@@ -422,6 +423,21 @@ def test_vllm_serve(folders, items, tmp_path, name):
     assert [text for text, _ in found] == texts
     lengths = [batch["input_ids"].shape[1] - 48 for batch in batches]
     assert [length for _, length in found] == lengths
+
+
+def test_the_benchmark(tmp_path, monkeypatch):
+    """At a tiny size: what it measures is of two servers, one of which prunes."""
+    from benchmarks import serving
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    given = "--visual 64 --layers 2 --hidden 128 --vision-hidden 64 --vision-layers 1 --rounds 1"
+    given += " --warmup 0 --requests 2 --concurrency 1 2 --new 2 --repeat 1 --keep 0.5"
+    assert serving.main([*given.split(), "--output", str(tmp_path / "serving.json")]) == 0
+    figures = json.loads((tmp_path / "serving.json").read_text())["figures"]
+    assert [row["concurrency"] for row in figures] == [1, 2]
+    for row in figures:
+        assert row["prompt_tokens"]["full"] - row["prompt_tokens"]["pruned"] == 32
+        assert 0 < row["low"] <= row["throughput"] <= row["high"]
 
 
 def wait_for(client, server, log):
