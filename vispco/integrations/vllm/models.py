@@ -100,7 +100,7 @@ class Pruned(Positions):
     def _hear(self, depth: float | None, module: Any, args: tuple, kwargs: dict) -> None:
         given = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
         query, key = (
-            given[name].view(*given[name].shape[:2], heads, module.head_size).transpose(1, 2)
+            given[name].reshape(*given[name].shape[:2], heads, module.head_size).transpose(1, 2)
             for name, heads in (("query", module.num_heads), ("key", module.num_kv_heads))
         )
         self.heard[depth] = query.detach(), key.detach(), module.scale
