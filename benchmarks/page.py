@@ -164,7 +164,8 @@ def _serving(rows: list[dict]) -> str:
         "new tokens": lambda r: r["new_tokens"],
         "throughput over the full model's": lambda r: _spread(r, "throughput", 2),
     }
-    return f"vLLM {rows[0]['vllm']}.\n\n" + _table(columns, rows)
+    servers = f"vLLM {rows[0]['vllm']}, with as many threads as its servers take by themselves."
+    return f"{servers}\n\n{_table(columns, rows)}"
 
 
 #: {benchmark: (heading, its table)}, in the page's order.

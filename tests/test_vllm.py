@@ -358,6 +358,28 @@ def test_settings_that_pruning_does_not_go_with(tmp_path, monkeypatch, setting, 
         Served.verify_and_update_config(settings)
 
 
+def test_what_is_cached_goes_by_picture_and_configuration(tmp_path, monkeypatch):
+    """Whatever the file is called, and wherever the configuration comes from."""
+    from vispco.integrations.vllm.models import Counting
+
+    class Processor:
+        def _get_mm_hashes(self, inputs):
+            return inputs
+
+    def hashes(name, *config, **known):
+        vispco.PruningConfig(*config, **known).save(tmp_path / name)
+        monkeypatch.setenv(VARIABLE, str(tmp_path / name))
+        made = type("Both", (Counting, Processor), {})()
+        return made._get_mm_hashes({"image": ["one", "other"], "video": []})
+
+    found = hashes("a.json", "divprune", [0.5])
+    assert found["video"] == [] and len(set(found["image"])) == 2
+    assert hashes("b.json", "divprune", [0.5], n_visual=576) == found
+    others = ("evs", [0.5]), ("divprune", [0.25]), ("random", [0.5], {"seed": 1})
+    many = [hashes("c.json", *config) for config in (*others, ("random", [0.5]))]
+    assert len({x for each in [found, *many] for x in each["image"]}) == 10
+
+
 def test_other_models_are_refused(tmp_path, monkeypatch):
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 

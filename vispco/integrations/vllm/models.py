@@ -28,6 +28,7 @@ from vllm.platforms import current_platform
 
 from ...pruning._tower import of_patches
 from ...reading.structure import find_tower, first
+from ...utils.digest import key
 from . import configured
 from .positions import OneRow, Positions, Qwen, family, to_columns
 
@@ -46,6 +47,16 @@ class Counting:
     @cached_property
     def drop(self) -> Any:
         return configured()[1]
+
+    @cached_property
+    def digest(self) -> str:
+        config = configured()[0]
+        return key(method=config.method, options=config.method_options, ratio=self.drop.ratio)
+
+    def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
+        """Of pictures and of the configuration, since servers may share a cache."""
+        hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        return {kind: [f"{each}-{self.digest}" for each in some] for kind, some in hashes.items()}
 
     def _get_prompt_updates(self, mm_items: Any, *args: Any, **named: Any) -> list:
         for kind, items in mm_items.items():
@@ -99,21 +110,21 @@ class Pruned(Positions):
 
     def _hear(self, depth: float | None, module: Any, args: tuple, kwargs: dict) -> None:
         given = {**dict(zip(("query", "key"), args, strict=False)), **kwargs}
-        query, key = (
+        query, keys = (
             given[name].reshape(*given[name].shape[:2], heads, module.head_size).transpose(1, 2)
             for name, heads in (("query", module.num_heads), ("key", module.num_kv_heads))
         )
-        self.heard[depth] = query.detach(), key.detach(), module.scale
+        self.heard[depth] = query.detach(), keys.detach(), module.scale
 
     def _of_tower(self, kind: str, inputs: dict, depth: float | None) -> Tensor:
         """Attention and keys (n, 1 + E) of all tokens of the pictures just seen, in order."""
-        query, key, scale = self.heard[depth]
+        query, keys, scale = self.heard[depth]
         sizes = [query.shape[2]]
         if inputs:
             # Each frame attends to itself.
             grids = inputs[f"{kind}_grid_thw"].tolist()
             sizes = [h * w for t, h, w in grids for _ in range(t)]
-        pairs = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
+        pairs = zip(query.split(sizes, 2), keys.split(sizes, 2), strict=True)
         calls = [(q, k, None, scale) for q, k in pairs]
         values = of_patches(calls, self.family.class_token(self.config))
         return self.family.tokens_from_patches(values, inputs, kind)
