@@ -1569,7 +1569,8 @@ also(
 )
 also("the same with vLLM's compiled decoder", f"{IN_VLLM}test_a_compiled_model")
 also(
-    "`vllm serve`, 16 requests at a time, through its HTTP interface",
+    "`vllm serve`, 16 requests at a time, through its HTTP interface; under tensor parallelism "
+    "with methods that do not read the tower",
     f"{IN_VLLM}test_vllm_serve",
 )
 also(

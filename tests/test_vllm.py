@@ -391,23 +391,33 @@ def test_other_models_are_refused(tmp_path, monkeypatch):
         MODELS_CONFIG_MAP["LlamaForCausalLM"].verify_and_update_model_config(model)
 
 
-@pytest.mark.parametrize("name", ["testbed-llava", "testbed-qwen"])
-def test_vllm_serve(folders, items, tmp_path, name):
-    """`vllm serve` with 16 requests at a time, through the client of its HTTP interface."""
+@pytest.mark.parametrize(
+    ("name", "method", "processes"),
+    [("testbed-llava", "vispruner", 1), ("testbed-qwen", "vispruner", 1)]
+    + [("testbed-llava", "divprune", 2)],
+)
+def test_vllm_serve(folders, items, tmp_path, name, method, processes):
+    """`vllm serve` with 16 requests at a time, through the client of its HTTP interface.
+
+    Also under tensor parallelism, by a method that reads features.
+    """
     from openai import OpenAI
 
-    config = vispco.PruningConfig("vispruner", [0.25] * LAYERS[name])
+    config = vispco.PruningConfig(method, [0.25] * LAYERS[name])
     config.save(tmp_path / "config.json")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = {"dtype": "float32", "max-model-len": 200, "max-num-batched-tokens": 48}
     options |= {"block-size": 32, "port": port, "limit-mm-per-prompt": '{"image": 1}'}
+    options |= {"tensor-parallel-size": processes}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folders[name]]
     command += ["--enforce-eager", "--enable-prefix-caching", "--enable-chunked-prefill"]
     command += [part for key, x in options.items() for part in (f"--{key}", x)]
     environment = {**os.environ, VARIABLE: str(tmp_path / "config.json")}
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    if processes > 1:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, range(processes)))
     with (
         open(tmp_path / "log", "w") as log,
         subprocess.Popen(
