@@ -153,6 +153,21 @@ def _ranking(rows: list[dict]) -> str:
     return target + memory + _table(columns, rows)
 
 
+def _serving(rows: list[dict]) -> str:
+    columns: Columns = {
+        "requests at a time": lambda r: r["concurrency"],
+        "layers": lambda r: r["layers"],
+        "hidden size": lambda r: r["hidden"],
+        "visual tokens": lambda r: r["n_visual"],
+        "kept": lambda r: f"{100 * r['keep']:.0f} %, {r['method']}",
+        "prompt": lambda r: f"{r['prompt_tokens']['pruned']} for {r['prompt_tokens']['full']}",
+        "new tokens": lambda r: r["new_tokens"],
+        "throughput over the full model's": lambda r: _spread(r, "throughput", 2),
+    }
+    servers = f"vLLM {rows[0]['vllm']}, with as many threads as its servers take by themselves."
+    return f"{servers}\n\n{_table(columns, rows)}"
+
+
 #: {benchmark: (heading, its table)}, in the page's order.
 TABLES: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "prediction": ("Predicted and measured", _prediction),
@@ -162,6 +177,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "search_cost": ("What a step of the search costs", _search_cost),
     "frontier_cost": ("What a frontier costs", _frontier_cost),
     "ranking": ("What ranking costs", _ranking),
+    "serving": ("Served by vLLM", _serving),
 }
 
 

@@ -307,6 +307,13 @@ data.parse({"image": "iVBORw0KGgo?", "question": "What?", "answer": "x"}, "q.jso
 data.parse({"video": "a.mp4", "question": "What?", "answer": "x", "fps": 0}, "q.jsonl:1")
 vispco search --fps 0
 """,
+    "Serving with vLLM": """
+OneDrop.of(PruningConfig("fastv", [1, 1, 0.5]))
+OneDrop.of(PruningConfig("pdrop", [0.5, 0.5]))
+OneDrop.of(PruningConfig("cdpruner", [0.5, 0.5]))
+OneDrop.of(PruningConfig("prumerge", [0.5, 0.5], {"adaptive": True}))
+OneDrop.of(PruningConfig("evs", [0, 0]))
+""",
 }
 MISTAKES = [
     Mistake(area, line) for area, lines in AREAS.items() for line in lines.strip().splitlines()
@@ -405,6 +412,7 @@ def names() -> dict:
     from tiny import batch, make, without_labels
     from vispco import baselines, data, kernels, testbed
     from vispco.data import pictures
+    from vispco.integrations.serving import OneDrop
 
     two, one = batch(), without_labels(batch(images=(1,), text=(9,), before=(2,)))
     alone = batch(images=(0, 0))
@@ -429,6 +437,7 @@ def names() -> dict:
         "processor": testbed.load("testbed-llava")[1],
         "baselines": baselines,
         "pictures": pictures,
+        "OneDrop": OneDrop,
         "evaluator": SimpleNamespace(passes=0, samples=4),
     }
 

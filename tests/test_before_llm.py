@@ -127,6 +127,8 @@ def test_convert_to_an_engine(tmp_path, capsys):
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["text"] == "generation_config.pruning_ratio = 25" and len(found["cannot"]) == 3
+    assert main([*asked[:-1], "vllm"]) == 0
+    assert capsys.readouterr().out.endswith("VISPCO_CONFIG=config.json vllm serve MODEL\n")
 
 
 def test_an_engine_keeps_something(tmp_path, capsys):

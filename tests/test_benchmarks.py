@@ -3,13 +3,24 @@
 What the harness counts, and each command at a tiny size. No speed is asserted.
 """
 
+import importlib.util
 import json
 
 import pytest
 import torch
 
 import vispco
-from benchmarks import against, overhead, page, prediction, ranking, search_cost, shapes, speedup
+from benchmarks import (
+    against,
+    overhead,
+    page,
+    prediction,
+    ranking,
+    search_cost,
+    serving,
+    shapes,
+    speedup,
+)
 from benchmarks.side_by_side import peak_memory
 
 pytest.importorskip(
@@ -262,6 +273,12 @@ def test_what_a_user_can_get_wrong_is_one_line(given, what, capsys, monkeypatch,
 
 
 # ---- the page ------------------------------------------------------------------------------------
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_the_benchmark_of_vllm_needs_vllm(capsys, tmp_path):
+    assert serving.main(["--output", str(tmp_path / "serving.json")]) == 2
+    assert "this benchmark needs vLLM" in capsys.readouterr().err
+
+
 def test_the_page_says_what_the_json_says():
     """Neither its tables nor its picture were written by hand."""
     text = (page.DOCS / page.PAGE).read_text(encoding="utf-8")

@@ -191,5 +191,7 @@ def modules():
 def test_docstrings(name):
     if name == "vispco.integrations.lmms_eval":
         pytest.importorskip("lmms_eval", reason='needs lmms-eval: pip install "vispco[eval]"')
+    if name.startswith("vispco.integrations.vllm."):
+        pytest.importorskip("vllm", reason='needs vLLM: pip install "vispco[vllm]"')
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0

@@ -189,9 +189,10 @@ def test_third_parties(name):
 def test_optional_packages_are_imported_where_they_are_used():
     """Never at the top of a module.
 
-    Without the extra, everything else must work. Only lmms-eval imports its own plug-in.
+    Without the extra, everything else must work. Only lmms-eval and vLLM import their plug-ins.
     """
-    for name in set(MODULES) - {"integrations.lmms_eval"}:
+    plugins = {"integrations.lmms_eval", "integrations.vllm.checks", "integrations.vllm.models"}
+    for name in set(MODULES) - plugins:
         assert outside(name, lazy=False) <= {"torch", "numpy", "transformers", "safetensors"}, name
 
 

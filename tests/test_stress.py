@@ -1559,6 +1559,47 @@ also(
 )
 
 
+# ---- serving: vLLM -------------------------------------------------------------------------------
+section("Serving with vLLM")
+IN_VLLM = "test_vllm.py::"
+also(
+    "LLaVA-1.5 and Qwen2.5-VL in vLLM: batches, chunked prefill, methods that read features, grid "
+    "or the tower's attention, methods that merge",
+    f"{IN_VLLM}test_the_answers_are_those_of_apply",
+)
+also("the same with vLLM's compiled decoder", f"{IN_VLLM}test_a_compiled_model")
+also(
+    "`vllm serve`, 16 requests at a time, through its HTTP interface; under tensor parallelism "
+    "with methods that do not read the tower",
+    f"{IN_VLLM}test_vllm_serve",
+)
+also(
+    "prefix caching, where the prefix ends within a picture",
+    f"{IN_VLLM}test_a_prefix_that_ends_within_a_picture_is_taken_from_the_cache",
+)
+also(
+    "several pictures in a prompt: each keeps its own share",
+    f"{IN_VLLM}test_each_of_several_pictures_keeps_its_own_share",
+)
+also("films of Qwen2.5-VL in vLLM", f"{IN_VLLM}test_videos_of_qwen2_5_vl")
+also("pictures of Qwen3-VL in vLLM", f"{IN_VLLM}test_qwen3_vl")
+also(
+    "methods that read the language model or the question, in vLLM",
+    "test_serving.py::test_the_methods_that_can_rank_a_picture_are_those_that_read_the_vision_side",
+    "refused: “cannot rank a picture before the language model”",
+)
+also(
+    "other models in vLLM, while the plug-in is configured",
+    f"{IN_VLLM}test_other_models_are_refused",
+    "refused: “is no model that is pruned”",
+)
+also(
+    "vLLM's own pruning of videos, beside it",
+    f"{IN_VLLM}test_what_cannot_be_served_is_refused",
+    "refused: “pruning does not go with vLLM's own pruning (--video-pruning-rate)”",
+)
+
+
 # ---- the page ------------------------------------------------------------------------------------
 def test_the_page_is_current():
     written = Path(__file__).parent.parent / "docs" / "compatibility.md"

@@ -72,3 +72,5 @@ def run(options: argparse.Namespace) -> None:
         print(text if to or not options.output else f"{text}\n{options.output}")
         if cannot is not None:
             print("\nIt cannot express:", *cannot, sep="\n- ")
+        if to in ENGINES and ENGINES[to].plugin:
+            print(f"\n{ENGINES[to].plugin}")

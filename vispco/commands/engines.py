@@ -19,13 +19,15 @@ class Engine:
 
     name: as it writes itself. version: of which the rest is true. methods: {method that can rank
     there: what it prunes, and of which models}, first the one that ranks unless told otherwise.
-    flags(drop, method): the setting, for the share of the tokens that goes.
+    flags(drop, method): the setting, for the share of the tokens that goes. plugin: what vispco's
+    own plug-in for the engine does, if there is one.
     """
 
     name: str
     version: str
     methods: Mapping[str, str]
     flags: Callable[[float, str], str]
+    plugin: str = ""
 
 
 def flags_for(engine: str, config: PruningConfig) -> tuple[str, list[str]]:
@@ -93,6 +95,9 @@ ENGINES = {
             "tokens, a film one of each frame at least",
         },
         _vllm,
+        "With the plug-in (pip install vispco[vllm]), vLLM runs any configuration that drops once, "
+        "before layer 0, by a method that ranks pictures alone, on pictures too:\n"
+        "VISPCO_CONFIG=config.json vllm serve MODEL",
     ),
     "sglang": Engine(
         "SGLang",

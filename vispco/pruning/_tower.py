@@ -159,33 +159,39 @@ class Tower:
                     "the method reads the vision tower, which did not run for this prompt's "
                     f"{kind} tokens: pass pixels to the pruned model, not ready-made features"
                 )
-            patches, made_from = self._patches(heard), {**inputs, **seen["inputs"]}
+            patches = of_patches(heard, adapter.class_token(adapter.config))
+            made_from = {**inputs, **seen["inputs"]}
             full = full + placed(adapter.tokens_from_patches(patches, made_from, kind), mask)
         full = full * visual[..., None]
         return full[..., 0], full[..., 1:]
 
-    def _patches(self, heard: list) -> Tensor:
-        """Attention and keys of each patch, in order: (tiles, n, 1 + E).
 
-        A tower whose tiles differ in size calls its attention for one after the other. Then n is of
-        all of them, as of one tile.
-        """
-        calls = [self._of_call(*call) for call in heard]
-        return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
+def of_patches(heard: list, class_token: bool) -> Tensor:
+    """Attention and keys of each patch, in order: (tiles, n, 1 + E).
 
-    def _of_call(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """query: (tiles, H, n, E). key: (tiles, G, n, E)."""
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        if self.adapter.class_token(self.adapter.config):
-            # One tile after the other: products in full precision take twice the memory of keys.
-            each = zip(full_precision(query[:, :, :1]), key, strict=True)
-            rows = torch.stack([(one * keys).sum(-1) for one, keys in each])
-            attention = (rows * scaling).softmax(-1).mean(1)
-        else:
-            real = real_patches(mask, (len(key), key.shape[2]))
-            tiles = zip(query, key, real, strict=True)
-            attention = torch.stack([received(*tile, scaling=scaling) for tile in tiles])
-        return torch.cat([attention[..., None], full_precision(key).mean(1).to(attention)], -1)
+    A tower whose tiles differ in size calls its attention for one after the other. Then n is of
+    all of them, as of one tile.
+    heard: of each call query (tiles, H, n, E), key (tiles, G, n, E), mask, and scaling.
+    class_token: whether the first patch is one, whose row alone is read.
+    """
+    calls = [_of_call(q, k, mask, scaling, class_token) for q, k, mask, scaling in heard]
+    return calls[0] if len(calls) == 1 else torch.cat(calls, 1)
+
+
+def _of_call(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, class_token: bool
+) -> Tensor:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    if class_token:
+        # One tile after the other: products in full precision take twice the memory of keys.
+        each = zip(full_precision(query[:, :, :1]), key, strict=True)
+        rows = torch.stack([(one * keys).sum(-1) for one, keys in each])
+        attention = (rows * scaling).softmax(-1).mean(1)
+    else:
+        real = real_patches(mask, (len(key), key.shape[2]))
+        tiles = zip(query, key, real, strict=True)
+        attention = torch.stack([received(*tile, scaling=scaling) for tile in tiles])
+    return torch.cat([attention[..., None], full_precision(key).mean(1).to(attention)], -1)
 
 
 def ready_made(inputs: dict, kind: str) -> dict | None:
