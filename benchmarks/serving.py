@@ -3,7 +3,7 @@
 Two servers run, one with a configuration that keeps a share of each picture's tokens. They are sent
 the same requests in turns, a number of them at a time, each with a picture of its own. So nothing
 is taken from a cache. The time counts everything between request and answer: reading the picture,
-the vision tower, ranking, prefill and decoding. Needs vLLM and its plug-in (docs/serving.md).
+the vision tower, ranking, prefill and decoding. Needs vLLM and its plug-in (docs/serving-vllm.md).
 
     python -m benchmarks.serving --output serving.json
     python -m benchmarks.serving --device cuda --dtype bfloat16 --hidden 4096 --layers 32
@@ -153,7 +153,7 @@ def answer(address: str, body: bytes) -> dict:
 def measure(options) -> list[dict]:
     """Throughput over that of the server that does not prune, by requests at a time."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError("this benchmark needs vLLM, in an environment of its own: docs/serving.md")
+        raise ValueError("this benchmark needs vLLM, in an environment of its own: docs/serving-vllm.md")
     random, figures = np.random.default_rng(options.seed), []
     side = round(options.visual**0.5) * PATCH
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 """The plug-in for vLLM against the plain call: the answers of `vispco.apply` in transformers.
 
-vLLM wants its own environment and is not in the extra `test`. docs/serving.md says how to make one,
+vLLM wants its own environment and is not in the extra `test`. docs/serving-vllm.md says how to make one,
 here without a GPU; there, `python -m pytest tests/test_vllm.py`.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="needs vLLM in its own environment: see docs/serving.md")
+pytest.importorskip("vllm", reason="needs vLLM in its own environment: see docs/serving-vllm.md")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
