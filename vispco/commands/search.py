@@ -76,8 +76,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     start = (
         "where the refinement starts. profile: what each drop costs is measured once, and every "
         "budget is planned from it; gradient: a descent for each budget, the paper's way; shared: "
-        "one descent for all budgets together; ramp: a rule (default: profile; gradient with one of "
-        "its options, or a --kernel that forms no staircases)"
+        "one descent for all budgets together; ramp: a rule (default: profile; gradient with one "
+        "of its options, or a --kernel that forms no staircases)"
     )
     where = sub.add_mutually_exclusive_group().add_argument
     where("--start", choices=STARTS, help=start)

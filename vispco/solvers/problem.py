@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -77,20 +78,31 @@ class Problem:
         self.layers = len(self.adapter.layers)
         self.methods = named_methods(method)
         built = {name: build_method(name, options) for name, options in self.methods.items()}
+        self.kernel_name, self.kernel_options = named_options("kernel", kernel)
+        self._rank_by(built)
+        self.prepared = prepare(model, batches, keep_features=True)
+        self.n_visual, self.n_text = shapes(self.prepared)
+        self.tokens = int(self.n_visual.max())
+        self.samples = total(sum(map(len, self.prepared)))
+        self.model_type = self.adapter.config.model_type
+
+    def _rank_by(self, built: Mapping[str, Method]) -> None:
+        """Set what depends on the methods."""
         self.method, self.method_options = ", ".join(self.methods), self.methods
         self.scorer: Method = Several(built)
         if len(built) == 1:
             self.method_options, self.scorer = self.methods[self.method], built[self.method]
         self.first_layer = min(map(self.adapter.first_layer, built.values()))
-        self.kernel_name, self.kernel_options = named_options("kernel", kernel)
         build_kernel = KERNELS.get(self.kernel_name)
         self.kernel = build_kernel(self.layers, self.first_layer, **self.kernel_options)
-        self.prepared = prepare(model, batches, keep_features=True)
-        self.costs = cost_models(self.adapter, self.scorer, options.latency)
-        self.n_visual, self.n_text = shapes(self.prepared)
-        self.tokens = int(self.n_visual.max())
-        self.samples = total(sum(map(len, self.prepared)))
-        self.model_type = self.adapter.config.model_type
+        self.costs = cost_models(self.adapter, self.scorer, self.options.latency)
+
+    def only(self, name: str) -> Problem:
+        """The same problem with one of its methods."""
+        one = copy.copy(self)
+        one.methods = {name: self.methods[name]}
+        one._rank_by({name: build_method(name, one.methods[name])})
+        return one
 
     def limit(self, budget: float | str | Mapping) -> Budget:
         """The limit that a budget stands for, on the calibration data."""
@@ -118,7 +130,8 @@ class Problem:
         start: its `solver(problem, limits, seed)` checks that it can start here. The solver's
             `run(evaluators, limits, journal)` measures one schedule or more with every evaluator,
             and returns the other forward passes that it needed. Its `guidance` are arguments of
-            `refine`: what may be measured, and what is known of it.
+            `refine`: what may be measured, and what is known of it. Its `others(journal)`, if it
+            has such, are further searches, of which each budget may have its configuration.
         """
         started = time.perf_counter()
         rounds, passes = _refinement(refinement)
@@ -134,16 +147,38 @@ class Problem:
         with opened(journal) as kept, frozen(self.model, start.checkpoint):
             kept.begin("vispco.search", self.model, self.prepared, {**record, **asked})
             run_teacher(self.model, self.prepared)
-            evaluators = [self.evaluator(limit, kept) for limit in limits]
-            spent = self.samples + solver.run(evaluators, limits, kept)
-            how = {"callback": self.callback, **solver.guidance}
-            refine(evaluators, limits, rounds, seed, passes=passes, **how)
+            points, spent = self._points(solver, limits, rounds, passes, seed, kept)
+            spent += self.samples
+            others, more = getattr(solver, "others", _none)(kept)
+            spent += more
+            for problem, other, own in others:
+                found, more = problem._points(other, own, rounds, passes, seed, kept)
+                spent += more
+                alone = {str(point.budget): point for point in found}
+                pairs = [(point, alone.get(str(point.budget), point)) for point in points]
+                points = [min(pair, key=lambda point: point.loss) for pair in pairs]
+                record["alone"] = problem.method
             seconds = round(time.perf_counter() - started + kept.seconds, 3)
-        spent += sum(evaluator.passes for evaluator in evaluators)
-        both = zip(evaluators, limits, strict=True)
-        points = [evaluator.point(limit) for evaluator, limit in both]
         record |= {**self._facts(), "forward_passes": spent, "seconds": seconds}
         return points, record, solver
+
+    def _points(
+        self,
+        solver: Any,
+        limits: list[Budget],
+        rounds: int,
+        passes: float,
+        seed: int,
+        journal: Journal,
+    ) -> tuple[list[FrontierPoint], float]:
+        """Run a solver and refine: a point of each limit, and the forward passes."""
+        evaluators = [self.evaluator(limit, journal) for limit in limits]
+        spent = solver.run(evaluators, limits, journal)
+        how = {"callback": self.callback, **solver.guidance}
+        refine(evaluators, limits, rounds, seed, passes=passes, **how)
+        spent += sum(evaluator.passes for evaluator in evaluators)
+        both = zip(evaluators, limits, strict=True)
+        return [evaluator.point(limit) for evaluator, limit in both], spent
 
     def _limits(self, budgets: Sequence, start: Any) -> list[Budget]:
         """The limits of the budgets, in the order in which the start takes them."""
@@ -199,6 +234,10 @@ class Ramp:
         for limit, evaluator in zip(limits, evaluators, strict=True):
             evaluator.losses([tuple(limit.harden(ramp(limit)))])
         return 0
+
+
+def _none(journal: Journal) -> tuple[list, int]:
+    return [], 0
 
 
 def _refinement(refinement: int | Mapping) -> tuple[int, float]:

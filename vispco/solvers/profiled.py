@@ -25,6 +25,7 @@ from ..schedule import ramp
 from ..utils.digest import key
 from ..utils.distributed import total
 from ..utils.journal import Journal
+from .alone import best_alone, reachable
 from .evaluator import Evaluator
 from .plan import DROPS, fill, offspring, plans, steps
 from .problem import Problem
@@ -44,6 +45,8 @@ class Profiled:
     measurements: most measurements of the profile at one layer, see `vispco.profile`.
     rule: whether the ramp of each budget is measured, too.
     profile: one that was measured before, of the same model, method and objective; None: measured.
+    alone: of several methods, the profile of the one that is searched alone, too. None: it is
+        chosen (`vispco.solvers.alone`) and measured, unless `rule` is False.
     Raises ValueError for bad values.
     """
 
@@ -57,6 +60,7 @@ class Profiled:
     measurements: int = 6
     rule: bool = True
     profile: Profile | None = None
+    alone: Profile | None = None
 
     def __post_init__(self):
         for name in ("questions", "measurements"):
@@ -81,7 +85,7 @@ class Planned:
             )
         self.options, self.problem, self.limits, self.seed = options, problem, limits, seed
         self.drops = DROPS if kernel.free else getattr(kernel, "steps", 1)
-        self.profile = options.profile
+        self.profile, self.rival = options.profile, None
         if self.profile is not None:
             self._check(self.profile)
         # The profile's losses (L, parts + 1, A), and the plans (C, L) of every limit.
@@ -92,13 +96,16 @@ class Planned:
 
     def again(self) -> Profiled:
         """The start for further budgets: the profile is known, the best plan is measured once."""
-        return replace(self.options, profile=self.profile, rule=False)
+        alone = self.rival and self.rival.profile
+        return replace(self.options, profile=self.profile, alone=alone, rule=False)
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, for journal and frontier."""
         own = {name: getattr(self.options, name) for name in ("questions", "measurements", "rule")}
-        given = self.options.profile
-        return own if given is None else {**own, "profile": key(profile=given.to_dict())[:16]}
+        for name in ("profile", "alone"):
+            if given := getattr(self.options, name):
+                own[name] = key(profile=given.to_dict())[:16]
+        return own
 
     def _check(self, profile: Profile) -> None:
         problem, objective = self.problem, self.problem.options.objective
@@ -117,7 +124,7 @@ class Planned:
         problem, profile, spent = self.problem, self.profile, 0.0
         self.evaluators = evaluators
         if profile is None:
-            batches = self._part()
+            batches = [problem.prepared[i] for i in self._part()]
             given = problem.methods, problem.options.objective, self.options.measurements
             profile = measured(problem.model, batches, *given, journal, problem.callback)
             # The full model's answers are known already.
@@ -141,13 +148,32 @@ class Planned:
             evaluator.losses(sorted(begin))
         return spent
 
-    def _part(self) -> list[PreparedBatch]:
-        """The batches of the profile."""
-        prepared, part = self.problem.prepared, list[PreparedBatch]()
+    def others(self, journal: Journal) -> tuple[list[tuple[Problem, Planned, list[Budget]]], int]:
+        """With several methods: the search with the best one alone; and what choosing it took."""
+        problem, given, profile = self.problem, self.options.alone, self.profile
+        if not problem.kernel.free or len(problem.methods) == 1 or profile is None:
+            return [], 0
+        budgets = [limit.value for limit in self.limits]
+        if given:
+            one, spent = problem.only(given.method), 0
+            limits = reachable(one, budgets)
+        elif self.options.rule:
+            won = {name for row in profile.ranks.values() for name in row.values()}
+            names = [name for name in problem.methods if name in won]
+            one, limits, spent = best_alone(problem, names, budgets, self._part(), journal)
+        else:
+            return [], 0
+        own = replace(self.options, profile=given, alone=None)
+        self.rival = Planned(own, one, limits, self.seed)
+        return [(one, self.rival, limits)], spent
+
+    def _part(self) -> list[int]:
+        """The numbers of the batches of the profile."""
+        prepared, part = self.problem.prepared, list[int]()
         drawn = torch.Generator().manual_seed(self.seed)
         for i in torch.randperm(len(prepared), generator=drawn).tolist():
-            if _size(part) < self.options.questions:
-                part.append(prepared[i])
+            if _size([prepared[j] for j in part]) < self.options.questions:
+                part.append(i)
         return part
 
     def _prior(self, ratios: Tensor) -> Tensor:
