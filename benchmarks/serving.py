@@ -153,7 +153,9 @@ def answer(address: str, body: bytes) -> dict:
 def measure(options) -> list[dict]:
     """Throughput over that of the server that does not prune, by requests at a time."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError("this benchmark needs vLLM, in an environment of its own: docs/serving-vllm.md")
+        raise ValueError(
+            "this benchmark needs vLLM, in an environment of its own: docs/serving-vllm.md"
+        )
     random, figures = np.random.default_rng(options.seed), []
     side = round(options.visual**0.5) * PATCH
     with ExitStack() as stack:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import types
 
 import pytest
@@ -21,6 +22,7 @@ from vispco.profiling import predicted
 from vispco.profiling.race import Race
 from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
+from vispco.schedule import ramp
 from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
 
 LAYERS, TOKENS = 5, 8
@@ -376,6 +378,38 @@ def test_several_methods_are_searched_at_once(llava, batches):
         assert record.kl == pytest.approx(point.loss, abs=1e-6)
     with pytest.raises(ValueError, match="start='gradient' searches with one method.*'profile'"):
         vispco.search(llava, batches, SEVERAL, budgets=[0.4], start="gradient")
+
+
+def test_the_method_that_is_best_alone_is_searched_alone(llava, batches, tmp_path):
+    """Which is best: by brute force. What is found: the better one of two searches, to the bit."""
+    budgets, methods = [0.5, 0.8], ["strided", "random", "visionzip"]
+    start = Profiled(questions=6)
+    how = {"budgets": budgets, "start": start, "refinement": 1, "seed": 2}
+    journal = {"journal": tmp_path / "journal"}
+    found = vispco.search(llava, batches, methods, **how, options=journal)
+    won = {name for row in found.profile.ranks.values() for name in row.values()}
+    scores = {}
+    for name in won:
+        problem = found.problem.only(name)
+        ramps = [PruningConfig(name, x.harden(ramp(x))) for x in map(problem.limit, budgets)]
+        losses = [vispco.evaluate(llava, batches, config).kl for config in ramps]
+        scores[name] = sum(math.log(loss + 0.01) for loss in losses)
+    alone = found.meta["alone"]
+    assert alone == min(scores, key=scores.__getitem__)
+    one = vispco.search(llava, batches, alone, **how)
+    for point, own in zip(found.points, one.points, strict=True):
+        assert point.loss <= own.loss
+        assert point == own or point.config.method != alone or point.loss < own.loss
+    # Another budget has the better plan of the two profiles, each measured once.
+    (planned,), (of_one,) = (each.frontier([0.65]).points for each in (found, one))
+    assert planned.loss <= of_one.loss
+    # Killed, it goes on, in either of the two searches.
+    lines = (tmp_path / "journal").read_bytes().splitlines(keepends=True)
+    for kept in (len(lines) // 3, len(lines) - 1):
+        (tmp_path / "journal").write_bytes(b"".join(lines[:kept]))
+        again = vispco.search(llava, batches, methods, **how, options=journal)
+        assert again.points == found.points
+        assert again.meta["forward_passes"] == found.meta["forward_passes"]
 
 
 def test_several_limits_hold_at_once(llava, batches):

@@ -1,7 +1,7 @@
 """The plug-in for vLLM against the plain call: the answers of `vispco.apply` in transformers.
 
-vLLM wants its own environment and is not in the extra `test`. docs/serving-vllm.md says how to make one,
-here without a GPU; there, `python -m pytest tests/test_vllm.py`.
+vLLM wants its own environment and is not in the extra `test`. docs/serving-vllm.md says how to
+make one, here without a GPU; there, `python -m pytest tests/test_vllm.py`.
 """
 
 import base64

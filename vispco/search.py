@@ -64,8 +64,9 @@ def search(
         The vision tower runs once on each batch, and what it makes is kept in main memory.
     method: a registered pruning method, a name or a mapping {"name": ..., **options}; a composite
         such as "visionzip+pdrop"; or several of them, a list or "auto": with start="profile", each
-        drop has its layer's best; with start="before_llm", each budget its best ("auto": all that
-        rank before the language model).
+        drop has its layer's best, and the method that is best alone is searched alone, too
+        (`vispco.solvers.alone`); with start="before_llm", each budget has its best ("auto": all
+        that rank before the language model).
     budgets: shares of the prunable cost (`0.5`, `"50%"`), or absolute FLOPs; or several limits at
         once, `{"flops": 0.5, "kv_cache": "40%", "latency": "20 ms"}`. No calibration sample ever
         exceeds its budget.
@@ -115,7 +116,9 @@ def search(
         chosen = _without_gradient(chosen, problem)
     refinement = chosen.refinement if refinement is None else refinement
     hidden = rank() > 0 or not (visible() if progress is None else progress)
-    steps = _steps(chosen, budgets, refinement)
+    # With several methods, the best one is searched alone, too.
+    searches = 2 if isinstance(chosen, Profiled) and len(problem.methods) > 1 else 1
+    steps = searches * _steps(chosen, budgets, refinement)
     with Progress(steps, "search", hidden, always=bool(progress)) as bar:
         if callback is not None or not hidden:
             problem.callback = partial(_heard, bar, callback)

@@ -85,7 +85,9 @@ class Planned:
             )
         self.options, self.problem, self.limits, self.seed = options, problem, limits, seed
         self.drops = DROPS if kernel.free else getattr(kernel, "steps", 1)
-        self.profile, self.rival = options.profile, None
+        self.profile = options.profile
+        # With several methods: the search with the best one alone.
+        self.rival: Planned | None = None
         if self.profile is not None:
             self._check(self.profile)
         # The profile's losses (L, parts + 1, A), and the plans (C, L) of every limit.
@@ -96,7 +98,7 @@ class Planned:
 
     def again(self) -> Profiled:
         """The start for further budgets: the profile is known, the best plan is measured once."""
-        alone = self.rival and self.rival.profile
+        alone = self.rival.profile if self.rival else None
         return replace(self.options, profile=self.profile, alone=alone, rule=False)
 
     def arguments(self) -> dict[str, Any]:
@@ -164,8 +166,8 @@ class Planned:
         else:
             return [], 0
         own = replace(self.options, profile=given, alone=None)
-        self.rival = Planned(own, one, limits, self.seed)
-        return [(one, self.rival, limits)], spent
+        self.rival = rival = Planned(own, one, limits, self.seed)
+        return [(one, rival, limits)], spent
 
     def _part(self) -> list[int]:
         """The numbers of the batches of the profile."""
