@@ -6,6 +6,7 @@ Its links lead somewhere, and the examples of docstrings run.
 import doctest
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 from itertools import pairwise
@@ -180,6 +181,19 @@ def test_the_reference_shows_signatures_and_docstrings():
     )
     # A method of AugmentedLagrangian.
     assert ".update(self, slack: Tensor | float | Sequence[float])" in page
+
+
+def test_the_table_of_methods_is_that_of_the_results():
+    text = (ROOT / "docs" / "which-method.md").read_text(encoding="utf-8")
+    written = re.findall(r"^\| `([\w ]+)` \|(( \**\d+\.\d\** \|){8})$", text, re.M)
+    figures = {name: [float(x) for x in re.findall(r"[\d.]+", row)] for name, row, _ in written}
+    found: dict = {}
+    result = json.loads((ROOT / "docs" / "results" / "winner.json").read_text(encoding="utf-8"))
+    for row in result["rows"]:
+        if row["testbed"] != "testbed-smollm" and "budget" in row["points"][0]:
+            means = [round(100 * point["accuracy"]["mean"], 1) for point in row["points"]]
+            found.setdefault(row["method"], []).extend(means)
+    assert figures == found and len(figures) > 15
 
 
 def modules():
