@@ -299,12 +299,12 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, monkeypatc
         train.parser().parse_args([*small, "--output", str(tmp_path / name)])
         for name in ("whole", "parts")
     )
-    want = train.train(whole).state_dict()
+    want = train.train(whole, train.Training).state_dict()
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "step", stopped(train.Training.step))
         with pytest.raises(KeyboardInterrupt):
-            train.train(parts)
-    found = train.train(parts).state_dict()
+            train.train(parts, train.Training)
+    found = train.train(parts, train.Training).state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in want.items())
 
 

@@ -145,6 +145,28 @@ def enlarge(items: Sequence[Example], height: int, width: int, seed: int = 0) ->
     ]
 
 
+def padded(
+    prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, padding_side: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and labels (B, S) of prompts, each followed by its answer.
+
+    >>> ids, mask, labels = padded([[1, 2], [3]], [[4], [5]], pad=0, padding_side="left")
+    >>> ids.tolist(), labels.tolist()
+    ([[1, 2, 4], [0, 3, 5]], [[-100, -100, 4], [-100, -100, 5]])
+    """
+    size = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids = torch.full((len(prompts), size), pad)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        length = len(prompt) + len(answer)
+        start = size - length if padding_side == "left" else 0
+        ids[row, start : start + length] = torch.tensor(prompt + answer)
+        mask[row, start : start + length] = 1
+        if answer:
+            labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
+    return ids, mask, labels
+
+
 def collate(
     items: Sequence[Example],
     padding_side: str = "left",
@@ -168,17 +190,8 @@ def collate(
     name = resolve(model)
     prompts = [_prompt(name, item) for item in items]
     answers = [_answer(name, item) if with_answers else [] for item in items]
-    size = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(items), size), smollm.PAD_ID if name == smollm.NAME else ID[PAD])
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        length = len(prompt) + len(answer)
-        start = size - length if padding_side == "left" else 0
-        ids[row, start : start + length] = torch.tensor(prompt + answer)
-        mask[row, start : start + length] = 1
-        if answer:
-            labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
+    pad = smollm.PAD_ID if name == smollm.NAME else ID[PAD]
+    ids, mask, labels = padded(prompts, answers, pad, padding_side)
     batch = {"input_ids": ids, "attention_mask": mask}
     batch |= image_inputs(name, [item.image for item in items])
     if name == "testbed-qwen":

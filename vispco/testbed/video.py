@@ -10,6 +10,7 @@ import torch
 
 from . import clips
 from .clip_questions import FAMILIES, TASKS as TASKS, Family
+from .data import padded
 from .images import video_inputs
 from .model import FRAMES
 from .processor import PATCH
@@ -113,16 +114,7 @@ def collate(
         raise ValueError("collate needs at least one example, got an empty sequence")
     prompts = [_prompt(item) for item in items]
     answers = [[VIDEO_ID[item.answer], VIDEO_ID[EOS]] if with_answers else [] for item in items]
-    size = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(items), size), VIDEO_ID[PAD])
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        length = len(prompt) + len(answer)
-        start = size - length if padding_side == "left" else 0
-        ids[row, start : start + length] = torch.tensor(prompt + answer)
-        mask[row, start : start + length] = 1
-        if answer:
-            labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
+    ids, mask, labels = padded(prompts, answers, VIDEO_ID[PAD], padding_side)
     batch = {"input_ids": ids, "attention_mask": mask, **video_inputs([i.frames for i in items])}
     batch["mm_token_type_ids"] = 2 * (ids == VIDEO_ID[VIDEO_PAD]).long()
     batch["second_per_grid_ts"] = torch.tensor([item.seconds for item in items])

@@ -15,7 +15,9 @@ import ctypes
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +123,7 @@ class Training:
         if step % 2 == 0:
             self._easy(rng, (opens, closes))
         self._update(step)
-        self.ladder.update(families, _correct(hit, batch, len(families)))
+        self.ladder.update(families, correct(hit, batch, len(families)))
         return {"loss": loss, "aux": aux, "hint": hint, "easy_loss": self.easy_loss}
 
     def _easy(self, rng: np.random.Generator, window: tuple[int, int]) -> None:
@@ -171,7 +173,7 @@ class Training:
         print(line, flush=True)
 
 
-def _correct(hit: torch.Tensor, batch: Packed, slots: int) -> list[float]:
+def correct(hit: torch.Tensor, batch: Packed, slots: int) -> list[float]:
     """Share of right answers in each slot; the end token does not count."""
     correct = []
     for number in range(slots):
@@ -181,11 +183,11 @@ def _correct(hit: torch.Tensor, batch: Packed, slots: int) -> list[float]:
     return correct
 
 
-def train(args: argparse.Namespace) -> PreTrainedModel:
-    """Run the recipe and return the model."""
+def train(args: argparse.Namespace, recipe: Callable[..., Any] | None = None) -> PreTrainedModel:
+    """Run a recipe, None: `Training`, and return the model."""
     torch.set_num_threads(args.threads)
     keep_memory()
-    run = Training(args)
+    run = (recipe or Training)(args)
     begin = run.resume() if args.resume else 0
     run.model.train()
     clock = time.perf_counter()

@@ -28,10 +28,10 @@ from vispco.utils.files import write_text
 
 from ..batches import board_batch, easy_arrays, easy_batch
 from ..build import build_processor
-from ..pack import Packed, forward, losses
+from ..pack import forward, losses
 from ..recipe import RECIPES
 from ..state import load_state, save_state
-from ..train import keep_memory, optimisers, rate
+from ..train import correct, optimisers, rate, train
 from .batches import NAMES, SIZES, clip_batch, truths
 
 
@@ -141,7 +141,7 @@ class Training:
             loss, hit = losses(logits, batch)
             aux = self.heads(states, truths(drawn))
         (loss + weight * aux).backward()
-        self.running.update(families, _correct(hit, batch))
+        self.running.update(families, correct(hit, batch, int(batch.slot.max()) + 1))
         if step % args.pictures_every == 0:
             self._pictures(rng, window)
         self._update(step)
@@ -192,35 +192,6 @@ class Training:
         print(line, flush=True)
 
 
-def _correct(hit: torch.Tensor, batch: Packed) -> list[float]:
-    """Share of right answers in each slot; the end token does not count."""
-    correct = []
-    for number in range(int(batch.slot.max()) + 1):
-        mine = hit[:, batch.slot == number]
-        first = mine[torch.arange(len(mine)), (mine >= 0).int().argmax(1)]
-        correct.append(float((first == 1).sum() / max(1, int((first >= 0).sum()))))
-    return correct
-
-
-def train(args: argparse.Namespace):
-    """Run the recipe and return the model, in eval mode."""
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    run = Training(args)
-    begin = run.resume() if args.resume else 0
-    run.model.train()
-    clock = time.perf_counter()
-    for step in range(begin, args.steps):
-        found = run.step(step)
-        done, last = step + 1, step + 1 == args.steps
-        if done % args.every == 0 or last:
-            run.note(done, found, (time.perf_counter() - clock) / (done - begin))
-        if done % args.save_every == 0 or last:
-            run.save(done)
-    run.model.set_attn_implementation("sdpa")
-    return run.model.eval()
-
-
 def parser() -> argparse.ArgumentParser:
     """Command-line options; the defaults reproduce the shipped checkpoint."""
     out = argparse.ArgumentParser(
@@ -254,7 +225,7 @@ def main() -> None:
     """Train, then save the checkpoint in float16."""
     args = parser().parse_args()
     start = time.perf_counter()
-    model = train(args)
+    model = train(args, Training)
     weights = {key: weight.half() for key, weight in model.state_dict().items()}
     output = Path(args.output)
     model.save_pretrained(output, state_dict=weights)
