@@ -676,7 +676,7 @@ def fails(words, capsys, *expected, code=2):
         (["search", "--start", "profile", "--steps", "3"], "not with profile"),
         (["search", "--start", "profile", "--profile", "missing.json"], "missing.json: No such"),
         (["search", "--start", "profile", "--profile", "good.json"], "good.json: a profile lacks"),
-        (["search", "--profile", "good.json"], "--profile goes with --start profile"),
+        (["search", "--start", "ramp", "--profile", "good.json"], "goes with --start profile"),
         (
             ["search", "--start", "profile", "--kernel", "linear", "--budgets", "0.5", *SMALL],
             "start='profile'",

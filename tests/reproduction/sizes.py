@@ -166,7 +166,7 @@ SIZES = {
             (TENTHS, 1, 40, 8, 10, 1, 1),
             (FIVE, 1, 30, 8, 5, 1, 1),
             (PAIR, 1, 20, 6, 3, 1, 0),
-            (PAIR, 1, 20, 6, 3, 1, 0),
+            None,
         ),
         _winners(1, Winner(("auto", "fastv"), (0.2, 0.3, 0.5), 1, 48, 192)),
         calibration=80,

@@ -34,10 +34,12 @@ def pieces(size: Size) -> list[Piece]:
     """One per testbed and method, and one per testbed for the smaller pictures."""
     found = []
     for name, own in size.winners.items():
-        each = len(own.budgets) * ((own.refinement + 2) * own.questions + own.test)
+        search = len(own.budgets) * (own.refinement + 2) * own.questions
         for method in own.methods:
-            profile = PROFILE[name] * (PORTFOLIO if method == AUTO_ALONE else 1)
-            passes = int(own.seeds * (profile + each))
+            # Several methods: a profile of all, and one more search with the one best alone.
+            profiles, searches = (PORTFOLIO + 1, 2) if method == AUTO_ALONE else (1, 1)
+            each = PROFILE[name] * profiles + search * searches + len(own.budgets) * own.test
+            passes = int(own.seeds * each)
             found.append(Piece({"testbed": name, "method": method}, passes, name))
         found.append(Piece({"testbed": name, "method": None}, len(SCALES) * own.test, name))
     return found
