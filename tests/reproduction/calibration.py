@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from vispco.solvers.profiled import Profiled
 from vispco.utils.files import read_json, write_text
 
 from .cache import Cache
@@ -28,8 +29,6 @@ from .yardstick import BATCH, HELD_OUT, SHALLOW, Draw
 SIZES = (16, 32, 64, 128, 256, 512)
 #: Forward passes of one search for all budgets, and the most schedules it refines by.
 PASSES, ROUNDS = 6000, 40
-#: Questions of a profile, as `vispco.solvers.profiled.Profiled` has them.
-PROFILED = 32
 
 
 def measure(model: str, seeds: int, cache: Path, sizes: Sequence[int] = SIZES) -> dict:
@@ -41,7 +40,7 @@ def measure(model: str, seeds: int, cache: Path, sizes: Sequence[int] = SIZES) -
             benchmark = Draw(model, "fastv", Cache(cache), **own)
             budgets = benchmark.reachable(SHALLOW)
             start = questions * (1 + 2 * len(budgets))
-            start += min(questions, PROFILED) * (3 * benchmark.layers + 6)
+            start += min(questions, Profiled.questions) * (3 * benchmark.layers + 6)
             refinement = {"rounds": ROUNDS, "passes": max(0, PASSES - start)}
             found = by_start(benchmark, {"name": "profile"}, budgets, seed, refinement)
             there = [benchmark.answers(c, benchmark.test) for c in found.configs.values()]
