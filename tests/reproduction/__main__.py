@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         choices=SIZES,
         default="quick",
-        help="quick: within an hour on 2 cores (default); standard: 5 "
+        help="quick: within an hour on 2 cores (default); deep: the race of all methods on "
+        "testbed-smollm, for --claims winner and a folder of its own, two hours; standard: 5 "
         "seeds, 500 random configurations per budget, hours; full: 640 random configurations at "
         "nine budgets "
         "for every method, 512 held-out questions, a day and more; smoke: seconds",

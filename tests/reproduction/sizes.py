@@ -20,6 +20,7 @@ OTHERS = (
     "prumerge",
     "vscan",
 )
+_ALL_METHODS = ("auto", "random", *AUTO, *OTHERS)
 KERNELS = ("single_layer", "p_sigmoid", "linear", "exponential", "multi_step", "monotone")
 TENTHS = tuple(i / 10 for i in range(1, 10))
 TWENTIETHS = tuple(i / 20 for i in range(1, 20))
@@ -120,7 +121,7 @@ def _settings(
 
 def _winners(seeds: int, deep: Winner) -> dict[str, Winner]:
     """All methods for pictures on the small testbeds, fewer on the deep one."""
-    small = Winner(("auto", "random", *AUTO, *OTHERS), (0.2, 0.35, 0.5, 0.7), seeds)
+    small = Winner(_ALL_METHODS, (0.2, 0.35, 0.5, 0.7), seeds)
     return {"testbed-llava": small, "testbed-qwen": small, "testbed-smollm": deep}
 
 
@@ -171,6 +172,12 @@ SIZES = {
         _winners(1, Winner(("auto", "fastv"), (0.2, 0.3, 0.5), 1, 48, 192)),
         calibration=80,
         test=160,
+        **_HOUR,
+    ),
+    "deep": Size(
+        "deep",
+        (),
+        {"testbed-smollm": Winner(_ALL_METHODS, (0.12, 0.2, 0.3, 0.5), 1, 48, 192)},
         **_HOUR,
     ),
     "standard": Size(
