@@ -30,7 +30,7 @@ from .frontier import Frontier
 from .registry import KERNELS, did_you_mean, named_options
 from .solvers.before import BeforeLLM, before_llm
 from .solvers.descent import Gradient
-from .solvers.problem import Problem, Ramp, SearchOptions
+from .solvers.problem import Problem, Ramp, SearchOptions, Start
 from .solvers.profiled import Profiled
 from .solvers.shared import Shared
 from .utils.distributed import rank
@@ -38,7 +38,7 @@ from .utils.journal import Journal
 from .utils.progress import Progress, visible
 
 #: Where a search can start: the options of each start.
-STARTS: dict[str, Any] = {
+STARTS: dict[str, type[Start]] = {
     start.name: start for start in (Ramp, Gradient, Shared, Profiled, BeforeLLM)
 }
 
@@ -49,7 +49,7 @@ def search(
     method: str | Mapping | Sequence = "fastv",
     budgets: Sequence[float | str | Mapping] = (0.2, 0.35, 0.5, 0.7, 0.9),
     *,
-    start: str | Mapping | Gradient | Shared | Ramp | Profiled | BeforeLLM | None = None,
+    start: str | Mapping | Start | None = None,
     kernel: str | Mapping = "monotone",
     refinement: int | Mapping | None = None,
     seed: int = 0,
@@ -242,7 +242,7 @@ def default_start(kernel: str | Mapping) -> str:
 
 def _options_of(start: Any) -> Any:
     """The options of a start, from themselves, a name, or a mapping."""
-    if isinstance(start, tuple(STARTS.values())):
+    if isinstance(start, Start):
         return start
     name, options = named_options("start", start)
     if name not in STARTS:

@@ -18,7 +18,7 @@ from ..budget import Budget
 from ..registry import METHODS, build_method
 from ..utils.journal import Journal
 from .evaluator import Evaluator
-from .problem import Problem
+from .problem import Problem, Start
 
 
 def before_llm() -> list[str]:
@@ -35,15 +35,12 @@ def _reads_nothing_later(method: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class BeforeLLM:
+class BeforeLLM(Start):
     """`start="before_llm"`: plans drop once, before layer 0; of several methods, the best one."""
 
     name: ClassVar[str] = "before_llm"
     #: There is one such schedule for each budget, so nothing to refine.
     refinement: ClassVar[int] = 0
-    any_budget: ClassVar[bool] = False
-    largest_first: ClassVar[bool] = False
-    checkpoint: ClassVar[bool] = False
 
     def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> OneDrop:
         """What measures the methods. Raises ValueError for one that reads the language model."""

@@ -27,12 +27,12 @@ from ..ste import build_estimator
 from ..utils.distributed import processes, total
 from ..utils.journal import Journal, decode_tensor, digest_tensors, encode_tensor
 from .evaluator import Evaluator, Schedule
-from .problem import Problem
+from .problem import Problem, Start
 from .steps import batch_order, decay, gradients
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(Start):
     """Options of `start="gradient"`: descend for each budget, from the largest down.
 
     Each budget starts from the last one's solution or from one of the kernel's own starts,
@@ -50,11 +50,6 @@ class Gradient:
     """
 
     name: ClassVar[str] = "gradient"
-    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
-    refinement: ClassVar[int] = 6
-    #: Whether it answers other budgets afterwards.
-    any_budget: ClassVar[bool] = False
-    #: Whether it takes the budgets from the largest down.
     largest_first: ClassVar[bool] = True
 
     steps: int = 20

@@ -203,15 +203,25 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Start:
+    """What every start says of itself. Its `solver` is what `Problem.solve` runs."""
+
+    name: ClassVar[str]
+    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
+    refinement: ClassVar[int] = 6
+    #: Whether it answers other budgets afterwards.
+    any_budget: ClassVar[bool] = False
+    #: Whether it takes the budgets from the largest down.
+    largest_first: ClassVar[bool] = False
+    # Whether layers run again for the backward pass. Some starts have it as an option.
+    checkpoint = False
+
+
+@dataclass(frozen=True)
+class Ramp(Start):
     """`start="ramp"`: a line from all tokens to none, as late as each budget allows."""
 
     name: ClassVar[str] = "ramp"
-    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
-    refinement: ClassVar[int] = 6
-    any_budget: ClassVar[bool] = False
-    largest_first: ClassVar[bool] = False
-    checkpoint: ClassVar[bool] = False
     guidance: ClassVar[dict] = {}
 
     def arguments(self) -> dict[str, Any]:

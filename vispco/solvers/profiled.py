@@ -28,7 +28,7 @@ from ..utils.journal import Journal
 from .alone import best_alone, reachable
 from .evaluator import Evaluator
 from .plan import DROPS, fill, offspring, plans, steps
-from .problem import Problem
+from .problem import Problem, Start
 from .refine import nearby
 from .several import Several
 from .surrogate import log_loss
@@ -38,7 +38,7 @@ PARTS = 256
 
 
 @dataclass(frozen=True)
-class Profiled:
+class Profiled(Start):
     """Options of `start="profile"`: one profile answers all budgets.
 
     questions: calibration questions of the profile, in whole batches, drawn at random.
@@ -51,10 +51,6 @@ class Profiled:
     """
 
     name: ClassVar[str] = "profile"
-    refinement: ClassVar[int] = 6
-    any_budget: ClassVar[bool] = False
-    largest_first: ClassVar[bool] = False
-    checkpoint: ClassVar[bool] = False
 
     questions: int = 32
     measurements: int = 6

@@ -28,7 +28,7 @@ from ..utils.distributed import gathered, processes, rank, total
 from ..utils.journal import Journal, decode_tensor, digest_tensors, encode_tensor
 from .evaluator import Evaluator
 from .predictor import RatioPredictor
-from .problem import Problem
+from .problem import Problem, Start
 from .steps import batch_order, decay, gradients
 
 #: Added to a divergence before its logarithm is taken: what is near 0 nats is as good as 0.
@@ -36,7 +36,7 @@ EPSILON = 1e-2
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Start):
     """Options of `start="shared"`: one predictor of the keep ratios for all budgets.
 
     steps: gradient steps in all, one batch each. Small batches and many steps do better than the
@@ -52,12 +52,7 @@ class Shared:
     """
 
     name: ClassVar[str] = "shared"
-    #: Schedules per budget that are measured afterwards, if nothing else is asked for.
-    refinement: ClassVar[int] = 6
-    #: Whether it answers other budgets afterwards.
     any_budget: ClassVar[bool] = True
-    #: Whether it takes the budgets from the largest down.
-    largest_first: ClassVar[bool] = False
 
     steps: int = 200
     learning_rate: float = 0.1
