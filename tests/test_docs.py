@@ -137,6 +137,10 @@ def test_links_lead_to_files_and_headings_in_the_repository(page):
             assert linked.is_relative_to(ROOT / "docs"), f"{target}: the site has nothing but docs/"
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
 def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
     numbered = sorted(page.name for page in (ROOT / "docs").glob("[0-9]*.md"))
     assert [int(page[:2]) for page in numbered] == list(range(12))

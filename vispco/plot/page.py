@@ -31,7 +31,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd }
-th, td { text-align: left; vertical-align: bottom }
+th, td { text-align: left; vertical-align: top } th { vertical-align: bottom }
 .n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
 td, dd, pre { overflow-wrap: anywhere } .best { background: #eef6ee } p.best { padding: .8rem }
 @media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem } h1 { font-size: 1.5rem }
@@ -266,8 +266,8 @@ def _settings(meta: Mapping[str, Any]) -> str:
 
 def _value(name: str, value: Any) -> str:
     """A setting with its unit, which its name tells."""
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, list) and name.endswith("seconds"):
