@@ -6,6 +6,7 @@ import pytest
 
 from vispco import Frontier, FrontierPoint, PruningConfig
 from vispco.plot import plot_frontier
+from vispco.plot.trade_off import _side
 
 pytest.importorskip("matplotlib")
 BUDGETS = (0.2, 0.5, "1.2 GFLOPs")
@@ -267,8 +268,7 @@ def test_no_schedule_leaves_the_range_from_none_to_all():
 def test_legends_have_six_entries_at_most():
     from vispco.plot.figure import MOST_ENTRIES
     from vispco.plot.frontiers import _draw_legend
-    from vispco.plot.trade_off import _side
-from vispco.plot.read import runs, trade_off
+    from vispco.plot.read import runs, trade_off
     from vispco.plot.schedules import draw_schedules, looks
     from vispco.plot.trade_off import draw_trade_off
 
