@@ -138,7 +138,7 @@ def evenly(entries: list) -> list:
 def legend_columns(labels: list[str], width: float) -> int:
     """As many columns as fit into so many inches; labels run down the columns.
 
-    >>> legend_columns(["a", "b", "c"], 11), legend_columns(["a" * 100, "b"], 11)
+    >>> legend_columns(["a", "b", "c"], 11), legend_columns(["a" * 150, "b"], 11)
     (3, 1)
     """
 
