@@ -279,4 +279,6 @@ def _value(name: str, value: Any) -> str:
         return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"
     if number and name.endswith(("accuracy", "agreement")):
         return percent(value)
-    return f"{value:,}" if number and value >= 10_000 else json.dumps(value)
+    if number and float(value).is_integer():
+        return f"{value:,.0f}"
+    return json.dumps(value)
