@@ -72,7 +72,7 @@ _PROFILE = (
 _COLUMNS = (
     "Accuracy and agreement: on the calibration questions; agreement: with the full model's "
     "answers; held out: on questions that the search did not see. FLOPs: of the language model's "
-    "prefill. Time saved: of one prefill{full} on the machine of the search, predicted from the "
+    "prefill. Time saved: of one prefill on the machine of the search{full}, predicted from the "
     "decoder's times alone. Budget and share: of the compute that pruning can save. KL: in nats."
 )
 #: The columns that decide, in this order; the others follow.
@@ -214,7 +214,7 @@ def _configurations(frontier: Frontier) -> str:
 def _columns(meta: Mapping[str, Any]) -> str:
     """What the columns of that table mean."""
     full = meta.get("full_prefill_seconds")
-    seconds = f" of {_value('seconds', full)}" if isinstance(full, int | float) else ""
+    seconds = f", in all {_value('seconds', full)}" if isinstance(full, int | float) else ""
     return _note(_COLUMNS.format(full=seconds))
 
 
