@@ -242,7 +242,11 @@ def picture(rows: Sequence[dict]) -> bytes:
     answers = sorted({r["new_tokens"] for r in rows})
     prompts = list(dict.fromkeys(map(prompt, rows)))
 
+    top = 1.05 * max(1.0, *(r["high"] for r in rows))
+    models = ", ".join(dict.fromkeys(f"{row['model']} ({row['layers']} layers)" for row in rows))
+
     def draw(figure) -> None:
+        figure.suptitle(f"model: {models}", x=0.012, ha="left", fontsize=11)
         panels = figure.subplots(1, len(answers), squeeze=False, sharex=True, sharey=True)[0]
         for axes, tokens in zip(panels, answers, strict=True):
             axes.plot([0, 1.05], [0, 1.05], color="#8a8a8a", linewidth=1, label="as predicted")
@@ -259,16 +263,16 @@ def picture(rows: Sequence[dict]) -> bytes:
                     linewidth=1,
                     marker=MARKERS[i % len(MARKERS)],
                     capsize=2,
-                    label=f"{key[0]}, {key[2]} visual tokens",
+                    label=f"{key[2]} visual tokens",
                 )
             whole = f"a whole answer of {tokens} tokens"
             axes.set_title("to the first token" if tokens == 1 else whole)
-            axes.set(xlabel="predicted time over the full model's", xlim=(0, 1.05), ylim=(0, None))
+            axes.set(xlabel="predicted time over the full model's", xlim=(0, 1.05), ylim=(0, top))
             percents(axes.xaxis), percents(axes.yaxis)
         panels[0].set_ylabel("measured time over the full model's")
         panels[0].legend(loc="upper left")
 
-    return render(draw, 4.2 * len(answers), 3.8, "svg")
+    return render(draw, 4.2 * len(answers), 4.1, "svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

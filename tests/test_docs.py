@@ -137,6 +137,10 @@ def test_links_lead_to_files_and_headings_in_the_repository(page):
             assert linked.is_relative_to(ROOT / "docs"), f"{target}: the site has nothing but docs/"
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
 def test_every_page_of_the_tutorial_is_in_its_contents_and_leads_on():
     numbered = sorted(page.name for page in (ROOT / "docs").glob("[0-9]*.md"))
     assert [int(page[:2]) for page in numbered] == list(range(12))
@@ -194,6 +198,46 @@ def test_the_table_of_methods_is_that_of_the_results():
             means = [round(100 * point["accuracy"]["mean"], 1) for point in row["points"]]
             found.setdefault(row["method"], []).extend(means)
     assert figures == found and len(figures) > 15
+
+
+def result(name):
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_readmes_figures_are_those_of_the_results():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    files = "speedup-llava-1.5-7b-float32", "speedup-qwen2.5-vl-3b-2880"
+    for name, model in zip(files, ("LLaVA-1.5-7B", "Qwen2.5-VL-3B"), strict=True):
+        rows = {row["schedule"]: row for row in result(f"benchmarks/{name}")["figures"]}
+        kept = [rows[share] for share in ("50%", "25%", "10%")]
+        cells = [f"{row['speedup']:.2f} ({row['flops_ratio']:.2f})" for row in kept]
+        assert f"| {model} | {kept[0]['n_visual']:,} | {' | '.join(cells)} |" in text
+    best = re.findall(r"has ([\d.]+) times that of \w+, the best", result("winner")["measured"])
+    low, high = (f"{bound:.2f}" for bound in (min(map(float, best)), max(map(float, best))))
+    assert len(best) == 3 and f"{low} to {high} times its hypervolume on three testbeds" in text
+    steps = re.search(
+        r"better at (\d+), equal at (\d+), worse at 0 of", result("kernels")["measured"]
+    )
+    total = sum(map(int, steps.groups()))
+    points = re.search(r"accuracy (\+[\d.]+) points", result("kernels")["measured"])[1]
+    assert f"equal or better at {total} of {total} budgets, {points} points" in text
+    moved = re.findall(r"between tasks: -([\d.]+)", result("transfer")["measured"])
+    lost = sorted(round(float(points)) for points in moved)
+    assert f"another task costs {lost[0]} to {lost[-1]} points" in text
+    deep = result("yardstick/testbed-smollm-fastv")["rows"]
+
+    def mean(contender, key, budget):
+        rows = [r for r in deep if (r["contender"], r["budget"]) == (contender, budget)]
+        return sum(row[key] for row in rows) / len(rows)
+
+    key = "held_out_accuracy"
+    gains = [
+        round(100 * (mean("profile", key, b) - mean("gradient", key, b)))
+        for b in (0.12, 0.2, 0.3, 0.5, 0.7)
+    ]
+    share = round(100 * mean("profile", "passes", 0.2) / mean("gradient", "passes", 0.2))
+    assert gains.count(4) == 2 and max(gains) == 4
+    assert f"by 4 points at two of five budgets, for {share} % of its passes" in text
 
 
 def modules():

@@ -6,6 +6,7 @@ import pytest
 
 from vispco import Frontier, FrontierPoint, PruningConfig
 from vispco.plot import plot_frontier
+from vispco.plot.trade_off import _side
 
 pytest.importorskip("matplotlib")
 BUDGETS = (0.2, 0.5, "1.2 GFLOPs")
@@ -336,3 +337,10 @@ def test_no_panel_of_kept_tokens_stays_empty_where_that_can_be():
     for count in range(1, 13):
         columns = _columns(count)
         assert columns <= 4 and -count % columns <= (2 if count == 10 else 1)
+
+
+def test_the_name_of_a_line_goes_where_it_covers_nothing():
+    covered = [(0.85, 0.93), (0.85, 0.88), (0.1, 0.93)]
+    assert _side(0.9, 0.25, []) == ("right", 1)
+    assert _side(0.9, 0.25, covered[:1]) == ("left", 1)
+    assert _side(0.9, 0.25, covered) == ("left", -1)

@@ -134,7 +134,8 @@ def test_the_picture_says_what_it_shows(tmp_path):
     plot_profile(trapped(), tmp_path / "a.svg", configs)
     shown = texts(tmp_path / "a.svg")
     for text in (
-        "Loss of keeping fewer visual tokens (fastv, llava)",
+        "model: llava; ranked by fastv",
+        "Loss of keeping fewer visual tokens",
         "Layers 2, 4 rank badly with fastv",
         "From layer 6 on the image is dead weight",
         "exit",
@@ -224,4 +225,4 @@ def test_of_several_methods_the_best_are_named_by_layer():
     assert said in findings(several)
     figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
     draw_profile(figure, several)
-    assert "the best of 3 methods, llava" in figure.axes[0].get_title()
+    assert figure.get_suptitle() == "model: llava; ranked by the best of 3 methods"

@@ -3,9 +3,11 @@
 One page that is whole and self-contained, and that shows what came from data as text.
 """
 
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -262,7 +264,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
 
     write_report(tmp_path / "r.html", frontier(), overlays=[Overlay("q", tiles)])
     page = Page(tmp_path / "r.html")
-    assert "No picture: 5 <tiles>" in page.text and "No gradient step was made" in page.text
+    assert "No picture: 5 <tiles>" in page.text and "Nothing was searched step by step" in page.text
 
 
 def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
@@ -272,10 +274,21 @@ def test_refinement_is_a_table_of_its_own_with_and_without_steps(tmp_path):
     for steps in ([], STEPS):
         write_report(tmp_path / "r.html", frontier(), [*steps, *tried])
         text = "".join(Page(tmp_path / "r.html").text.split())
-        assert "schedulesloss0.320.150.720.35" in text and ("Nogradientstepwasmade" in text) is (
-            not steps
-        )
+        assert "schedulesloss,nats0.320.150.720.35" in text
+        assert "Nothingwassearched" not in text
         assert ("budgetstepslossviolation" in text) is bool(steps)
+
+
+def test_the_columns_that_decide_come_first_and_the_recommended_budget_stands_out(tmp_path):
+    metrics = {"calibration_accuracy": 0.9, "calibration_agreement": 0.95}
+    points = [replace(point, metrics=metrics) for point in frontier().points]
+    meta = {"method": "fastv, pdrop", "model": "m", "full_flops": 4e9, "recommended_budget": 0.7}
+    write_report(tmp_path / "r.html", Frontier(points, meta))
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<th[^>]*>([^<]+)</th>", text)
+    assert headings[:4] == ["budget", "accuracy", "agreement", "FLOPs saved"]
+    assert re.findall(r'<tr class="best"><td>([^<]+)</td>', text) == ["0.7"]
+    assert "<h1>vispco: the best of 2 methods on m</h1>" in text
 
 
 # ---- kept tokens ---------------------------------------------------------------------------------

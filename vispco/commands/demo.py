@@ -115,6 +115,8 @@ def demonstrate(
 
         say(4, "writing the results")
         frontier.meta |= {
+            "model": model_name,
+            "data": f"{n_test} held-out questions",
             "competitors": competitors,
             "comparison": [compare(point, competitors) for point in frontier.points],
             "profile_passes": profile.forward_passes,

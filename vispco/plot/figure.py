@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,22 +89,29 @@ def save(path: str | os.PathLike | None, draw: Callable, width: float, height: f
     return picture
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Matplotlib with the look of all pictures: a user's style sheet must not change them."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for group, settings in _STYLE.items():
+            matplotlib.rc(group, **settings)
+        yield
+
+
 def render(draw: Callable, width: float, height: float, kind: str) -> bytes:
     """What `draw(figure)` draws, as "svg" or "png"; the same input gives the same bytes.
 
     width, height: inches.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context():
-        # A user's style sheet must not change the picture.
-        matplotlib.rcdefaults()
-        for group, settings in _STYLE.items():
-            matplotlib.rc(group, **settings)
+    with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
@@ -125,6 +133,21 @@ def evenly(entries: list) -> list:
         return entries
     step = (len(entries) - 1) / (MOST_ENTRIES - 1)
     return [entries[round(i * step)] for i in range(MOST_ENTRIES)]
+
+
+def legend_columns(labels: list[str], width: float) -> int:
+    """As many columns as fit into so many inches; labels run down the columns.
+
+    >>> legend_columns(["a", "b", "c"], 11), legend_columns(["a" * 150, "b"], 11)
+    (3, 1)
+    """
+
+    def inches(columns: int) -> float:
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        return sum(0.078 * n + 0.75 for n in longest)
+
+    return next((n for n in range(len(labels), 1, -1) if inches(n) < width), 1)
 
 
 def percents(axis) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .figure import COLOURS, INK, MOST_ENTRIES, Picture, clean, save
+from .figure import COLOURS, INK, MOST_ENTRIES, Picture, clean, legend_columns, save
 from .read import Frontiers, Runs, runs, trade_off
 from .schedules import draw_schedules, looks
 from .trade_off import X_LABELS, Y_LABELS, draw_trade_off
@@ -100,15 +100,6 @@ def _draw_legend(figure, axes, first) -> None:
     handles = [handles[i] for i in order]
     labels = [clean(labels[i], 110) for i in order]
     style = {"handlelength": 2.6, "columnspacing": 1.8, "borderaxespad": 1}
-    figure.legend(handles, labels, loc="outside lower left", ncols=_columns(labels), **style)
-
-
-def _columns(labels: list[str]) -> int:
-    """As many columns as fit side by side, four at most; labels run down the columns."""
-
-    def inches(columns: int) -> float:
-        rows = -(-len(labels) // columns)
-        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
-        return sum(0.078 * n + 0.75 for n in longest)
-
-    return next((n for n in (4, 3, 2) if inches(n) < 11), 1)
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=legend_columns(labels, 11), **style
+    )

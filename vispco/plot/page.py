@@ -22,6 +22,7 @@ from .convergence import ALL, PANELS, plot_convergence
 from .figure import require_matplotlib
 from .frontiers import plot_frontier
 from .profile import findings, losses_table, plot_profile
+from .read import ranker
 from .svg import drawn
 
 _STYLE = """\
@@ -30,11 +31,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd }
-th, td { text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td, dd, pre { overflow-wrap: anywhere } .best { background: #eef6ee; padding: .8rem }
-@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem }
-       th, td { padding: .2rem .4rem } .picture { overflow-x: auto } .picture svg { width: 44rem } }
+th, td { text-align: left; vertical-align: top } th { vertical-align: bottom }
+.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap }
+td, dd, pre { overflow-wrap: anywhere } .best { background: #eef6ee } p.best { padding: .8rem }
+@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem } h1 { font-size: 1.5rem }
+       table { font-size: .8rem } th, td { padding: .2rem .3rem }
+       .picture { overflow-x: auto } .picture svg { width: 52rem } .small svg { width: 34rem } }
 pre { background: #f4f4f4; padding: .8rem; white-space: pre-wrap }
 svg { width: 100%; height: auto } figure { margin: 0 }
 .note { color: #555 } .small { max-width: 46rem }"""
@@ -68,12 +70,14 @@ _PROFILE = (
     "the colour where they step down. On the questions that the profile was measured on."
 )
 _COLUMNS = (
-    "Budget and share: of the compute that pruning can save. FLOPs: of the language model's "
-    "prefill. Accuracy and agreement: on the calibration questions; agreement: with the full "
-    "model's answers; held out: on questions that the search did not see. Saved: of one prefill "
-    "on the machine of the search, predicted from the decoder's times alone."
+    "Accuracy and agreement: on the calibration questions; agreement: with the full model's "
+    "answers; held out: on questions that the search did not see. FLOPs: of the language model's "
+    "prefill. Time saved: of one prefill on the machine of the search{full}, predicted from the "
+    "decoder's times alone. Budget and share: of the compute that pruning can save. KL: in nats."
 )
-_NO_STEPS = "No gradient step was made: none was asked for, or every budget pays for all tokens."
+#: The columns that decide, in this order; the others follow.
+_DECISIVE = ("budget", "accuracy", "held-out accuracy", "agreement", "FLOPs saved", "time saved")
+_NO_STEPS = "Nothing was searched step by step."
 _STEPS = "The gradient, step by step; below, its last step for each budget."
 _REFINED = "Refinement: schedules measured on all calibration data, and the best loss after them."
 
@@ -121,14 +125,16 @@ def write_report(
         for i, overlay in enumerate(overlays)
     ]
     sections = {
-        "Which budget": [*map(_best, summary), _configurations(frontier), _note(_COLUMNS)],
+        "Which budget": [*map(_best, summary), _configurations(frontier), _columns(meta)],
         "Frontier and schedules": [curve, _note(_LEGEND)],
         **_profile(profile, frontier),
         "Kept tokens": kept or [_note(note or "None were drawn.")],
-        "Convergence": _gradient(steps) + _refinement(steps),
+        "Convergence": _gradient(steps) + _refinement(steps) or [_note(_NO_STEPS)],
         "How it was made": [*[f"<pre>{_text(command)}</pre>"] * bool(command), _settings(meta)],
     }
-    title = _text(f"vispco: {meta.get('method', 'a search')} on {meta.get('model', 'a model')}")
+    title = _text(
+        f"vispco: {ranker(meta.get('method', 'a search'))} on {meta.get('model', 'a model')}"
+    )
     body = "\n".join("\n".join([f"<h2>{name}</h2>", *parts]) for name, parts in sections.items())
     write_text(path, _PAGE.format(title=title, style=_STYLE, body=body))
 
@@ -160,26 +166,56 @@ def _picture(draw: Callable[[Path], Any], prefix: str, description: str) -> str:
         return _note(f"No picture: {error}")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence], numbers: Collection[int] = ()) -> str:
-    """An HTML table. numbers: the columns that hold numbers, which go to the right."""
+def _table(
+    header: Sequence[str],
+    rows: Sequence[Sequence],
+    numbers: Collection[int] = (),
+    best: int | None = None,
+) -> str:
+    """An HTML table. numbers: the columns that hold numbers, which go to the right.
+
+    best: the row that stands out.
+    """
     kinds = [' class="n"' if i in numbers else "" for i in range(len(header))]
-    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in header)]
-    for row in rows:
+    cells = zip(kinds, header, strict=True)
+    lines = ["<tr>" + "".join(f"<th{kind}>{_text(cell)}</th>" for kind, cell in cells) + "</tr>"]
+    for i, row in enumerate(rows):
         cells = zip(kinds, row, strict=True)
-        lines.append("".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in cells))
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+        line = "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in cells)
+        mark = ' class="best"' if i == best else ""
+        lines.append(f"<tr{mark}>{line}</tr>")
+    body = "\n".join(lines)
     return f'<div class="wide"><table>\n{body}\n</table></div>'
 
 
 def _configurations(frontier: Frontier) -> str:
-    """The frontier's table, with the share of all FLOPs that each point saves."""
-    full = frontier.meta.get("full_flops")
+    """The frontier's table: the columns that decide first, the recommended budget in colour."""
+    meta = frontier.meta
+    full = meta.get("full_flops")
     header, rows = frontier.header(), frontier.rows()
+    header = ["time saved" if name == "saved" else name for name in header]
     if isinstance(full, int | float) and full > 0:
-        header.insert(2, "FLOPs saved")
+        header.append("FLOPs saved")
         for point, row in zip(frontier.points, rows, strict=True):
-            row.insert(2, percent(1 - point.flops / full))
-    return _table(header, rows, numbers=range(1, len(header)))
+            row.append(percent(1 - point.flops / full))
+    decisive = [name for name in _DECISIVE if name in header]
+    order = [header.index(name) for name in decisive]
+    order += [i for i, name in enumerate(header) if name not in decisive]
+    budgets = [point.budget for point in frontier.points]
+    best = meta.get("recommended_budget")
+    return _table(
+        [header[i] for i in order],
+        [[row[i] for i in order] for row in rows],
+        numbers=range(1, len(header)),
+        best=budgets.index(best) if best in budgets else None,
+    )
+
+
+def _columns(meta: Mapping[str, Any]) -> str:
+    """What the columns of that table mean."""
+    full = meta.get("full_prefill_seconds")
+    seconds = f", in all {_value('seconds', full)}" if isinstance(full, int | float) else ""
+    return _note(_COLUMNS.format(full=seconds))
 
 
 def _profile(profile: Profile | None, frontier: Frontier) -> dict[str, list[str]]:
@@ -201,7 +237,7 @@ def _gradient(steps: Sequence[Mapping]) -> list[str]:
     """The course of the gradient, and its last step for each budget."""
     steps = [s for s in steps if "step" in s]
     if not steps:
-        return [_note(_NO_STEPS)]
+        return []
     last = list({str(s.get("budget", ALL)): s for s in steps}.values())
     columns = [name for name in PANELS if all(name in s for s in last)]
     rows = []
@@ -214,9 +250,13 @@ def _gradient(steps: Sequence[Mapping]) -> list[str]:
 
 
 def _refinement(steps: Sequence[Mapping]) -> list[str]:
-    last = {str(s["budget"]): s for s in steps if "schedule" in s}.values()
-    rows = [[budget_text(s["budget"]), s["schedule"], f"{s['best']:.4g}"] for s in last]
-    return [_note(_REFINED), _table(["budget", "schedules", "loss"], rows, {1, 2})] if rows else []
+    last = {str(s["budget"]): s for s in steps if "schedule" in s}
+    rows = [
+        [budget_text(s["budget"]), s["schedule"], f"{s['best']:.4g}"]
+        for _, s in sorted(last.items())
+    ]
+    header = ["budget", "schedules", "loss, nats"]
+    return [_note(_REFINED), _table(header, rows, {1, 2})] if rows else []
 
 
 def _settings(meta: Mapping[str, Any]) -> str:
@@ -226,8 +266,8 @@ def _settings(meta: Mapping[str, Any]) -> str:
 
 def _value(name: str, value: Any) -> str:
     """A setting with its unit, which its name tells."""
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, list) and name.endswith("seconds"):
@@ -239,4 +279,6 @@ def _value(name: str, value: Any) -> str:
         return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.3g} ms"
     if number and name.endswith(("accuracy", "agreement")):
         return percent(value)
-    return f"{value:,}" if number and value >= 10_000 else json.dumps(value)
+    if number and float(value).is_integer():
+        return f"{value:,.0f}"
+    return json.dumps(value)

@@ -141,8 +141,9 @@ def draw_profile(figure, profile: Any, configs: Sequence[PruningConfig] = ()) ->
     _draw_measured(axes, profile)
     _mark(axes, profile)
     _draw_schedules(axes, configs)
-    name = f"{_ranking(profile)}, {clean(profile.model_type)}"
-    axes.set_title(f"Loss of keeping fewer visual tokens ({name})", pad=18)
+    about = f"model: {clean(profile.model_type)}; ranked by {_ranking(profile)}"
+    figure.suptitle(about, x=0.012, ha="left", fontsize=11, color=INK)
+    axes.set_title("Loss of keeping fewer visual tokens", pad=18)
     space = {"handlelength": 2.0, "columnspacing": 1.4, "labelspacing": 0.35}
     columns = 2 if configs else 1
     figure.legend(loc="outside lower left", ncols=columns, **space)

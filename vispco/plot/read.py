@@ -118,7 +118,17 @@ def _settings(frontier: Frontier) -> str:
 
 def _title(frontier: Frontier) -> str:
     label, method, kernel = (frontier.meta.get(key) for key in ("label", "method", "kernel"))
-    return str(label or (f"{method}, {kernel} kernel" if method and kernel else "found"))
+    return str(label or (f"{ranker(method)}, {kernel} kernel" if method and kernel else "found"))
+
+
+def ranker(method: object) -> str:
+    """Who ranks, in a few words. method: a name, or several with commas between.
+
+    >>> ranker("fastv"), ranker("fastv, pdrop")
+    ('fastv', 'the best of 2 methods')
+    """
+    names = str(method).split(", ")
+    return names[0] if len(names) == 1 else f"the best of {len(names)} methods"
 
 
 def _all(named: Runs) -> Iterator[Frontier]:

@@ -30,11 +30,8 @@ _SINGLE_DOTS: dict[str, tuple[str, str, str, str | None]] = {
 def draw_trade_off(axes, shown: TradeOff) -> None:
     """Draw curves, competitors and levels, with their legend entries."""
     others = shown.competitors
-    for label, height, dashes in shown.levels:
+    for _, height, dashes in shown.levels:
         axes.axhline(height, color=INK, linestyle=dashes, linewidth=1, zorder=1.5)
-        place = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "zorder": 1.6}
-        at = {"xycoords": ("axes fraction", "data"), "fontsize": 8.5, "color": INK}
-        axes.annotate(clean(label), (1, height), **place, **at)
     if others["grid"]:
         _draw_grid(axes, others["grid"], shown.y, bool(others["selected"]))
     for kind, (marker, face, edge, name) in _SINGLE_DOTS.items():
@@ -51,6 +48,7 @@ def draw_trade_off(axes, shown: TradeOff) -> None:
     _set_limits(axes, shown)
     taken = [dot for curve in shown.curves.values() for dot in curve] + others["selected"]
     bars = [Dot(dot.x, y) for dot in taken if dot.bar for y in np.linspace(*dot.bar, 9).tolist()]
+    _name_levels(axes, shown, [*taken, *bars, *(dot for dots in others.values() for dot in dots)])
     _name_published(axes, others["published"], taken + bars + others["random"])
 
 
@@ -117,6 +115,32 @@ def _set_limits(axes, shown: TradeOff) -> None:
         axes.set_yscale("log")
         axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
         plain_log(axes.yaxis, LEAST_KL)
+
+
+def _name_levels(axes, shown: TradeOff, others: Sequence[Dot]) -> None:
+    """Write the names of the horizontal lines where they cover least, above the line if equal."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    taken = [to_axes.transform((dot.x, dot.y)) for dot in others]
+    for label, height, _ in shown.levels:
+        text = clean(label)
+        side, up = _side(to_axes.transform((0, height))[1], 0.014 * len(text), taken)
+        place = {"xytext": (-2 if side == "right" else 2, 3 * up), "textcoords": "offset points"}
+        look = {"fontsize": 8.5, "color": INK, "zorder": 1.6}
+        look |= {"ha": side, "va": "bottom" if up > 0 else "top"}
+        at = float(side == "right"), height
+        axes.annotate(text, at, xycoords=("axes fraction", "data"), **place, **look)
+
+
+def _side(middle: float, width: float, taken) -> tuple[str, int]:
+    """Where a text on a line covers the fewest taken places: ("left" or "right", 1 above or -1)."""
+
+    def covered(place: tuple[str, int]) -> int:
+        side, up = place
+        left = 1 - width if side == "right" else 0
+        near = [x for x, y in taken if -0.02 < up * (y - middle) < 0.06]
+        return sum(left - 0.01 < x < left + width + 0.01 for x in near)
+
+    return min(((side, up) for up in (1, -1) for side in ("right", "left")), key=covered)
 
 
 def _name_published(axes, dots: Sequence[Dot], others: Sequence[Dot]) -> None:

@@ -4,9 +4,11 @@ from .base import Drawing as Drawing, render as render
 from .frontiers import frontiers
 from .insight import convergence, schedules, transfer
 from .rivals import cost, depth, percentile
+from .winner import winner
 
 #: {claim: drawing}: each takes all results and yields (name of the file, what `render` draws).
 FIGURES = {
+    "winner": winner,
     "hypervolume": frontiers,
     "percentile": percentile,
     "cost": cost,

@@ -7,23 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# Okabe and Ito's palette: told apart by every kind of colour vision; markers and dashes differ as
-# well.
-BLUE, RED, GREEN, PINK, ORANGE, SKY, INK, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#222222",
-    "#8a8a8a",
-)
+from vispco.plot.figure import COLOURS, INK, legend_columns, percents as percents, styled
+
+BLUE, RED, GREEN, PINK, ORANGE, SKY = COLOURS
+GREY = "#8a8a8a"
 #: {competitor: (colour, marker)}, the same in every figure.
 LOOKS = {
     "learned": (BLUE, "o"),
-    "learned, cheap": (SKY, "o"),
-    "learned, thorough": (BLUE, "p"),
+    "learned, cheap": (BLUE, "o"),
+    "learned, thorough": (BLUE, "o"),
     "no gradient": ("#555555", "X"),
     "NSGA-II": (RED, "s"),
     "TPE": (PINK, "D"),
@@ -39,30 +31,6 @@ LOOKS = {
     "smaller pictures": (INK, "4"),
     "published": ("#882255", "*"),
 }
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "vispco",
-    "savefig.dpi": 130,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
-    "font.size": 9,
-    "text.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
-
 #: A single point of a competitor.
 DOT: Any = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
 #: In nats; any KL below it is drawn here.
@@ -77,7 +45,6 @@ def render(draw: Callable, kind: str) -> bytes:
     new(rows, columns, width, height, ...): a figure and its panels, a 2-D array; sizes in inches a
     panel.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,13 +56,10 @@ def render(draw: Callable, kind: str) -> bytes:
         return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's style sheet must not change the picture
-        matplotlib.rcParams.update(STYLE)
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with styled():
         figure = draw(new)
-        figure.savefig(
-            buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None}
-        )
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=130)
     return buffer.getvalue()
 
 
@@ -121,7 +85,7 @@ def finish(figure, panels, used: int, title: str, result: dict, legend: bool = T
         f"{title}\n{result['machine']}; seeds: {seeds}; {questions} questions",
         x=0.01,
         ha="left",
-        fontsize=10,
+        fontsize=11,
     )
     if legend:
         entries: dict[str, Any] = {}
@@ -133,27 +97,42 @@ def finish(figure, panels, used: int, title: str, result: dict, legend: bool = T
             entries.keys(),
             loc="outside lower center",
             handlelength=2.4,
-            ncols=max(1, min(len(entries), int(figure.get_size_inches()[0] / 2))),
+            ncols=legend_columns([*entries], figure.get_size_inches()[0]),
         )
     return figure
 
 
-def percents(axis) -> None:
-    """Shares as percent."""
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+def level(axes, height: float, name: str, above: bool = False) -> None:
+    """A horizontal line with its name and height, above it or below."""
+    dashes = (0, (6, 3)) if above else (0, (1, 2))
+    axes.axhline(height, color=INK, linestyle=dashes, linewidth=0.9, zorder=1.5)
+    place = {"xytext": (-2, 3 if above else -3), "textcoords": "offset points", "ha": "right"}
+    place |= {"va": "bottom" if above else "top", "fontsize": 8, "zorder": 1.6}
+    text = f"{name}: {100 * height:.1f} %"
+    axes.annotate(text, (1, height), xycoords=("axes fraction", "data"), **place)
 
 
 def plain_log(axis) -> None:
-    """A logarithmic axis whose labels are plain numbers, at 1, 2 and 5 where it is short."""
+    """A logarithmic axis whose labels are plain numbers: few on a long one, more on a short one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
-    wide = axis.axis_name == "x" and high > 50 * low  # labels stand side by side
-    axis.set_major_locator(LogLocator(10, subs=(1,) if wide else (1, 2, 5), numticks=6))
+    # Labels of the x axis stand side by side.
+    wide = high > (50 if axis.axis_name == "x" else 2000) * low
+    short = high < 5 * low
+    subs = (1,) if wide else (1, 1.5, 2, 3, 4, 5, 7) if short else (1, 2, 5)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1000 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def share(budget: float) -> str:
+    """A budget in percent.
+
+    >>> share(0.7)
+    '70 %'
+    """
+    return f"{100 * budget:.4g} %"
 
 
 def setting_name(row: Mapping) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from .base import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, finish, plain_log
+from .base import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, finish, percents, plain_log, share
 
 KERNELS = {
     "single_layer": BLUE,
@@ -26,6 +26,8 @@ def schedules(results: Mapping[str, dict]) -> Iterator[tuple[str, Callable]]:
 
 
 def _schedules(new, result: dict, free: dict | None):
+    from matplotlib.ticker import MaxNLocator
+
     settings = list(dict.fromkeys((r["testbed"], r["method"]) for r in result["rows"]))
     kinds = {"multi_step": "several steps", "single_layer": "one layer"}
     if free:
@@ -59,13 +61,14 @@ def _schedules(new, result: dict, free: dict | None):
                     origin="lower",
                     interpolation="nearest",
                 )
-                axes.set_yticks(range(len(found[kind])), [f"{b:g}" for b, _ in found[kind]])
+                axes.set_yticks(range(len(found[kind])), [share(b) for b, _ in found[kind]])
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_title((f"{', '.join(setting)}\n" if row == 0 else "") + label)
             axes.set_xlabel("decoder layer" if row == len(kinds) - 1 else "")
             axes.set_ylabel("budget" if column == 0 else "")
-    figure.colorbar(
-        picture, ax=panels, label="share of the visual tokens that enter", shrink=0.6, pad=0.02
-    )
+    bar = figure.colorbar(picture, ax=panels, shrink=0.6, pad=0.02)
+    bar.set_label("visual tokens that enter")
+    percents(bar.ax.yaxis)
     return finish(
         figure, panels, panels.size, "What is learned, layer by layer", result, legend=False
     )
@@ -87,8 +90,10 @@ def convergence(results: Mapping[str, dict]) -> Iterator[tuple[str, Callable]]:
 
 
 def _convergence(new, result: dict, testbed: str, rows: list[dict]):
+    from matplotlib.ticker import MaxNLocator
+
     names = {
-        "slack": "slack (share of the prunable FLOPs)",
+        "slack": "slack",
         "multiplier": "multiplier w",
         "penalty": "penalty λ",
         "gradient": "gradient norm",
@@ -110,10 +115,11 @@ def _convergence(new, result: dict, testbed: str, rows: list[dict]):
             if name == "slack":
                 axes.axhspan(-0.01, 0.01, color=INK, alpha=0.12, linewidth=0)
                 axes.set_yscale("symlog", linthresh=0.01)
+                axes.set_yticks([-0.1, -0.01, 0, 0.01, 0.1], ["-10 %", "-1 %", "0", "1 %", "10 %"])
             if name in ("penalty", "gradient"):
                 axes.set_yscale("log")
-            if name == "penalty":
                 plain_log(axes.yaxis)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(title=f"{kind}: {label}", xlabel="step" if line == len(kinds) - 1 else "")
     methods = ", ".join(dict.fromkeys(r["method"] for r in rows))
     return finish(
@@ -164,7 +170,7 @@ def _transfer(new, result: dict):
         figure,
         panels,
         len(rows),
-        f"Held-out accuracy in % after a move (budget {rows[0]['budget']:g})",
+        f"Held-out accuracy in % after a move (budget {share(rows[0]['budget'])})",
         result,
         legend=False,
     )

@@ -19,7 +19,11 @@ from .base import (
     reached,
     setting_name,
     shape,
+    share,
 )
+
+#: What a method's paper says of its own schedule: little is measured for it.
+RULES = "FitPrune's fit", "VTW's rule"
 
 
 def cost(results: Mapping[str, dict]) -> Iterator[tuple[str, Callable]]:
@@ -45,7 +49,7 @@ def _cost(new, result: dict, name: str, rows: list[dict], floor: float | None):
         _random(axes, row["random"])
         for one in row["rivals"]:
             _rival(axes, one)
-        axes.set(title=f"budget {row['budget']:g}", xscale="log", yscale="log")
+        axes.set(title=f"budget {share(row['budget'])}", xscale="log", yscale="log")
         plain_log(axes.xaxis)
         plain_log(axes.yaxis)
     if floor is not None:
@@ -63,24 +67,41 @@ def _random(axes, draws: list[dict]) -> None:
     """KL of random search against its cost."""
     xs = [draw["passes"] for draw in draws]
     low, mean, high = (at_least(d[key] for d in draws) for key in ("low", "mean", "high"))
-    axes.plot(xs, mean, color=ORANGE, label="random, best of N")
-    look = {"alpha": 0.2, "linewidth": 0, "label": "its 10th to 90th percentile"}
-    axes.fill_between(xs, low, high, color=ORANGE, **look)
+    axes.plot(xs, mean, color=ORANGE, label="random, best of N (band: 10th to 90th percentile)")
+    axes.fill_between(xs, low, high, color=ORANGE, alpha=0.2, linewidth=0)
 
 
 def _rival(axes, one: dict) -> None:
     """KL of a competitor, over its seeds."""
-    colour, marker = LOOKS[one["name"]]
+    colour = LOOKS[one["name"]][0]
     kls = at_least(one["kl"])
     if not one["passes"]:
-        # A rule is the same at any cost.
-        look = {"color": colour, "linestyle": ":", "linewidth": 1, "label": one["name"]}
-        axes.axhline(fmean(kls), **look)
+        _same_at_any_cost(axes, fmean(kls), one["name"])
         return
     passes = [one["passes"]] * 2
     axes.plot(passes, [min(kls), max(kls)], color=colour, linewidth=1.3, alpha=0.6)
-    look = {"color": colour, "marker": marker, "markersize": 6, "label": one["name"]}
-    axes.plot(one["passes"], fmean(kls), **look, **DOT)
+    _mark(axes, one["passes"], fmean(kls), one["name"])
+
+
+def _same_at_any_cost(axes, height: float, name: str) -> None:
+    """What needs no search: a line, with its name on it."""
+    axes.axhline(height, color=INK, linestyle=":", linewidth=1)
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 2)}
+    look = {"textcoords": "offset points", "ha": "right", "fontsize": 7.5}
+    axes.annotate(name, (1, height), **place, **look)
+
+
+def _mark(axes, passes: float, height: float, name: str) -> None:
+    """A competitor's place. The legend names the searches; a rule's name stands beside it."""
+    colour, marker = LOOKS[name]
+    look = {"color": colour, "marker": marker, "markersize": 6, **DOT}
+    if name not in RULES:
+        label = "learned, at three costs" if name.startswith("learned") else name
+        axes.plot(passes, height, label=label, **look)
+        return
+    axes.plot(passes, height, **look)
+    place = {"xytext": (2, 3), "textcoords": "offset points", "va": "bottom", "fontsize": 7.5}
+    axes.annotate(name, (passes, height), **place)
 
 
 def _volumes(axes, rows: list[dict], floor: float) -> None:
@@ -97,14 +118,12 @@ def _volumes(axes, rows: list[dict], floor: float) -> None:
         rivals = [one for r in rows for one in r["rivals"] if one["name"] == name]
         if len(rivals) == len(rows):
             points = [(fmean(one["share"]), fmean(one["accuracy"])) for one in rivals]
-            colour, marker = LOOKS[name]
-            if not rivals[0]["passes"]:
-                axes.axhline(volume(points, floor), color=colour, linestyle=":", linewidth=1)
-                continue
-            passes = sum(one["passes"] for one in rivals)
-            look = {"color": colour, "marker": marker, "markersize": 6}
-            axes.plot(passes, volume(points, floor), **look, **DOT)
-    axes.set(title="hypervolume, all budgets (higher is better)", xscale="log")
+            passes, height = sum(one["passes"] for one in rivals), volume(points, floor)
+            if passes:
+                _mark(axes, passes, height, name)
+            else:
+                _same_at_any_cost(axes, height, name)
+    axes.set(title="hypervolume (higher is better)", xscale="log")
     plain_log(axes.xaxis)
 
 
@@ -127,7 +146,7 @@ def _percentile(new, result: dict):
             label = "learned, one bar a seed"
             axes.plot([place] * len(ours), ours, color=BLUE, label=label, **bar)
         axes.set(title=name, yscale="log", xlabel="budget")
-        axes.set_xticks(range(len(rows)), [f"{r['budget']:g}" for r in rows])
+        axes.set_xticks(range(len(rows)), [share(r["budget"]) for r in rows])
         plain_log(axes.yaxis)
     for axes in panels[:, 0]:
         axes.set_ylabel("calibration KL, nats")
@@ -154,7 +173,7 @@ def _depth(new, result: dict):
         best = {"color": ORANGE, "marker": "s", "label": f"random search, best of {most}"}
         axes.plot(layers, [r["lead_most"] for r in rows], linestyle="--", **best)
         labels = {"xlabel": "decoder layers", "ylabel": "its KL over ours"}
-        axes.set(title=f"budget {budget:g}", yscale="log", **labels)
+        axes.set(title=f"budget {share(budget)}", yscale="log", **labels)
         axes.set_xticks(layers)
         plain_log(axes.yaxis)
     title = "How far random search falls behind with depth (above 1: ours is better)"
