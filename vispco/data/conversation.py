@@ -19,6 +19,10 @@ _MEDIA = ("image", "images", "video")
 _LONGEST_MESSAGE = 400
 
 
+class NoPicture(ValueError):
+    """A row that has no key of a picture, nor one that may stand for it."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Questions and answers, in turns, about some pictures or a video.
@@ -74,7 +78,8 @@ def parse(
     try:
         return _parse(row, source, os.path.abspath(folder), columns or {})
     except ValueError as error:
-        raise ValueError(f"{source}: {brief(error, _LONGEST_MESSAGE)}") from None
+        kind = NoPicture if isinstance(error, NoPicture) else ValueError
+        raise kind(f"{source}: {brief(error, _LONGEST_MESSAGE)}") from None
 
 
 def _parse(row: Any, source: str, folder: str, columns: Mapping[str, str]) -> Conversation | None:
@@ -132,7 +137,8 @@ def _check_absent(row: Mapping, names: Mapping, columns: Mapping, said: str | No
     if said and "--columns" not in hint:
         return
     keys = ", ".join(map(repr, row)) or "of an empty object"
-    raise ValueError(
+    meant = any(f"{key}=" in hint for key in (*_MEDIA, "conversations"))
+    raise (ValueError if meant else NoPicture)(
         f"expected a picture under {names['image']!r} (or several under 'images', or a 'video'), "
         f"got the keys {keys}; {hint}"
     )
