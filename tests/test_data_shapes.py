@@ -310,6 +310,11 @@ INSIDE = "data:image/png;base64,iVBORw0KGgo="
         ),
         (asked({"type": "video", "video": "f.mp4"}, TEXT), "<video>What?", ("/d/f.mp4",)),
         (asked({"type": "video"}, TEXT, video=["a.png"], fps=2), "<video>What?", None),
+        (
+            {"messages": json.dumps(asked({"type": "image", "image": "a.png"}, TEXT)["messages"])},
+            None,
+            ("/d/a.png",),
+        ),
         (asked(TEXT, image="a.png"), "<image>What?", None),
         ({"conversations": json.dumps(asked(TEXT)["messages"]), "image": "a.png"}, None, None),
     ],
@@ -319,6 +324,12 @@ def test_messages(row, question, media):
     assert found.turns == ((question or "<image>What?", "yes"),)
     assert media is None or found.media == media
     assert found.fps == row.get("fps")
+
+
+def test_frames_in_a_part_may_say_their_rate():
+    for said in ({"sample_fps": "4", "fps": 1}, {"fps": 4.0}):
+        row = asked({"type": "video", "video": ["a.png"] * 2, **said}, TEXT)
+        assert parse(row, "q").fps == 4 and parse({**row, "fps": 2}, "q").fps == 2
 
 
 @pytest.mark.parametrize(
@@ -468,6 +479,12 @@ def test_the_columns_that_would_work_are_named(row, columns):
         parse(row, "q")
     assert str(error.value).endswith(f"--columns {columns}")
     assert parse(row, "q", columns=dict(pair.split("=") for pair in columns.split(",")))
+
+
+def test_a_column_may_be_read_as_another_kind():
+    row = {**ROW, "image": ["a.png", "a.png"], "video": "a b", "task": "t"}
+    found = parse(row, "q", "/d", columns={"images": "image", "system": "video", "task": "answer"})
+    assert (len(found.media), found.kind, found.system, found.task) == (2, "image", "a b", "a")
 
 
 def test_columns_that_would_not_work_are_not_named():

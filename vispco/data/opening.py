@@ -55,8 +55,8 @@ def open_text(path: str | os.PathLike, newline: str | None = None) -> Iterator[T
         for sign, what in _OTHERS.items():
             if start.startswith(sign):
                 raise ValueError(
-                    f"{name}: expected JSON, CSV or TSV (plain, or packed by gzip), or parquet, got "
-                    f"a file that is {what}"
+                    f"{name}: expected JSON, CSV or TSV (plain, or packed by gzip), or parquet, "
+                    f"got a file that is {what}"
                 )
         try:
             if start.startswith(_GZIP):

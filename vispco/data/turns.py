@@ -18,28 +18,38 @@ _ROLES = {
 }
 
 
+def decoded(said: Any) -> Any:
+    """Turns as they are, or from the JSON that tables have in their place. Nothing is checked."""
+    if not isinstance(said, str):
+        return said
+    try:
+        return DECODER.decode(said)
+    except (json.JSONDecodeError, RecursionError):
+        return said
+
+
 def listed(said: Any, key: str) -> list:
-    """The list of turns under `key`; CSV files have it as JSON. Raises ValueError for others."""
-    found = said
-    if isinstance(said, str):
-        try:
-            found = DECODER.decode(said)
-        except (json.JSONDecodeError, RecursionError):
-            found = None
-    if not isinstance(found, list) or not found:
+    """The list of turns under `key`. Raises ValueError if it is none."""
+    if not isinstance(said, list) or not said:
         raise ValueError(f"expected a list of turns under {key!r}, got {short(said)}")
-    return found
+    return said
 
 
 def seen_in(said: Any) -> list[tuple[str, Any]]:
     """("image" or "video", file) of each part of the turns that holds one. Nothing is checked."""
     found = []
-    for turn in said if isinstance(said, list) else []:
-        for part in _parts(turn):
-            kind = _kind(part)
-            if kind and not is_missing(held := _held(part, kind)):
-                found.append((kind, held))
+    for part in _parts(said):
+        kind = _kind(part)
+        if kind and not is_missing(held := _held(part, kind)):
+            found.append((kind, held))
     return found
+
+
+def rate_in(said: Any) -> Any:
+    """Frames per second, as a part says it of its video; None: none does. Nothing is checked."""
+    films = [part for part in _parts(said) if _kind(part) == "video"]
+    rates = [film.get(name) for film in films for name in ("sample_fps", "fps")]
+    return next((rate for rate in rates if not is_missing(rate)), None)
 
 
 def turns(said: list, key: str) -> tuple[list[tuple[str, str]], str | None]:
@@ -88,9 +98,10 @@ def _one_by_one(said: list) -> Iterator[tuple[int, Any]]:
             yield i, turn
 
 
-def _parts(turn: Any) -> list[Mapping]:
-    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
-    parts = content if isinstance(content, list) else []
+def _parts(said: Any) -> list[Mapping]:
+    turns = [turn for turn in said if isinstance(turn, Mapping)] if isinstance(said, list) else []
+    contents = [turn.get("content", turn.get("value")) for turn in turns]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
     return [part for part in parts if isinstance(part, Mapping)]
 
 
