@@ -264,7 +264,12 @@ class Messages(Instruct):
                 ),
                 asked(text, {"type": "image_url", "image_url": {"url": inside}}),
                 asked({"type": "video"}, text, video=["a.png"], fps=0.5),
-                {"messages": "[]", "image": inside.split(",")[1], "question": "q"},
+                asked({"type": "input_image", "image_url": inside}, {"text": "What?"}),
+                asked({"type": "image", "source": {"data": inside.split(",")[1]}}, text),
+                asked({"image": "file://a.png"}, {"type": "input_text", "text": "What?"}),
+                {"images": ["a.png"], "conversations": [{"user": "x", "assistant": "y"}]},
+                {"question": "no picture", "answer": 1},
+                {"messages": json.dumps(asked(text)["messages"]), "image": inside.split(",")[1]},
             ]
         ]
 
@@ -285,7 +290,9 @@ class Cells(Questions):
         file = io.StringIO()
         csv.writer(file).writerows(rows)
         text = file.getvalue()
-        return [text.encode(), text.encode("utf-16"), text.replace(",", ";").encode()]
+        listed = text.replace("image,", "images,", 1).replace("a.png", '"[""a.png""]"', 1)
+        coded = [text.encode(coding) for coding in ("utf-8", "utf-16", "utf-16-be")]
+        return [*coded, text.replace(",", ";").encode(), listed.encode()]
 
 
 class Packed(Questions):
@@ -349,7 +356,10 @@ class Picture(Reader):
             (Image.new("F", (9, 7), 1), "tiff", {}),
             (Image.new("I;16", (9, 7), 1), "tiff", {}),
         ]
-        return [encoded(*each) for each in files]
+        small = bytearray(encoded(Image.new("P", (9, 7), 1), "gif", {}))
+        # The canvas is wider than its first frame.
+        small[6] = 20
+        return [*(encoded(*each) for each in files), bytes(small)]
 
     def read(self):
         picture = open_picture(self.file, ".", PIXELS)

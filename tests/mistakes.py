@@ -290,6 +290,9 @@ data.collate(processor, [data.parse({"image": "pictures/a.png", "question": "Wha
 data.collate(processor, [data.parse({"image": "pictures/a.png", "question": "What <eos>?", \
 "answer": "a"}, "q.jsonl:1")])
 vispco search --data saved
+vispco search --data alone.jsonl
+vispco search --data table.gz
+vispco search --data wide32.csv
 """,
     "Pictures and videos": """
 vispco search --data gone.jsonl
@@ -376,6 +379,7 @@ def files() -> None:
         "address": [{**row, "image": "https://example.org/a.png"}],
         "nopicture": [{**row, "image": "config.json"}],
         "link": [{**row, "image": "link.png"}],
+        "alone": [{"question": "What is it?", "answer": "a square"}] * 2,
     }
     for name, found in rows.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
@@ -389,6 +393,8 @@ def files() -> None:
     for name, answer in tables.items():
         text = table.replace("question", "image", 1) if name == "twice" else table
         Path(f"{name}.csv").write_bytes(f"{text}{answer}\n".encode("latin-1"))
+    Path("wide32.csv").write_bytes(table.encode("utf-32"))
+    Path("table.gz").write_bytes(gzip.compress(b"PAR1" + bytes(8)))
     Path("sheet.csv").write_bytes(b"PK\x03\x04")
     Path("packed.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode())[:-20])
     Path("damaged.parquet").write_bytes(b"PAR1" + bytes(8))

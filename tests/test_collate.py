@@ -429,6 +429,12 @@ def test_other_faults_are_told():
     for answer, sign in (("a <image> b", "<image>"), ("a<|im_end|>b", r"<\|im_end\|>")):
         with pytest.raises(ValueError, match=rf"q\.jsonl:1: the answer .* holds '{sign}'"):
             collate(processor("bytes", "chatml"), [talk(("<image>What?", answer))])
+    # These are not in the template: the processor writes them in the place of a picture.
+    for name, sign in (("gemma3", "<image_soft_token>"), ("idefics3", "<global-img>")):
+        made_of, image = family(name)
+        with pytest.raises(ValueError, match=f"the answer .* holds '{sign}'"):
+            own = CHATML.replace("<image>", image)
+            collate(made_of, [talk(("<image>What?", f"a{sign}"))], chat_template=own)
     # What the data format itself writes stands for a picture, not for words.
     assert collate(processor("bytes", "chatml"), [talk(("<image>What?", "a"), ("<b>?", "c"))])
     for question, sign in (("a</s>b", "</s>"), ("a<|im_end|>\nb", r"<\|im_end\|>")):

@@ -316,6 +316,10 @@ def test_a_processor_loads_for_still_pictures_without_torchvision(tmp_path):
     same = [collate(p, [TALKS[0]], chat_template=template) for p in (found, made_of)]
     # torchvision resizes in its own way.
     assert all(torch.allclose(same[0][key], same[1][key], atol=0.05) for key in same[1])
+    # What is saved is whole, and names its class itself.
+    found.save_pretrained(again := tmp_path / "again")
+    assert json.loads((again / "processor_config.json").read_text()).keys() == held.keys()
+    assert type(load_processor(str(again))).__name__ == "Qwen2_5_VLProcessor"
     if not is_torchvision_available():
         film = Conversation((("<video>Why?", "yes"),), ("a.mp4",), "video", "/", "q")
         with pytest.raises(ValueError, match=r'takes no video .*pip install "vispco\[qwen\]"'):

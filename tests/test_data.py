@@ -421,6 +421,16 @@ def test_transparency_of_greys_palettes_and_single_colours():
         assert found.tolist() == [[255] * 3, [40] * 3], name
 
 
+def test_where_the_first_frame_of_a_gif_draws_nothing_is_white():
+    Image.new("P", (2, 2), 1).save("small.gif", palette=[9, 9, 9, 40, 40, 40])
+    held = bytearray(Path("small.gif").read_bytes())
+    # The canvas is 4 x 2, and the frame is its right half.
+    held[6], place = 4, held.index(b",", 13 + 3 * 2 ** (1 + held[10] % 8))
+    held[place + 1] = 2
+    found = np.asarray(open_picture(bytes(held)))
+    assert found[0].tolist() == [[255] * 3] * 2 + [[40] * 3] * 2
+
+
 def test_16_bits_keep_their_range():
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
     image = Image.fromarray(values)

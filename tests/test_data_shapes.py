@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
@@ -87,6 +88,18 @@ def test_numbers_of_parquet_are_the_shortest_that_mean_the_same():
         made.save_to_disk("saved")
         want = sorted(str(value) for value in values)
         assert answers("q.parquet") == answers("saved", images=".") == want
+
+
+def test_numbers_deep_in_parquet_are_the_shortest_too():
+    pa = pytest.importorskip("pyarrow")
+    said = pa.struct([("answer", pa.float32()), ("by", pa.string())])
+    kinds = {"answer": pa.list_(said), "also": pa.list_(pa.float16())}
+    schema = pa.schema([*((key, pa.string()) for key in ("image", "question")), *kinds.items()])
+    held = {**ROW, "answer": [{"answer": 0.1, "by": None}], "also": [np.float16(0.1), None]}
+    pa.parquet = pytest.importorskip("pyarrow.parquet")
+    pa.parquet.write_table(pa.Table.from_pylist([held], schema), "q.parquet")
+    assert answers("q.parquet") == ["0.1"]
+    assert next(rows("q.parquet"))[1]["also"] == ["0.1", None]
 
 
 def test_a_missing_value_is_told_as_missing():
@@ -198,7 +211,10 @@ def test_text_in_utf_16_and_packed_by_gzip():
     ):
         assert answers(written(name, content)) == ["é", "漢"]
     cells = Path(table(["é"], delimiter="\t")).read_text()
-    assert answers(written("q.csv", cells.encode("utf-16"))) == ["é"]
+    # Some programs leave the byte order mark out.
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        assert answers(written("q.csv", cells.encode(encoding))) == ["é"]
+        assert answers(written("q.json", f"[{json.dumps(ROW)}]".encode(encoding))) == ["a"]
     assert answers(written("q.csv.gz", gzip.compress(cells.encode()))) == ["é"]
 
 
@@ -208,7 +224,11 @@ def test_text_in_utf_16_and_packed_by_gzip():
         ("q.csv", "image,answer\na.png,caf\xe9".encode("latin-1"), "got the byte 0xe9; save it as"),
         ("q.csv", b"PK\x03\x04" + bytes(9), "a zip archive (or a spreadsheet: save it as CSV)"),
         ("q.jsonl.bz2", b"BZh9" + bytes(9), "a file that is packed by bzip2"),
-        ("q.jsonl.gz", gzip.compress(b"{}" * 99)[:20], "expected a file packed by gzip, but"),
+        ("q.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "expected a file packed by gzip"),
+        ("q.gz", gzip.compress(b"PAR1" + bytes(9), mtime=0), "expected parquet as it is, but"),
+        ("q.csv", "image".encode("utf-32"), "a file that is in UTF-32"),
+        ("q.arrow", b"ARROW1" + bytes(9), "Arrow's: save it as parquet"),
+        ("q.xls", b"\xd0\xcf\x11\xe0" + bytes(9), "a spreadsheet: save it as CSV"),
         ("q.csv", b'image,answer\na.png,"x\n', "q.csv:2: expected a row of a table, but"),
         ("q.csv", b"image,answer\na.png,x,y\n", "q.csv:2: expected 2 cells, one for each column"),
         ("q.csv", b"image,image\na.png,x\n", "expected each column once, got 'image' twice"),
@@ -265,8 +285,36 @@ INSIDE = "data:image/png;base64,iVBORw0KGgo="
             "<image>What?<image>",
             ("/d/a.png", "/d/b.png"),
         ),
+        (asked({"type": "input_image", "image_url": INSIDE}, TEXT), None, (b"\x89PNG\r\n\x1a\n",)),
+        (
+            asked({"type": "image", "source": {"type": "base64", "data": INSIDE[22:]}}, TEXT),
+            None,
+            (b"\x89PNG\r\n\x1a\n",),
+        ),
+        (asked({"image": "file:///d/a.png"}, {"text": "What?"}), None, ("/d/a.png",)),
+        (
+            {"images": ["a.png"], "conversations": [{"user": "What?", "assistant": "yes"}]},
+            None,
+            ("/d/a.png",),
+        ),
+        (
+            {
+                "image": "a.png",
+                "messages": [
+                    {"role": "User", "content": "What?"},
+                    {"role": "bot", "content": "yes"},
+                ],
+            },
+            None,
+            ("/d/a.png",),
+        ),
         (asked({"type": "video", "video": "f.mp4"}, TEXT), "<video>What?", ("/d/f.mp4",)),
         (asked({"type": "video"}, TEXT, video=["a.png"], fps=2), "<video>What?", None),
+        (
+            {"messages": json.dumps(asked({"type": "image", "image": "a.png"}, TEXT)["messages"])},
+            None,
+            ("/d/a.png",),
+        ),
         (asked(TEXT, image="a.png"), "<image>What?", None),
         ({"conversations": json.dumps(asked(TEXT)["messages"]), "image": "a.png"}, None, None),
     ],
@@ -276,6 +324,12 @@ def test_messages(row, question, media):
     assert found.turns == ((question or "<image>What?", "yes"),)
     assert media is None or found.media == media
     assert found.fps == row.get("fps")
+
+
+def test_frames_in_a_part_may_say_their_rate():
+    for said in ({"sample_fps": "4", "fps": 1}, {"fps": 4.0}):
+        row = asked({"type": "video", "video": ["a.png"] * 2, **said}, TEXT)
+        assert parse(row, "q").fps == 4 and parse({**row, "fps": 2}, "q").fps == 2
 
 
 @pytest.mark.parametrize(
@@ -328,6 +382,22 @@ def test_questions_without_a_picture_are_left_out_too():
     assert (sample.total, sample.skipped) == (1, 2)
 
 
+def test_questions_without_the_key_of_a_picture_are_left_out_of_a_mixed_file():
+    alone = {"question": "q", "answer": "", "source": "text"}
+    for others in ([alone, ROW], [ROW, alone]):
+        written("q.jsonl", "".join(json.dumps(row) + "\n" for row in others))
+        assert (draw("q.jsonl", 9).total, draw("q.jsonl", 9).skipped) == (1, 1)
+    # Where no row has one, that is what is wrong; and so is a picture by another name.
+    named = {**alone, "img": "a.png"}
+    for others, expected in (
+        ([alone, alone], "jsonl:1: .* 'answer', 'source'"),
+        ([ROW, named], ":2"),
+    ):
+        written("q.jsonl", "".join(json.dumps(row) + "\n" for row in others))
+        with pytest.raises(ValueError, match=expected):
+            draw("q.jsonl", 9)
+
+
 def test_a_table_of_the_library_gives_as_many_as_are_asked_for():
     datasets = pytest.importorskip("datasets")
     mixed = [ROW, {**ROW, "image": None}, {**ROW, "image": None}] * 10
@@ -350,12 +420,24 @@ def test_pictures_in_base64(kind):
     Image.new("RGB", (9, 7), "red").save(file, kind)
     words = base64.b64encode(file.getvalue()).decode()
     lines = "\n".join(words[i : i + 76] for i in range(0, len(words), 76))
-    for image in (words, lines, f"data:image/{kind};base64,{words}", {"bytes": words}):
+    safe, inside = (
+        base64.urlsafe_b64encode(file.getvalue()).decode(),
+        f"image/{kind};base64,{words}",
+    )
+    forms = [words, lines, safe, f"data:{inside}", f"DATA:{inside.replace('base64', 'BASE64')}"]
+    for image in (*forms, *({name: words} for name in ("bytes", "url", "base64", "data"))):
         assert parse({**ROW, "image": image}, "q").media == (file.getvalue(),)
     # A table may hold long cells.
     assert len(draw(table(["a"] * 2), 9).conversations) == 2
     written("q.csv", f"image,question,answer\n{words},q,a\n")
     assert draw("q.csv", 1).conversations[0].media == (file.getvalue(),)
+
+
+def test_a_list_of_pictures_in_a_cell():
+    written("q.csv", 'images,question,answer\n"[""a.png"", ""a.png""]",q,a\n')
+    assert [Path(file).name for file in draw("q.csv", 1).conversations[0].media] == ["a.png"] * 2
+    written("[a.png", Path("a.png").read_bytes())
+    assert parse({**ROW, "image": "[a.png"}, "q").media == (str(Path("[a.png").resolve()),)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +467,11 @@ def test_what_is_neither_a_path_nor_a_picture_is_told_briefly(given, expected):
             "image=photo,conversations=dialog",
         ),
         ({"image_path": "a.png", **asked(TEXT)}, "image=image_path"),
+        (
+            {"IMAGE": "a.png", "Question": "q", "ANSWER": "a"},
+            "image=IMAGE,question=Question,answer=ANSWER",
+        ),
+        ({"images": ["a.png"], "texts": [{"user": "q", "assistant": "a"}]}, "conversations=texts"),
     ],
 )
 def test_the_columns_that_would_work_are_named(row, columns):
@@ -392,6 +479,18 @@ def test_the_columns_that_would_work_are_named(row, columns):
         parse(row, "q")
     assert str(error.value).endswith(f"--columns {columns}")
     assert parse(row, "q", columns=dict(pair.split("=") for pair in columns.split(",")))
+
+
+def test_a_column_may_be_read_as_another_kind():
+    row = {**ROW, "image": ["a.png", "a.png"], "video": "a b", "task": "t"}
+    found = parse(row, "q", "/d", columns={"images": "image", "system": "video", "task": "answer"})
+    assert (len(found.media), found.kind, found.system, found.task) == (2, "image", "a b", "a")
+
+
+def test_columns_that_would_not_work_are_not_named():
+    said = asked(TEXT)["messages"]
+    with pytest.raises(ValueError, match=r"'prompt', 'completion'; is it .* name\?$"):
+        parse({"image": "a.png", "prompt": said[:1], "completion": said[1:]}, "q")
 
 
 def test_no_name_is_known_for_two_things():

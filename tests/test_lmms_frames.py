@@ -87,6 +87,22 @@ def test_frames_that_a_task_gives(plugin):
             plugin._rate(bad)
 
 
+def test_a_task_s_pictures_are_those_of_calibration(plugin, tmp_path):
+    """Given as a file or opened, taken sideways, with colours that transparency hides."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = Image.new("RGBA", (2, 1), (255, 0, 255, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    for name, image in (("a.png", clear), ("b.png", clear.convert("P"))):
+        image.save(tmp_path / name, exif=turned)
+        with Image.open(tmp_path / name) as opened:
+            for given in (str(tmp_path / name), opened):
+                seen = plugin._picture(given)
+                assert seen.mode == "RGB" and seen.size == (1, 2)
+                assert [seen.getpixel((0, y)) for y in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+    assert plugin._picture("https://example.org/a.png") == "https://example.org/a.png"
+
+
 @pytest.mark.parametrize(("fps", "times"), [(2.0, ["0.2", "1.2"]), (8.0, ["0.1", "0.3"])])
 def test_a_real_processor_tells_the_times_of_a_task_s_frames(fps, times, plugin, monkeypatch):
     pytest.importorskip("torchvision")

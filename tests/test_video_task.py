@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vispco
 from reproduction import video as figures
 from reproduction.training.pack import positions
 from reproduction.training.video import train
 from reproduction.training.video.batches import clip_batch, truths
-from vispco import PruningConfig, testbed
+from vispco import PruningConfig, data, testbed
+from vispco.data.stills import without_videos
 from vispco.testbed import clips, video
 from vispco.testbed.images import image_inputs, video_inputs
 from vispco.testbed.model import FOLDER, IMAGE_TOKENS, VIDEO
@@ -177,6 +179,25 @@ def test_inputs_are_those_of_the_real_video_processor():
     ours = video_inputs([item.frames])
     assert torch.equal(torch.as_tensor(made["video_grid_thw"]), ours["video_grid_thw"])
     assert torch.allclose(made["pixel_values_videos"], ours["pixel_values_videos"], atol=1e-5)
+
+
+def test_a_clip_of_a_users_row_becomes_the_tasks_inputs(tmp_path):
+    """Through the processor that was saved where torchvision is not, and read where it is."""
+    pytest.importorskip("torchvision")
+    from transformers import AutoProcessor, Qwen2_5_VLProcessor
+
+    stills = without_videos(Qwen2_5_VLProcessor)
+    stills.from_pretrained(FOLDER / VIDEO).save_pretrained(tmp_path)
+    item = video.examples(n=1)[0]
+    for i, frame in enumerate(item.frames):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    row = {"video": [f"{i}.png" for i in range(16)], "fps": 2 / item.seconds}
+    row |= {"question": item.question, "answer": item.answer}
+    asked = data.parse(row, "q.jsonl:1", tmp_path)
+    made = data.collate(AutoProcessor.from_pretrained(tmp_path), [asked], frames=16)
+    want = video.collate([item])
+    for key in want:
+        assert torch.allclose(torch.as_tensor(made[key]), want[key], atol=1e-5), key
 
 
 def test_positions_in_training_are_those_of_the_model(model):

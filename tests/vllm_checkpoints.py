@@ -24,7 +24,6 @@ def saved(name: str, folder: Path) -> Path:
     weights = load_file(folder / "model.safetensors")
     if name == "testbed-qwen":
         weights = widened(weights, folder / "config.json")
-        name_processor(folder / "processor_config.json")
     else:
         # vLLM 0.32 knows the names of older releases of transformers.
         weights = {
@@ -52,16 +51,6 @@ def widened(weights: dict[str, Tensor], config: Path) -> dict[str, Tensor]:
     rope["mrope_section"][-1] += (WIDE - OWN) // 2
     config.write_text(json.dumps(settings))
     return {name: _wide(name, x, share) for name, x in weights.items()}
-
-
-def name_processor(file: Path) -> None:
-    """Name the processor's class that vLLM looks for; the testbed has one without torchvision."""
-    settings = json.loads(file.read_text())
-    settings["processor_class"] = "Qwen2_5_VLProcessor"
-    pictures = settings["image_processor"]
-    settings["video_processor"] = {**pictures, "video_processor_type": "Qwen2VLVideoProcessor"}
-    del settings["video_processor"]["image_processor_type"]
-    file.write_text(json.dumps(settings))
 
 
 def _wide(name: str, x: Tensor, share: float) -> Tensor:

@@ -34,7 +34,7 @@ def conversation_about(
 
 def from_testbed(example: testbed.Example, source: str) -> data.Conversation:
     """A question of the testbed. source: names it in error messages."""
-    image, _ = require_pillow()
+    image = require_pillow()
     file = io.BytesIO()
     image.fromarray(example.image).save(file, "png")
     row = {"image": {"bytes": file.getvalue()}, "question": f"{example.question}?"}

@@ -24,22 +24,27 @@ def check_depth(image: Any) -> None:
 
 
 def in_rgb(image: Any) -> Any:
-    """A PIL picture of any mode in RGB.
+    """A PIL picture of any mode in RGB, upright as its EXIF data say.
 
     What is transparent shows white, as browsers and the processors of most models have it: the
     colours that a file hides there are never seen. 16 bits become the nearest 8, from black to
     white. Raises Fault for floats and for integers of 32 bits.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     check_depth(image)
+    # A copy would not know its format and its tags.
+    ImageOps.exif_transpose(image, in_place=True)
+    whole = (0, 0, *image.size)
+    # The first frame of a GIF may leave a part of the canvas bare.
+    drawn = image.dispose_extent if image.format == "GIF" else whole
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
-    if not _is_transparent(image):
+    if drawn == whole and not _is_transparent(image):
         return image.convert("RGB")
-    seen = image.convert("RGBA")
-    white = Image.new("RGB", seen.size, "white")
-    white.paste(seen, mask=seen.getchannel("A"))
+    seen = image.convert("RGBA").crop(drawn)
+    white = Image.new("RGB", image.size, "white")
+    white.paste(seen, drawn, mask=seen.getchannel("A"))
     return white
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from .words import is_missing
 
@@ -41,10 +42,19 @@ def suggestion(row: Mapping, wanted: Collection[str], columns: Mapping[str, str]
     found = dict(columns)
     for key in wanted:
         names = {str(name).lower().replace("_", "").replace("-", ""): name for name in row}
-        like = [names[other] for other in OTHER_NAMES.get(key, ()) if other in names]
-        like = [x for x in like if x not in found.values() and not is_missing(row[x])]
+        like = [names[other] for other in (key, *OTHER_NAMES.get(key, ())) if other in names]
+        like = [x for x in like if x not in found.values() and _fits(row[x], key)]
         if like:
             found[key] = like[0]
     pairs = ",".join(f"{key}={name}" for key, name in found.items())
     more = f" --columns {pairs}" if len(found) > len(columns) else ""
     return f"is it there by another name?{more}"
+
+
+def _fits(value: Any, key: str) -> bool:
+    """Whether a value could be what `key` holds."""
+    first = value[0] if isinstance(value, list) and value else value
+    if key == "conversations":
+        return isinstance(first, Mapping) or isinstance(value, str) and value.startswith("[")
+    turns = isinstance(first, Mapping) and bool({"role", "from"} & first.keys())
+    return not (is_missing(value) or turns or key == "question" and isinstance(value, list))

@@ -11,12 +11,16 @@ from typing import Any
 from ..utils.files import brief
 from .columns import KEYS as KEYS, suggestion
 from .media import media
-from .turns import MARKERS as MARKERS, listed, seen_in, turns
+from .turns import MARKERS as MARKERS, decoded, listed, rate_in, seen_in, turns
 from .words import is_missing, most_frequent, short, text
 
 _MEDIA = ("image", "images", "video")
 #: What a message may say of a row.
 _LONGEST_MESSAGE = 400
+
+
+class NoPicture(ValueError):
+    """A row that has no key of a picture, nor one that may stand for it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def parse(
           "text", "text": text}]}, {"role": "assistant", "content": text}, ...], "images": [path]}`,
           where the parts may also hold the pictures themselves.
         A picture may also be bytes, `{"bytes": ...}`, a data URL or base64. Also `system`, `task`,
-        and `fps` (of a video given as frames, how many are a second). Other keys are ignored. Of a
+        and `fps` (of a video given as frames, how many are a second; a part that holds the frames
+        may say `sample_fps`). Other keys are ignored. Of a
         list of answers the most frequent one counts. Media without a marker stand before the first
         question.
     columns: {key as above: the row's own name for it}.
@@ -74,7 +79,8 @@ def parse(
     try:
         return _parse(row, source, os.path.abspath(folder), columns or {})
     except ValueError as error:
-        raise ValueError(f"{source}: {brief(error, _LONGEST_MESSAGE)}") from None
+        kind = NoPicture if isinstance(error, NoPicture) else ValueError
+        raise kind(f"{source}: {brief(error, _LONGEST_MESSAGE)}") from None
 
 
 def _parse(row: Any, source: str, folder: str, columns: Mapping[str, str]) -> Conversation | None:
@@ -82,7 +88,14 @@ def _parse(row: Any, source: str, folder: str, columns: Mapping[str, str]) -> Co
         raise ValueError(f"expected an object with image, question and answer, got {short(row)}")
     names = {key: columns.get(key, key) for key in KEYS}
     own = {key: row.get(names[key]) for key in KEYS}
+    for key in _MEDIA:
+        # A column that the user has named as another key is not read twice.
+        if key not in columns and key in columns.values():
+            own[key] = None
     said = next((key for key in ("conversations", "messages") if own[key] is not None), None)
+    if said:
+        own[said] = decoded(own[said])
+        own["fps"] = rate_in(own[said]) if is_missing(own["fps"]) else own["fps"]
     seen = _seen(own, said)
     if seen is None:
         _check_absent(row, names, columns, said)
@@ -132,7 +145,8 @@ def _check_absent(row: Mapping, names: Mapping, columns: Mapping, said: str | No
     if said and "--columns" not in hint:
         return
     keys = ", ".join(map(repr, row)) or "of an empty object"
-    raise ValueError(
+    meant = any(f"{key}=" in hint for key in (*_MEDIA, "conversations"))
+    raise (ValueError if meant else NoPicture)(
         f"expected a picture under {names['image']!r} (or several under 'images', or a 'video'), "
         f"got the keys {keys}; {hint}"
     )

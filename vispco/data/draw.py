@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from ..utils.files import brief
-from .conversation import Conversation, parse
+from .conversation import Conversation, NoPicture, parse
 from .guards import check_inside
 from .library import load, of_metadata, row, text_files
 from .lines import rows
@@ -91,12 +91,16 @@ def draw(
 
 def _from_files(files: list[str], folder: str, limit: int, seed: int, read: Reader) -> Sample:
     total = skipped = 0
+    first: NoPicture | None = None
 
     def parsed() -> Iterator[Conversation]:
-        nonlocal total, skipped
+        nonlocal total, skipped, first
         for file in files:
             for source, content in rows(file):
-                conversation = read(of_metadata(file, folder, content), source)
+                try:
+                    conversation = read(of_metadata(file, folder, content), source)
+                except NoPicture as error:
+                    conversation, first = None, first or error
                 if conversation is None:
                     skipped += 1
                 else:
@@ -104,6 +108,9 @@ def _from_files(files: list[str], folder: str, limit: int, seed: int, read: Read
                     yield conversation
 
     found = reservoir(parsed(), limit, seed)
+    # Rows without a picture are left out, unless there is no other.
+    if first and not found:
+        raise first
     return Sample(found, total, skipped)
 
 

@@ -38,10 +38,13 @@ def check_words(processor: Any, conversation: Conversation, text: str) -> None:
         words.append(("answer", answer))
     media = set(media_tokens(processor).values())
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token} | media
+    # What a processor keeps beside its template, it writes around pictures or in their place.
+    kept = [x for name, x in vars(processor).items() if "template" not in name]
+    own = "\n".join(x for x in kept if isinstance(x, str))
     for token in filter(None, special_tokens(processor).values()):
         holds = [(what, said) for what, said in words if token in said]
         written = text.count(token) - sum(said.count(token) for _, said in holds)
-        if holds and (token in named or written > 0):
+        if holds and (token in named or token in own or written > 0):
             what, said = holds[0]
             near = said[max(0, said.index(token) - 30) :][:60]
             instead = "write <image> or <video> where one stands" if token in media else ""

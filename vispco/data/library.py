@@ -96,7 +96,7 @@ def row(table: Any, index: int, source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: the data set cannot be read: {brief(error)}") from error
     if table.info.builder_name in _PARSED:
         return parsed(found, *_PARSED[table.info.builder_name])
-    return in_words(found, {name: getattr(x, "dtype", "") for name, x in table.features.items()})
+    return in_words(found, table.features.arrow_schema)
 
 
 def _library(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,8 +13,11 @@ from typing import Any
 
 from .words import short
 
+#: Where an object may hold a file.
+HOLDERS = ("bytes", "path", "url", "base64", "data")
 #: How base64 of PNG, JPEG, GIF, WebP, BMP, TIFF and MP4 begins.
-_BASE64 = re.compile(r"iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA[A-Z]GZ0eX")
+_BASE64 = re.compile(r"iVBORw0KGgo|[/_]9j[/_]|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA[A-Z]GZ0eX")
+_URL_SAFE = str.maketrans("-_", "+/")
 _BLANKS = re.compile(r"\s+")
 #: The longest path, and the longest name in it, that file systems take.
 _LONGEST, _LONGEST_NAME = 4096, 255
@@ -23,6 +28,10 @@ def media(value: Any, kind: str, folder: str) -> tuple[Any, ...]:
 
     Raises ValueError that says what was expected and what came.
     """
+    if isinstance(value, str) and value.startswith("["):
+        # A list in a cell of a table.
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     several = isinstance(value, list)
     files = tuple(medium(one, kind, folder) for one in (value if several else [value]))
     return (files,) if kind == "video" and several else files
@@ -31,23 +40,24 @@ def media(value: Any, kind: str, folder: str) -> tuple[Any, ...]:
 def medium(value: Any, key: str, folder: str) -> str | bytes:
     """One file: a path below `folder`, or its bytes.
 
-    value: a path; bytes; `{"bytes": ..., "path": ...}`, as the datasets library stores a file; a
-        data URL; or base64.
+    value: a path; a `file:` address; bytes; `{"bytes": ..., "path": ...}`, as the datasets library
+        stores a file, or with `url`, `base64` or `data` in it; a data URL; or base64.
     """
     if isinstance(value, Mapping):
-        held = value.get("bytes")
-        value = value.get("path") if held is None else held
+        held = [value[name] for name in HOLDERS if value.get(name) is not None]
+        value = held[0] if held else None
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"expected a path under {key!r}, got {short(value)}")
-    if value.startswith("data:"):
+    if value[:5].lower() == "data:":
         head, _, body = value.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().endswith(";base64"):
             raise ValueError(
                 f"expected base64 in the data URL under {key!r}, got one that begins {short(head)}"
             )
         return _decoded(body, key)
+    value = value.removeprefix("file://")
     if "://" in value or value.startswith("file:"):
         raise ValueError(
             f"expected a path under {key!r}, got the address {short(value)}: nothing is downloaded"
@@ -71,6 +81,7 @@ def medium(value: Any, key: str, folder: str) -> str | bytes:
 def _decoded(body: str, key: str) -> bytes:
     body = _BLANKS.sub("", body).rstrip("=")
     try:
+        body = body.translate(_URL_SAFE)
         return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(

@@ -16,6 +16,9 @@ _OTHERS = {
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
     b"(\xb5/\xfd": "packed by zstd",
+    b"\xff\xfe\0\0": "in UTF-32",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet: save it as CSV",
+    b"ARROW1": "Arrow's: save it as parquet",
 }
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -52,15 +55,16 @@ def open_text(path: str | os.PathLike, newline: str | None = None) -> Iterator[T
         for sign, what in _OTHERS.items():
             if start.startswith(sign):
                 raise ValueError(
-                    f"{name}: expected JSON, CSV, TSV or parquet (plain, or packed by gzip), got a "
-                    f"file that is {what}"
+                    f"{name}: expected JSON, CSV or TSV (plain, or packed by gzip), or parquet, "
+                    f"got a file that is {what}"
                 )
         try:
             if start.startswith(_GZIP):
                 raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
                 start = _peek(raw)
-            encoding = "utf-16" if start.startswith(_UTF16) else "utf-8-sig"
-            yield stack.enter_context(io.TextIOWrapper(raw, encoding=encoding, newline=newline))
+                if start.startswith(_PARQUET):
+                    raise ValueError(f"{name}: expected parquet as it is, but it is packed by gzip")
+            yield stack.enter_context(io.TextIOWrapper(raw, _encoding(start), newline=newline))
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise ValueError(
@@ -69,6 +73,15 @@ def open_text(path: str | os.PathLike, newline: str | None = None) -> Iterator[T
             ) from None
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise ValueError(f"{name}: expected a file packed by gzip, but {error}") from None
+
+
+def _encoding(start: bytes) -> str:
+    if start.startswith(_UTF16):
+        return "utf-16"
+    # Of the first character, which is no letter of another alphabet, one byte is 0.
+    if 0 in start[:2]:
+        return "utf-16-le" if start[0] else "utf-16-be"
+    return "utf-8-sig"
 
 
 def _peek(file: Any) -> bytes:

@@ -11,6 +11,8 @@ from ..utils.files import brief
 
 #: Rows that are decoded at once: pictures may be large.
 _ROWS = 64
+#: Arrow's floats that are written with fewer digits than Python's own.
+_SHORT = {"float": np.float32, "halffloat": np.float16}
 
 
 def parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,9 +30,8 @@ def parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             for batch in file.iter_batches(batch_size=_ROWS):
                 # Arrow trusts its files: with damaged offsets it would read anywhere.
                 batch.validate(full=True)
-                floats = {field.name: str(field.type) for field in batch.schema}
                 for row in batch.to_pylist():
-                    yield f"{name}[{number}]", in_words(row, floats)
+                    yield f"{name}[{number}]", in_words(row, batch.schema)
                     number += 1
     except Exception as error:
         # Readers of damaged files raise anything.
@@ -39,19 +40,20 @@ def parquet_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def in_words(row: dict[str, Any], kinds: dict[str, str]) -> dict[str, Any]:
-    """A row whose floats of 32 and 16 bits are the shortest text that means them.
+def in_words(value: Any, kind: Any) -> Any:
+    """A row whose floats of 32 and 16 bits are the shortest text that means them, at any depth.
 
-    kinds: of each column.
+    kind: Arrow's schema of the row, or its type of the value.
 
-    >>> in_words({"a": 0.10000000149011612, "b": 1}, {"a": "float32", "b": "int64"})
-    {'a': '0.1', 'b': 1}
+    >>> import pyarrow
+    >>> schema = pyarrow.schema({"a": pyarrow.list_(pyarrow.float32()), "b": pyarrow.int64()})
+    >>> in_words({"a": [0.10000000149011612], "b": 1}, schema)
+    {'a': ['0.1'], 'b': 1}
     """
-    sizes = {"float": np.float32, "float32": np.float32, "halffloat": np.float16}
-    sizes["float16"] = np.float16
-    short = {
-        column: str(sizes[kinds[column]](value))
-        for column, value in row.items()
-        if value is not None and kinds.get(column) in sizes
-    }
-    return {**row, **short}
+    kind = getattr(kind, "type", kind)
+    if isinstance(value, dict) and hasattr(kind, "field"):
+        return {key: in_words(inner, kind.field(key)) for key, inner in value.items()}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [in_words(inner, kind.value_type) for inner in value]
+    short = _SHORT.get(str(kind))
+    return value if value is None or short is None else str(short(value))

@@ -18,12 +18,12 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def require_pillow():
-    """PIL's modules (Image, ImageOps); ImportError that says how to install them."""
+    """PIL's module Image; ImportError that says how to install it."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise ImportError('pictures need pillow: pip install "vispco[data]"') from error
-    return Image, ImageOps
+    return Image
 
 
 def open_picture(
@@ -44,7 +44,7 @@ def open_picture(
     more bytes than so many pixels can need, or holds floats; FileNotFoundError if there is no such
     file.
     """
-    Image, ImageOps = require_pillow()
+    Image = require_pillow()
     from PIL import UnidentifiedImageError
 
     file: Any = source
@@ -67,8 +67,6 @@ def open_picture(
                 check_depth(image)
                 if not decode:
                     return None
-                # A copy would not know its format and its tags.
-                ImageOps.exif_transpose(image, in_place=True)
                 return in_rgb(image)
         except Image.DecompressionBombError:
             raise Fault(

@@ -9,6 +9,7 @@ in nothing else.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import AutoModelForImageTextToText
 from ..config import PruningConfig
 from ..data.colours import in_rgb
 from ..data.film import Film
-from ..data.pictures import open_video
+from ..data.pictures import open_picture, open_video
 from ..data.process import at_rate, check_times, metadata
 from ..data.stills import load_processor
 from ..data.template import read_template
@@ -150,8 +151,8 @@ class VispcoModel(lmms):
             conversations.append(messages.to_hf_messages())
         parts = [part for turns in conversations for turn in turns for part in turn["content"]]
         for part in parts:
-            if isinstance(part.get("image"), Image):
-                part["image"] = in_rgb(part["image"])
+            if part["type"] == "image":
+                part["image"] = _picture(part["image"])
         videos = [part for part in parts if part["type"] == "video"]
         films = [self._film(part) for part in videos]
 
@@ -214,6 +215,13 @@ class VispcoModel(lmms):
         raise NotImplementedError(
             "the model vispco answers in one round; choose a task with output_type generate_until"
         )
+
+
+def _picture(given: Any) -> Any:
+    """A task's picture with the pixels that calibration sees. Addresses are left as they are."""
+    if isinstance(given, Image):
+        return in_rgb(given)
+    return open_picture(given) if isinstance(given, str) and os.path.isfile(given) else given
 
 
 def generation_options(asked: dict) -> tuple[dict, list[str]]:

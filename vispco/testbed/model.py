@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..data.stills import load_processor
 from ..utils.files import brief
 from . import language, smollm, vocab
 from .processor import IMAGE_SIZE, PATCH
@@ -169,7 +170,6 @@ def load(name: str = "testbed-llava", dtype: torch.dtype | None = None):
     >>> model.config.text_config.num_hidden_layers
     16
     """
-    from transformers import AutoProcessor
     from transformers.utils import logging
 
     key = name if name == VIDEO else resolve(name)
@@ -185,7 +185,7 @@ def load(name: str = "testbed-llava", dtype: torch.dtype | None = None):
         if file:
             return smollm.build(folder / "model.safetensors", file, dtype)
         model = _weights(key, folder, dtype or torch.float32)
-        return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return model, load_processor(str(folder), local_files_only=True)
     # Readers of damaged files raise anything.
     except Exception as error:
         message = f"{folder}: the checkpoint is damaged, install vispco again: {brief(error)}"

@@ -33,14 +33,16 @@ def llava_processor(tokenizer: Any, image: str, template: str) -> Any:
     )
 
 
-def chat_template(image: str, blank: str = "' '") -> str:
+def chat_template(image: str, blank: str = "' '", video: str | None = None) -> str:
     """A chat template for what the models were trained on: image, question, answer, end.
 
-    image: what stands for a picture. blank: a Jinja expression, what comes before an answer.
+    image, video: what stands for a picture, and for a clip. blank: a Jinja expression, what comes
+    before an answer.
     """
+    film = "{% elif part['type'] == 'video' %}" + video if video else ""
     return (
         "{% for turn in messages %}{% for part in turn['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'text' %}"
+        "{% if part['type'] == 'image' %}" + image + film + "{% elif part['type'] == 'text' %}"
         "{{ "
         + blank
         + " if turn['role'] == 'assistant' }}{{ part['text'] }}{% endif %}{% endfor %}"

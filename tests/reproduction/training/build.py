@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vispco.data.stills import without_videos
 from vispco.testbed.model import FRAMES, MERGE, QWEN_PATCH, VIDEO, build_config, resolve
 from vispco.testbed.processor import MEAN, PATCH, STD, chat_template, llava_processor
 from vispco.testbed.vocab import (
@@ -51,30 +52,37 @@ def _llava_processor():
 
 
 def _qwen_processor(words: dict[str, int]):
-    """Qwen2.5-VL's image processor, for pictures of up to 1024 visual tokens, and the words.
+    """Qwen2.5-VL's processor, for pictures of up to 1024 visual tokens, and the words.
 
-    It rounds the sides of a picture to 8 pixels. The processor class that Qwen shares with its
-    videos would need torchvision; this one does the same without.
+    It rounds the sides of a picture, and of a clip, to 8 pixels. Its video half needs torchvision,
+    so only the settings of that are here: they are saved, and read where torchvision is.
     """
-    from transformers import PaddleOCRVLProcessor
+    from transformers import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    images = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": PATCH**2, "longest_edge": 1024 * PATCH**2},
-        patch_size=QWEN_PATCH,
-        merge_size=MERGE,
-        temporal_patch_size=FRAMES,
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
-    )
+    sizes = {
+        "size": {"shortest_edge": PATCH**2, "longest_edge": 1024 * PATCH**2},
+        "patch_size": QWEN_PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": FRAMES,
+        "image_mean": [MEAN] * 3,
+        "image_std": [STD] * 3,
+    }
     special = {
         "image_token": IMAGE_PAD,
         "video_token": VIDEO_PAD,
         "vision_start_token": VISION_START,
         "vision_end_token": VISION_END,
     }
-    template = chat_template(VISION_START + IMAGE_PAD + VISION_END)
-    return PaddleOCRVLProcessor(images, _tokenizer(words, special), chat_template=template)
+    processor = without_videos(Qwen2_5_VLProcessor)(
+        Qwen2VLImageProcessorPil(**sizes),
+        _tokenizer(words, special),
+        chat_template=chat_template(
+            VISION_START + IMAGE_PAD + VISION_END, video=VISION_START + VIDEO_PAD + VISION_END
+        ),
+    )
+    processor.videos = {"video_processor_type": "Qwen2VLVideoProcessor", **sizes}
+    return processor
 
 
 def _tokenizer(vocabulary: dict[str, int], special: list[str] | dict[str, str]):
