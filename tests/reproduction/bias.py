@@ -110,14 +110,17 @@ def _shares(counts: Tensor) -> list[float]:
 
 
 def table(result: Mapping) -> str:
-    """Markdown: accuracy of each variant, and the share of the kept tokens in the lowest rows."""
+    """Markdown: a line a testbed and layer; accuracy, and in brackets what lies at the bottom."""
     lines = []
-    for row in result["rows"]:
-        low = sum(row["rows"][-len(row["rows"]) // 4 :])
-        cells = [row["testbed"], row["layer"], row["variant"], row["tokens"]]
-        lines.append([*cells, f"{100 * low:.0f}", f"{100 * row['accuracy']:.1f}"])
-    header = ["testbed", "before layer", "", "tokens", "in the lowest quarter, %"]
-    return markdown([*header, "accuracy, %"], lines)
+    for name, layer in dict.fromkeys((row["testbed"], row["layer"]) for row in result["rows"]):
+        line = [name, layer]
+        for variant in VARIANTS:
+            key = name, layer, variant
+            (row,) = (r for r in result["rows"] if (r["testbed"], r["layer"], r["variant"]) == key)
+            bottom = sum(row["rows"][-len(row["rows"]) // 4 :])
+            line.append(f"{100 * row['accuracy']:.1f} ({100 * bottom:.0f})")
+        lines.append(line)
+    return markdown(["accuracy, % (in the lowest quarter, %)", "before layer", *VARIANTS], lines)
 
 
 def pictures(result: Mapping) -> dict[str, Callable]:
