@@ -153,7 +153,17 @@ def test_the_page_has_the_figures_of_the_bias():
     found = json.loads((DOCS / "results" / "bias.json").read_text(encoding="utf-8"))
     assert {row["testbed"] for row in found["rows"]} == set(bias.LAYERS)
     text = PAGE.read_text(encoding="utf-8")
-    assert bias.table(found) in text
+    assert bias.table(found) in text and "At 9 of the 12 places" in text
+    at = {(row["testbed"], row["layer"], row["variant"]): row for row in found["rows"]}
+    places = [key[:2] for key in at if key[2] == bias.FASTV]
+    lower = [
+        at[(*place, bias.UNROTATED)]["accuracy"] < at[(*place, bias.FASTV)]["accuracy"]
+        for place in places
+    ]
+    assert sum(lower) == 9 and len(lower) == 12
+    # Before layer 2 of testbed-smollm, the two lowest rows of eight.
+    fastv, unrotated = (at["testbed-smollm", 2, v] for v in (bias.FASTV, bias.UNROTATED))
+    assert sum(fastv["rows"][6:]) > 2 / 3 - 0.01 and unrotated["rows"][0] > 0.4
     for name in bias.LAYERS:
         drawn = (DOCS / "results" / f"bias-{name}.svg").read_text(encoding="utf-8")
         assert f"{name}: where the tokens lie" in drawn and f"bias-{name}.svg" in text
