@@ -32,7 +32,11 @@ FIRST = {
     "divprune": {"0.098": [0]},
     "cdpruner": dict.fromkeys(("128", "64", "32"), [0]),
     "holov": {"64": [0]},
+    "pact": {"k4": [4]},
+    "vidcom2": {"0.25": [0]},
 }
+#: Those of LLaVA-OneVision-7B.
+OF_28_LAYERS = ("pact", "vidcom2")
 TOKENS = {
     ("fastv", "k3-r75"): [144],
     ("pdrop", "lambda-0.5"): [288, 144, 72],
@@ -47,6 +51,8 @@ TOKENS = {
     ("divprune", "0.098"): [56],
     ("cdpruner", "32"): [32],
     ("holov", "64"): [64],
+    ("pact", "k4"): [316],
+    ("vidcom2", "0.25"): [32 * 49],
 }
 
 
@@ -58,8 +64,9 @@ def preset(method, name, **kwargs):
 @pytest.mark.parametrize("method, name", ALL)
 def test_published_token_counts(method, name):
     """At the layers of the publication, exactly as many tokens as it says."""
-    config, published = vars(preset(method, name)).values()
-    assert config.method == method and config.num_layers == published.num_layers == 32
+    layers = 28 if method in OF_28_LAYERS else 32
+    config, published = vars(preset(method, name, num_layers=layers)).values()
+    assert config.method == method and config.num_layers == published.num_layers == layers
     assert sorted(config.steps) == FIRST[method][name] == sorted(published.steps)
     counts = [published.n_visual, *config.tokens(published.n_visual)]
     kept = [n for before, n in pairwise(counts) if n != before]
@@ -167,10 +174,11 @@ def test_no_two_become_one_in_another_depth(method, layers):
     found = vispco.presets(method, layers)
     assert list(found) == list(PUBLISHED[method])
     for p in found.values():
-        assert p.published.num_layers == 32
+        own = 28 if method in OF_28_LAYERS else 32
+        assert p.published.num_layers == own
         assert len(p.config.steps) == len(p.published.steps)
         for moved, layer in zip(p.config.steps, p.published.steps, strict=True):
-            exact = layer * layers / 32
+            exact = layer * layers / own
             assert abs(moved - exact) < 1.6 and (layers < 32 or abs(moved - exact) <= 0.5)
 
 
@@ -227,7 +235,7 @@ def test_an_unknown_method_comes_with_the_nearest():
 @pytest.mark.parametrize(
     "method",
     ["random", "strided", "pool", "fitprune", "evs", "framefusion", "hiprune", "ivcprune"]
-    + ["pact", "prumerge", "vidcom2", "vscan"],
+    + ["prumerge", "vscan"],
 )
 def test_a_method_without_published_configurations_has_none(method):
     assert vispco.presets(method) == {}

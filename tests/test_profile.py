@@ -12,18 +12,22 @@ from hypothesis import given, strategies as st
 
 import vispco
 import zoo
-from tiny import batch
-from vispco import Profile, Profiled, PruningConfig
+from tiny import batch, make
+from vispco import Profile, Profiled, PruningConfig, SearchOptions, testbed
 from vispco.budget import Budget
 from vispco.calibration import prepare, run_teacher
 from vispco.evaluate import grade
 from vispco.flops import CostModel, Dimensions
-from vispco.profiling import predicted
+from vispco.profiling import has_films, predicted
+from vispco.profiling.measure import AUTO, AUTO_FILMS
 from vispco.profiling.race import Race
 from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
 from vispco.schedule import ramp
 from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
+from vispco.solvers.problem import Problem
+from vispco.testbed import video
+from vispco.testbed.model import VIDEO
 
 LAYERS, TOKENS = 5, 8
 
@@ -42,6 +46,24 @@ def made(seed=0, layers=LAYERS, tokens=TOKENS, answers=3, first_layer=1):
         drawn = torch.rand(3, answers, generator=g).cumsum(0).flip(0).tolist()
         rows[layer] = dict(zip((0, 2, 5), drawn, strict=True))
     return Profile({"fastv": {}}, "llava", layers, tokens, "kl", [0.0] * answers, rows)
+
+
+# ---- which methods -----------------------------------------------------------------------------
+def test_auto_tries_the_methods_for_video_where_there_are_films():
+    """In any batch. Named methods are as named, and pictures have what they had."""
+    model = testbed.load(VIDEO)[0]
+    films = video.batches("calibration", n=2, batch_size=2)
+    pictures = testbed.batches("calibration", n=2, batch_size=2, model="testbed-qwen")
+
+    def tried(batches, method="auto"):
+        return list(Problem(model, batches, method, "monotone", SearchOptions()).methods)
+
+    assert tried(films) == tried([*pictures, *films]) == AUTO_FILMS != AUTO
+    assert {"evs", "vidcom2", "framefusion"} < set(AUTO_FILMS) and len(AUTO_FILMS) == len(AUTO)
+    assert tried(pictures) == AUTO and tried(films, ["fastv", "dart"]) == ["fastv", "dart"]
+    # A model of pictures alone.
+    llava = make("llava")
+    assert not has_films(llava, prepare(llava, [batch()]))
 
 
 # ---- what is measured ------------------------------------------------------------------------

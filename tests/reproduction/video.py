@@ -32,7 +32,8 @@ from vispco.utils.files import read_json, write_text
 
 from .markdown import markdown
 
-METHODS = ("evs", "vidcom2", "framefusion", "fastv", "divprune", "random", "strided")
+METHODS = ("evs", "vidcom2", "framefusion", "fastv", "pdrop", "sparsevlm", "visionzip")
+METHODS += ("vispruner", "divprune", "random", "strided", "pool")
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 FEWER = "fewer frames"
 READER = "fewer frames, a faultless reader"
@@ -62,7 +63,7 @@ def measure(questions: int, layer: int, methods: Sequence[str] = METHODS) -> dic
         del rows[-1]["right"]
         for method in methods:
             first = build_method(method).first_layer
-            keep = _affordable(model, prepared, method, first, most)
+            keep = affordable(model, prepared, method, first, most)
             for kind, at, kept in (("equal", first, keep), ("same", layer, int(tokens * share))):
                 if kept:
                     config = PruningConfig(method, [1.0] * at + [kept / tokens] * (size - at))
@@ -86,10 +87,12 @@ def _prepared(model, items: Sequence[video.Clip], batch: int = 32):
     return run_teacher(model, prepare(model, batches, keep_features=True))
 
 
-def _affordable(model, prepared, method: str, layer: int, most: float) -> int:
+def affordable(
+    model, prepared, method: str, layer: int, most: float, options: Mapping | None = None
+) -> int:
     """Most tokens kept from `layer` on so that a sample costs `most` FLOPs or less, ranking too."""
     adapter = adapter_for(model)(model)
-    cost = CostModel(adapter.dimensions(adapter.config), build_method(method))
+    cost = CostModel(adapter.dimensions(adapter.config), build_method(method, options or {}))
     n_visual, n_text = shapes(prepared)
     size = adapter.dimensions(adapter.config).layers
     best, tokens = 0, int(n_visual[0])

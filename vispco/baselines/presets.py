@@ -146,6 +146,8 @@ _DART = "Wen et al., EMNLP 2025, arXiv 2502.11494"
 _DIVPRUNE = "Alvar et al., CVPR 2025, arXiv 2503.02175"
 _CDPRUNER = "Zhang et al., NeurIPS 2025, arXiv 2506.10967"
 _HOLOV = "arXiv 2510.02912"
+_PACT = "arXiv 2504.08966"
+_VIDCOM2 = "Liu et al., EMNLP 2025, arXiv 2505.14454"
 _AVERAGE = (
     "the name is the average over layers as the paper counts it: {} enter layers 2, 6 and 15, and "
     "to them are added a few merged tokens (a tenth of the best 30 % of those dropped), left out "
@@ -154,8 +156,8 @@ _AVERAGE = (
 
 #: {method: {name: configuration}}. None of FitPrune: of its fitted counts only those of the first
 #: layers are known; `vispco.fitprune_schedule` fits them. None of EVS, FEATHER, FrameFusion,
-#: HiPrune, IVC-Prune, PACT, PruMerge, VidCom2 and VScan: of these, layers or shares are known to
-#: us, but no whole configuration.
+#: HiPrune, IVC-Prune, PruMerge and VScan: of these, layers or shares are known to us, but no whole
+#: configuration.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "fastv": {
         "k2-r50": Published({2: 0.5}, (288,), _FASTV, n_text=64, convention="fastv", share=0.57),
@@ -194,6 +196,26 @@ PUBLISHED: dict[str, dict[str, Published]] = {
             (64,),
             _HOLOV,
             note="published as 11 % of the tokens; the number of crops is our choice",
+        )
+    },
+    "pact": {
+        "k4": Published(
+            {4: 0.55},
+            (316,),
+            _PACT,
+            num_layers=28,
+            options={"adaptive": True},
+            note="55 % at most: as many stay as there are clusters; for LLaVA-OneVision-7B",
+        )
+    },
+    "vidcom2": {
+        "0.25": Published(
+            {0: 0.25},
+            (1568,),
+            _VIDCOM2,
+            n_visual=32 * 196,
+            num_layers=28,
+            note="a film of 32 frames of 196 tokens; for LLaVA-OneVision-7B",
         )
     },
     "cdpruner": {str(n): _of((0,), (n,), _CDPRUNER) for n in (128, 64, 32)},

@@ -32,7 +32,10 @@ EXAMPLES = (
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of `vispco profile`."""
     add = sub.add_argument
-    several = "who ranks the tokens; of several (fastv,pdrop or auto), each layer's best"
+    several = (
+        "who ranks the tokens; of several (fastv,pdrop or auto), each layer's best; auto: eight "
+        "methods, of films those for video among them"
+    )
     add("--method", type=methods, default="fastv", help=several)
     objective = "kl: how far from the full model; task: how wrong"
     add("--objective", choices=OBJECTIVES, default="kl", help=objective)

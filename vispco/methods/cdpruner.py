@@ -7,7 +7,7 @@ import torch
 from ..registry import register_method
 from .base import Method
 from .pairs import Pairs, directions
-from .shared import greedy
+from .shared import coarse, greedy
 
 #: A token with no more than this share of its squared length outside of the span adds nothing.
 #: Rounding of float32 stays well below.
@@ -49,7 +49,7 @@ class CDPruner(Method):
 
         def gains():
             new = (rest > SPANNED) & (relevance > 0)
-            return torch.where(new, relevance**2 * rest, relevance - 2)
+            return coarse(torch.where(new, relevance**2 * rest, relevance - 2))
 
         def update(step, pick):
             nonlocal rest

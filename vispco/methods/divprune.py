@@ -7,7 +7,7 @@ import torch
 from ..registry import register_method
 from .base import Method
 from .pairs import HELD, Pairs
-from .shared import greedy
+from .shared import coarse, greedy
 
 
 @register_method("divprune")
@@ -29,19 +29,18 @@ class DivPrune(Method):
 
     def score(self, ctx):
         """(B, n_visual): the later a token was picked, the lower."""
-        pairs = Pairs(ctx.embeddings[ctx.visual])
+        # Of all distances at once: the least of coarse ones is the coarse one of the least.
+        pairs = Pairs(ctx.embeddings[ctx.visual], lambda cosines: coarse(cosines.neg_().add_(1)))
         slot, first = torch.arange(ctx.valid.shape[1], device=ctx.valid.device), []
-        for at, alike in pairs.blocks():
+        for at, far in pairs.blocks():
             others = ctx.valid[:, None] & (slot != at[:, None])
-            first.append((1 - alike).masked_fill(~others, float("inf")).amin(-1))
+            first.append(far.masked_fill(~others, float("inf")).amin(-1))
         gains = torch.cat(first, 1)
         nearest = torch.full_like(gains, float("inf"))  # (B, V) distance to the nearest picked
 
         def update(step, pick):
-            nonlocal nearest
             # Its distance to itself does not count: it is not picked twice.
-            nearest = torch.minimum(nearest, 1 - pairs.rows(pick)[:, 0])
-            return nearest
+            return torch.minimum(nearest, pairs.rows(pick)[:, 0], out=nearest)
 
         return greedy(ctx, gains, update)
 

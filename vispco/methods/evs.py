@@ -21,9 +21,11 @@ class EVS(Method):
     (Apache-2.0). There: before layer 0, a share q of the film's tokens is dropped, but never less
     is kept than one frame has. q is the user's.
 
-    Departs from it: exactly the count, even if that is less than a frame; tokens without an earlier
-    one are then as even as `strided`'s; p(j) is of the nearest earlier frame, if the one before has
-    lost its token. Of pictures that are no video, tiles count as frames: use another method.
+    Departs from it: exactly the count, even if that is less than a frame, so that budgets hold.
+    Tokens without an earlier one are then as even as `strided`'s. p(j) is of the nearest earlier
+    frame, if the one before has lost its token: a schedule may drop more than once. No preset: q
+    has no published value. Of pictures that are no video, tiles count as frames: use another
+    method.
     """
 
     first_layer = 0

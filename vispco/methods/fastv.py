@@ -23,9 +23,9 @@ class FastV(Method):
     takes q and k before rotary embedding: with it, tokens at the picture's lower edge score more
     than their content says. stride: tokens at every so many rows and columns of each frame come
     first, whatever they score; None: no such grid. There: at layers 8 and 16 of 32; the shares are
-    not known to us. Departs from it: exactly the count; of a grid of more tokens, the best stay.
-    That the grid comes first at both layers is our reading. Layer K - 1 runs once more up to its
-    attention, without positions.
+    not known to us, so there is no preset. Departs from it: exactly the count, so that budgets
+    hold; of a grid of more tokens, the best stay. That the grid comes first at both layers is our
+    reading. Layer K - 1 runs once more up to its attention, without positions.
     """
 
     first_layer = 1

@@ -24,7 +24,8 @@ class FrameFusion(Method):
     h: hidden states that enter the layer. If less than 10 % of the tokens have c_j >= 0.6, nothing
     is merged, and attention alone decides. Source: the authors' code (MIT). There: merging layer by
     layer until less than 10 % can be merged, then one drop by attention onto the budget (their
-    speeds are for 30 %). When that happens depends on the film, so it is no schedule.
+    speeds are for 30 %). When that happens depends on the film, so it is no schedule, and there is
+    no preset.
 
     similarity: 0.6. least: 10 %.
 

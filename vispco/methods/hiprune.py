@@ -32,7 +32,10 @@ class HiPrune(Method):
     Qwen2.5-VL's 32, depth=0.5, of which ours reads the nearest layer without windows.
 
     Departs from it: where the tower has a class token (CLIP), m and a are the attention of that
-    token; theirs is the mean over all that attend. Where it has none, ours is that mean.
+    token; theirs is the mean over all that attend. Where it has none, ours is that mean. One row of
+    attention takes no memory, and all methods that read the tower share it. Exactly the count: of
+    neighbours that are too many, those of largest a stay. No preset: which counts were published is
+    not known to us.
     """
 
     first_layer = 0

@@ -25,11 +25,12 @@ class IVCPrune(Method):
     of layer K, pruning before layer K; u: values, g: its key-value heads. question: the prompt's
     text after the image's first token. Source: the authors' code (MIT). There: 20 % of the tokens
     by s, and 5 % each by cosine and sine, which is the default share, `positions` = 1/3. At which
-    layer is not known to us.
+    layer is not known to us, so there is no preset.
 
-    Departs from it: exactly the count; tokens among both of cosine and sine count once, and make
-    room for the next of s. Our choice: the softmax is over visual tokens, E is of one head, and
-    without text after the image the first tokens are the seeds, and s is of their rows.
+    Departs from it: exactly the count, so that budgets hold; tokens among both of cosine and sine
+    count once, and make room for the next of s. Our choice: the softmax is over visual tokens, E is
+    of one head, and without text after the image the first tokens are the seeds, and s is of their
+    rows.
     """
 
     first_layer = 0

@@ -29,14 +29,16 @@ class PACT(Method):
         the others of the pool are averaged into the kept one nearest to them, up to the cutoff
 
     q, k: of layer K, before rotary embedding, pruning before layer K. key: its keys, all heads side
-    by side. h: hidden states that enter it. PACT's own settings: layer 4, 55 % of the tokens
-    important, then density peaks on the keys with a cutoff of 0.21.
+    by side. h: hidden states that enter it. Published: layer 4, 55 % of the tokens important, then
+    density peaks on the keys with a cutoff of 0.21; as many stay as there are clusters
+    (`adaptive`).
 
     important, cutoff: as above. adaptive: keep at most as many as there are centres. False: the
     count alone decides.
 
-    Departs from it: exactly the count; a merged token is one token to attention (theirs: as many as
-    it stands for). Our choice, for details that are not known to us: the distance and the formula
+    Departs from it: exactly the count unless `adaptive`, so that budgets hold; a merged token is
+    one token to attention (theirs: as many as it stands for), so that every attention kernel
+    serves. Our choice, for details that are not known to us: the distance and the formula
     of the density, which tokens are centres, that keys are compared without positions, and that the
     mean query is of visual tokens; ties in density go to the more important.
     """

@@ -32,9 +32,11 @@ class PruMerge(Method):
     take in.
 
     Departs from it: attention and keys are of the layer whose output becomes the tokens (theirs:
-    the tower's last); a plain mean, not one weighted by attention; each dropped token goes into one
-    kept token at most, and the 32 are counted among the dropped ones. Merging comes after the
-    projector.
+    the tower's last). In LLaVA that is the last but one: the layer after it need not run. Merging
+    comes after the projector, where hidden states are pruned. It is a plain mean, not one weighted
+    by attention, and each dropped token goes into one kept token at most: merging in vispco says
+    which token goes where, and nothing else. So the 32 are counted among the dropped ones. No
+    preset: the number kept is the picture's own (`adaptive`).
     """
 
     first_layer = 0

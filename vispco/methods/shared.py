@@ -56,6 +56,14 @@ def head_mean(attention: Tensor) -> Tensor:
     return column_sum(attention, 1) / attention.shape[1]
 
 
+def coarse(gains: Tensor) -> Tensor:
+    """`gains`, in place, in millionths or so of 1, without a fraction.
+
+    Tokens with equal features (newlines) are ties then, whatever rounding made of them.
+    """
+    return gains.mul_(2**20).round_()
+
+
 def greedy(
     ctx: Context,
     gains: Tensor,
@@ -64,27 +72,26 @@ def greedy(
 ) -> Tensor:
     """Scores (B, V) of slots picked one by one, the one of largest gain next: 1, 1/2, 1/3, ...
 
-    gains: (B, V) for the first pick, of the order of 1 and told apart to a millionth.
+    gains: (B, V) for the first pick, `coarse`; of equal ones, the first is picked. Written over.
     update: called with the number of picks before and the slot picked (B, 1); returns the gains for
-        the next pick.
+        the next pick, `coarse`. Written over.
     changing: picks after which no gain changes any more, if there is such a number: the others
         follow all at once.
     Unless the order of all tokens matters, picking stops after `ctx.keep` slots; others score 0.
     """
     steps = ctx.valid.shape[1] if ctx.exhaustive else int(ctx.keep.max())
-    scores, left = torch.zeros_like(gains), ctx.valid
+    scores, gone, picks = torch.zeros_like(gains), ~ctx.valid, []
     changing = steps if changing is None else min(changing, steps)
     for step in range(changing):
-        # Tokens with equal features (newlines) are ties, whatever rounding made of them; argmax
-        # takes the first.
-        gains = (gains * 2**20).round()
-        pick = gains.masked_fill(~left, float("-inf")).argmax(1, keepdim=True)
-        score = torch.full_like(gains[:, :1], 1 / (step + 1))
-        # amax: a sample with nothing left picks some slot again, which must not lower it.
-        scores = scores.scatter_reduce(1, pick, score, "amax")
-        left = left.scatter(1, pick, False)
+        pick = gains.masked_fill_(gone, float("-inf")).argmax(1, keepdim=True)
+        picks.append(pick)
+        gone.scatter_(1, pick, True)
         gains = update(step, pick)
+    if picks:
+        number = torch.arange(1, changing + 1, device=gains.device)
+        # amax: a sample with nothing left picks some slot again, which must not lower it.
+        scores.scatter_reduce_(1, torch.cat(picks, 1), (1 / number).expand(len(gains), -1), "amax")
     if changing < steps:
-        place = descending_ranks((gains * 2**20).round(), left)
-        scores = torch.where(left, 1 / (changing + place + 1), scores)
+        place = descending_ranks(gains, ~gone)
+        scores = scores.where(gone, 1 / (changing + place + 1))
     return scores

@@ -28,11 +28,12 @@ class VidCom2(Method):
         within a frame, the tokens of LEAST f_j + e_j are kept
 
     of projected features. Knows nothing of the question. Source: the authors' code (Apache-2.0),
-    and vLLM's, both before layer 0.
+    and vLLM's, both before layer 0. Published: a quarter of the tokens of LLaVA-OneVision.
 
     Departs from vLLM's: shares are rounded by Sainte-Lague (`vispco.methods.groups.shared_out`),
-    and what a frame cannot take goes to the others by share (there by f + e); a frame may lose all
-    its tokens (there it keeps one). Of pictures that are no video, tiles count as frames.
+    which gives exactly k for every k at once. So what a frame cannot take goes to the others by
+    share (there by f + e), and a frame may lose all its tokens (there it keeps one). Of pictures
+    that are no video, tiles count as frames.
     """
 
     first_layer = 0

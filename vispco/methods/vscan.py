@@ -27,12 +27,13 @@ class VScan(Method):
     rank that one is not known to us; our choice for it is `fastv`: `vscan+fastv@16`.
 
     local: share of the kept tokens. window: tokens along its side. depth: of the shallow layer in
-    the tower, 0 to 1; theirs: index 5 of CLIP-L's 24. Their deep layer is
-    index -2: in LLaVA, the one read here.
+    the tower, 0 to 1; theirs: index 5 of CLIP-L's 24. Their deep layer is index -2: in
+    LLaVA, the one read here.
 
-    Departs from it: exactly the count, windows take turns where it cannot be shared equally
-    (`vispco.methods.groups.shared_out`). Our choice: merging is a plain mean after the projector,
-    and cosines are of projected features.
+    Departs from it: exactly the count, so that budgets hold; windows take turns where it cannot be
+    shared equally (`vispco.methods.groups.shared_out`). Our choice: merging is a plain mean after
+    the projector, where hidden states are pruned, and cosines are of projected features. No preset:
+    the shares of the two drops are not known to us.
     """
 
     first_layer = 0

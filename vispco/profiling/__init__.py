@@ -6,5 +6,10 @@ It tells in which layers the image is read, which layers rank its tokens badly, 
 layer on it is dead weight. `vispco.search(start="profile")` plans schedules by it.
 """
 
-from .measure import measured as measured, named_methods as named_methods, profile as profile
+from .measure import (
+    has_films as has_films,
+    measured as measured,
+    named_methods as named_methods,
+    profile as profile,
+)
 from .record import Profile as Profile, predicted as predicted

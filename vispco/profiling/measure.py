@@ -13,6 +13,7 @@ from torch import nn
 from ..calibration import PreparedBatch, frozen, prepare, run_teacher
 from ..pruning.forward import check_objective
 from ..registry import adapter_for, build_method, is_composite, named_options
+from ..utils.distributed import total
 from ..utils.journal import Journal, opened
 from ..utils.version import versions
 from .drops import Drops
@@ -21,6 +22,10 @@ from .record import FREE, Profile
 
 #: The methods of method="auto": rankings by attention, by the tower, by differences; no ranking.
 AUTO = ["fastv", "pdrop", "sparsevlm", "visionzip", "vispruner", "divprune", "strided", "pool"]
+#: The same for films: the three that know of frames, in place of the three that did least there
+#: (`python -m tests.reproduction.video`).
+AUTO_FILMS = ["fastv", "pdrop", "sparsevlm", "vispruner", "divprune"]
+AUTO_FILMS += ["evs", "vidcom2", "framefusion"]
 
 
 def profile(
@@ -39,7 +44,8 @@ def profile(
     batches: dicts of model inputs with `labels`, as of `vispco.search`. 32 questions are enough to
         plan by.
     method: a registered pruning method, a name or a mapping {"name": ..., **options}; or several of
-        them, a list or "auto" (`AUTO`), of which the profile has each layer's best.
+        them, a list or "auto" (`AUTO`; if the batches hold video tokens, `AUTO_FILMS`), of which
+        the profile has each layer's best.
     objective: "kl", the divergence from the full model's answers, or "task".
     measurements: most numbers of tokens that are measured at one layer. The first is 0. The next
         ones are where the loss changes most. A layer is left as soon as it is known: where the
@@ -61,8 +67,9 @@ def profile(
     (True, 6)
     """
     check_objective(objective)
-    methods = named_methods(method)
+    named_methods(method)
     prepared = prepare(model, batches, keep_features=True)
+    methods = named_methods(method, has_films(model, prepared))
     asked = {"methods": methods, "objective": objective, "measurements": measurements}
     with opened(journal) as kept, frozen(model):
         kept.begin("vispco.profile", model, prepared, asked)
@@ -70,15 +77,30 @@ def profile(
         return measured(model, prepared, methods, objective, measurements, kept, callback)
 
 
-def named_methods(method: str | Mapping | Sequence) -> dict[str, dict[str, Any]]:
+def has_films(model: nn.Module, prepared: Sequence[PreparedBatch]) -> bool:
+    """Whether some prompt, of any process, holds video tokens.
+
+    False for a family whose processor makes a film's frames into pictures (InternVL, SmolVLM).
+    """
+    ids = adapter_for(model)(model).token_ids()
+    if ids.get("video") in (None, ids.get("image")):
+        return False
+    found = (bool((batch.inputs["input_ids"] == ids["video"]).any()) for batch in prepared)
+    return total(int(any(found))) > 0
+
+
+def named_methods(
+    method: str | Mapping | Sequence, films: bool = False
+) -> dict[str, dict[str, Any]]:
     """{name: options} of one method or several: a name, a mapping, a list of these, or "auto".
 
+    films: whether "auto" is for films.
     Raises ValueError for an unknown method or option, or for one method twice.
 
     >>> named_methods(["fastv", {"name": "visionzip", "contextual": 0.2}])
     {'fastv': {}, 'visionzip': {'contextual': 0.2}}
     """
-    given: Any = AUTO if method == "auto" else method
+    given: Any = (AUTO_FILMS if films else AUTO) if method == "auto" else method
     several = given if isinstance(given, (list, tuple)) else [given]
     found = dict(named_options("method", each) for each in several)
     composite = len(found) > 1 and any(map(is_composite, found))

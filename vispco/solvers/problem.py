@@ -19,7 +19,7 @@ from ..flops import CostModel, KVCacheMemory
 from ..frontier import FrontierPoint
 from ..latency.table import LatencyTable
 from ..methods import Method
-from ..profiling import named_methods
+from ..profiling import has_films, named_methods
 from ..pruning.forward import check_objective
 from ..registry import KERNELS, adapter_for, build_method, named_options
 from ..schedule import ramp
@@ -76,11 +76,12 @@ class Problem:
         self.model, self.options, self.callback = model, options, callback
         self.adapter = adapter_for(model)(model)
         self.layers = len(self.adapter.layers)
-        self.methods = named_methods(method)
-        built = {name: build_method(name, options) for name, options in self.methods.items()}
+        named_methods(method)
         self.kernel_name, self.kernel_options = named_options("kernel", kernel)
-        self._rank_by(built)
         self.prepared = prepare(model, batches, keep_features=True)
+        self.methods = named_methods(method, has_films(model, self.prepared))
+        built = {name: build_method(name, options) for name, options in self.methods.items()}
+        self._rank_by(built)
         self.n_visual, self.n_text = shapes(self.prepared)
         self.tokens = int(self.n_visual.max())
         self.samples = total(sum(map(len, self.prepared)))
