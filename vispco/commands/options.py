@@ -29,7 +29,8 @@ class Integer:
         with contextlib.suppress(ValueError):
             if self.least <= int(text) <= self.most:
                 return int(text)
-        expected = f"a whole number from {self.least} to {self.most}"
+        to = f"to {self.most:,}" if self.most < 2**31 else "on"
+        expected = f"a whole number from {self.least} {to}"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
 
@@ -54,11 +55,14 @@ def columns(text: str) -> dict[str, str]:
     """A type for argparse: `question=query,answer=label`, {our name: the data's own name}."""
     found = {}
     for item in text.split(","):
-        ours, _, theirs = (part.strip() for part in item.partition("="))
-        if ours not in KEYS or not theirs:
+        ours, _, theirs = (part.strip() for part in re.sub("^([^=]*):", r"\1=", item).partition("="))
+        if ours not in KEYS or not theirs or "=" not in item:
+            names = ours, theirs
+            turned = next((f"{a}={b}" for a, b in (names, names[::-1]) if a in KEYS and b), "")
+            hint = f"; did you mean {turned}?" if turned else ""
             raise argparse.ArgumentTypeError(
                 "expected OURS=THEIRS such as question=query,answer=label, with OURS out of "
-                f"{', '.join(KEYS)}; got {item.partition('=')[0]!r}"
+                f"{', '.join(KEYS)}; got {item!r}{hint}"
             )
         found[ours] = theirs
     return found
@@ -72,7 +76,9 @@ def device(text: str) -> str:
         kind = torch.device(text).type
     except RuntimeError:
         expected = "cpu, cuda, cuda:1, mps or auto"
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        meant = "cuda" if text.lower() == "gpu" else f"cuda:{text}" if text.isdigit() else text.lower()
+        hint = f": did you mean {meant}?" if meant != text else ""
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}{hint}") from None
     backend = getattr(torch, kind, None)
     if kind != "cpu" and backend is not None and not backend.is_available():
         missing = f"this machine has no {kind} device that torch can use"
@@ -97,7 +103,13 @@ def dtype(text: str) -> str:
 
 def methods(text: str) -> str | list[str]:
     """A type for argparse: a method, several as `fastv,pdrop`, or `auto`."""
-    return [name.strip() for name in text.split(",")] if "," in text else text
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        expected = "the name of a method, several with commas between them, or auto"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    if names == ["all"]:
+        raise argparse.ArgumentTypeError("'all' is no method: did you mean 'auto'?")
+    return names if len(names) > 1 else names[0]
 
 
 def budgets(text: str) -> list[float | str | dict]:
