@@ -74,7 +74,9 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
             value = value / 100 if suffix == "%" else value * {"": 1.0, **suffixes}[suffix]
         except (TypeError, ValueError, KeyError):
             hint = _meant(budget)
-            raise ValueError(f"budget {budget!r} is not understood: {hint}expected {forms}") from None
+            raise ValueError(
+                f"budget {budget!r} is not understood: {hint}expected {forms}"
+            ) from None
         absolute = suffix not in ("", "%")
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:

@@ -21,12 +21,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
 from .config import PruningConfig
 from .frontier import Frontier
+from .pruning import unwrapped
 from .registry import KERNELS, did_you_mean, named_options
 from .solvers.before import BeforeLLM, before_llm
 from .solvers.descent import Gradient
@@ -101,7 +103,15 @@ def search(
     >>> frontier.points[0].share <= 0.5
     True
     """
-    chosen = _options_of(default_start(kernel) if start is None else start)
+    chosen, model = _options_of(default_start(kernel) if start is None else start), unwrapped(model)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if not (callback is None or callable(callback)):
+        raise ValueError(f"callback must be a function of a dict, got {callback!r}")
+    if not isinstance(options, SearchOptions | Mapping | None):
+        raise ValueError(
+            f"options must be SearchOptions(...), or a mapping of them, got {options!r}"
+        )
     if not isinstance(options, SearchOptions):
         options = SearchOptions(**dict(options or {}))
     if isinstance(chosen, BeforeLLM) and method == "auto":

@@ -12,7 +12,6 @@ from ..data.draw import check_files
 from ..data.pictures import require_pillow
 from .model import is_testbed
 
-
 _A = {"image": "a picture", "video": "a video"}
 
 

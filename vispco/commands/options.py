@@ -55,7 +55,9 @@ def columns(text: str) -> dict[str, str]:
     """A type for argparse: `question=query,answer=label`, {our name: the data's own name}."""
     found = {}
     for item in text.split(","):
-        ours, _, theirs = (part.strip() for part in re.sub("^([^=]*):", r"\1=", item).partition("="))
+        ours, _, theirs = (
+            part.strip() for part in re.sub("^([^=]*):", r"\1=", item).partition("=")
+        )
         if ours not in KEYS or not theirs or "=" not in item:
             names = ours, theirs
             turned = next((f"{a}={b}" for a, b in (names, names[::-1]) if a in KEYS and b), "")
@@ -76,7 +78,9 @@ def device(text: str) -> str:
         kind = torch.device(text).type
     except RuntimeError:
         expected = "cpu, cuda, cuda:1, mps or auto"
-        meant = "cuda" if text.lower() == "gpu" else f"cuda:{text}" if text.isdigit() else text.lower()
+        meant = (
+            "cuda" if text.lower() == "gpu" else f"cuda:{text}" if text.isdigit() else text.lower()
+        )
         hint = f": did you mean {meant}?" if meant != text else ""
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}{hint}") from None
     backend = getattr(torch, kind, None)

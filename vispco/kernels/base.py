@@ -47,6 +47,9 @@ class Kernel(nn.Module, metaclass=_Checked):
 
     def __init__(self, num_layers: int, first_layer: int = 1):
         super().__init__()
+        if not isinstance(num_layers, int):
+            kind = type(num_layers).__name__
+            raise ValueError(f"num_layers must be a whole number of decoder layers, got {kind}")
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 0 <= first_layer < num_layers:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..calibration import PreparedBatch, frozen, prepare, run_teacher
+from ..pruning import unwrapped
 from ..pruning.forward import check_objective
 from ..registry import adapter_for, build_method, is_composite, named_options
 from ..utils.journal import Journal, opened
@@ -61,7 +62,7 @@ def profile(
     (True, 6)
     """
     check_objective(objective)
-    methods = named_methods(method)
+    methods, model = named_methods(method), unwrapped(model)
     prepared = prepare(model, batches, keep_features=True)
     asked = {"methods": methods, "objective": objective, "measurements": measurements}
     with opened(journal) as kept, frozen(model):

@@ -7,7 +7,7 @@ measured with each method that has won a layer, on the questions of the profile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -20,7 +20,7 @@ from .surrogate import log_loss
 
 def best_alone(
     problem: Problem,
-    names: Iterable[str],
+    names: Sequence[str],
     budgets: Sequence,
     part: Sequence[int],
     journal: Journal,
@@ -28,7 +28,7 @@ def best_alone(
     """The problem with the best one of the methods, its limits, and the passes that it took.
 
     part: numbers of the batches that are measured. Best is the least mean of log(loss + 0.01) over
-    the budgets, among the methods that reach most of them.
+    the budgets, among the methods that reach most of them. Raises ValueError if none reaches any.
     """
     found: list[tuple] = []
     spent = 0
@@ -41,6 +41,12 @@ def best_alone(
             spent += evaluator.passes
         mean = float(log_loss(torch.tensor(losses, dtype=torch.float64)).mean())
         found.append((-len(limits), mean, len(found), one, limits))
+    if not any(limits for *_, limits in found):
+        raise ValueError(
+            f"none of the methods {', '.join(names) or '(none)'} alone reaches any of the budgets "
+            f"{', '.join(map(str, budgets))}: give larger ones, or Profiled(rule=False), which "
+            "searches with all of them together only"
+        )
     *_, best, limits = min(found)
     return best, limits, spent
 
