@@ -154,7 +154,7 @@ class PruningConfig(JsonFile):
         if not _is_fraction(drop):
             percent = isinstance(drop, numbers.Real) and 1 < drop <= 100
             hint = f": did you mean {drop / 100:g}?" if percent else ""
-            raise ValueError(f"drop must be a fraction in [0, 1], got {drop!r}{hint}")
+            raise ValueError(f"drop must be a number in [0, 1], got {drop!r}{hint}")
         return cls("fastv", _staircase([k], [1 - drop], num_layers))
 
     @classmethod

@@ -53,7 +53,8 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
         try:
             return notation.build(values, num_layers, n_visual)
         except ValueError as error:
-            why = f": {error}{_as_fractions(notation, values)}"
+            fault = str(error).partition(": did you mean")[0]
+            why = f": {fault}{_as_fractions(notation, values)}"
     elif meant := _as_written(notation, text):
         why = f"; did you mean {meant!r}?"
     expected = f"expected such as {notation.example!r}: {notation.meaning}"
