@@ -1089,6 +1089,8 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
             bar(record)
             bar({"budget": 0.5, "schedule": 1, "loss": 0.5, "best": 0.125})
             bar({"layer": 3})
+            bar.layers = 8
+            bar({"layer": 4})
         shown = sys.stderr.getvalue()
         assert bool(shown) != quiet
         lines = [line.rstrip() for line in re.split(r"[\r\n]", shown)]
@@ -1098,8 +1100,26 @@ def test_the_bar_tells_how_the_search_stands(monkeypatch):
             r"search  50% \|.*\| 00:\d\d left, budget flops=0.5\+kv_cache=40%, loss 0.2500",
             r"search 100% \|.*\| 00:00 left, budget 0.5, best 0.1250",
             r"search 100% \|.*\| 00:00 left, profile, layer 3",
+            r"search 100% \|.*\| 00:00 left, profile, layer 4 of 7",
         ):
             assert quiet or any(re.fullmatch(line, shown) for shown in lines), (line, lines)
+
+
+def test_a_terminal_that_does_not_know_its_size_has_a_bar(monkeypatch):
+    """Such as that of `script` or of a container: 0 rows, 0 columns."""
+    from tqdm import std
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for size in ((-1, -1), (None, None), (79, -1)):
+        monkeypatch.setattr(std, "_screen_shape_wrapper", lambda size=size: lambda file: size)
+        with Progress(2, "search") as bar:
+            bar.say("full model on 8 questions")
+        assert "left, full model on 8 questions" in sys.stderr.getvalue(), size
+        sys.stderr.truncate(0)
 
 
 # ---- small parts ---------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ def search(
     with Progress(steps, "search", hidden, always=bool(progress)) as bar:
         if callback is not None or not hidden:
             problem.callback = partial(_heard, bar, callback)
+        bar.layers = problem.layers
         bar.say(f"full model on {problem.samples:,} questions")
         points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     problem.callback = callback
