@@ -727,7 +727,7 @@ def fails(words, capsys, *expected, code=2):
         (["apply", "--config", "fastv/k2-r50"], "did you mean preset:fastv/k2-r50?"),
         (["apply", "--config", "presets:pdrop"], "did you mean preset:pdrop/lambda-0.5?"),
         (["apply", "--config", "preset:"], "give a method and the name of its configuration"),
-        (["apply", "--config", "K=2 R=0.5"], "`vispco convert --from fastv 'K=2 R=0.5'`"),
+        (["apply", "--config", "K=2 R=0.5"], "`vispco convert --from fastv 'K=2 R=0.5'` reads"),
         (["apply", "--config", "newer.json"], "this vispco reads 1: pip install --upgrade vispco"),
         (["apply", "good.json"], "such as --config good.json (see `vispco apply --help`)"),
         (["apply", "--configs", "good.json"], "--configs: did you mean --config?"),

@@ -89,7 +89,7 @@ def _hint(text: str) -> str:
             near = get_close_matches(name, known, n=1) or known
             return f"did you mean {PRESET}{near[0]}?"
     if "=" in text:
-        return f"a notation is read by `vispco convert --from fastv {shlex.quote(text)}`"
+        return f"`vispco convert --from fastv {shlex.quote(text)}` reads a published notation"
     return (
         "expected a configuration file, the folder of a search, or a published configuration such "
         f"as {PRESET}fastv/k2-r50 (`vispco list presets`)"
