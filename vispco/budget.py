@@ -83,7 +83,9 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
         raise ValueError(f"budget must be {forms}, got {budget!r}")
     absolute = absolute or value >= 1e6
     if not absolute and value > 1:
-        meant = {"seconds": "ms", "bytes": "GB"}.get(unit, "%" if value <= 100 else "tokens")
+        meant = {"seconds": "ms", "bytes": "GB", "tokens": "tokens"}.get(
+            unit, "%" if value <= 100 else "tokens"
+        )
         hint = f"did you mean '{value:g}{meant}'? " if value >= 5 or meant == "GB" else ""
         raise ValueError(f"budget {budget!r} is over 1: {hint}expected {forms}")
     return float(value), absolute

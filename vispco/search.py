@@ -113,7 +113,7 @@ def search(
             f"options must be SearchOptions(...), or a mapping of them, got {options!r}"
         )
     if not isinstance(options, SearchOptions):
-        options = SearchOptions(**dict(options or {}))
+        options = _with_options(SearchOptions, "the options of a search do", options or {})
     if isinstance(chosen, BeforeLLM) and method == "auto":
         method = before_llm()
     problem = Problem(model, batches, method, kernel, options)
@@ -259,10 +259,15 @@ def _options_of(start: Any) -> Any:
     if name not in STARTS:
         hint = did_you_mean(name, STARTS)
         raise ValueError(f"unknown start {name!r}: {hint}there are {', '.join(STARTS)}")
-    known = [option.name for option in fields(STARTS[name])]
+    return _with_options(STARTS[name], f"start {name!r} does", options)
+
+
+def _with_options(cls: Any, who: str, options: Mapping) -> Any:
+    """`cls(**options)`. Raises ValueError, with the nearest name, for one that it does not take."""
+    known = [option.name for option in fields(cls)]
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known)
             takes = ", ".join(known) or "no options"
-            raise ValueError(f"start {name!r} does not take {option!r}: {hint}it takes {takes}")
-    return STARTS[name](**options)
+            raise ValueError(f"{who} not take {option!r}: {hint}it takes {takes}")
+    return cls(**options)

@@ -200,7 +200,11 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> None:
     """
     folder = os.path.dirname(os.path.abspath(os.fspath(path)))
     _clear(folder)
-    file = _temporary(folder)
+    try:
+        file = _temporary(folder)
+    except OSError as error:
+        # Of the temporary file, whose name says nothing to a user.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     try:
         with file:
             file.write(text.encode() if isinstance(text, str) else text)
