@@ -726,6 +726,7 @@ def fails(words, capsys, *expected, code=2):
         (["apply", "--config", "run/frontier.json"], "take one of run/config-0.3.json, run/"),
         (["apply", "--config", "fastv/k2-r50"], "did you mean preset:fastv/k2-r50?"),
         (["apply", "--config", "presets:pdrop"], "did you mean preset:pdrop/lambda-0.5?"),
+        (["evaluate", "--config", "good.json,five.json"], "between them: good.json five.json"),
         (["apply", "--config", "preset:"], "give a method and the name of its configuration"),
         (["apply", "--config", "K=2 R=0.5"], "`vispco convert --from fastv 'K=2 R=0.5'` reads"),
         (["apply", "--config", "newer.json"], "this vispco reads 1: pip install --upgrade vispco"),

@@ -32,6 +32,9 @@ def find_configs(text: str) -> dict[str, ForLayers]:
     >>> find_configs("preset:fastv/k2-r50")["preset:fastv/k2-r50"](28).describe()
     'fastv: layer 2 keeps 50.0 % (drops 50.0 %)'
     """
+    if "," in text and not os.path.exists(text):
+        names = " ".join(part.strip() for part in text.split(","))
+        raise ValueError(f"{text}: several configurations have spaces between them: {names}")
     if text.startswith(PRESET):
         return {text: _preset(text)}
     if not os.path.exists(text):
