@@ -117,7 +117,7 @@ def pays_from(
     times: of the decoder. None: not up to `longest` times as many as `n_visual`.
 
     >>> from vispco.flops import Dimensions
-    >>> table = LatencyTable(Dimensions(2, 8, 2, 2, 4, 16, 10), (10, 320), (1e-3, 32e-3))
+    >>> table = LatencyTable(Dimensions(2, 8, 2, 2, 4, 16, 10), (1, 320), (1e-4, 32e-3))
     >>> pays_from(table, PruningConfig("fastv", [1, 0.5]), 10, 0, missing=0.7e-3)
     15
     """
