@@ -79,9 +79,15 @@ PruningConfig.from_pdrop([8, 16], [0.5, 0.25, 0.125], num_layers=32)
 PruningConfig.from_sparsevlm((600, 200, 110), num_layers=32)
 presets("fast")
 presets("fastv", num_layers=0)
-PruningConfig.from_sparsevlm(192, num_layers=32)
+PruningConfig.from_sparsevlm(192)
+PruningConfig.from_fastv(2, 50, num_layers=32)
+PruningConfig.from_fastv("2", num_layers=32)
+PruningConfig.load("pictures")
+Frontier.load("config.json")
+Frontier([config])
 frontier.at(0.01)
 frontier.at(50)
+frontier.at("192tokens")
 frontier.at("2 TFLOPs")
 frontier[0.5]
 """,
@@ -96,6 +102,8 @@ PruningConfig("dart", [1, 0.5], {"visual": -1})
 PruningConfig("dart", [1, 0.5], {"visual": 0, "text": 0})
 register_method("fastv", type("Mine", (Method,), {}))
 register_method("mine", type("Mine", (), {}))
+register_method("mine", type("Mine", (Method,), {}))
+register_method("mine", lambda context: context.visual)
 register_method("")(object)
 fitprune_schedule(model, [], 0.5)
 vtw_schedule(model, [])
@@ -103,8 +111,10 @@ vtw_schedule(model, [])
     "Kernels, budgets and estimators": """
 search(model, [batch], kernel="monoton")
 kernels.MultiStep(8, steps=0)
+kernels.MultiStep(8, step=2)
 kernels.Linear(8, first_layer=8)
 kernels.Linear(0)
+kernels.Linear("8")
 type("Mine", (Kernel,), {"initial": lambda self: torch.zeros(1), \
 "ratios": lambda self, i, theta: theta.sum().sigmoid().expand(len(i))})(8)
 search(model, [batch], budgets=0.5)
@@ -116,6 +126,7 @@ search(model, [batch], budgets=["10 FLOPs"])
 search(model, [batch], budgets=[{"flop": 0.5}])
 search(model, [batch], budgets=[{"latency": "20ms"}])
 search(model, [batch], budgets=[{"kv_cache": "20ms"}])
+search(model, [batch], budgets=[{"tokens": 32}])
 search(model, [batch], budgets=[{}])
 search(model, [batch], options={"relative_to": "all"})
 search(model, [batch], start={"name": "gradient", "estimator": "papers"})
@@ -124,22 +135,40 @@ search(model, [batch], start="gradients")
 search(model, [batch], start={"name": "ramp", "steps": 3})
 search(model, [batch], start={"name": "gradient", "steps": -1})
 search(model, [batch], refinement=-1)
+search(model, [batch], seed="x")
+search(model, [batch], options=3)
+search(model, [batch], options={"object": "kl"})
+search(model, [batch], callback=3)
+search(model, [batch], kernel=kernels.Linear)
 search(model, [batch], start={"name": "shared", "between": (0.9, 0.2)})
+LatencyTable.measure(model, lengths=64)
 LatencyTable.measure(model, lengths=[64])
 LatencyTable.measure(model, lengths=[64, 32])
 count_flops(model, config, n_visual=2.5, n_text=8)
 count_flops(model, config, n_visual=16, n_text=8, convention="fast")
+count_flops(model, config, inputs="a.png")
 count_flops(model, config, inputs=batch)
 count_flops(model, config, n_visual=16, inputs=prompt)
 """,
     "Models and prompts": """
 apply(torch.nn.Linear(2, 2), config)
 apply("llava-hf/llava-1.5-7b-hf", config)
+apply(config, model)
+apply(model.config, config)
+evaluate("llava-hf/llava-1.5-7b-hf", [batch])
+profile(model.config, [batch])
+count_flops("llava-hf/llava-1.5-7b-hf")
+count_flops(config, model)
+count_flops(model, frontier)
 count_flops(transformers.MllamaConfig())
 count_flops(transformers.LlamaConfig())
 apply(model, PruningConfig("fastv", [1, 1, 0.5, 0.5]))
 apply(model, frontier)
 apply(model, frontier[0])
+apply(model, [frontier[0]])
+apply(model, presets("fastv"))
+apply(model, "preset:fastv/k2-r50")
+apply(model, config, visual_mask=[True])
 apply(model, "frontier.json")
 apply(model, config.to_dict())
 apply(model, 0.5)
@@ -161,6 +190,9 @@ evaluate_downsampled(model, [batch], 0.5)
 """,
     "Batches": """
 search(model, batch)
+search(model, "questions.jsonl")
+data.batches(processor, "questions.jsonl")
+data.batches(processor, None)
 search(model, [])
 evaluate(model, [{"input_ids": batch["input_ids"]}])
 evaluate(model, [{**batch, "labels": batch["labels"][:, 1:]}])
@@ -177,12 +209,26 @@ vispco
 vispco serach
 vispco search --bogus
 vispco search --meth fastv
+vispco search --outdir run
+vispco search llava-hf/llava-1.5-7b-hf
+vispco --model testbed
 vispco search --method fastvv
+vispco search --method FASTV
+vispco search --method all
+vispco search --method fastv pdrop
 vispco search --kernel monoton
 vispco search --budgets 2
 vispco search --budgets 20
 vispco search --budgets 20,50,80
+vispco search --budgets 20%,50
+vispco search --budgets ".2;.5"
+vispco search --budgets 0,5
 vispco search --budgets 0.2-0.8
+vispco search --budgets 0.2:0.8:0.1
+vispco search --budgets 20:80:4
+vispco search --budgets 192t
+vispco search --budgets 20ms
+vispco search --budgets latency=20
 vispco search --budgets 0.2 0.5
 vispco search --budgets 192
 vispco search --budget 0.5
@@ -199,17 +245,24 @@ vispco search --start ramp --before-llm
 vispco search --dtype int8
 vispco search --dtype fp16
 vispco search --device gpu
+vispco search --columns img=image
 vispco search --model llava-7b
+vispco search --model testbed_qwen
+vispco search --model https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct
 vispco search --model pictures
 vispco search --model /nope/model
 vispco search --model config.json
 vispco search --output config.json
 vispco search --output .
+vispco search --output /proc/run
 vispco search --tasks ocr
 vispco search --images pictures
 vispco evaluate
 vispco evaluate --config config.json --frontier frontier.json
+vispco evaluate --configs config.json
 vispco evaluate --config missing.json
+vispco evaluate --config fastv/k2-r50
+vispco evaluate --config "K=2 R=0.5"
 vispco evaluate --config pictures
 vispco evaluate --config frontier.json
 vispco evaluate --config preset:fastv/k2
@@ -224,11 +277,20 @@ vispco plot frontier.json -o a.svg --y accuracy
 vispco plot config.json -o a.svg
 vispco plot pictures -o a.svg
 vispco plot --tokens pictures/a.png -o a.svg
+vispco plot newer.json -o a.svg
+vispco apply config.json
 vispco apply --config config.json --image pictures/a.png
+vispco apply --config config.json --image pictures/a.png --question ""
+vispco apply --config config.json --image https://example.org/a.png --question "what is it"
+vispco apply --config config.json --image empty.json --question "what is it"
 vispco apply --config config.json --image missing.png --question "what is it"
 vispco apply --config config.json --image config.json --question "what is it"
 vispco apply --config config.json --index -1
 vispco convert --from fastv "K=2 R=0.5"
+vispco convert --from fastv K=2 R=0.5 --num-layers 32
+vispco convert --from fastv --num-layers 32
+vispco convert --from FastV "K=2 R=0.5" --num-layers 32
+vispco convert --from fastv "k=2, r=50%" --num-layers 32
 vispco convert --from fastv "K=2" --num-layers 32
 vispco convert --from fastv "K=2 R=50" --num-layers 32
 vispco convert --config preset:fastv/k2-r50
@@ -353,12 +415,14 @@ def files() -> None:
     curve = Frontier([FrontierPoint(PruningConfig("fastv", (1, 0.5)), 0.75, 1e9, 0.75, 0.1)], {})
     curve.save("frontier.json")
     held = json.loads(Path("frontier.json").read_text())
+    newer = json.dumps({**held, "schema_version": 2})
     held["points"][0]["share"] = "0.75"
     texts = {
         "empty": "",
         "list": "[1, 2]",
         "old": json.dumps({**good, "schema_version": 0}),
         "point": json.dumps(held),
+        "newer": newer,
         "rising": json.dumps({**good, "keep_ratios": [0.5, 1]}),
         "nan": json.dumps({**good, "flops": float("nan")}),
         "twice": json.dumps(good)[:-1] + ', "method": "random"}',

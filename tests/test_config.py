@@ -350,11 +350,11 @@ def without(data, *keys):
         ('"x"', "must be a JSON object, got str"),
         (
             json.dumps(without(GOOD.to_dict(), "schema_version")),
-            "schema_version None, this vispco reads 1",
+            "is not a pruning configuration: it has no schema_version",
         ),
         (
             json.dumps({**GOOD.to_dict(), "schema_version": 99}),
-            "schema_version 99, this vispco reads 1",
+            "schema_version 99, this vispco reads 1: pip install --upgrade vispco",
         ),
         (
             json.dumps({**GOOD.to_dict(), "schema_version": "1"}),
@@ -502,6 +502,12 @@ def test_from_sparsevlm(tokens):
         ),
         (lambda: PruningConfig.from_fastv(2, 1.5, num_layers=4), "must be a number in"),
         (lambda: PruningConfig.from_fastv(2, -0.5, num_layers=4), "must be a number in"),
+        (lambda: PruningConfig.from_fastv(2, 50, num_layers=4), "did you mean 0.5"),
+        (lambda: PruningConfig.from_fastv(2), "number of decoder layers, got None"),
+        (lambda: PruningConfig.from_fastv("2", num_layers=4), "layers must be whole numbers"),
+        (lambda: PruningConfig.from_fastv(2, num_layers="4"), "decoder layers, got str"),
+        (lambda: PruningConfig.from_sparsevlm(192), "a number for each of the layers"),
+        (lambda: PruningConfig.from_sparsevlm(["300"] * 3, num_layers=32), "must be numbers"),
         (
             lambda: PruningConfig.from_pdrop([3, 2], [0.5, 0.2], num_layers=8),
             "layers must increase",

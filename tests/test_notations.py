@@ -67,10 +67,14 @@ def test_tokens_are_counted_out_of_the_prompt():
         ("fastv", "K=1,2 R=0.5", "expected one number for K, got 2"),
         ("fastv", "K=-1 R=0.5", "expected a whole number from 0, got -1"),
         ("fastv", "K=inf R=0.5", "is not in the notation"),
-        ("fastv", "K=2 R=nan", "keep_ratios"),
+        ("fastv", "K=2 R=nan", "must be a number in [0, 1], got nan"),
         ("pdrop", "layers=8,4 ratios=0.5,0.25", "layers must increase"),
         ("sparsevlm", "layers=2 tokens=1.5", "expected a whole number"),
         ("fitprune", "x", "unknown notation 'fitprune'"),
+        ("FastV", "K=2 R=0.5", "did you mean 'fastv'?"),
+        ("fastv", "K=2,R=0.5", "did you mean 'K=2 R=0.5'?"),
+        ("fastv", "k=2 r=50%", "did you mean 'K=2 R=0.5'?"),
+        ("pdrop", "ratios: 50%,25% layers: 2,4", "did you mean 'layers=2,4 ratios=0.5,0.25'?"),
     ],
 )
 def test_a_bad_notation_shows_a_good_one(name, text, expected):

@@ -24,10 +24,12 @@ from vispco.profiling.race import Race
 from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
 from vispco.schedule import ramp
+from vispco.solvers.alone import best_alone
 from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
 from vispco.solvers.problem import Problem
 from vispco.testbed import video
 from vispco.testbed.model import VIDEO
+from vispco.utils.journal import Journal
 
 LAYERS, TOKENS = 5, 8
 
@@ -387,6 +389,40 @@ def test_a_given_profile_must_be_of_this_model_and_method(llava, batches):
         vispco.search(llava, batches, "pdrop", budgets=[0.5], start=start)
     with pytest.raises(ValueError, match="questions must be"):
         Profiled(questions=0)
+
+
+def test_alone_must_be_of_one_of_several_methods(llava, batches):
+    """Before anything is measured: by the profile's method, its options, and how many there are."""
+    of = {name: vispco.profile(llava, batches[:1], name, measurements=1) for name in SEVERAL[:2]}
+    other = vispco.profile(llava, batches[:1], "random", measurements=1)
+    other = [other, dataclasses.replace(of[SEVERAL[0]], objective="task")]
+
+    def search(methods, alone):
+        start = Profiled(questions=2, measurements=1, alone=alone)
+        return vispco.search(llava, batches[:1], methods, [0.5], start=start, refinement=0)
+
+    found = search(SEVERAL[:2], of[SEVERAL[1]])
+    assert found.meta["alone"] == SEVERAL[1]
+    with pytest.raises(
+        ValueError, match="one of the methods that are searched.*got one of.*random"
+    ):
+        search(SEVERAL[:2], other[0])
+    with pytest.raises(ValueError, match="profile is of .* task; this search is of .* kl"):
+        search(SEVERAL[:2], other[1])
+    with pytest.raises(ValueError, match="this one is of .*: give the profile as Profiled.profile"):
+        search(SEVERAL[0], of[SEVERAL[0]])
+
+
+def test_a_method_that_reaches_no_budget_alone_is_not_searched_alone(llava, batches):
+    """FastV cannot rank before the first layer, so a budget of almost nothing is out of reach."""
+    problem = Problem(llava, batches[:1], ["fastv", "strided"], "monotone", SearchOptions())
+    with Journal() as journal:
+        _, limits, spent = best_alone(problem, ["fastv"], [0.001], [0], journal)
+    assert (limits, spent) == ([], 0)
+    alone = vispco.profile(llava, batches, "fastv", measurements=1)
+    start = Profiled(questions=6, measurements=1, alone=alone)
+    found = vispco.search(llava, batches, ["fastv", "strided"], [0.001], start=start, refinement=0)
+    assert found.meta["alone"] != "fastv" and found.points[0].share <= 0.001
 
 
 def test_several_methods_are_searched_at_once(llava, batches):

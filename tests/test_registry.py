@@ -232,6 +232,7 @@ def test_adapter_for_a_model_a_subclass_and_a_configuration(llava):
 def test_no_adapter(model):
     with pytest.raises(
         ValueError,
-        match=f"expected a model of Hugging Face or its configuration, got {type(model).__name__}",
+        match="expected a model of Hugging Face or its configuration, got "
+        + (f"the name '{model}': load it" if isinstance(model, str) else type(model).__name__),
     ):
         adapter_for(model)

@@ -63,6 +63,8 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
     """
     examples, suffixes = _UNITS.get(unit, (f"'3 {unit}'", {unit.lower(): 1.0}))
     forms = f"a share in [0, 1] such as 0.5 or '50%', or absolute {unit} such as {examples}"
+    if unit == "FLOPs":
+        forms += ", or visual tokens such as '192tokens'"
     value: Any = budget
     absolute = False
     if isinstance(budget, str):
@@ -71,17 +73,41 @@ def parse_budget(budget: float | str, unit: str = "FLOPs") -> tuple[float, bool]
             value, suffix = float(match[1]), match[2].lower()
             value = value / 100 if suffix == "%" else value * {"": 1.0, **suffixes}[suffix]
         except (TypeError, ValueError, KeyError):
-            raise ValueError(f"budget {budget!r} is not understood: expected {forms}") from None
+            hint = _meant(budget)
+            raise ValueError(
+                f"budget {budget!r} is not understood: {hint}expected {forms}"
+            ) from None
         absolute = suffix not in ("", "%")
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
         raise ValueError(f"budget must be {forms}, got {budget!r}")
     absolute = absolute or value >= 1e6
     if not absolute and value > 1:
-        unit = "%" if value <= 100 else "tokens"
-        hint = f"did you mean '{value:g}{unit}'? " if value >= 5 else ""
+        meant = {"seconds": "ms", "bytes": "GB", "tokens": "tokens"}.get(
+            unit, "%" if value <= 100 else "tokens"
+        )
+        hint = f"did you mean '{value:g}{meant}'? " if value >= 5 or meant == "GB" else ""
         raise ValueError(f"budget {budget!r} is over 1: {hint}expected {forms}")
     return float(value), absolute
+
+
+def _meant(text: str) -> str:
+    """A hint at what was meant by a budget that is written otherwise, or of another unit."""
+    match = re.fullmatch(r"\s*(\d*\.?\d+)(?:/(\d*\.?\d+))?\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if match is None:
+        return ""
+    number, over, unit = match[1], match[2], match[3].lower()
+    if over and not unit and float(over):
+        return f"did you mean {float(number) / float(over):.4g}? "
+    if unit in ("percent", "percents", "pct", "p"):
+        return f"did you mean '{number}%'? "
+    if unit in ("tok", "toks", "vt") or re.fullmatch("to?k?e?n?s?", unit):
+        return f"did you mean '{number}tokens'? "
+    for name in ("kv_cache", "latency"):
+        if unit in _UNITS[LIMITS[name]][1]:
+            written = f"{name}={number}{match[3]}, in Python {{{name!r}: '{number}{match[3]}'}}"
+            return f"did you mean {written}? "
+    return ""
 
 
 def check_budget(budget: Any) -> None:

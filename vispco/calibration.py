@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,11 @@ def prepare(
     if it has no visual tokens or no answer; or if an answer stands right after a visual token,
     whose logits are gone once the token is dropped.
     """
+    if isinstance(batches, str | os.PathLike):
+        raise ValueError(
+            f"batches must be a sequence of dicts of model inputs, got the path {str(batches)!r}: "
+            "read it, vispco.data.batches(processor, vispco.data.draw(path, 256).conversations)"
+        )
     if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
         kind = type(batches).__name__
         raise ValueError(

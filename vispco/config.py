@@ -6,11 +6,13 @@ import dataclasses
 import math
 import numbers
 import os
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from .registry import build_method
 from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
@@ -138,7 +140,9 @@ class PruningConfig(JsonFile):
 
     # ---- published notations ------------------------------------------------------------------
     @classmethod
-    def from_fastv(cls, k: int = 2, drop: float = 0.5, *, num_layers: int) -> PruningConfig:
+    def from_fastv(
+        cls, k: int = 2, drop: float = 0.5, *, num_layers: int | None = None
+    ) -> PruningConfig:
         """FastV's (K, R): before layer `k`, the fraction `drop` of the tokens is dropped.
 
         Source: Chen et al. 2024, arXiv 2403.06764. Raises ValueError unless 0 <= k < num_layers
@@ -147,6 +151,10 @@ class PruningConfig(JsonFile):
         >>> PruningConfig.from_fastv(k=2, drop=0.75, num_layers=4).keep_ratios
         (1.0, 1.0, 0.25, 0.25)
         """
+        if not _is_fraction(drop):
+            percent = isinstance(drop, numbers.Real) and 1 < drop <= 100
+            hint = f": did you mean {drop / 100:g}?" if percent else ""
+            raise ValueError(f"drop must be a number in [0, 1], got {drop!r}{hint}")
         return cls("fastv", _staircase([k], [1 - drop], num_layers))
 
     @classmethod
@@ -155,7 +163,7 @@ class PruningConfig(JsonFile):
         layers: Sequence[int] = (8, 16, 24),
         ratios: Sequence[float] = (0.5, 0.25, 0.125),
         *,
-        num_layers: int,
+        num_layers: int | None = None,
     ) -> PruningConfig:
         """PyramidDrop's stages: `ratios[j]` of the original tokens from layer `layers[j]` on.
 
@@ -170,7 +178,7 @@ class PruningConfig(JsonFile):
         tokens: Sequence[int] = (300, 200, 110),
         layers: Sequence[int] = (2, 6, 15),
         *,
-        num_layers: int,
+        num_layers: int | None = None,
         n_visual: int = 576,
     ) -> PruningConfig:
         """SparseVLM's token lists: `tokens[j]` of `n_visual` remain AFTER layer `layers[j]`.
@@ -178,12 +186,14 @@ class PruningConfig(JsonFile):
         Source: arXiv 2410.04417. Raises ValueError unless the layers increase within
         0..num_layers - 2, with one number of tokens each, and the numbers do not increase.
         """
-        if isinstance(tokens, int):
+        if isinstance(tokens, int | str):
             raise ValueError(
                 f"tokens must be a number for each of the layers, such as (300, 200, 110), got "
-                f"{tokens}; the paper's configurations by their average number of tokens are "
+                f"{tokens!r}; the paper's configurations by their average number of tokens are "
                 "presets('sparsevlm'): '192', '128' and '64'"
             )
+        if not all(isinstance(n, numbers.Real) for n in tokens):
+            raise ValueError(f"tokens must be numbers, got {tokens!r}")
         if max(tokens, default=0) > n_visual:
             limit = f"the n_visual={n_visual} that there are"
             raise ValueError(f"tokens must be at most {limit}, got {max(tokens)}")
@@ -199,13 +209,22 @@ def as_config(config: Any) -> PruningConfig:
     if isinstance(config, PruningConfig):
         return config
     if isinstance(config, str | os.PathLike):
+        if method := re.match(r"preset:(\w+)", str(config)):
+            raise ValueError(
+                f"{str(config)!r} is a name of the command line: in Python, the published "
+                f"configurations are vispco.presets({method[1]!r}, num_layers)[name].config"
+            )
         return PruningConfig.load(config)
     kind = type(config).__name__
     hint = "make one, such as PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32)"
-    if hasattr(config, "points"):
+    if isinstance(config, nn.Module):
+        hint = "the model comes first, then the configuration"
+    elif hasattr(config, "points"):
         hint = "choose one of the frontier's configurations, such as frontier.at(0.5).config"
     elif isinstance(getattr(config, "config", None), PruningConfig):
         hint = f"pass the .config of this {kind}"
+    elif isinstance(config, Mapping | list | tuple) and (inner := _holds_configs(config)):
+        hint = f"choose one of these, and pass its {inner}"
     elif isinstance(config, Mapping):
         hint = "PruningConfig.from_dict reads what to_dict made; else name the fields, "
         hint += "PruningConfig(method, keep_ratios)"
@@ -213,6 +232,13 @@ def as_config(config: Any) -> PruningConfig:
         hint = "say from which layer on that share is kept, such as "
         hint += "PruningConfig.from_fastv(k=2, drop=0.5, num_layers=32), or search one for a budget"
     raise ValueError(f"expected a PruningConfig, or the path of its file, got {kind}: {hint}")
+
+
+def _holds_configs(several: Mapping | Sequence) -> str:
+    """How the configuration of its items is got, if these have one: such as of `presets()`."""
+    items = [*several.values()] if isinstance(several, Mapping) else [*several]
+    held = items and all(isinstance(getattr(x, "config", None), PruningConfig) for x in items)
+    return ".config" if held else ""
 
 
 _RECORDED: dict[str, tuple[type, ...]] = {
@@ -257,13 +283,20 @@ def _is_fraction(value: Any) -> bool:
         return False
 
 
-def _staircase(layers: Sequence[int], ratios: Sequence[float], num_layers: int) -> list[float]:
+def _staircase(
+    layers: Sequence[int], ratios: Sequence[float], num_layers: int | None
+) -> list[float]:
     """1 before `layers[0]`, then `ratios[j]` from layer `layers[j]` on."""
     try:
         layers, ratios = list(layers), list(ratios)
     except TypeError:
         found = f"{layers!r} and {ratios!r}"
         raise ValueError(f"layers and ratios must be lists, one ratio per layer: {found}") from None
+    if not isinstance(num_layers, numbers.Integral) or num_layers < 1:
+        got = num_layers if isinstance(num_layers, int | None) else type(num_layers).__name__
+        raise ValueError(f"num_layers must be the model's number of decoder layers, got {got}")
+    if not all(isinstance(layer, numbers.Integral) for layer in layers):
+        raise ValueError(f"layers must be whole numbers, got {layers!r}")
     if len(layers) != len(ratios):
         found = f"{len(layers)} layers and {len(ratios)} ratios"
         raise ValueError(f"need one ratio per layer, got {found}")

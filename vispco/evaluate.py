@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .calibration import PreparedBatch, prepare, run_teacher, shapes
 from .config import PruningConfig, as_config
 from .flops import CostModel
-from .pruning import apply, check_fits
+from .pruning import apply, check_fits, unwrapped
 from .pruning.forward import during, kl_divergence, token_losses
 from .registry import adapter_for, build_method
 from .utils.distributed import gathered
@@ -80,6 +80,7 @@ def evaluate(
     >>> record.kl, record.prunable_share, record.n
     (0.0, 1.0, 64)
     """
+    model = unwrapped(model)
     adapter = adapter_for(model)(model)
     if config is not None:
         config = as_config(config)

@@ -13,6 +13,7 @@ network (FFN). F is differentiable in n (for the search), and exact for whole to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import PruningConfig
+from .config import PruningConfig, as_config
 from .dimensions import Dimensions as Dimensions
 from .registry import adapter_for, build_method
 
@@ -230,7 +231,7 @@ class FlopsReport:
 
 def count_flops(
     model_or_config,
-    config: PruningConfig | None = None,
+    config: PruningConfig | str | os.PathLike | None = None,
     n_visual: int | None = None,
     n_text: int | None = None,
     convention: str = "exact",
@@ -243,7 +244,7 @@ def count_flops(
     Each layer costs F_layer(n), see `vispco.flops`, with n = n_text + its whole visual tokens.
 
     model_or_config: a Hugging Face VLM, or its configuration.
-    config: the pruning configuration; None for the full model.
+    config: the pruning configuration, or the path of its file; None for the full model.
     n_visual, n_text: tokens of the sample, 576 and 64 by default. n_logits: positions with logits.
     convention: a name in `CONVENTIONS`.
     images: sizes of the sample's images, for families whose vision tower depends on more than
@@ -258,15 +259,29 @@ def count_flops(
     >>> f"{count_flops(model, config, convention='fastv').share:.0%}"
     '57%'
     """
+    if isinstance(model_or_config, PruningConfig):
+        raise ValueError(
+            "expected a model or its configuration, got a PruningConfig: the model comes first"
+        )
+    if isinstance(model_or_config, str | os.PathLike):
+        name = str(model_or_config)
+        raise ValueError(
+            f"expected a model or its configuration, got the name {name!r}: "
+            f"transformers.AutoConfig.from_pretrained({name!r}) reads all that is needed"
+        )
+    config = None if config is None else as_config(config)
     adapter = adapter_for(model_or_config)
     hf_config = getattr(model_or_config, "config", model_or_config)
     if inputs is not None:
         if (n_visual, n_text, images) != (None, None, None):
             raise ValueError("inputs say what n_visual, n_text and images are: leave these out")
+        if not isinstance(inputs, Mapping):
+            kind = type(inputs).__name__
+            raise ValueError(f"inputs must be what a processor makes of one sample, got {kind}")
         n_visual, n_text, vision = adapter.sample(hf_config, inputs)
     n_visual, n_text = 576 if n_visual is None else n_visual, 64 if n_text is None else n_text
     for name, value in {"n_visual": n_visual, "n_text": n_text, "n_logits": n_logits}.items():
-        if not isinstance(value, int) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{name} must be a whole number of tokens, got {value!r}")
     dimensions = adapter.dimensions(hf_config)
     if config is not None and config.num_layers != dimensions.layers:

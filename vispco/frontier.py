@@ -9,7 +9,7 @@ from html import escape
 from importlib import import_module
 from typing import Any, overload
 
-from .budget import check_budget, parse_budget
+from .budget import check_budget, limited, parse_budget
 from .config import PruningConfig
 from .utils.console import COST_HEADER, cost_cells, percent, table
 from .utils.files import SCHEMA_VERSION, JsonFile, checked_keys
@@ -90,6 +90,12 @@ class Frontier(JsonFile):
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        points = self.points
+        if isinstance(points, str) or not all(isinstance(p, FrontierPoint) for p in points):
+            raise ValueError(
+                "a frontier is made of a list of FrontierPoint; Frontier.load reads a file, "
+                "vispco.search finds one"
+            )
         self.points = sorted(self.points, key=lambda p: p.flops)
 
     def __len__(self) -> int:
@@ -190,18 +196,21 @@ class Frontier(JsonFile):
         share: 0 to 1, or a text such as "50%".
         Raises ValueError for anything else, or if none is that cheap.
         """
-        wanted, absolute = parse_budget(share)
+        absolute = isinstance(share, str) and limited(share) == "tokens"
+        wanted = 0.0
+        if not absolute:
+            wanted, absolute = parse_budget(share)
         if absolute:
             raise ValueError(
                 f"at() takes a share of the prunable cost, such as 0.5 or '50%', got {share!r}; "
-                "the FLOPs of a point are point.flops"
+                "a point has its FLOPs as point.flops, and its budget as point.budget"
             )
         affordable = [p for p in self.points if p.share <= wanted + 1e-9]
         if affordable:
             return min(affordable, key=lambda p: p.loss)
         found = "the frontier is empty"
         if self.points:
-            found = f"the cheapest has {self.points[0].share:.4g}"
+            found = f"the cheapest has {self.points[0].share:.4g}; search a smaller budget"
         raise ValueError(f"no point within {share!r} of the prunable cost: {found}")
 
     def to_dict(self) -> dict:

@@ -16,6 +16,8 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
+from .utils.files import brief
+
 Class = TypeVar("Class", bound=type)
 
 
@@ -25,8 +27,10 @@ def did_you_mean(name: Any, names: Iterable[Any]) -> str:
     >>> did_you_mean("fastw", ["fastv", "random"]), did_you_mean("xyz", ["fastv", "random"])
     ("did you mean 'fastv'? ", '')
     """
-    near = difflib.get_close_matches(str(name), map(str, names), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    # "FASTV" is meant as "fastv".
+    known = {str(each).lower(): str(each) for each in names}
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f"did you mean {known[near[0]]!r}? " if near else ""
 
 
 def named_options(
@@ -50,7 +54,8 @@ def named_options(
     name = given if isinstance(given, str) else options.pop("name", default)
     if name is None or not (given is None or isinstance(given, str | Mapping)):
         expected = "a name, or a mapping of a 'name' and options"
-        raise ValueError(f"{what} must be {expected}, got {given!r}")
+        got = f"the class {given.__name__}" if isinstance(given, type) else brief(repr(given))
+        raise ValueError(f"{what} must be {expected}, got {got}")
     return name, options
 
 
@@ -87,11 +92,12 @@ class Registry:
         """Register `cls` under `name`; without `cls`, return a decorator that does.
 
         Raises ValueError if the name is empty, or taken by another class (unless `overwrite`); or
-        if `cls` is not derived from the base class of its kind.
+        if `cls` is not derived from the base class of its kind, or lacks what that one demands.
         """
+        a_kind = f"{'an' if self.kind[:1] in 'aeiou' else 'a'} {self.kind}"
         if not isinstance(name, str) or not name:
             raise ValueError(
-                f"a {self.kind}'s name must be a non-empty string, got {name!r}; "
+                f"{a_kind}'s name must be a non-empty string, got {name!r}; "
                 f"write @register_{self.kind}('name')"
             )
         if cls is None:
@@ -99,7 +105,7 @@ class Registry:
         if self.base and not (isinstance(cls, type) and issubclass(cls, self.base)):
             base, got = self.base.__name__, getattr(cls, "__name__", repr(cls))
             raise ValueError(
-                f"a {self.kind} must be a class derived from vispco.{base}, got {got}: write "
+                f"{a_kind} must be a class derived from vispco.{base}, got {got}: write "
                 f"class {got if str(got).isidentifier() else 'Mine'}(vispco.{base})"
             )
         known = self._classes.get(name, cls)
@@ -108,6 +114,9 @@ class Registry:
                 f"{self.kind} {name!r} is already registered ({known.__qualname__}); "
                 "choose another name or pass overwrite=True"
             )
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            lacks = ", ".join(missing)
+            raise ValueError(f"{a_kind} must define {lacks}, which {cls.__name__} does not")
         self._classes[name] = cls
         return cls
 

@@ -21,12 +21,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
 from .config import PruningConfig
 from .frontier import Frontier
+from .pruning import unwrapped
 from .registry import KERNELS, did_you_mean, named_options
 from .solvers.before import BeforeLLM, before_llm
 from .solvers.descent import Gradient
@@ -101,9 +103,17 @@ def search(
     >>> frontier.points[0].share <= 0.5
     True
     """
-    chosen = _options_of(default_start(kernel) if start is None else start)
+    chosen, model = _options_of(default_start(kernel) if start is None else start), unwrapped(model)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if not (callback is None or callable(callback)):
+        raise ValueError(f"callback must be a function of a dict, got {callback!r}")
+    if not isinstance(options, SearchOptions | Mapping | None):
+        raise ValueError(
+            f"options must be SearchOptions(...), or a mapping of them, got {options!r}"
+        )
     if not isinstance(options, SearchOptions):
-        options = SearchOptions(**dict(options or {}))
+        options = _with_options(SearchOptions, "the options of a search do", options or {})
     if isinstance(chosen, BeforeLLM) and method == "auto":
         method = before_llm()
     problem = Problem(model, batches, method, kernel, options)
@@ -122,6 +132,7 @@ def search(
     with Progress(steps, "search", hidden, always=bool(progress)) as bar:
         if callback is not None or not hidden:
             problem.callback = partial(_heard, bar, callback)
+        bar.layers = problem.layers
         bar.say(f"full model on {problem.samples:,} questions")
         points, meta, solver = problem.solve(chosen, budgets, refinement, seed, options.journal)
     problem.callback = callback
@@ -248,10 +259,15 @@ def _options_of(start: Any) -> Any:
     if name not in STARTS:
         hint = did_you_mean(name, STARTS)
         raise ValueError(f"unknown start {name!r}: {hint}there are {', '.join(STARTS)}")
-    known = [option.name for option in fields(STARTS[name])]
+    return _with_options(STARTS[name], f"start {name!r} does", options)
+
+
+def _with_options(cls: Any, who: str, options: Mapping) -> Any:
+    """`cls(**options)`. Raises ValueError, with the nearest name, for one that it does not take."""
+    known = [option.name for option in fields(cls)]
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known)
             takes = ", ".join(known) or "no options"
-            raise ValueError(f"start {name!r} does not take {option!r}: {hint}it takes {takes}")
-    return STARTS[name](**options)
+            raise ValueError(f"{who} not take {option!r}: {hint}it takes {takes}")
+    return cls(**options)

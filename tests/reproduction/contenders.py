@@ -19,6 +19,7 @@ from vispco.config import PruningConfig
 from vispco.solvers.plan import random_plans
 
 from .benchmark import Benchmark
+from .from_plan import from_plan
 from .searches import Found, by_start
 
 #: Searches of the library: {name: (start, refinement)}.
@@ -136,6 +137,7 @@ def rival(name: str, benchmark: Benchmark, budgets: Sequence[float], seed: int) 
 
 CONTENDERS: dict[str, Callable[[Benchmark, Sequence[float], int], Found]] = {
     **{name: partial(searched, name) for name in SEARCHES},
+    "plan-gradient": from_plan,
     "published": published,
     "single-layer": single_layer,
     "random-dense": random_dense,

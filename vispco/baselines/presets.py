@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import PruningConfig
 from ..registry import METHODS, build_method, is_composite
+from ..utils.files import brief
 
 LAYERS, VISUAL = 32, 576
 
@@ -80,7 +81,7 @@ def presets(method: str, num_layers: int = LAYERS, at: str = "depth") -> dict[st
     first_layer = scorer.first_layer
     if not isinstance(num_layers, int) or isinstance(num_layers, bool) or num_layers < 1:
         raise ValueError(
-            f"num_layers must be the model's number of decoder layers, got {num_layers!r}"
+            f"num_layers must be the model's number of decoder layers, got {brief(num_layers, 40)}"
         )
     if at not in ("depth", "layer"):
         raise ValueError(f"at must be 'depth' or 'layer', got {at!r}")

@@ -15,7 +15,7 @@ from ..config import PruningConfig
 from ..evaluate import costs, evaluate
 from ..flops import CostModel
 from ..methods.fitprune import FitPrune, received
-from ..pruning import Masking
+from ..pruning import Masking, unwrapped
 from ..registry import adapter_for, build_method
 from ..schedule import bisect
 
@@ -47,6 +47,7 @@ def fitprune_schedule(
     method: who ranks the tokens when the schedule is applied; the fit is the same.
     Other arguments and errors: as of `vispco.search`.
     """
+    model = unwrapped(model)
     adapter = adapter_for(model)(model)
     scorer = build_method(method, method_options)
     prepared = prepare(model, batches)
@@ -148,6 +149,7 @@ def vtw_schedule(
         raise ValueError(
             f"threshold must be 0 or more and samples at least 1, got {threshold!r} and {samples!r}"
         )
+    model = unwrapped(model)
     prepared = prepare(model, batches)
     used: list[PreparedBatch] = []
     while prepared and sum(map(len, used)) < samples:

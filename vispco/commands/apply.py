@@ -45,6 +45,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Answer twice, print both."""
     media = options.image or options.video
+    if options.question is not None and not options.question.strip():
+        raise ValueError("--question is empty: say what to ask, such as --question 'What is it?'")
     if bool(media) != (options.question is not None) or (options.image and options.video):
         together = "give both, or --index for a test question"
         raise ValueError(f"--image (or --video) and --question belong together: {together}")
@@ -80,9 +82,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"{note}\n")
         print(side_by_side(full, pruned, question, expected, times))
         if times:
-            taken, visual = times["seconds_to_first_token"], full["tokens"][0]
-            text = inputs["input_ids"].shape[1] - visual
-            note = slow_note(model, config, visual, text, taken["pruned"] / taken["full"])
+            taken = times["seconds_to_first_token"]
+            note = slow_note(model, inputs, config, taken["pruned"] / taken["full"])
             print(f"\n{note}" if note else "")
 
 

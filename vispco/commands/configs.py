@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from ..baselines.presets import presets
 from ..config import PruningConfig
 from ..frontier import Frontier
-from ..registry import did_you_mean
+from ..registry import METHODS, did_you_mean
 from .output import slug
 
 #: What stands before the name of a published configuration.
@@ -29,8 +32,13 @@ def find_configs(text: str) -> dict[str, ForLayers]:
     >>> find_configs("preset:fastv/k2-r50")["preset:fastv/k2-r50"](28).describe()
     'fastv: layer 2 keeps 50.0 % (drops 50.0 %)'
     """
+    if "," in text and not os.path.exists(text):
+        names = " ".join(part.strip() for part in text.split(","))
+        raise ValueError(f"{text}: several configurations have spaces between them: {names}")
     if text.startswith(PRESET):
         return {text: _preset(text)}
+    if not os.path.exists(text):
+        raise ValueError(f"{text}: there is no such file or folder; {_hint(text)}")
     paths = _of_folder(Path(text)) if Path(text).is_dir() else [text]
     loaded = {str(path): _load(str(path)) for path in paths}
     return {path: partial(always, config) for path, config in loaded.items()}
@@ -45,8 +53,19 @@ def find_config(text: str) -> ForLayers:
     """The one configuration that `text` names. Raises ValueError if a folder holds several."""
     found = find_configs(text)
     if len(found) > 1:
-        raise ValueError(f"{text} holds several configurations: name one of {', '.join(found)}")
+        best = _recommended(Path(text))
+        hint = f"; the search recommends {best}" if best in found else ""
+        names = ", ".join(found)
+        raise ValueError(f"{text} holds several configurations: name one of {names}{hint}")
     return next(iter(found.values()))
+
+
+def _recommended(folder: Path) -> str:
+    """The file of the configuration that a search recommends, if there is one."""
+    if not (folder / "frontier.json").is_file():
+        return ""
+    budget = Frontier.load(folder / "frontier.json").meta.get("recommended_budget")
+    return "" if budget is None else str(folder / f"config-{slug(budget)}.json")
 
 
 def frontier_path(text: str) -> str:
@@ -62,6 +81,22 @@ def frontier_path(text: str) -> str:
             f"{text}: there is no frontier.json in this folder; `vispco search` makes one"
         )
     return str(folder / "frontier.json")
+
+
+def _hint(text: str) -> str:
+    """What was probably meant by something that is not there."""
+    _, _, name = text.rpartition(":")
+    for method in METHODS.names():
+        known = [f"{method}/{each}" for each in presets(method)]
+        if known and (name == method or name.startswith(f"{method}/")):
+            near = get_close_matches(name, known, n=1) or known
+            return f"did you mean {PRESET}{near[0]}?"
+    if "=" in text:
+        return f"`vispco convert --from fastv {shlex.quote(text)}` reads a published notation"
+    return (
+        "expected a configuration file, the folder of a search, or a published configuration such "
+        f"as {PRESET}fastv/k2-r50 (`vispco list presets`)"
+    )
 
 
 def _of_folder(folder: Path) -> list[Path]:
@@ -96,6 +131,9 @@ def _load(path: str) -> PruningConfig:
 def _preset(text: str) -> ForLayers:
     """A published configuration, `preset:METHOD/NAME`, moved to the depth of the model."""
     method, _, name = text.removeprefix(PRESET).partition("/")
+    if not method:
+        what = "give a method and the name of its configuration"
+        raise ValueError(f"{text}: {what}, such as {PRESET}fastv/k2-r50; see `vispco list presets`")
     known = presets(method)
     if not known:
         raise ValueError(f"{text}: nothing was published for {method}; see `vispco list presets`")

@@ -12,6 +12,8 @@ from ..data.draw import check_files
 from ..data.pictures import require_pillow
 from .model import is_testbed
 
+_A = {"image": "a picture", "video": "a video"}
+
 
 def conversation_about(
     media: Sequence[str], kind: str, question: str, max_pixels: int
@@ -22,8 +24,13 @@ def conversation_about(
     Raises ValueError or OSError that names the path.
     """
     paths = [os.path.abspath(path) for path in media]
-    for path in paths:
-        os.stat(path)
+    for name, path in zip(media, paths, strict=True):
+        if "://" in name:
+            raise ValueError(f"{name} is an address: download it, and give the file as --{kind}")
+        if not os.path.exists(path):
+            raise ValueError(f"{name}: there is no such file; --{kind} needs the path of one")
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise ValueError(f"{name}: expected {_A[kind]}, but the file is empty")
     seen = {"images": paths} if kind == "image" else {"video": paths[0]}
     row = {**seen, "question": question, "answer": "?"}
     conversation: Any = data.parse(row, f"--{kind}", os.path.abspath(os.sep))

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
         record = evaluate(model, prepared, config)
         tasks = task_accuracy(record, questions.tasks)
         rows.append({"name": name, **metrics(record), "tasks": tasks})
-    times = None
+    times, inputs = None, {}
     if timed:
         inputs = data.prompt(processor, timed[0], **reading_options(options))
         times = {"question": first_question(timed[0]), "rounds": options.latency}
@@ -113,13 +113,12 @@ def _run(options: argparse.Namespace) -> None:
         print(note)
     if times:
         print(latency_text(times, [name for name, _ in named]))
-        shape = times["n_visual"], times["n_text"]
         pairs = zip(named, times["configurations"], strict=True)
         ratios = {name: (row["measured"], config) for (name, config), row in pairs}
         fastest = min(ratios, key=lambda name: ratios[name][0])
         ratio, config = ratios[fastest]
         # If the fastest saves nothing, none does.
-        if note := slow_note(model, config, *shape, ratio):
+        if note := slow_note(model, inputs, config, ratio):
             print(f"\n{fastest}: {note}")
 
 

@@ -62,7 +62,10 @@ def measured(
     full |= {"held_out": records[0][1].n if aside else 0}
     full |= {"full_prefill_seconds": float(table.full(n_visual, n_text))}
     full |= {"prefill_seconds": [float(table(each, n_visual, n_text)) for each in counts]}
-    best = recommended([_pooled(found) for found in records[1:]], _pooled(records[0]))
+    best, right = None, _pooled(records[0])
+    # Where nothing is right, nothing can get worse.
+    if right:
+        best = recommended([_pooled(found) for found in records[1:]], right)
     full |= {"recommended_budget": None if best is None else points[best].budget}
     return replace(frontier, points=points, meta={**frontier.meta, **full})
 
@@ -103,9 +106,13 @@ def verdict_of(frontier: Frontier) -> str:
 def verdict(best: str | None, full: float, n: int) -> str:
     """What to deploy, in a sentence. best: its budget. full: accuracy on `n` questions."""
     error = 100 * standard_error(full, n)
-    about = (
-        f"the full model's {percent(full)} on {n:,} questions (standard error {error:.1f} points)"
-    )
+    many = f"{n:,} question{'s' * (n != 1)}"
+    about = f"the full model's {percent(full)} on {many} (standard error {error:.1f} points)"
+    if not full:
+        return (
+            f"recommended: none by accuracy, as the full model answers none of {many} right, word "
+            "for word; choose by the KL and the agreement with the full model"
+        )
     if best is None:
         return f"recommended: none; no budget comes within 1 point of {about}: try larger ones"
     return f"recommended: budget {best}, the cheapest within 1 point of {about}"
@@ -116,8 +123,8 @@ def notes(frontier: Frontier) -> list[str]:
     meta, found = frontier.meta, []
     if meta["samples"] < FEW:
         found.append(
-            f"{meta['samples']} questions are few: the configurations may fit these and no others; "
-            f"give {FEW} or more"
+            f"{meta['samples']} question{'s are' if meta['samples'] != 1 else ' is'} few: the "
+            f"configurations may fit these and no others; give {FEW} or more"
         )
     worse = [
         budget_text(point.budget)

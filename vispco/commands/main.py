@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,8 +23,13 @@ from . import COMMANDS
 from .options import Integer
 
 _INTRODUCTION = """\
-Find by gradient which fraction of the visual tokens each layer of a
-vision-language model needs, for any compute budget; measure it, draw it, try it."""
+Find how many visual tokens each layer of a vision-language model needs, for any
+compute budget, by measurements on your data; evaluate it, draw it, deploy it."""
+
+#: What others call our options, without the dashes.
+_MEANT = {"prompt": "question", "picture": "image", "n": "limit", "samples": "limit"}
+_MEANT |= {"outdir": "output", "out-dir": "output", "output-dir": "output", "folder": "output"}
+_MEANT |= {"preset": "config", "frontier": "config", "dataset": "data", "layers": "num-layers"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,26 +102,52 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As ever, but what a command does not know is refused by that command."""
+        self._words: list[str] = sys.argv[1:] if args is None else list(args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            words = sys.argv[1:] if args is None else list(args)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown, words)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown)}")
         return found, unknown
 
-    def _hint(self, unknown: list[str], words: Sequence[str]) -> str:
+    @property
+    def _names(self) -> list[str]:
+        """The options, without the dashes, which any two share."""
+        return [name[2:] for name in self._option_string_actions if name.startswith("--")]
+
+    def _hint(self, unknown: Sequence[str]) -> str:
         """The option that was probably meant, or how several values are given."""
-        options = [word for word in unknown if word.startswith("--")]
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        for option in options:
-            # Without the dashes, which any two options share.
-            names = [name[2:] for name in known]
-            if near := get_close_matches(option[2:].partition("=")[0], names, n=1):
-                return f": did you mean --{near[0]}?"
-        before = words[: words.index(unknown[0])] if not options and unknown[0] in words else []
-        if len(before) > 1 and before[-2] in known:
+        if options := [word for word in unknown if word.startswith("-")]:
+            return next(filter(None, map(self._meant, options)), "")
+        before = self._words[: self._words.index(unknown[0])] if unknown[0] in self._words else []
+        if before and "=" in unknown[0] and "=" in before[-1]:
+            return f": put it in quotes, {shlex.quote(' '.join([before[-1], *unknown]))}"
+        if len(before) > 1 and before[-2][2:] in self._names:
             values = ",".join([before[-1], *unknown])
             return f": several values are joined by commas, {before[-2]} {values}"
-        return ""
+        return "" if before else self._nameless(unknown[0])
+
+    def _meant(self, option: str) -> str:
+        """The option that was probably meant by an unknown one."""
+        name = option.lstrip("-").partition("=")[0]
+        if get_close_matches(name, [action.dest for action in self._get_positional_actions()]):
+            return f": give the value without {option}"
+        near = get_close_matches(name, self._names, n=1) or [_MEANT.get(name, "")]
+        return f": did you mean --{near[0]}?" if near[0] in self._names else ""
+
+    def _nameless(self, value: str) -> str:
+        """The option that a value was probably meant for: the first one of the command."""
+        name = next((name for name in ("config", "model") if name in self._names), "")
+        if not name or self._get_positional_actions():
+            return ""
+        return f": a value needs the name of its option, such as --{name} {value}"
+
+    def _missing(self) -> str:
+        """Which option was misspelt, or given without its name, where one is missing."""
+        options = (word for word in self._words if word.startswith("--"))
+        wrong = [word for word in options if word[2:].partition("=")[0] not in self._names]
+        if hint := self._hint(wrong[:1]) if wrong else "":
+            return f"; {wrong[0]}{hint}"
+        bare = self._words and not self._words[0].startswith("-")
+        return self._nameless(self._words[0]) if bare else ""
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
         """As in every release of Python, with the nearest choice."""
@@ -126,6 +158,12 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, message)
 
     def error(self, message: str):
+        if self._subparsers and self._words[:1] and self._words[0].startswith("--"):
+            message = f"name a command before {self._words[0]}: one of {', '.join(COMMANDS)}"
+        elif message.startswith(("the following arguments are required", "one of the arguments")):
+            message += self._missing()
+        elif two := re.fullmatch(r"argument (--\S+): expected \d arguments", message):
+            message += f", {' '.join(self._option_string_actions[two[1]].metavar or '')}"
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from .. import testbed
-from ..registry import adapter_for
+from ..registry import adapter_for, did_you_mean
 from ..testbed import language, smollm
 from .pretrained import check_weights, read_config, read_processor, said
 
@@ -126,13 +126,18 @@ def is_testbed(name: str) -> bool:
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a folder, or looks like OWNER/MODEL."""
     path = Path(name)
+    found = re.fullmatch(r"(?:https?://[^/]+/)?([\w-][\w.-]*/[\w.-]+)/*", name)
+    if found and found[1] != name and not path.is_dir() and not name.startswith((".", "/")):
+        raise ValueError(f"{name}: give the name of a model alone, --model {found[1]}")
     if not path.is_dir() and (
         name.startswith((".", "~", "/")) or path.exists() or name.count("/") > 1
     ):
         what = "this is a file: give its folder" if path.is_file() else "there is no such folder"
         raise ValueError(f"{name}: {what}; expected a model as save_pretrained writes it")
     if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        folders = [p.name for p in Path.cwd().iterdir() if (p / "config.json").is_file()]
+        hint = did_you_mean(name, [*testbed.MODELS, *folders])
         raise ValueError(
-            f"unknown model {name!r}: expected testbed, {', '.join(testbed.MODELS)}, a local "
+            f"unknown model {name!r}: {hint}expected testbed, {', '.join(testbed.MODELS)}, a local "
             "folder with a Hugging Face model, or its name OWNER/MODEL"
         )

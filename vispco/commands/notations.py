@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import PruningConfig
+from ..registry import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ def parse_notation(name: str, text: str, num_layers: int, n_visual: int = 576) -
         try:
             return notation.build(values, num_layers, n_visual)
         except ValueError as error:
-            why = f": {error}{_as_fractions(notation, values)}"
+            fault = str(error).partition(": did you mean")[0]
+            why = f": {fault}{_as_fractions(notation, values)}"
+    elif meant := _as_written(notation, text):
+        why = f"; did you mean {meant!r}?"
     expected = f"expected such as {notation.example!r}: {notation.meaning}"
     raise ValueError(f"{text!r} is not in the notation of {name}{why}; {expected}")
 
@@ -91,9 +95,24 @@ def _as_fractions(notation: Notation, values: dict[str, list[float]]) -> str:
     return f"; did you mean {' '.join(meant)!r}?"
 
 
+def _as_written(notation: Notation, text: str) -> str:
+    """What was probably meant: the keys in other letters, other separators, numbers in percent."""
+    found = []
+    for key in notation.keys:
+        match = re.search(rf"\b{key}\s*[=:]?\s*([\d.,%\s]*\d%?)", text, re.IGNORECASE)
+        if match is None:
+            return ""
+        numbers = re.split(r"[\s,]+", match[1].strip())
+        shares = [format(float(x[:-1]) / 100, "g") if x.endswith("%") else x for x in numbers]
+        found.append(f"{key}={','.join(shares)}")
+    return " ".join(found)
+
+
 def _notation(name: str) -> Notation:
     if name not in NOTATIONS:
-        raise ValueError(f"unknown notation {name!r}: expected one of {', '.join(NOTATIONS)}")
+        hint = did_you_mean(name, NOTATIONS)
+        known = ", ".join(NOTATIONS)
+        raise ValueError(f"unknown notation {name!r}: {hint}expected one of {known}")
     return NOTATIONS[name]
 
 

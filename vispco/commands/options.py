@@ -29,7 +29,8 @@ class Integer:
         with contextlib.suppress(ValueError):
             if self.least <= int(text) <= self.most:
                 return int(text)
-        expected = f"a whole number from {self.least} to {self.most}"
+        to = f"to {self.most:,}" if self.most < 2**31 else "on"
+        expected = f"a whole number from {self.least} {to}"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
 
@@ -54,11 +55,16 @@ def columns(text: str) -> dict[str, str]:
     """A type for argparse: `question=query,answer=label`, {our name: the data's own name}."""
     found = {}
     for item in text.split(","):
-        ours, _, theirs = (part.strip() for part in item.partition("="))
-        if ours not in KEYS or not theirs:
+        ours, _, theirs = (
+            part.strip() for part in re.sub("^([^=]*):", r"\1=", item).partition("=")
+        )
+        if ours not in KEYS or not theirs or "=" not in item:
+            names = ours, theirs
+            turned = next((f"{a}={b}" for a, b in (names, names[::-1]) if a in KEYS and b), "")
+            hint = f"; did you mean {turned}?" if turned else ""
             raise argparse.ArgumentTypeError(
                 "expected OURS=THEIRS such as question=query,answer=label, with OURS out of "
-                f"{', '.join(KEYS)}; got {item.partition('=')[0]!r}"
+                f"{', '.join(KEYS)}; got {item!r}{hint}"
             )
         found[ours] = theirs
     return found
@@ -72,7 +78,11 @@ def device(text: str) -> str:
         kind = torch.device(text).type
     except RuntimeError:
         expected = "cpu, cuda, cuda:1, mps or auto"
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+        meant = (
+            "cuda" if text.lower() == "gpu" else f"cuda:{text}" if text.isdigit() else text.lower()
+        )
+        hint = f": did you mean {meant}?" if meant != text else ""
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}{hint}") from None
     backend = getattr(torch, kind, None)
     if kind != "cpu" and backend is not None and not backend.is_available():
         missing = f"this machine has no {kind} device that torch can use"
@@ -97,7 +107,13 @@ def dtype(text: str) -> str:
 
 def methods(text: str) -> str | list[str]:
     """A type for argparse: a method, several as `fastv,pdrop`, or `auto`."""
-    return [name.strip() for name in text.split(",")] if "," in text else text
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        expected = "the name of a method, several with commas between them, or auto"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    if names == ["all"]:
+        raise argparse.ArgumentTypeError("'all' is no method: did you mean 'auto'?")
+    return names if len(names) > 1 else names[0]
 
 
 def budgets(text: str) -> list[float | str | dict]:
@@ -127,23 +143,35 @@ def budgets(text: str) -> list[float | str | dict]:
 def _meant(text: str) -> str:
     """What was probably meant by numbers that are no budgets, else nothing."""
     number = r"\d*\.?\d+%?"
-    if between := re.fullmatch(rf"\s*({number})\s*-\s*({number})\s*", text):
-        return (
-            f"{between[1]}:{between[2]}:5, which is five budgets from {between[1]} to {between[2]}"
-        )
-    items = re.split(r"[\s,;]+", text.strip(" ,;"))
+    if ends := re.fullmatch(rf"\s*({number})\s*(?:-|\.\.+|to|:)\s*({number})\s*", text):
+        low, high = map(_percent, ends.groups())
+        return f"{low}:{high}:5, which is five budgets from {low} to {high}"
+    if wide := re.fullmatch(rf"\s*({number}):({number}):(\d*\.?\d+)\s*", text):
+        low, high, count = _percent(wide[1]), _percent(wide[2]), wide[3]
+        if 0 < (step := float(count)) < 1:
+            # A step instead of a count.
+            count = f"{round(abs(_share(high) - _share(low)) / step) + 1}"
+        meant = f"{low}:{high}:{count}"
+        return "" if meant == text.strip() else meant
+    if re.fullmatch(r"\s*0,\d+\s*", text):
+        # A decimal comma.
+        return text.strip().replace(",", ".")
+    items = re.split(r"[\s,;]+", text.strip(" ,;[]()"))
     if not all(re.fullmatch(number, item) for item in items):
-        return ""
-    if any(item.endswith("%") for item in items):
-        return "" if "," in text or len(items) == 1 else ",".join(items)
-    values = [float(item) for item in items]
-    if all(0 <= value <= 1 or value >= 1e6 for value in values):
-        return "" if "," in text or len(items) == 1 else ",".join(items)
-    if all(5 <= value <= 100 for value in values):
-        return ",".join(f"{item}%" for item in items)
-    if all(value > 100 and value.is_integer() for value in values):
-        return ",".join(f"{item}tokens" for item in items)
-    return ""
+        return text.replace(";", ",") if ";" in text else ""
+    shares = any(item.endswith("%") or float(item) <= 1 for item in items)
+    tokens = not shares and any(100 < float(item) < 1e6 for item in items)
+    meant = ",".join(f"{item}tokens" if tokens else _percent(item) for item in items)
+    return "" if meant == re.sub(r"\s*,\s*", ",", text.strip()) else meant
+
+
+def _percent(item: str) -> str:
+    """A number that can only be meant as a percentage, with its sign: `20` -> `20%`."""
+    return f"{item}%" if not item.endswith("%") and 5 <= float(item) <= 100 else item
+
+
+def _share(text: str) -> float:
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 
 def _limits(text: str) -> dict[str, float | str]:
@@ -156,8 +184,8 @@ def _limits(text: str) -> dict[str, float | str]:
     return limits
 
 
-def _range(text: str) -> list[float]:
-    """`start:stop:count` as numbers."""
+def _range(text: str) -> list[float | str]:
+    """`start:stop:count` as budgets: numbers, or texts such as `35tokens`."""
     start, _, rest = text.partition(":")
     stop, _, number = rest.partition(":")
     count = int(number) if number.isdigit() else 0
@@ -166,12 +194,14 @@ def _range(text: str) -> list[float]:
             f"range {text!r} is not understood: expected start:stop:count, such as 0.1:0.9:9, "
             "with a count of 2 to 1000"
         )
-    first, absolute = parse_budget(_number_or_text(start.strip()))
-    last, other = parse_budget(_number_or_text(stop.strip()))
-    if absolute != other:
-        raise ValueError(f"range {text!r} mixes a share with absolute FLOPs")
+    ends = [_number_or_text(end.strip()) for end in (start, stop)]
+    names = {limited(end) for end in ends}
+    (first, absolute), (last, other) = (parse_budget(end, LIMITS[limited(end)]) for end in ends)
+    if absolute != other or len(names) > 1:
+        raise ValueError(f"range {text!r} mixes a share with an absolute number, or two units")
     step = (last - first) / (count - 1)
-    return [round(first + i * step, 10) for i in range(count)]
+    found = [round(first + i * step, 10) for i in range(count)]
+    return [f"{value:g}tokens" for value in found] if "tokens" in names else [*found]
 
 
 def _number_or_text(text: str) -> float | str:

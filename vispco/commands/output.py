@@ -35,8 +35,11 @@ def check_file(path: str) -> None:
     if not os.path.isdir(folder):
         advice = "make it, or choose another --output"
         raise ValueError(f"{path}: there is no folder {folder}; {advice}")
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        why = f"{error.strerror}; choose an --output that can be written"
+        raise OSError(error.errno, why, path) from None
 
 
 def check_folder(

@@ -93,7 +93,10 @@ def read_processor(name: str, common: dict[str, Any]) -> Any:
         folder, missing = Path(name), []
         if folder.is_dir():
             missing = [what for what, files in _READERS.items() if not _any(folder, files)]
-        why = f"the folder has no {' and no '.join(missing)}" if missing else said(error)
+        why = said(error)
+        if missing:
+            why = f"the folder has no {' and no '.join(missing)}; processor.save_pretrained"
+            why += "(folder) writes them"
         raise ValueError(f"{name}: no processor could be loaded: {why}") from error
     return processor
 

@@ -135,6 +135,8 @@ def _of_testbed(options: argparse.Namespace, split: str) -> Questions:
             raise ValueError(f"{option} is for data of your own: give --data too")
     # Before anything is made: this refuses models that cannot read the questions.
     kind = testbed_kind(options.model)
+    if not is_testbed(options.model) and not rank():
+        print("the testbed's own questions are used, because no --data is given", file=sys.stderr)
     examples = testbed.examples(split, options.limit, options.seed, options.tasks)
     size = options.batch_size or 32
     parts = [examples[i : i + size] for i in range(0, len(examples), size)]

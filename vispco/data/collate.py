@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
@@ -66,6 +67,12 @@ def split(conversations: Sequence[Conversation], batch_size: int) -> list[list[C
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(conversations, str | os.PathLike):
+        path = str(conversations)
+        raise ValueError(f"expected conversations, got {path!r}: draw({path!r}, 256).conversations")
+    if not hasattr(conversations, "__iter__"):
+        kind = type(conversations).__name__
+        raise ValueError(f"expected a list of conversations, as of draw(...), got {kind}")
     groups = [list(group) for _, group in groupby(conversations, key=lambda c: c.kind)]
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 

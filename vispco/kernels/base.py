@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..registry import KERNELS
+from ..registry import KERNELS, did_you_mean
 
 
 class _Checked(type):
     """Checks each kernel's formula once it is made, after the `__init__` of its own class."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made: Any = cls
+        known = inspect.signature(partial(made.__init__, None)).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+            for name in kwargs.keys() - known.keys():
+                hint = did_you_mean(name, known)
+                takes = ", ".join(known)
+                raise ValueError(
+                    f"the kernel {cls.__name__} does not take {name!r}: {hint}it takes {takes}"
+                )
         kernel = super().__call__(*args, **kwargs)
         kernel._check_formula()
         return kernel
@@ -47,6 +58,10 @@ class Kernel(nn.Module, metaclass=_Checked):
 
     def __init__(self, num_layers: int, first_layer: int = 1):
         super().__init__()
+        for name, number in {"num_layers": num_layers, "first_layer": first_layer}.items():
+            if not isinstance(number, int):
+                kind = type(number).__name__
+                raise ValueError(f"{name} must be a whole number of decoder layers, got {kind}")
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 0 <= first_layer < num_layers:

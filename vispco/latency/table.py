@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..calibration import frozen
 from ..flops import Cost, Dimensions
+from ..pruning import unwrapped
 from ..registry import adapter_for
 from ..utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 from ..utils.version import versions
@@ -119,7 +120,7 @@ class LatencyTable(Cost, JsonFile):
         >>> table.lengths, table.seconds == tuple(sorted(table.seconds))
         ((32, 64, 128), True)
         """
-        lengths = _checked_lengths(lengths)
+        model, lengths = unwrapped(model), _checked_lengths(lengths)
         if repeats < 1 or batch_size < 1:
             found = f"{repeats} and {batch_size}"
             raise ValueError(f"repeats and batch_size must be at least 1, got {found}")
@@ -194,7 +195,7 @@ def default_lengths(longest: int, points: int = 8) -> list[int]:
 
 
 def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(lengths)
+    found = tuple(lengths) if isinstance(lengths, Iterable) else ()
     # bool is an int, but no number of tokens.
     whole = all(type(n) is not bool and isinstance(n, int) and 0 < n < 2**53 for n in found)
     if len(found) < 2 or not whole or list(found) != sorted(set(found)):

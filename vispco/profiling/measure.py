@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..calibration import PreparedBatch, frozen, prepare, run_teacher
+from ..pruning import unwrapped
 from ..pruning.forward import check_objective
 from ..registry import adapter_for, build_method, is_composite, named_options
 from ..utils.distributed import total
@@ -68,6 +69,7 @@ def profile(
     """
     check_objective(objective)
     named_methods(method)
+    model = unwrapped(model)
     prepared = prepare(model, batches, keep_features=True)
     methods = named_methods(method, has_films(model, prepared))
     asked = {"methods": methods, "objective": objective, "measurements": measurements}

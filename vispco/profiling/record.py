@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..pruning.forward import check_objective
 from ..registry import build_method
+from ..utils.console import percent, table
 from ..utils.files import SCHEMA_VERSION, JsonFile, checked_keys
 
 #: Losses below this many nats are as good as 0.
 FREE = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile(JsonFile):
     """The losses of keeping `n` visual tokens from layer `k` on, and all of them before.
 
@@ -33,7 +34,7 @@ class Profile(JsonFile):
     ranks: {layer: {tokens kept: name of the method that was measured}}, the best of several.
     forward_passes: what it cost, in forward passes of one question. A pass that begins at a later
         layer counts as the part of the layers that ran.
-    Raises ValueError for anything else.
+    Raises ValueError for anything else. Printed, it is a table of the losses.
 
     >>> row = {0: [2.0, 0.0], 4: [0.5, 0.0]}
     >>> profile = Profile({"fastv": {}}, "llava", 2, 8, "kl", [0.0, 0.0], {1: row})
@@ -88,6 +89,15 @@ class Profile(JsonFile):
         ):
             expected = f"one of {', '.join(self.methods)} for each measurement in rows"
             raise ValueError(f"ranks must be {expected}, got {ranks}")
+
+    def __repr__(self) -> str:
+        kept = {percent(share, 0): int(share * self.tokens) for share in (0, 0.25, 0.5)}
+        rows = [[k, *(f"{self.loss(k, n):.3f}" for n in kept.values())] for k in self.rows]
+        what = {"kl": "KL from the full model", "task": "loss of the answers"}[self.objective]
+        return (
+            f"profile of {self.model_type} with {self.method}: {what} in nats, if a share of "
+            f"{self.tokens} visual tokens is kept from a layer on\n{table(['layer', *kept], rows)}"
+        )
 
     @property
     def first_layer(self) -> int:

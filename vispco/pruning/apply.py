@@ -56,6 +56,9 @@ def apply(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be 'deploy' or 'search', got {mode!r}")
+    if visual_mask is not None and not isinstance(visual_mask, Tensor):
+        kind = type(visual_mask).__name__
+        raise ValueError(f"visual_mask must be a tensor of bool, a row for each prompt, got {kind}")
     model, config = unwrapped(model), as_config(config)
     adapter = adapter_for(model)(model)
     check_fits(config, adapter)
@@ -69,8 +72,8 @@ def apply(
 def unwrapped(model: Any) -> Any:
     """The model inside a pipeline, or what `torch.compile`, PEFT or DistributedDataParallel made.
 
-    Raises ValueError for a DataParallel model, whose copies would share one pruner, and for the
-    wrappers of FSDP1 and DeepSpeed.
+    Raises ValueError for a DataParallel model, whose copies would share one pruner, for the
+    wrappers of FSDP1 and DeepSpeed, and for what is no model, such as its name or configuration.
     """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
@@ -93,6 +96,14 @@ def unwrapped(model: Any) -> Any:
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         # A pipeline of transformers.
         return unwrapped(model.model)
+    if not isinstance(model, nn.Module):
+        if isinstance(model, PruningConfig):
+            raise ValueError("expected a model, got a PruningConfig: the model comes first")
+        # Says what is no model at all.
+        adapter_for(model)
+        raise ValueError(
+            f"expected a model with its weights, got a {kind.__name__}: load the model"
+        )
     return model
 
 

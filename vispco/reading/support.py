@@ -6,6 +6,7 @@ them, and a prompt that says where they are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,11 @@ def check_supported(model: Any) -> None:
     from transformers import PreTrainedConfig
 
     config = getattr(model, "config", model)
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"expected a model of Hugging Face or its configuration, got the name {str(model)!r}: "
+            f"load it, transformers.AutoModelForImageTextToText.from_pretrained({str(model)!r})"
+        )
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(
             "expected a model of Hugging Face or its configuration, got "

@@ -28,7 +28,7 @@ def best_alone(
     """The problem with the best one of the methods, its limits, and the passes that it took.
 
     part: numbers of the batches that are measured. Best is the least mean of log(loss + 0.01) over
-    the budgets, among the methods that reach most of them.
+    the budgets, among the methods that reach most of them. Without limits if none reaches any.
     """
     found: list[tuple] = []
     spent = 0

@@ -47,7 +47,8 @@ class Profiled(Start):
     profile: one that was measured before, of the same model, method and objective; None: measured.
     alone: of several methods, the profile of the one that is searched alone, too. None: it is
         chosen (`vispco.solvers.alone`) and measured, unless `rule` is False.
-    Raises ValueError for bad values.
+    Raises ValueError for bad values. A search raises it for a profile of something else, or if
+    `alone` is of none of its methods or there is one only.
     """
 
     name: ClassVar[str] = "profile"
@@ -85,7 +86,8 @@ class Planned:
         # With several methods: the search with the best one alone.
         self.rival: Planned | None = None
         if self.profile is not None:
-            self._check(self.profile)
+            self._check(self.profile, problem.methods)
+        self._check_alone(options.alone)
         # The profile's losses (L, parts + 1, A), and the plans (C, L) of every limit.
         self.table = torch.empty(0)
         self.plans: list[Tensor] = []
@@ -105,15 +107,33 @@ class Planned:
                 own[name] = key(profile=given.to_dict())[:16]
         return own
 
-    def _check(self, profile: Profile) -> None:
+    def _check(self, profile: Profile, methods: dict[str, dict]) -> None:
         problem, objective = self.problem, self.problem.options.objective
-        mine = f"{problem.model_type}, {problem.layers} layers, {problem.methods}, {objective}"
+        mine = f"{problem.model_type}, {problem.layers} layers, {methods}, {objective}"
         other = f"{profile.model_type}, {profile.layers} layers, {dict(profile.methods)}"
         other += f", {profile.objective}"
         if other != mine:
             raise ValueError(
                 f"the profile is of {other}; this search is of {mine}: measure another"
             )
+
+    def _check_alone(self, alone: Profile | None) -> None:
+        """Raise ValueError unless `alone` is of one of the several methods that are searched."""
+        if alone is None:
+            return
+        known = {name: {name: options} for name, options in self.problem.methods.items()}
+        mine = ", ".join(known)
+        if len(known) == 1:
+            raise ValueError(
+                f"alone is for a search over several methods, and this one is of {mine}: give the "
+                "profile as Profiled(profile=...)"
+            )
+        if dict(alone.methods) not in known.values():
+            raise ValueError(
+                f"alone must be the profile of one of the methods that are searched, {mine}, with "
+                f"the same options; got one of {dict(alone.methods)}"
+            )
+        self._check(alone, known[alone.method])
 
     def run(
         self, evaluators: Sequence[Evaluator], limits: Sequence[Budget], journal: Journal
@@ -161,6 +181,9 @@ class Planned:
             one, limits, spent = best_alone(problem, names, budgets, self._part(), journal)
         else:
             return [], 0
+        # Only together they may reach the budgets: one that ranks early, but nowhere best.
+        if not limits:
+            return [], spent
         own = replace(self.options, profile=given, alone=None)
         self.rival = rival = Planned(own, one, limits, self.seed)
         return [(one, rival, limits)], spent

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data.stills import load_processor
+from ..registry import did_you_mean
 from ..utils.files import brief
 from . import language, smollm, vocab
 from .processor import IMAGE_SIZE, PATCH
@@ -49,9 +50,9 @@ def resolve(name: str) -> str:
     """The full name of a testbed model. Raises ValueError if there is none of that name."""
     key = _ALIASES.get(name, name)
     if key not in MODELS:
-        known = (*MODELS, *_ALIASES)
-        message = f"unknown testbed model {name!r}: expected one of {known}; see testbed.MODELS"
-        raise ValueError(message)
+        known = ", ".join(MODELS)
+        hint = did_you_mean(name, MODELS)
+        raise ValueError(f"unknown testbed model {name!r}: {hint}expected one of {known}")
     return key
 
 

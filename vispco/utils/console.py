@@ -160,8 +160,12 @@ def output_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         if folder.is_file():
             raise ValueError(f"{folder} is a file: --output needs a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            why = f"{error.strerror}; choose an --output that can be written"
+            raise OSError(error.errno, why, str(folder)) from None
         yield folder
     except BaseException:
         for empty in made:

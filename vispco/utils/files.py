@@ -16,6 +16,13 @@ from typing import Any, BinaryIO, TypeVar
 SCHEMA_VERSION = 1
 #: Limits of a JSON file: characters, levels of nesting, digits of a whole number (a float has 308).
 _LONGEST, _DEEPEST, _DIGITS = 1 << 25, 64, 300
+#: What each kind of file has alone.
+_KINDS = {
+    "keep_ratios": "a pruning configuration",
+    "points": "a frontier",
+    "rows": "a profile",
+    "lengths": "a latency table",
+}
 _TOO_DEEP = f"expected JSON nested at most {_DEEPEST} levels deep, got more"
 #: What the system says of a file that another process has locked.
 _BUSY = errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK
@@ -33,11 +40,20 @@ def read_json(path: str | os.PathLike, build: Callable[[Any], Built]) -> Built:
     beyond a float, with a key twice in one object, nested deeper than 64 levels, or longer than
     32 Mi characters.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"{os.fspath(path)} is a folder: give a file{_files_in(path)}")
     with open(path, encoding="utf-8") as file:
         try:
             return build(_parsed(file.read(_LONGEST + 1)))
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)}: {_fault(error)}") from error
+
+
+def _files_in(folder: str | os.PathLike) -> str:
+    """The files of JSON in a folder, for an error message."""
+    found = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    found = [path for path in found if path.endswith(".json")]
+    return f" of it, such as {', '.join(found[:4])}" if found else "; it holds none of JSON"
 
 
 def _fault(error: Exception) -> str:
@@ -103,9 +119,17 @@ def checked_keys(
         raise ValueError(f"{what} must be a JSON object, got {type(data).__name__}")
     data = dict(data)
     version = data.pop("schema_version", None)
+    if version is None:
+        raise ValueError(f"this is not {what}: it has no schema_version, which vispco's files have")
     if type(version) is not int or version != SCHEMA_VERSION:
-        expected = f"this vispco reads {SCHEMA_VERSION}"
-        raise ValueError(f"{what} has schema_version {version!r}, {expected}")
+        newer = type(version) is int and version > SCHEMA_VERSION
+        advice = "pip install --upgrade vispco" if newer else "make it again with this one"
+        raise ValueError(
+            f"{what} has schema_version {version!r}, this vispco reads {SCHEMA_VERSION}: {advice}"
+        )
+    other = next((kind for key, kind in _KINDS.items() if key in data and key not in required), "")
+    if required - data.keys() and other:
+        raise ValueError(f"expected {what}, got {other}; is it the right file?")
     if missing := required - data.keys():
         raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
     if unknown := data.keys() - required - optional:
@@ -176,7 +200,11 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> None:
     """
     folder = os.path.dirname(os.path.abspath(os.fspath(path)))
     _clear(folder)
-    file = _temporary(folder)
+    try:
+        file = _temporary(folder)
+    except OSError as error:
+        # Of the temporary file, whose name says nothing to a user.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     try:
         with file:
             file.write(text.encode() if isinstance(text, str) else text)

@@ -29,25 +29,37 @@ def say(text: str, quiet: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _known(columns: int | None, rows: int | None) -> tuple[int, int]:
+    """The size of a terminal. One that does not know its own says 0, or less, and gets no bar."""
+    return columns if columns and columns > 0 else 79, rows if rows and rows > 0 else 24
+
+
 class Progress:
     """A progress bar on stderr, if somebody is looking, and nothing at all when `quiet`.
 
     always: show it even where nobody seems to look. An instance is a callback for `vispco.search`.
-    It shows the time left, the budget, and the best
-    loss, or the last where no best is known yet.
+    It shows the time left, the budget, and the best loss, or the last where no best is known yet.
+    layers: of the model, so that a profile says how far it is.
     """
+
+    layers = 0
 
     def __init__(self, total: int, label: str, quiet: bool = False, always: bool = False):
         from tqdm.auto import tqdm
 
         look: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "bar_format": _FORMAT}
         off = quiet or not (always or visible())
-        self._bar = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
+        self._bar: Any = tqdm(total=total, desc=label, file=sys.stderr, disable=off, **look)
+        if shape := getattr(self._bar, "dynamic_ncols", None):
+            self._bar.dynamic_ncols = lambda file: _known(*shape(file))
+            self._bar.ncols, self._bar.nrows = self._bar.dynamic_ncols(sys.stderr)
+            self._bar.refresh()
 
     def __call__(self, record: Mapping) -> None:
         if "layer" in record:
             # Of a profile, which comes first.
-            self.say(f"profile, layer {record['layer']}")
+            of = f" of {self.layers - 1}" if self.layers else ""
+            self.say(f"profile, layer {record['layer']}{of}")
             return
         state = [f"budget {budget_text(record['budget'])}"] if "budget" in record else []
         known = next((name for name in ("best", "loss") if name in record), None)
