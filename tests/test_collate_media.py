@@ -178,6 +178,11 @@ TIMES = {
     "Qwen2_5_VLProcessor": ("second_per_grid_ts", [15.0]),
     "Qwen3VLProcessor": ("text", ["4.3", "21.3", "38.5", "55.5"]),
     "Glm4vProcessor": ("text", ["0", "17", "34", "51"]),
+    "Glm46VProcessor": ("text", ["0.0", "17.0", "34.2", "51.2"]),
+    "VideoLlama3Processor": (
+        "text",
+        ["0.0", "8.6", "17.0", "25.6", "34.2", "42.8", "51.2", "59.8"],
+    ),
     "Qwen2_5OmniProcessor": ("video_second_per_grid", [15.0]),
 }
 
@@ -224,9 +229,11 @@ def real(name):
     if name.startswith("Glm"):
         signs = ("begin_of_image", "end_of_image", "image", "begin_of_video", "end_of_video")
         tok.add_tokens([f"<|{sign}|>" for sign in (*signs, "video")], special_tokens=True)
-        made_of = hf.Glm4vProcessor(hf.Glm4vImageProcessor(), tok, hf.Glm4vVideoProcessor())
+        kind = name.removesuffix("Processor")
+        images, videos = (getattr(hf, f"{kind}{part}Processor")() for part in ("Image", "Video"))
+        made_of = getattr(hf, name)(images, tok, videos)
         film = "<|begin_of_video|><|video|><|end_of_video|>"
-        return made_of, with_films(film), r"<\|end_of_image\|>(\d+)"
+        return made_of, with_films(film), r"<\|end_of_image\|>([\d.]+)"
     tok.add_tokens([*tokens.values(), "<|vision_start|>", "<|vision_end|>"], special_tokens=True)
     for key, word in tokens.items():
         setattr(tok, key, word)
@@ -235,6 +242,10 @@ def real(name):
     if name == "Qwen3VLProcessor":
         images = hf.Qwen2VLImageProcessor(patch_size=16, size=size)
         videos = hf.Qwen3VLVideoProcessor(size={"shortest_edge": 4096, "longest_edge": 65536})
+    if name == "VideoLlama3Processor":
+        images, videos = hf.VideoLlama3ImageProcessor(), hf.VideoLlama3VideoProcessor()
+        made_of = hf.VideoLlama3Processor(images, tok, videos)
+        return made_of, with_films("<|video_pad|>"), r"Time ([\d.]+)s:"
     parts = {"image_processor": images, "video_processor": videos, "tokenizer": tok}
     if "Omni" in name:
         parts["feature_extractor"] = hf.WhisperFeatureExtractor()
