@@ -70,6 +70,8 @@ def test_what_reads_the_language_model_is_refused(llava, batches):
     for name in ("fastv", "pdrop", "divprune+fastv@2"):
         with pytest.raises(ValueError, match="drops before the language model runs"):
             vispco.search(llava, batches, name, [0.5], start="before_llm")
+    with pytest.raises(ValueError, match="drops once, before layer 0: leave the kernel out"):
+        vispco.search(llava, batches, "random", [0.5], start="before_llm", kernel="linear")
 
 
 # ---- serving engines -----------------------------------------------------------------------------

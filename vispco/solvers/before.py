@@ -43,7 +43,13 @@ class BeforeLLM(Start):
     refinement: ClassVar[int] = 0
 
     def solver(self, problem: Problem, limits: Sequence[Budget], seed: int) -> OneDrop:
-        """What measures the methods. Raises ValueError for one that reads the language model."""
+        """What measures the methods. Raises ValueError for one that reads the language model, or a
+        kernel that forms no single drop."""
+        if not (problem.kernel.free or problem.kernel.stairs):
+            raise ValueError(
+                "start='before_llm' drops once, before layer 0: leave the kernel out, got "
+                f"{problem.kernel_name!r}"
+            )
         for name, options in problem.methods.items():
             if not _reads_nothing_later(build_method(name, options)):
                 known = ", ".join(before_llm())
