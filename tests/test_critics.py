@@ -24,7 +24,7 @@ PAGE = DOCS / "which-method.md"
 # ---- random tokens and smaller pictures ----------------------------------------------------------
 @functools.cache
 def winners():
-    return json.loads(critics.RESULT.read_text(encoding="utf-8"))
+    return critics.results()
 
 
 def accuracy(testbed, method):
@@ -37,7 +37,7 @@ def test_every_method_was_measured_beside_random_tokens_and_smaller_pictures():
     """At equal FLOPs: none costs more than its budget. `vtw` ranks nothing; three are for video."""
     rows = winners()["rows"]
     methods = set(vispco.list_methods()) - {"vtw", "evs", "vidcom2", "framefusion"}
-    for name in ("testbed-llava", "testbed-qwen"):
+    for name in ("testbed-llava", "testbed-qwen", "testbed-smollm"):
         own = {row["method"]: row for row in rows if row["testbed"] == name}
         assert set(own) == methods | {"auto", "smaller pictures"}
     for row in rows:
@@ -47,9 +47,8 @@ def test_every_method_was_measured_beside_random_tokens_and_smaller_pictures():
 
 def test_the_table_of_the_page_is_that_of_the_results(tmp_path, capsys):
     text = PAGE.read_text(encoding="utf-8")
-    assert critics.table(winners()) in text, "python -m tests.reproduction.critics --write " + str(
-        PAGE
-    )
+    for made in (critics.table(winners()), critics.deep(winners())):
+        assert made in text, f"python -m tests.reproduction.critics --write {PAGE}"
     # What is written anew is what stands there.
     copy = shutil.copy(PAGE, tmp_path)
     assert critics.main(["--write", str(copy)]) == 0

@@ -10,13 +10,10 @@ and PNG.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,8 +24,9 @@ from vispco.config import PruningConfig
 from vispco.evaluate import Record, costs, evaluate, grade, record
 from vispco.pruning import apply
 from vispco.registry import adapter_for
-from vispco.utils.files import read_json, write_text
+from vispco.utils.files import write_text
 
+from . import command
 from .figures.base import BLUE, GREY, RED, percents, render
 from .markdown import markdown
 from .video import affordable
@@ -155,32 +153,20 @@ def _draw(new: Callable, name: str, result: Mapping):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.reproduction.bias", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser = command.parser("bias", __doc__)
     parser.add_argument("--questions", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
-    again = "print the file's table and draw its pictures, run nothing"
-    parser.add_argument("--table", action="store_true", help=again)
     options = parser.parse_args(argv)
-    try:
-        torch.set_num_threads(options.threads)
-        if options.table:
-            result = read_json(options.output, dict)
-        else:
-            result = measure(options.questions)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(options.output, json.dumps(result) + "\n")
+    torch.set_num_threads(options.threads)
+
+    def drawn(result: dict) -> str:
         for name, draw in pictures(result).items():
             for kind in ("svg", "png"):
                 path = options.output.with_name(f"{options.output.stem}-{name}.{kind}")
                 write_text(path, render(draw, kind))
-        print(table(result))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return table(result)
+
+    return command.tabled(options, lambda: measure(options.questions), drawn)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ question has the one that answers it best.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +21,8 @@ from vispco.budget import Budget
 from vispco.calibration import PreparedBatch, shapes
 from vispco.config import PruningConfig
 from vispco.solvers.shared import Shared, features
-from vispco.utils.files import read_json, write_text
 
+from . import command
 from .cache import Cache
 from .claims.base import spread
 from .markdown import markdown
@@ -111,24 +109,15 @@ def table(result: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command.parser("conditioned", __doc__)
     parser.add_argument("--model", default="testbed-llava")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
     parser.add_argument("--cache", type=Path, default=Path(".reproduction"))
-    parser.add_argument("--table", action="store_true", help="print the file's table, run nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        if not options.table:
-            found = measure(options.model, options.seeds, options.steps, options.cache)
-            write_text(options.output, json.dumps(found) + "\n")
-        print(table(read_json(options.output, dict)))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    own = options.model, options.seeds, options.steps, options.cache
+    return command.tabled(options, lambda: measure(*own), table)
 
 
 if __name__ == "__main__":

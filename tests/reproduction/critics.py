@@ -2,7 +2,8 @@
 
     python -m tests.reproduction.critics --write docs/which-method.md
 
-Reads docs/results/winner.json, which `python -m tests.reproduction --claims winner` writes. At each
+Reads docs/results/winner.json, which `python -m tests.reproduction --claims winner` writes, and of
+testbed-smollm docs/results/deep/winner.json, which `--size deep` writes: all methods there. At each
 budget: which methods are clearly worse than random tokens, and which than smaller pictures. All
 cost the same or less. Clearly: by more than two standard errors of a difference.
 """
@@ -16,13 +17,25 @@ from pathlib import Path
 
 from vispco.utils.files import read_json, write_text
 
+from . import command
 from .markdown import markdown
 
-RESULT = Path(__file__).parents[2] / "docs" / "results" / "winner.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+DEEP = "testbed-smollm"
 RANDOM, SMALLER = "random", "smaller pictures"
 #: No methods of their own.
 NO_METHODS = ("auto", RANDOM, SMALLER)
-BEGIN, END = "<!-- critics: python -m tests.reproduction.critics -->\n", "<!-- /critics -->\n"
+#: Where the tables stand on the page.
+MARKS = {
+    name: (f"<!-- {name}: python -m tests.reproduction.critics -->\n", f"<!-- /{name} -->\n")
+    for name in ("deep", "critics")
+}
+
+
+def results() -> dict:
+    """The races of the methods on three testbeds."""
+    small, deep = (read_json(RESULTS / f"{name}.json", dict) for name in ("winner", "deep/winner"))
+    return {"rows": [row for row in small["rows"] if row["testbed"] != DEEP] + deep["rows"]}
 
 
 def clearly_less(a: float, b: float, n: int) -> bool:
@@ -71,27 +84,49 @@ def table(result: Mapping) -> str:
     return markdown([*header, "smaller pictures, %", "clearly worse than these"], lines)
 
 
+def deep(result: Mapping) -> str:
+    """Markdown: the race on the deep testbed, the largest hypervolume first."""
+    own = [row for row in result["rows"] if row["testbed"] == DEEP and row["method"] != SMALLER]
+    best = [
+        max(column)
+        for column in zip(*([_percent(p) for p in r["points"]] for r in own), strict=True)
+    ]
+    lines = []
+    for row in sorted(own, key=lambda row: -row["hypervolume"]["mean"]):
+        cells = zip(map(_percent, row["points"]), best, strict=True)
+        words = [f"**{x:.1f}**" if x == most else f"{x:.1f}" for x, most in cells]
+        lines.append([f"`{row['method']}`", *words])
+    budgets = [f"{100 * point['budget']:.0f} %" for point in own[0]["points"]]
+    return markdown([f"{DEEP}, budget", *budgets], lines)
+
+
+def _percent(point: Mapping) -> float:
+    return round(100 * point["accuracy"]["mean"], 1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.reproduction.critics", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--write", type=Path, help="the page whose table is written anew")
-    options = parser.parse_args(argv)
-    try:
-        made = table(read_json(RESULT, dict))
-        print(made)
-        if options.write:
-            text = options.write.read_text(encoding="utf-8")
-            if BEGIN not in text or END not in text:
-                raise ValueError(f"{options.write} has no place for the table: {BEGIN.strip()}")
-            before, rest = text.split(BEGIN)
-            after = rest.split(END)[1]
-            write_text(options.write, f"{before}{BEGIN}{made}\n{END}{after}")
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    parser.add_argument("--write", type=Path, help="the page whose tables are written anew")
+    page = parser.parse_args(argv).write
+
+    def action() -> None:
+        found = results()
+        made = {"deep": deep(found), "critics": table(found)}
+        print("\n\n".join(made.values()))
+        if page:
+            text = page.read_text(encoding="utf-8")
+            for name, own in made.items():
+                begin, end = MARKS[name]
+                if begin not in text or end not in text:
+                    raise ValueError(f"{page} has no place for the table: {begin.strip()}")
+                before, rest = text.split(begin)
+                text = f"{before}{begin}{own}\n{end}{rest.split(end)[1]}"
+            write_text(page, text)
+
+    return command.told(action)
 
 
 if __name__ == "__main__":

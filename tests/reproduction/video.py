@@ -10,11 +10,8 @@ share of the tokens before one layer, the same for all. The file is written, tab
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -28,8 +25,8 @@ from vispco.testbed.clip_questions import WAYS
 from vispco.testbed.clips import MOMENTS
 from vispco.testbed.model import VIDEO
 from vispco.testbed.vocab import COLOURS, SHAPES
-from vispco.utils.files import read_json, write_text
 
+from . import command
 from .markdown import markdown
 
 METHODS = ("evs", "vidcom2", "framefusion", "fastv", "pdrop", "sparsevlm", "visionzip")
@@ -236,28 +233,13 @@ def _below(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.reproduction.video", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
+    parser = command.parser("video", __doc__)
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--layer", type=int, default=4, help="where `same` drops (default 4)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the file's tables, run nothing")
     options = parser.parse_args(argv)
-    try:
-        torch.set_num_threads(options.threads)
-        if options.table:
-            result = read_json(options.output, dict)
-        else:
-            result = measure(options.questions, options.layer)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(options.output, json.dumps(result) + "\n")
-        print(tables(result))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    torch.set_num_threads(options.threads)
+    return command.tabled(options, lambda: measure(options.questions, options.layer), tables)
 
 
 if __name__ == "__main__":

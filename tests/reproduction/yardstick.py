@@ -9,7 +9,6 @@ it was stopped, and replaces what the code at work has changed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from vispco import testbed
 from vispco.utils.files import read_json, write_text
 
+from . import command
 from .benchmark import Benchmark
 from .cache import Cache
 from .claims.base import spread
@@ -143,28 +143,18 @@ def table(result: Mapping) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command.parser("yardstick", __doc__)
     parser.add_argument("--model", default="testbed-smollm")
     parser.add_argument("--method", default="fastv")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True, help="a JSON file")
     parser.add_argument("--only", default="", help=f"some of {','.join(CONTENDERS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(".reproduction"))
-    parser.add_argument("--table", action="store_true", help="print the file's tables, run nothing")
     options = parser.parse_args(argv)
-    try:
-        if options.table:
-            print(table(read_json(options.output, dict)))
-            return 0
-        torch.set_num_threads(options.threads)
-        only = [name.strip() for name in options.only.split(",") if name.strip()]
-        own = options.model, options.method, options.seeds, options.output, options.cache
-        print(table(measure(*own, only)))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    torch.set_num_threads(options.threads)
+    only = [name.strip() for name in options.only.split(",") if name.strip()]
+    own = options.model, options.method, options.seeds, options.output, options.cache
+    return command.tabled(options, lambda: measure(*own, only), table)
 
 
 if __name__ == "__main__":
