@@ -250,7 +250,7 @@ def test_the_variable_names_a_configuration_that_can_be_served(monkeypatch, tmp_
     with pytest.raises(FileNotFoundError):
         plugin.register()
     file.write_text("{}")
-    with pytest.raises(ValueError, match=f"{file}: a pruning configuration has"):
+    with pytest.raises(ValueError, match=f"{file}: this is not a pruning configuration"):
         plugin.register()
     vispco.PruningConfig("fastv", [1, 0.5]).save(file)
     with pytest.raises(ValueError, match=f"VISPCO_CONFIG={file}: .*must drop once, before layer 0"):
