@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from tests.reproduction import calibration, contenders, yardstick
+from tests.reproduction import calibration, conditioned, contenders, yardstick
 from tests.reproduction.cache import Cache
 from tests.reproduction.contenders import CONTENDERS, few_drops
 from tests.reproduction.searches import by_start
 from tests.reproduction.yardstick import Draw, main, measure, table
-from vispco import PruningConfig, evaluate, testbed
+from vispco import PruningConfig, count_flops, evaluate, testbed
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
 from vispco.solvers import plan
@@ -180,3 +180,29 @@ def test_searches_with_few_and_with_many_questions_cost_the_same(tmp_path, monke
     assert capsys.readouterr().out.count("\n") == 4
     bad = ["--output", str(tmp_path / "none.json"), "--table"]
     assert calibration.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_schedule_per_question_is_on_each_ones_budget(tmp_path, monkeypatch, capsys):
+    for name, value in {"HELD_OUT": 8, "QUESTIONS": 8, "BATCH": 4, "SHALLOW": BUDGETS}.items():
+        monkeypatch.setattr(conditioned, name, value)
+    shares, ask = [], conditioned.ask
+
+    def noted(model, config, batches):
+        (batch,) = batches
+        n_visual, n_text = int(batch.n_visual), int(batch.n_text)
+        shares.append(count_flops(model, config, n_visual, n_text).prunable_share)
+        return ask(model, config, batches)
+
+    monkeypatch.setattr(conditioned, "ask", noted)
+    file = tmp_path / "found.json"
+    asked = ["--seeds", "1", "--steps", "2", "--cache", str(tmp_path), "--output", str(file)]
+    assert conditioned.main(asked) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["budget"] for row in rows] == [*BUDGETS] * 3
+    # Two kinds, each budget, eight questions.
+    for i, share in enumerate(shares):
+        assert share <= BUDGETS[i // 8 % len(BUDGETS)]
+    # With one seed, there is nothing to choose from.
+    for plain, best in zip(rows, rows[2 * len(BUDGETS) :], strict=False):
+        assert {**best, "kind": 0, "passes": 0} == {**plain, "kind": 0, "passes": 0}
+    assert capsys.readouterr().out.count("\n") == 8
