@@ -47,7 +47,7 @@ def small(monkeypatch):
 
 def test_every_contender_holds_its_budgets(small, tmp_path):
     output, folder = tmp_path / "found.json", tmp_path / "cache"
-    options = {"seeds": 1, "output": output, "cache": folder, "budgets": BUDGETS}
+    options = {"seeds": [0], "output": output, "cache": folder, "budgets": BUDGETS}
     result = measure("testbed-llava", "fastv", **options)
     rows = result["rows"]
     assert json.loads(output.read_text()) == result
@@ -76,7 +76,7 @@ def test_every_contender_holds_its_budgets(small, tmp_path):
     assert measure("testbed-llava", "fastv", **options) == result
     assert sorted(folder.iterdir()) == before and not list(folder.glob("*.journal"))
     # Others stay as they are.
-    again = measure("testbed-llava", "fastv", **{**options, "seeds": 2}, only=["ramp"])
+    again = measure("testbed-llava", "fastv", **{**options, "seeds": [0, 1]}, only=["ramp"])
     assert [row for row in again["rows"] if row["contender"] != "ramp"] == [
         row for row in rows if row["contender"] != "ramp"
     ]
@@ -157,7 +157,7 @@ def test_bad_arguments_get_one_line(small, tmp_path, capsys):
     output.write_text(json.dumps({"model": "testbed-qwen", "method": "fastv", "rows": []}))
     for arguments, message in (
         (["--only", "best"], "no contender 'best'"),
-        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "-1"], "seeds must be numbers from 0 on"),
         ([], "is of another model"),
     ):
         given_ = ["--model", "testbed-llava", "--threads", "1", "--output", str(output)]

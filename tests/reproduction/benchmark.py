@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -24,13 +25,20 @@ from .deep import deepen
 from .measure import Answers, Questions, ask
 
 
+#: Where models run, such as "cuda". What one device has measured is not taken for another's.
+DEVICE = os.environ.get("VISPCO_REPRODUCTION_DEVICE", "cpu")
+
+
 @lru_cache(maxsize=2)
 def _loaded(name: str, factor: int) -> tuple[Any, str]:
     """A testbed model, deepened, and its digest."""
     model, _ = testbed.load(name)
     if factor > 1:
         model = deepen(model, factor)
-    return model.eval(), of_model(model)
+    digest = of_model(model)
+    if DEVICE != "cpu":
+        digest += f" on {DEVICE}"
+    return model.eval().to(DEVICE), digest
 
 
 class Benchmark:

@@ -10,7 +10,6 @@ from vispco.profiling.measure import AUTO
 METHODS = ("fastv", "sparsevlm", "fitprune", "pdrop")
 #: Methods for pictures that "auto" does not try.
 OTHERS = (
-    "cdpruner",
     "dart",
     "fitprune",
     "hiprune",

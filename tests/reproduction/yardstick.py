@@ -59,7 +59,7 @@ class Draw(Benchmark):
 def measure(
     model: str,
     method: str,
-    seeds: int,
+    seeds: Sequence[int],
     output: Path,
     cache: Path,
     only: Sequence[str] = (),
@@ -72,10 +72,10 @@ def measure(
     """
     if unknown := [name for name in only if name not in CONTENDERS]:
         raise ValueError(f"no contender {unknown[0]!r}: there are {', '.join(CONTENDERS)}")
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be numbers from 0 on, got {list(seeds)}")
     result = _load(output, model, method)
-    for seed in range(seeds):
+    for seed in seeds:
         sizes = {"calibration": QUESTIONS, "test": HELD_OUT, "batch": BATCH, "seed": seed}
         benchmark = Draw(model, method, Cache(cache), **sizes)
         own = benchmark.reachable(budgets or BUDGETS.get(model, SHALLOW))
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("yardstick", __doc__)
     parser.add_argument("--model", default="testbed-smollm")
     parser.add_argument("--method", default="fastv")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--only", default="", help=f"some of {','.join(CONTENDERS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(".reproduction"))

@@ -22,7 +22,8 @@ from .race import Race, levels_of, mean
 from .record import FREE, Profile
 
 #: The methods of method="auto": rankings by attention, by the tower, by differences; no ranking.
-AUTO = ["fastv", "pdrop", "sparsevlm", "visionzip", "vispruner", "divprune", "strided", "pool"]
+AUTO = ["fastv", "pdrop", "sparsevlm", "visionzip", "vispruner", "cdpruner", "divprune"]
+AUTO += ["strided", "pool"]
 #: The same for films: the three that know of frames, in place of the three that did least there
 #: (`python -m tests.reproduction.video`).
 AUTO_FILMS = ["fastv", "pdrop", "sparsevlm", "vispruner", "divprune"]
