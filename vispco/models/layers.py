@@ -68,8 +68,11 @@ class Layers:
 
     def kind(self, layer: int) -> str:
         """The type of a decoder layer, as the model's configuration names it."""
-        kinds = getattr(self.text, "layer_types", None) or ["full_attention"] * len(self.layers)
-        return kinds[layer]
+        return self._kinds[layer]
+
+    @cached_property
+    def _kinds(self) -> Sequence[str]:
+        return getattr(self.text, "layer_types", None) or ["full_attention"] * len(self.layers)
 
     def next_attention(self, layer: int) -> int:
         """The first decoder layer after `layer` that has attention; if none, their number."""
@@ -102,7 +105,15 @@ class Layers:
 
     def key_projection(self, layer: int) -> nn.Module | None:
         """The module of a decoder layer whose output (B, N, G E) is its keys, if it has one."""
-        if not self.attends(layer):
-            return None
-        modules = self.layers[layer].named_modules()
-        return next((m for name, m in modules if name.split(".")[-1] == "k_proj"), None)
+        name = self._key_names[layer]
+        # PEFT may have put another there.
+        return self.layers[layer].get_submodule(name) if name else None
+
+    @cached_property
+    def _key_names(self) -> list[str]:
+        """The name of each decoder layer's `k_proj` within the layer; "" where there is none."""
+        found = []
+        for i, layer in enumerate(self.layers):
+            names = [n for n, _ in layer.named_modules() if n.split(".")[-1] == "k_proj"]
+            found.append(names[0] if names and self.attends(i) else "")
+        return found

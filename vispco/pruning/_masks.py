@@ -12,6 +12,7 @@ where each token always sees itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,17 @@ class Packed:
     dense: bool
     plain: bool
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """Places (B K,) of the packed tokens, where the sequences stand one after the other."""
+        first = torch.arange(len(self.order), device=self.order.device)[:, None] * self.length
+        return (first + self.order).flatten()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The packed tokens (B, K, ...) of states (B, S, ...)."""
+        # One lookup of whole rows: every layer does it, and a GPU may be waiting for the host.
+        return x.flatten(0, 1).index_select(0, self.rows).view(*self.order.shape, *x.shape[2:])
+
     def kept(self) -> Tensor:
         """(B, S) bool over original positions."""
         kept = self.valid.new_zeros(len(self.valid), self.length)
@@ -50,17 +62,14 @@ class Packed:
         into: what the other tokens have; None: zeros.
         """
         # A layer may be on another device than what was gathered for it.
-        order, valid = self.order.to(packed.device), self.valid.to(packed.device)
-        rows = torch.arange(len(packed), device=packed.device)[:, None]
-        if into is None:
-            full = packed.new_zeros(len(packed), self.length, *packed.shape[2:])
-        else:
-            full = into.clone()
+        rows, shape = self.rows.to(packed.device), (len(packed), self.length, *packed.shape[2:])
+        packed = packed.flatten(0, 1)
+        full = packed.new_zeros(shape) if into is None else into.clone()
+        full = full.flatten(0, 1)
         if not self.dense:
-            valid = valid.view(*valid.shape, *[1] * (packed.ndim - 2))
-            packed = packed.where(valid, full[rows, order])
-        full[rows, order] = packed
-        return full
+            valid = self.valid.to(packed.device).view(-1, *[1] * (packed.ndim - 1))
+            packed = packed.where(valid, full.index_select(0, rows))
+        return full.index_copy_(0, rows, packed).view(shape)
 
     def continued(self, width: int) -> Tensor:
         """Original positions (B, width) of the packed tokens, and of those that came after them."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _cache as kv
-from ._implementations import implementation, is_flash, is_function
+from ._implementations import is_function
 from ._masks import Packed, decode_mask, prefill_mask, widened
 from .context import take
 from .pruner import Pruner
@@ -26,7 +26,7 @@ class Dropping(Pruner):
         """The tokens that remain (B, K, D), and arguments for them alone."""
         state, cache = self.state, given.get("past_key_values")
         if state.packed is not None:
-            hidden = take(hidden, state.packed.order)
+            hidden = state.packed.gather(hidden)
         target = state.target(i)
         if target is not None:
             hidden = self._drop(i, hidden, given, target)
@@ -38,7 +38,8 @@ class Dropping(Pruner):
         if cache is not None:
             kv.shorten(cache, i, state.packed)
             if kv.is_static(cache.layers[i]):
-                changed["attention_mask"] = self._over_all(changed, cache.layers[i])
+                mask = self._over_all(changed, cache.layers[i])
+                changed = {**changed, "attention_mask": mask}
         return hidden, changed
 
     def _later(self, i: int, given: dict, held: Packed) -> dict:
@@ -58,9 +59,8 @@ class Dropping(Pruner):
         both = held.followed_by(packed)
         if state.packed is not None:
             kv.shorten(cache, i, both)
-        flash = is_flash(implementation(self.adapter))
-        changed["attention_mask"] = both.valid if flash else prefill_mask(own, packed, held)
-        return changed
+        mask = both.valid if state.flash else prefill_mask(own, packed, held)
+        return {**changed, "attention_mask": mask}
 
     def _over_all(self, given: dict, layer: Any) -> Tensor:
         """The mask of the packed tokens over all places of a static layer of the cache."""
@@ -70,7 +70,7 @@ class Dropping(Pruner):
                 "flex attention with a static KV cache cannot be pruned: use the default cache "
                 "(leave cache_implementation out), or model.set_attn_implementation('sdpa')"
             )
-        if is_flash(implementation(self.adapter)):
+        if self.state.flash:
             # Leaves out what is behind the mask's end.
             return packed.valid if mask is None else mask
         return widened(mask, packed, kv.held_keys(layer, 0))

@@ -14,7 +14,6 @@ from ..reading.hearing import Hearing
 from . import _cache as kv
 from ._arguments import bound, flat, packed_arguments, unrotating
 from ._hooks import Handle
-from ._implementations import implementation, is_flash
 from ._masks import Packed
 from .context import Heard
 
@@ -123,15 +122,16 @@ class LayerHooks(Handle):
         if self._instead is not None:
             self._instead(query, key, options)
         elif self.state is not None:
-            # A static cache hands out its empty places, too.
-            whole = self.state.few or self.state.held is not None
-            key = key if whole else key[:, :, : query.shape[2]]
-            ran = self.state.ran
-            again = None if ran is None else partial(self._unrotated, i, *ran)
-            self.state.hear(i, query, key, options, again)
-            if self.state.packed is not None and is_flash(implementation(self.adapter)):
+            if i in self.state.heeded:
+                # A static cache hands out its empty places, too.
+                whole = self.state.few or self.state.held is not None
+                key = key if whole else key[:, :, : query.shape[2]]
+                ran = self.state.ran
+                again = None if ran is None else partial(self._unrotated, i, *ran)
+                self.state.hear(i, query, key, options, again)
+            if self.state.flash and self.state.packed is not None and "position_ids" in options:
                 # Rotary embedding is done. Gaps would be read as the ends of prompts.
-                return {"position_ids": None} if "position_ids" in options else None
+                return {"position_ids": None}
         return None
 
     def _on_layer(self, i: int, run: Callable, module, args, kwargs):
@@ -183,14 +183,22 @@ class LayerHooks(Handle):
         return hidden, {**given, **self._memory.decoding(i, hidden, given, self.adapter)}
 
     def _packed(self, i: int, given: dict, packed: Packed) -> dict:
-        """The arguments of layer i for the tokens that remain."""
+        """The arguments of layer i for the tokens that remain, which are not to be changed.
+
+        given: as `state.follow` gives them. Layers that are given the same share the result.
+        """
         # To FlashAttention, as to layers without attention, no mask means that every token counts.
-        causal = self.adapter.attends(i) and not is_flash(implementation(self.adapter))
-        changed = packed_arguments(given, packed, causal, self.state.memo)
-        if self.adapter.counts(i):
-            places = torch.arange(packed.order.shape[1], device=packed.order.device)
-            changed["position_ids"] = places.expand_as(packed.order)
-        return changed
+        causal = self.adapter.attends(i) and not self.state.flash
+        counts, memo = self.adapter.counts(i), self.state.memo
+        key = ("packed", id(given), id(packed), causal, counts)
+        if key not in memo:
+            changed = packed_arguments(given, packed, causal, memo)
+            if counts:
+                places = torch.arange(packed.order.shape[1], device=packed.order.device)
+                changed["position_ids"] = places.expand_as(packed.order)
+            # Holds what was given, too: its number must not be given to another.
+            memo[key] = given, packed, changed
+        return memo[key][-1]
 
     def _ahead(self, i: int, hidden: Tensor, given: dict, rotary: bool = True) -> Heard | None:
         """Queries and keys that layer i makes of `hidden` (B, N, D): it runs up to its attention.

@@ -18,7 +18,7 @@ from ..reading.sharding import heads_group
 from . import _cache as kv
 from ._compiled import Compiled
 from ._hooks import Eagerly, Replaced
-from ._implementations import check_implementation
+from ._implementations import check_implementation, implementation, is_flash
 from ._masks import Packed
 from ._tower import Tower
 from ._turns import REFUSAL, goes_on, later_turn
@@ -244,6 +244,7 @@ class Pruner(LayerHooks):
         sources = self.tower.sources(self.method, inputs, prompt.visual)
         self.steps, given = {}, (adapter, self.method, self.exhaustive, prompt, counts)
         more = {"sources": sources, "group": self.group, "before": before}
+        more["flash"] = is_flash(implementation(adapter))
         self.state = PassState(*given, left=prompt.n_visual, **more)
 
     def _visual(self, inputs: dict) -> Tensor:

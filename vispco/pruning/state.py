@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -33,6 +34,7 @@ class PassState:
     held: that of the layer that runs just now.
     group: of the processes over which the attention heads are split; None: they are not.
     embeddings: (B, S, D) input of the decoder.
+    flash: whether attention is FlashAttention's.
     packed: deploy, the tokens that remain; None until a token was dropped.
     alone: search, the same tokens, for layers that run on these alone; made when asked for.
     policy: search, the product of the masks so far (B, S); None until there was one.
@@ -59,6 +61,7 @@ class PassState:
     before: Callable[[int], Packed] | None = None
     held: Packed | None = None
     embeddings: Any = None
+    flash: bool = False
     packed: Packed | None = None
     alone: Packed | None = None
     policy: Tensor | None = None
@@ -73,14 +76,33 @@ class PassState:
     faulty: dict[int, Tensor] = field(default_factory=dict)
     memo: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # No other layers than these can drop tokens, whatever a method's limit does.
+        self.dropping, least = set(), self.left
+        for i, row in enumerate(self.counts):
+            if any(map(operator.lt, row, least)):
+                self.dropping.add(i)
+            least = list(map(min, row, least))
+        # The last layer with attention before each of them, and what is in between.
+        self.heeded = set(range(len(self.counts))) if self.exhaustive else set()
+        for i in self.dropping - self.heeded:
+            between = range(i - 1, -1, -1)
+            last = next(filter(self.adapter.attends, between), 0)
+            self.heeded.update(range(last, i))
+
     def follow(self, device: torch.device, kwargs: dict) -> dict:
         """Of a model spread over devices: bring all that is known to `device`.
 
-        Returns a layer's arguments there. Every layer is given the same, on the decoder's device.
+        Returns a layer's arguments there, which are not to be changed. Layers that are given the
+        same share them.
         """
         if self.prompt.visual.device != device:
             self.memo = {}
             vars(self).update(vars(on_device(self, device)))
+        # A GPU may be waiting for the host: what all layers share is looked at once.
+        whole = ("given", *kwargs, *map(id, kwargs.values()))
+        if whole in self.memo:
+            return self.memo[whole][1]
 
         def here(x: Tensor) -> Tensor:
             key = ("moved", id(x))
@@ -89,11 +111,14 @@ class PassState:
             return self.memo.get(key, x)
 
         names = kwargs.keys() - SHARED
-        return {**kwargs, **tree_map_only(Tensor, here, {name: kwargs[name] for name in names})}
+        moved = tree_map_only(Tensor, here, {name: kwargs[name] for name in names})
+        # Holds what was given, too: its numbers must not be given to others.
+        self.memo[whole] = kwargs, {**kwargs, **moved}
+        return self.memo[whole][1]
 
     def hear(self, i: int, query: Tensor, key: Tensor, options: dict, again: Any) -> None:
         """Layer i has handed over queries and keys: keep them if a method may ask (`Heard`)."""
-        if self.exhaustive or self.drops(i + 1, self.adapter.next_attention(i)):
+        if i in self.heeded:
             past = 0 if self.held is None else key.shape[2] - query.shape[2]
             heard = self.heard_by(i, query, key[:, :, past:], options, self.projected)
             heard.past = None if self.held is None else (key[:, :, :past], self.held)
@@ -112,14 +137,11 @@ class PassState:
                 raise ValueError(f"layer {i} has {own}: they must be split evenly, or not at all")
         return heard
 
-    def drops(self, start: int, stop: int) -> bool:
-        """Whether tokens will be dropped at one of the layers `start` to `stop`."""
-        stop = min(stop + 1, len(self.counts))
-        return any(self.target(i) is not None for i in range(start, stop))
-
     def target(self, i: int) -> list[int] | None:
         """Visual tokens of each sample that may enter layer i, or None if that drops none."""
-        target = list(map(min, self.left, self.counts[i])) if i < len(self.counts) else self.left
+        if i not in self.dropping:
+            return None
+        target = list(map(min, self.left, self.counts[i]))
         samples = zip(self.prompt.ends_visual, self.prompt.n_visual, target, strict=True)
         if any(end and n and not left for end, n, left in samples):
             raise ValueError(
