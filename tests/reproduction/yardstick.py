@@ -21,7 +21,7 @@ from vispco import testbed
 from vispco.utils.files import read_json, write_text
 
 from . import command
-from .benchmark import Benchmark
+from .benchmark import DEVICE, Benchmark
 from .cache import Cache
 from .claims.base import spread
 from .contenders import CONTENDERS
@@ -108,10 +108,11 @@ def _load(output: Path, model: str, method: str) -> dict:
 
 
 def _rows(benchmark: Benchmark, name: str, seed: int, found: Found) -> list[dict]:
-    rows = []
+    rows, device = [], torch.cuda.get_device_name() if DEVICE.startswith("cuda") else "cpu"
     for budget, config in found.configs.items():
         held_out = benchmark.answers(config, benchmark.test)
-        row = {"contender": name, "seed": seed, "budget": budget, "kl": benchmark.kl(config)}
+        row = {"contender": name, "seed": seed, "device": device, "budget": budget}
+        row["kl"] = benchmark.kl(config)
         row |= {"held_out_kl": held_out.kl, "held_out_accuracy": held_out.accuracy}
         tokens = config.tokens(benchmark.tokens)
         rows.append({**row, "passes": found.passes, "tokens": tokens})
@@ -138,7 +139,21 @@ def table(result: Mapping) -> str:
         parts.append(
             f"{title}, {result['model']}, {result['method']}:\n\n{markdown(header, lines)}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *_elsewhere(rows)])
+
+
+def _elsewhere(rows: Sequence[Mapping]) -> list[str]:
+    """A line for each device that is not the CPU: what was measured on it."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for row in rows:
+        if (device := row.get("device", "cpu")) != "cpu":
+            found.setdefault(device, {}).setdefault(row["contender"], set()).add(row["seed"])
+    return [
+        f"On {device}: "
+        + "; ".join(f"{name}, seed {', '.join(map(str, sorted(s)))}" for name, s in own.items())
+        + "."
+        for device, own in found.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
