@@ -69,11 +69,12 @@ def evaluate_downsampled(model: nn.Module, prepared: list[PreparedBatch], scale:
             "things"
         )
     adapter = adapter_for(model)(model)
-    cost = CostModel(adapter.dimensions(adapter.config))
+    cost, device = CostModel(adapter.dimensions(adapter.config)), model.device
     grades, small = [], []
     for full in run_teacher(model, prepared):
-        inputs = downsample(adapter, {**full.inputs, "labels": full.labels}, scale)
-        (short,) = prepare(model, [inputs])
+        given = {**full.inputs, "labels": full.labels}
+        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        (short,) = prepare(model, [downsample(adapter, given, scale)])
         short = replace(short, log_probs=full.log_probs)
         logits = answer_logits(model, replace(short, inputs=adapter.embedded(short.inputs)))
         grades.append(grade(short, logits))
