@@ -8,6 +8,7 @@ its position embeddings.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ def evaluate_downsampled(model: nn.Module, prepared: list[PreparedBatch], scale:
             "things"
         )
     adapter = adapter_for(model)(model)
-    cost, device = CostModel(adapter.dimensions(adapter.config)), model.device
+    cost = CostModel(adapter.dimensions(adapter.config))
+    device: Any = model.device
     grades, small = [], []
     for full in run_teacher(model, prepared):
         given = {**full.inputs, "labels": full.labels}
