@@ -3,12 +3,14 @@
     python -m benchmarks.page
 
 Reads what the benchmarks have written, docs/results/benchmarks/*.json. Writes the picture beside
-these files, and everything below the page's marker.
+these files, and everything below the page's marker. Of docs/results/gpu/gpu.json, it writes all
+tables beside the file, and a short one between the page's other markers.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,9 +20,14 @@ from tests.reproduction.markdown import markdown
 from vispco.plot.figure import COLOURS, MARKERS, percents, render, require_matplotlib
 from vispco.utils.files import read_json, write_text
 
+from .gpu import page as gpu_page
+from .gpu.records import checked
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, FOLDER = "how-much-time-it-saves.md", Path("results", "benchmarks")
 MARKER = "<!-- below: written by python -m benchmarks.page -->\n"
+GPU = Path("results", "gpu", "gpu.json")
+GPU_MARKERS = ("<!-- on a GPU: written by python -m benchmarks.page -->\n", "<!-- until here -->\n")
 
 
 #: {heading: what stands below it, of a row}
@@ -203,6 +210,34 @@ def load(folder: Path) -> list[tuple[str, dict]]:
     return sorted(found, key=lambda pair: list(TABLES).index(pair[0]))
 
 
+def on_a_gpu(data: dict) -> str:
+    """The short table: a row for each prompt whose time to first token is known."""
+    parts = {name: part.get("figures", ()) for name, part in data["parts"].items()}
+    columns: Columns = {
+        "model": lambda r: r["full"]["model"],
+        "visual tokens": lambda r: f"{r['full']['n_visual']:,}",
+        "batch": lambda r: r["full"]["batch"],
+        "full prefill, ms": lambda r: f"{r['full']['ms']:.0f}",
+        "GPU busy, at least": lambda r: f"{r['busy']:.0%}" if "busy" in r else "–",
+        **{f"{share} %": lambda r, name=f"{share}%": _faster(r[name]) for share in (50, 25, 10)},
+        "DivPrune, 25 %": lambda r: _faster(r["features"]),
+        "tower, ms": lambda r: f"{r['full']['tower_ms']:.0f}",
+        "25 %, with the tower": lambda r: _faster(r["25%"]["with_tower"]),
+    }
+    rows = []
+    for name, figures in parts.items():
+        if figures and name.startswith("first-token"):
+            rows.append({row["schedule"]: row for row in figures})
+            for row in parts.get(name.replace("first-token", "profile"), ()):
+                if row["schedule"] == "full":
+                    rows[-1]["busy"] = row["busy"]
+    return _table(columns, rows)
+
+
+def _faster(row: dict) -> str:
+    return f"{row['speedup']:.2f} ({row['flops_ratio']:.2f})"
+
+
 def _made_by(result: dict) -> str:
     machine, versions = result["machine"], result["versions"]
     where = machine["name"]
@@ -287,13 +322,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         docs = parser.parse_args(argv).docs
         require_matplotlib()
         results, text = load(docs / FOLDER), (docs / PAGE).read_text(encoding="utf-8")
-        above, marker, _ = text.partition(MARKER)
-        if not marker:
-            raise ValueError(f"{docs / PAGE}: expected the line {MARKER.strip()}")
+        gpu = read_json(docs / GPU, checked)
+        begin, end = GPU_MARKERS
+        found = re.fullmatch(f"(.*{begin}).*({end}.*{MARKER}).*", text, re.DOTALL)
+        if not found:
+            expected = ", ".join(marker.strip() for marker in (*GPU_MARKERS, MARKER))
+            raise ValueError(f"{docs / PAGE}: expected the lines {expected}")
+        write_text((docs / GPU).with_suffix(".md"), gpu_page.page(gpu))
         predictions = [result for name, result in results if name == "prediction"]
         if rows := [row for result in predictions for row in result["figures"]]:
             write_text(docs / FOLDER / "prediction.svg", picture(rows))
-        write_text(docs / PAGE, above + marker + tables(results))
+        above, between = found.groups()
+        write_text(docs / PAGE, f"{above}\n{on_a_gpu(gpu)}\n\n{between}{tables(results)}")
         return 0
     except SystemExit as stop:
         return stop.code or 0

@@ -167,21 +167,27 @@ def dispatch(model: nn.Module, places: dict[str, str]) -> nn.Module:
     takes its own arguments to the embeddings, and its output back.
     """
     for name, device in places.items():
-        block = model.get_submodule(name)
+        block = placed(model.get_submodule(name), device)
         for module in block.modules():
-            for tree in (module._parameters, module._buffers):
-                for key, tensor in tree.items():
-                    if tensor is None:
-                        continue
-                    there = tensor.detach().to(device)
-                    if tree is module._parameters:
-                        there = nn.Parameter(there, tensor.requires_grad)
-                    tree[key] = there
             if module is block or module.state_dict():
                 module.forward = aligned(module.forward, device)
     model.forward = aligned(model.forward, model.get_input_embeddings().weight.device, back=True)
     model.hf_device_map = places
     return model
+
+
+def placed(block: nn.Module, device: str) -> nn.Module:
+    """A module with its weights on a device, as after `block.to(device)`: it moves no argument."""
+    for module in block.modules():
+        for tree in (module._parameters, module._buffers):
+            for key, tensor in tree.items():
+                if tensor is None:
+                    continue
+                there = tensor.detach().to(device)
+                if tree is module._parameters:
+                    there = nn.Parameter(there, tensor.requires_grad)
+                tree[key] = there
+    return block
 
 
 def aligned(forward, device, back: bool = False):

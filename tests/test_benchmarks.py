@@ -5,6 +5,8 @@ What the harness counts, and each command at a tiny size. No speed is asserted.
 
 import importlib.util
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -284,6 +286,23 @@ def test_the_page_says_what_the_json_says():
     text = (page.DOCS / page.PAGE).read_text(encoding="utf-8")
     results = page.load(page.DOCS / page.FOLDER)
     assert text.partition(page.MARKER)[2] == page.tables(results)
+
+
+def test_the_command_writes_all_tables_again(tmp_path):
+    pytest.importorskip("matplotlib")
+    shutil.copytree(page.DOCS / "results" / "benchmarks", tmp_path / page.FOLDER)
+    for name in (page.GPU, page.GPU.with_suffix(".md"), page.PAGE):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(page.DOCS / name, tmp_path / name)
+    text = (page.DOCS / page.PAGE).read_text(encoding="utf-8")
+    without = re.sub(r"^\| .*\n", "", text, flags=re.MULTILINE)
+    (tmp_path / page.PAGE).write_text(without, encoding="utf-8")
+    (tmp_path / page.GPU).with_suffix(".md").unlink()
+    assert without.count("\n") < text.count("\n") and page.main(["--docs", str(tmp_path)]) == 0
+    for name in (page.PAGE, page.GPU.with_suffix(".md")):
+        assert (tmp_path / name).read_bytes() == (page.DOCS / name).read_bytes()
+    (tmp_path / page.PAGE).write_text(text.replace(page.GPU_MARKERS[0], ""), encoding="utf-8")
+    assert page.main(["--docs", str(tmp_path)]) == 2
 
 
 def test_a_verdict_counts_the_medians_that_meet_the_target():

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ import transformers
 from packaging.version import Version
 
 import vispco
+from benchmarks import page as short
 from benchmarks.gpu import (
     __main__ as command,
     estimate,
@@ -21,6 +23,7 @@ from benchmarks.gpu import (
     page,
     parts,
     passes,
+    planned,
     profiling,
     worker,
 )
@@ -46,10 +49,10 @@ def rehearse(folder, *more, launch=here):
 @pytest.fixture
 def small(monkeypatch):
     """One model, and no batch of 8."""
-    monkeypatch.setattr(command, "MODELS", {"qwen2.5-vl-7b": (1200,)})
-    every = command.plan
+    monkeypatch.setattr(planned, "MODELS", {"qwen2.5-vl-7b": (1200,)})
+    every = planned.parts
     few = staticmethod(lambda tiny: [part for part in every(tiny) if part.batch < 8])
-    monkeypatch.setattr(command, "plan", few)
+    monkeypatch.setattr(planned, "parts", few)
 
 
 # ---- end to end ----------------------------------------------------------------------------------
@@ -60,13 +63,13 @@ def test_a_rehearsal_measures_every_part_once(small, tmp_path, capsys, monkeypat
     code, found = rehearse(tmp_path)
     assert code == 0 and [name.split()[0] for name in found] == [
         "first-token",
+        "decode",
         "search",
         "profile",
-        "decode",
         "compiled",
     ]
     assert all(part["took"] >= 0 and "failed" not in part for part in found.values())
-    first, steps, profile, decode, compiled = (part["figures"] for part in found.values())
+    first, decode, steps, profile, compiled = (part["figures"] for part in found.values())
     names = ["full", "50%", "25%", "10%", "steps", "keep all", "layer 0", "features"]
     assert [row["schedule"] for row in first] == names
     layers, n, text = 6, 12, parts.TEXT
@@ -90,6 +93,7 @@ def test_a_rehearsal_measures_every_part_once(small, tmp_path, capsys, monkeypat
     assert by_call["checkpoint"]["peak_bytes"] < by_call["step"]["peak_bytes"]
     assert all(sum(row["kinds"].values()) == pytest.approx(1) for row in profile)
     assert [row["way"] for row in decode] == ["full", "keep all", "25%", "10%"]
+    assert all(row["rounds"] == 2 and row["low"] <= row["ratio"] <= row["high"] for row in decode)
     # What is compiled is compiled once, and only where it was asked for.
     assert [(row["way"], row["graphs"] > 0, row["graphs_later"]) for row in compiled] == [
         ("full, eager", False, 0),
@@ -163,11 +167,11 @@ def test_a_part_out_of_memory_is_recorded_and_the_others_go_on(kinds, tmp_path, 
 
 
 def test_an_interrupted_run_does_only_what_is_missing(kinds, tmp_path):
-    kinds["profile"] = raising(KeyboardInterrupt())
+    fine, kinds["search"] = kinds["search"], raising(KeyboardInterrupt())
     code, begun = rehearse(tmp_path)
-    assert code == 130 and [name.split()[0] for name in begun] == ["first-token", "search"]
-    kinds["first-token"] = kinds["search"] = raising(AssertionError("again"))
-    kinds["profile"] = kinds["decode"]
+    assert code == 130 and [name.split()[0] for name in begun] == ["first-token", "decode"]
+    kinds["first-token"] = kinds["decode"] = raising(AssertionError("again"))
+    kinds["search"] = fine
     code, found = rehearse(tmp_path)
     assert code == 0 and len(found) == 5
 
@@ -311,8 +315,36 @@ def test_without_a_model_none_of_its_parts_is_measured(small, tmp_path, monkeypa
     )
 
 
+# ---- the order, and decoding ---------------------------------------------------------------------
+def test_what_matters_most_comes_first_and_models_are_loaded_six_times():
+    every = planned.parts()
+    kinds = [part.kind for part in every]
+    half = [kind in ("first-token", "decode") for kind in kinds]
+    assert half == sorted(half, reverse=True) and half.count(True) == 16 and len(set(every)) == 26
+    assert [kind == "compiled" for kind in kinds] == [False] * 24 + [True] * 2
+    llava, qwen2_5, qwen3 = planned.MODELS
+    loaded = [model for model, _ in command._groups(every)]
+    assert loaded == [llava, qwen2_5, qwen3, qwen2_5, llava, qwen2_5]
+    # Of each model, time to first token comes before decoding.
+    for _, own in command._groups(every[:16]):
+        assert [part.kind for part in own] == sorted((p.kind for p in own), reverse=True)
+
+
+def test_decoding_counts_no_first_call_and_takes_the_middle_of_two_rounds(monkeypatch):
+    # Each way once, then the full model to see how many rounds fit.
+    seconds = iter([*[90.0] * 5, 1.0, 2.0, 3.0, 4.0, 8.0, 9.0, 6.0, 1.0])
+    monkeypatch.setattr(parts, "generated", lambda *given: next(seconds))
+    model = models.build("qwen2.5-vl-7b", True, "cpu", torch.bfloat16)
+    work = parts.Work(Part("decode", "qwen2.5-vl-7b", 12, 1), model, 40.0, 2)
+    rows = {row["way"]: row for row in parts.decode(work)}
+    # The second round begins with the second way.
+    ratios = {"full": 1.0, "keep all": (2 + 8) / 2, "25%": (3 + 9) / 2, "10%": (4 + 6) / 2}
+    assert {way: row["ratio"] for way, row in rows.items()} == ratios and not list(seconds)
+    assert all(row["ms"] is row["tokens_per_second"] is None for row in rows.values())
+
+
 # ---- models, counts and estimates ----------------------------------------------------------------
-@pytest.mark.parametrize("module", [parts, passes, profiling], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [page, parts, passes, profiling], ids=lambda m: m.__name__)
 def test_examples(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
@@ -375,3 +407,156 @@ def test_an_estimate_is_what_its_formula_says():
     assert estimate.on("RTX 4090 24 GB", estimate.Estimate(1, 1e15, 30e9, 0, 0, 1)) == (
         "0 min (2 GPUs)"
     )
+
+
+# ---- what was measured ---------------------------------------------------------------------------
+DOCS = Path(__file__).parent.parent / "docs"
+MEASURED = json.loads((DOCS / "results" / "gpu" / "gpu.json").read_text())
+
+
+def measured(kind, **of):
+    """The rows of a kind of part whose values are these."""
+    rows = [
+        row
+        for name, part in MEASURED["parts"].items()
+        if name.split()[0] == kind
+        for row in part["figures"]
+    ]
+    return [row for row in rows if all(row[name] == value for name, value in of.items())]
+
+
+def between(numbers, digits=2):
+    numbers = list(numbers)
+    return f"{min(numbers):.{digits}f} to {max(numbers):.{digits}f}"
+
+
+def test_the_tables_say_what_the_json_says():
+    written = (DOCS / "results" / "gpu" / "gpu.md").read_text(encoding="utf-8")
+    assert written == page.page(MEASURED)
+    text = (DOCS / short.PAGE).read_text(encoding="utf-8")
+    begin, end = short.GPU_MARKERS
+    table = text.partition(begin)[2].partition(end)[0].strip()
+    assert table == short.on_a_gpu(MEASURED) and table.count("\n") == 9
+
+
+def test_the_conclusions_say_what_the_json_says():
+    text = " ".join((DOCS / short.PAGE).read_text(encoding="utf-8").split())
+    summary, _, text = text.partition("## A model of the time")[0].partition("## On a GPU")
+    full = measured("first-token", schedule="full")
+    prompts = {(r["model"], r["n_visual"], r["batch"]): r for r in full}
+    fastv = [r for r in measured("first-token") if r["schedule"] in ("50%", "25%", "10%")]
+    slow, fast = ([r for r in fastv if (r["speedup"] < 1) is less] for less in (True, False))
+    pays = {(r["model"], r["n_visual"], r["batch"]) for r in fast}
+    costs = {(r["model"], r["n_visual"], r["batch"]) for r in slow}
+    least = min(prompts[each]["ms"] for each in pays)
+    assert not pays & costs and costs == {("llava-1.5-7b", 576, 1), ("qwen2.5-vl-7b", 1200, 1)}
+    assert len(pays) == 6 and f"six prompts whose full prefill takes {least:.0f} ms or" in text
+    assert max(prompts[each]["ms"] for each in costs) < least
+    batches = [r for r in fast if r["batch"] == 8]
+    speedup = between(r["speedup"] for r in batches)
+    assert f"Batches of 8 are {speedup} times as fast: " in text
+    assert f"{between(r['realised'] for r in batches)} of what the FLOPs promise" in text
+    alone = between(r["speedup"] for r in fast if r["batch"] == 1)
+    assert f"2,880 or 4,800 visual tokens is {alone} times as fast" in text
+    few, more = (between(r["speedup"] for r in slow if r["n_visual"] == n) for n in (576, 1200))
+    assert f"576 visual tokens runs at {few} times the speed, of 1,200 at {more}" in text
+    took = " and ".join(f"{prompts[each]['ms']:.0f}" for each in sorted(costs))
+    assert f"full prefills take {took} ms" in text
+    every = between(r["speedup"] for r in fast)
+    assert f"7B models get {every} times as fast" in summary
+    busy = " and ".join(
+        f"{100 * r['busy']:.0f} %"
+        for model, n, _ in sorted(costs)
+        for r in measured("profile", schedule="full", model=model, n_visual=n)
+    )
+    assert f"busy for {busy}" in text
+    assert f"FastV took less than {min(r['ms'] for r in fastv):.0f} ms" in text
+
+    llava = between((r["tower_ms"] for r in full if r["model"] == "llava-1.5-7b"), 0)
+    assert f"LLaVA's takes {llava} ms" in text
+    qwen = [r for r in full if r["model"] == "qwen2.5-vl-7b"]
+    assert f"{between((r['tower_ms'] / r['ms'] for r in qwen), 1)} times as long" in text
+    rows = measured("first-token", model="qwen2.5-vl-7b")
+    best = max(r["with_tower"]["speedup"] for r in rows)
+    assert f"the best speed-up is {best:.2f}" in text
+    tower = prompts["qwen2.5-vl-7b", 1200, 1]["tower_ms"]
+    assert f"2,244 times for 1,200 tokens, in {tower:.0f} ms" in text
+    config = models.config("qwen2.5-vl-7b")
+    counted = vispco.count_flops(config, None, 1200, parts.TEXT, images=[[1, 60, 80]])
+    assert f"By FLOPs it would be {counted.vision / counted.total:.2f} of the prefill" in text
+
+    (one,) = measured("first-token", schedule="features", n_visual=4800, batch=1)
+    whole = prompts["qwen2.5-vl-7b", 4800, 1]["ms"]
+    assert f"it makes {one['ms']:.0f} ms of {whole:.0f}" in text
+    eight = (
+        between(r["speedup"] for r in measured("first-token", batch=8, schedule=name))
+        for name in ("features", "25%")
+    )
+    assert "{} times as fast, and FastV at the same share {}".format(*eight) in text
+
+    before = prompts["llava-1.5-7b", 2880, 8]
+    (after,) = measured("first-token", n_visual=2880, batch=8, schedule="10%")
+    kv, peak = (
+        f"{after[k] / 2**30:.1f}{{}} in place of {before[k] / 2**30:.1f}"
+        for k in ("kv_bytes", "peak_bytes")
+    )
+    cache, above = kv.format(" GiB"), peak.format("")
+    assert f"the KV cache is {cache}, the peak above the weights {above}" in text
+
+    assert f"{between((r['ms'] for r in measured('decode')), 0)} ms a step for LLaVA" in text
+    ms = {row["way"]: row["ms"] for row in measured("compiled")}
+    steps = f"{ms['full, compiled']:.1f} ms in full and {ms['25%, compiled']:.1f} ms pruned"
+    assert f"a step takes {steps}" in text
+    minutes = [f"{row['seconds'] / 60:.1f}" for row in measured("search", call="frontier")]
+    assert "{} minutes on LLaVA (576 tokens) and {} on Qwen2.5-VL".format(*minutes) in text
+    steps = between((row["ratio"] for row in measured("search", call="step")), 1)
+    assert f"gradient search takes {steps} plain passes there: the target of 3.0 is missed" in text
+
+
+def test_other_pages_say_what_the_json_says():
+    def prose(name):
+        return " ".join((DOCS / name).read_text(encoding="utf-8").split())
+
+    took = sum(part["took"] for part in MEASURED["parts"].values())
+    every = planned.parts()
+    assert f"{len(MEASURED['parts'])} of the {len(every)} parts took {took:.0f} seconds" in prose(
+        "10-benchmarks.md"
+    )
+    weights = {r["model"]: r["weight_bytes"] for r in measured("first-token")}
+    rows = measured("first-token") + [r for r in measured("search") if "peak_bytes" in r]
+    most = max(weights[r["model"]] + r["peak_bytes"] for r in rows)
+    assert f"The largest part took {most / 1e9:.0f} GB" in prose("10-benchmarks.md")
+    fastv = [r for r in measured("first-token") if r["schedule"] in ("50%", "25%", "10%")]
+    eight = between(r["speedup"] for r in fastv if r["batch"] == 8)
+    lost = between(r["speedup"] for r in fastv if r["speedup"] < 1)
+    assert f"batches of 8 are {eight} times as fast" in prose("../README.md")
+    assert f"gets **slower** ({lost})" in prose("../README.md")
+    assert f"batches of 8 were {eight} times as fast" in prose("README.md")
+    qwen = [r for r in fastv if (r["n_visual"], r["batch"]) == (1200, 8)]
+    pages = prose("qwen-in-ten-minutes.md")
+    assert f"eight of them {between(r['speedup'] for r in qwen)} times as fast" in pages
+    (whole,) = measured("search", call="frontier", n_visual=1200)
+    assert f"needs {whole['seconds'] / 60:.1f} minutes with 1,200 tokens" in pages
+
+
+def test_the_tower_of_qwen_attends_once_for_each_window(monkeypatch):
+    """In 28 of its 32 layers, with sdpa; the page says how often in all."""
+    config = models.config("qwen2.5-vl-7b", tiny=True)
+    sizes = {name: models.QWEN2_5[name] for name in ("depth", "fullatt_block_indexes")}
+    for name, value in sizes.items():
+        setattr(config.vision_config, name, value)
+    patches = models.QWEN2_5["window_size"] // models.QWEN2_5["patch_size"]
+    config.vision_config.window_size = patches * config.vision_config.patch_size
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    assert model.model.visual.config._attn_implementation == "sdpa"
+    inputs, calls = models.prompt(model, 1200, 8, 1), []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with torch.no_grad():
+        model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    assert len(calls) == 28 * (8 * 10) + 4 == 2244

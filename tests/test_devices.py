@@ -9,12 +9,18 @@ import pytest
 import torch
 
 import vispco
-from pretend_devices import dispatch, moved, pretending
+from pretend_devices import dispatch, moved, placed, pretending
 from tests.reproduction import estimator_zoo  # noqa: F401
 from tiny import FAMILIES, batch, search_with, without_labels
 from tiny_families import processed
 from vispco import PruningConfig
+from vispco.baselines.downsample import evaluate_downsampled
+from vispco.baselines.rules import fitprune_schedule, vtw_schedule
+from vispco.calibration import prepare
+from vispco.commands import answer
+from vispco.latency.table import LatencyTable
 from vispco.latency.timing import timed
+from vispco.plot.tokens import kept_patches
 from vispco.pruning._attention import SoftMask
 from vispco.pruning.state import PassState
 from vispco.registry import adapter_for
@@ -245,6 +251,72 @@ def test_batches_may_be_on_a_device_already():
     assert vispco.evaluate(spread("llava"), there, config) == vispco.evaluate(
         single("llava"), batches("llava"), config
     )
+
+
+# ---- all of a model on another device than its batches -------------------------------------------
+@functools.cache
+def away(family):
+    """The same model after `model.to("cpu:1")`: unlike `spread`, it moves no input itself."""
+    return placed(FAMILIES[family](layers=4), "cpu:1")
+
+
+def prompt_of(given):
+    """The first picture's prompt, which has no padding."""
+    tokens = int(given[0]["attention_mask"][0].sum())
+    inputs = without_labels(given[0])
+    pixels = inputs.pop("pixel_values")
+    if "image_grid_thw" in inputs:
+        inputs["image_grid_thw"] = inputs["image_grid_thw"][:1]
+    kept = {k: v[:1, -tokens:] if v.shape[1] >= tokens else v for k, v in inputs.items()}
+    return {**kept, "pixel_values": pixels[: len(pixels) // 3]}
+
+
+class Words:
+    @staticmethod
+    def decode(tokens, **_):
+        return str(tokens.tolist())
+
+
+def timed_alone(model, given):
+    """That it runs. Times differ."""
+    inputs = prompt_of(given)
+    config = PruningConfig("fastv", RATIOS)
+    answer.speeds(model, inputs, config, repeats=1, new_tokens=2)
+    call = answer.first_token(model, inputs)
+    found = answer.latency(model, call, [config], 16, 10, rounds=1, warmup=0)
+    return len(found["configurations"]), LatencyTable.measure(model, [8, 16], repeats=1).lengths
+
+
+#: What calls a model or its tower, from batches to something that two models can be compared by.
+CALLS = {
+    "smaller pictures": lambda m, x: evaluate_downsampled(m, prepare(m, x), 0.5),
+    "smaller pictures, features kept": lambda m, x: evaluate_downsampled(
+        m, prepare(m, x, keep_features=True), 0.5
+    ),
+    "full": lambda m, x: vispco.evaluate(m, x),
+    "deploy": lambda m, x: vispco.evaluate(m, x, PruningConfig("visionzip", RATIOS)),
+    "profile": lambda m, x: vispco.profile(m, x[:1], method="fastv").to_dict(),
+    "before_llm": lambda m, x: (
+        vispco.search(m, x[:1], "divprune", [0.5], start="before_llm").points
+    ),
+    "shared": lambda m, x: vispco.search(
+        m, x[:1], budgets=(), start=vispco.Shared(steps=1, conditioned=True)
+    ).config(0.5),
+    "FitPrune's rule": lambda m, x: fitprune_schedule(m, x, 0.5),
+    "VTW's rule": lambda m, x: vtw_schedule(m, x),
+    "answer": lambda m, x: answer.answer(m, Words, prompt_of(x), PruningConfig("fastv", RATIOS)),
+    "kept patches": lambda m, x: str(kept_patches(m, prompt_of(x), PruningConfig("fastv", RATIOS))),
+    "times": timed_alone,
+}
+
+
+@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("call", CALLS)
+def test_inputs_are_taken_to_the_models_device(call, family):
+    here = CALLS[call](single(family), batches(family))
+    assert CALLS[call](away(family), batches(family)) == here
+    there = [moved(inputs, "cpu:1") for inputs in batches(family)]
+    assert CALLS[call](away(family), there) == here
 
 
 @pytest.mark.parametrize("family", FAMILY)

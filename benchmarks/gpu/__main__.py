@@ -31,15 +31,11 @@ import torch
 from vispco.utils.version import require, versions
 
 from ..side_by_side import machine
-from . import estimate, page
+from . import estimate, page, planned
 from .parts import Part
 from .records import ROOT, Records, code
 from .worker import KINDS, MARK
 
-#: What is measured first, and on what visual tokens.
-MODELS = {"llava-1.5-7b": (576, 2880), "qwen2.5-vl-7b": (1200, 4800), "qwen3-vl-8b": (1200,)}
-#: Rehearsed with these. LLaVA's tiny picture has 16 tokens.
-TINY = {576: 16, 2880: 32, 1200: 12, 4800: 48}
 #: Seconds that a process may take until it has its model.
 LOADING = 120.0
 #: The command of such a process.
@@ -47,23 +43,6 @@ WORKER = [sys.executable, "-m", "benchmarks.gpu.worker"]
 
 #: launch(settings, model, parts, deadline) -> events, as `worker.work`.
 Launch = Callable[[Mapping[str, Any], str, Sequence[Part], float], Iterator[dict]]
-
-
-def plan(tiny: bool = False) -> list[Part]:
-    """All parts in order. Code of one model is compiled early, of another as the last part."""
-    parts, last = [], []
-    for model, sizes in MODELS.items():
-        small, *_, large = [TINY[n] if tiny else n for n in sizes] * 2
-        for n in dict.fromkeys((small, large)):
-            parts += [Part("first-token", model, n, batch) for batch in (1, 8)]
-        parts.append(Part("search", model, small, 4))
-        parts += [Part("profile", model, n, 1) for n in dict.fromkeys((small, large))]
-        parts += [Part("decode", model, large, batch) for batch in (1, 8)]
-        if model == "llava-1.5-7b":
-            parts.append(Part("compiled", model, small, 1))
-        if model == "qwen2.5-vl-7b":
-            last.append(Part("compiled", model, small, 1))
-    return parts + last
 
 
 def processes(
@@ -149,9 +128,9 @@ def measure(options: argparse.Namespace, launch: Launch = processes) -> bool:
     records = Records(options.output / "gpu.json", made_by, options.fresh)
     digest, started = code(), time.monotonic()
     counted = None if options.keep else digest
-    asked = [p for p in plan(options.rehearse) if fnmatch.fnmatch(p.name, options.only)]
+    asked = [p for p in planned.parts(options.rehearse) if fnmatch.fnmatch(p.name, options.only)]
     if not asked:
-        known = "; ".join(part.name for part in plan(options.rehearse))
+        known = "; ".join(part.name for part in planned.parts(options.rehearse))
         raise ValueError(f"--only {options.only!r} is none of the parts: {known}")
     missing = [p for p in asked if not records.known(p.name, counted, options.retry)]
     print(f"{len(asked) - len(missing)} of {len(asked)} parts are known already", flush=True)

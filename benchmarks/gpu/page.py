@@ -9,6 +9,8 @@ from typing import Any
 from tests.reproduction.markdown import markdown
 from vispco.utils.files import write_text
 
+from . import planned
+
 GIB = 2**30
 Row = Mapping[str, Any]
 
@@ -21,9 +23,19 @@ def _spread(row: Row, name: str = "realised") -> str:
     return f"{row[name]:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
-def _largest(shares: Mapping[str, float], most: int = 4) -> str:
+def _largest(shares: Mapping[str, float], most: int) -> str:
     ordered = sorted(shares.items(), key=lambda pair: -pair[1])[:most]
     return ", ".join(f"{name} {share:.0%}" for name, share in ordered)
+
+
+def kernel(name: str) -> str:
+    """A kernel's own name, without namespaces and the arguments of its template.
+
+    >>> kernel("void at::native::(anonymous namespace)::CatArrayBatchedCopy<unsigned int, 4>(int)")
+    '`CatArrayBatchedCopy`'
+    """
+    own = name.partition("<")[0].removeprefix("void ")
+    return f"`{own.replace('(anonymous namespace)::', '').removeprefix('at::native::')}`"
 
 
 def _prompt(*more: tuple[str, Callable[[Row], Any]]) -> dict[str, Callable[[Row], Any]]:
@@ -52,16 +64,32 @@ def _first_token(rows: list[Row]) -> str:
     )
 
 
-def _decode(rows: list[Row]) -> str:
+def _steps(rows: list[Row], *more: tuple[str, Callable[[Row], Any]]) -> str:
     return _table(
         rows,
         ("decoding", lambda r: r["way"]),
         ("ms a step", lambda r: _ms(r, digits=2)),
         ("tokens/s", lambda r: _ms(r, "tokens_per_second")),
+        *more,
+    )
+
+
+def _decode(rows: list[Row]) -> str:
+    measured = "time over the full model's", lambda r: _spread(r, "ratio") if "low" in r else "–"
+    table = _steps(rows, measured)
+    if all("low" in row for row in rows):
+        return table
+    # Its ratios were to a first call, which is slower.
+    return f"{table}\n\nWithout a ratio: an earlier version took the faster one of two rounds."
+
+
+def _compiled(rows: list[Row]) -> str:
+    return _steps(
+        rows,
         ("time over the first row's", lambda r: f"{r['ratio']:.3f}"),
-        ("first call s", lambda r: _ms(r, "first_seconds") if "first_seconds" in r else "–"),
-        ("graphs compiled", lambda r: r.get("graphs", "–")),
-        ("later", lambda r: r.get("graphs_later", "–")),
+        ("first call s", lambda r: _ms(r, "first_seconds")),
+        ("graphs compiled", lambda r: r["graphs"]),
+        ("later", lambda r: r["graphs_later"]),
     )
 
 
@@ -98,8 +126,15 @@ def _profile(rows: list[Row]) -> str:
         ("schedule", lambda r: r["schedule"]),
         ("device busy", lambda r: "–" if r["busy"] is None else f"{r['busy']:.0%}"),
         ("time by kind", lambda r: _largest(r["kinds"], 6)),
-        ("largest", lambda r: _largest(r["largest"])),
+        ("largest", lambda r: _largest(_kernels(r["largest"]), 4)),
     )
+
+
+def _kernels(shares: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, share in shares.items():
+        found[kernel(name)] = found.get(kernel(name), 0) + share
+    return found
 
 
 def _table(rows: Sequence[Row], *more: tuple[str, Callable[[Row], Any]]) -> str:
@@ -117,7 +152,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[list[Row]], str]]] = {
         _first_token,
     ),
     "decode": ("Decoding, as it comes", "A dynamic KV cache, greedy.", _decode),
-    "compiled": ("Decoding, compiled", "A static KV cache; `generate` compiles it.", _decode),
+    "compiled": ("Decoding, compiled", "A static KV cache; `generate` compiles it.", _compiled),
     "search": ("The search", "FastV, a batch of questions with one answer token each.", _search),
     "profile": (
         "What limits a prefill",
@@ -146,9 +181,11 @@ def page(data: Mapping[str, Any]) -> str:
         rows = [row for part in own for row in part.get("figures", ())]
         if rows:
             lines += [f"## {title}", says, table(rows)]
-    failed = [f"- {name}: {part['failed']}" for name, part in parts.items() if "failed" in part]
-    if failed:
-        lines += ["## What was not measured", "\n".join(failed)]
+    without = [f"- {name}: {part['failed']}" for name, part in parts.items() if "failed" in part]
+    names = [part.name for part in planned.parts(made["tiny"])]
+    without += [f"- {name}: not yet" for name in names if name not in parts]
+    if without:
+        lines += ["## What was not measured", "\n".join(without)]
     return "\n\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import transformers as tf
 
 import vispco
 from vispco.flops import CostModel
-from vispco.latency.timing import timed
+from vispco.latency.timing import in_turns, timed
 from vispco.registry import adapter_for, build_method
 
 from .. import shapes
@@ -151,7 +152,7 @@ class Clock(tf.LogitsProcessor):
             steps = [a.elapsed_time(b) / 1000 for a, b in pairs]
         else:
             steps = [b - a for a, b in pairs]
-        return torch.tensor(steps, dtype=torch.float64).median().item()
+        return median(steps)
 
 
 def generated(work: Work, inputs: dict, tokens: int, **options: Any) -> float:
@@ -164,12 +165,9 @@ def generated(work: Work, inputs: dict, tokens: int, **options: Any) -> float:
     return clock.seconds()
 
 
-def _speeds(work: Work, name: str, steps: list[float], **more: Any) -> dict[str, Any]:
-    middle = torch.tensor(steps, dtype=torch.float64).median().item()
-    on_gpu = work.device.type == "cuda"
-    # Seconds are reported on a GPU only.
-    times = {"ms": 1000 * middle, "tokens_per_second": work.part.batch / middle}
-    return work.row(way=name, **(times if on_gpu else dict.fromkeys(times)), **more)
+def _speeds(work: Work, ms: float | None) -> dict[str, Any]:
+    """Of a step that takes so many milliseconds; None on a CPU."""
+    return {"ms": ms, "tokens_per_second": ms and 1000 * work.part.batch / ms}
 
 
 @torch.no_grad()
@@ -177,25 +175,18 @@ def decode(work: Work, tokens: int = 24) -> list[dict]:
     """Decoding as it comes, with a dynamic KV cache: the full model, and after pruning."""
     model, inputs = work.model, work.prompt()
     configs = schedules(len(model.get_decoder().layers))
-    ways: dict[str, Any] = {"full": contextlib.nullcontext}
-    ways |= {n: partial(vispco.apply, model, configs[n]) for n in ("keep all", "25%", "10%")}
-    steps: dict[str, list[float]] = {name: [] for name in ways}
-    started = time.perf_counter()
+    within = {n: partial(vispco.apply, model, configs[n]) for n in ("keep all", "25%", "10%")}
+    calls = dict.fromkeys(["full", *within], partial(generated, work, inputs, tokens))
+    # A call says itself how long a step took.
+    how: dict[str, Any] = {"within": within, "warmup": 0, "timer": lambda call: call()}
     with models.without_tower(model, inputs):
-        for turn in range(work.rounds):
-            for name, within in ways.items():
-                with within():
-                    steps[name].append(generated(work, inputs, tokens))
-            # Two rounds at least.
-            if turn and time.perf_counter() - started > work.seconds / 4:
-                break
-    ratios = {
-        name: [a / b for a, b in zip(own, steps["full"], strict=True)]
-        for name, own in steps.items()
-    }
+        # Not counted: the first call of each way is slower.
+        in_turns(calls, rounds=1, **how)
+        rounds = work.rounds_of(len(calls) * timed(work.device)(calls["full"]))
+        times = side_by_side(calls, baseline="full", device=work.device, rounds=rounds, **how)
+    more = {"rounds": rounds, "tokens": tokens}
     return [
-        _speeds(work, name, own, ratio=torch.tensor(ratios[name]).median().item(), tokens=tokens)
-        for name, own in steps.items()
+        work.row(way=name, **row | _speeds(work, row["ms"]), **more) for name, row in times.items()
     ]
 
 
@@ -225,13 +216,14 @@ def compiled(work: Work, tokens: int = 32, rounds: int = 3) -> list[dict]:
                 first = time.perf_counter() - started
                 graphs = counters["stats"]["unique_graphs"] - before
                 steps = [generated(work, inputs, tokens, **given) for _ in range(rounds)]
-                middle = sorted(steps)[rounds // 2]
+                middle = median(steps)
                 baseline = baseline or middle
                 again = counters["stats"]["unique_graphs"] - before - graphs
                 more = {"ratio": middle / baseline, "graphs": graphs, "graphs_later": again}
                 on_gpu = work.device.type == "cuda"
                 more |= {"first_seconds": first if on_gpu else None, "tokens": tokens}
-                rows.append(_speeds(work, f"{name}, {how}", steps, **more))
+                more |= _speeds(work, 1000 * middle if on_gpu else None)
+                rows.append(work.row(way=f"{name}, {how}", **more))
     torch._dynamo.reset()
     return rows
 

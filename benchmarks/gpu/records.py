@@ -35,7 +35,7 @@ class Records:
         self.path, self.made_by = path, dict(made_by)
         self.parts: dict[str, dict] = {}
         if path.exists() and not fresh:
-            data = read_json(path, _checked)
+            data = read_json(path, checked)
             if different := differences(_flat(data["made_by"]), _flat(self.made_by)):
                 raise ValueError(
                     f"{path} is of another run: {different}; choose another folder, or begin anew "
@@ -64,7 +64,8 @@ class Records:
         return {"format": FORMAT, "made_by": self.made_by, "parts": self.parts}
 
 
-def _checked(data: Any) -> dict:
+def checked(data: Any) -> dict:
+    """What a file holds. Raises ValueError if it is no such file."""
     known = isinstance(data, dict) and data.get("format") == FORMAT
     if not known or not all(isinstance(data.get(name), dict) for name in ("made_by", "parts")):
         raise ValueError(f"expected what this benchmark writes (format {FORMAT})")

@@ -8,6 +8,7 @@ its position embeddings.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +71,12 @@ def evaluate_downsampled(model: nn.Module, prepared: list[PreparedBatch], scale:
         )
     adapter = adapter_for(model)(model)
     cost = CostModel(adapter.dimensions(adapter.config))
+    device: Any = model.device
     grades, small = [], []
     for full in run_teacher(model, prepared):
-        inputs = downsample(adapter, {**full.inputs, "labels": full.labels}, scale)
-        (short,) = prepare(model, [inputs])
+        given = {**full.inputs, "labels": full.labels}
+        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        (short,) = prepare(model, [downsample(adapter, given, scale)])
         short = replace(short, log_probs=full.log_probs)
         logits = answer_logits(model, replace(short, inputs=adapter.embedded(short.inputs)))
         grades.append(grade(short, logits))
