@@ -1,8 +1,8 @@
-"""What pruning asks of the host: a prefill's time and operators, where the device has nothing to do.
+"""What pruning asks of the host: time and operators of a prefill with hardly any arithmetic.
 
-A GPU computes a layer of a short prompt faster than the host can ask for it. Then the host decides,
-and what pruning adds to its work costs time, however many tokens are dropped. The model here is so
-narrow that nearly all of the time is the host's.
+A GPU computes a layer of a short prompt faster than the host can ask for the next. Then the host
+decides, and what pruning adds to its work costs time, however many tokens are dropped. The model
+here is so narrow that nearly all of the time is the host's.
 
     python -m benchmarks.host --layers 32 --cpu-time --output host.json
 """

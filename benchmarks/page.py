@@ -63,6 +63,18 @@ def _overhead(rows: list[dict]) -> str:
     return _met(rows, lambda r: r["ratio"] <= 1.02, "at most 1.02") + _table(columns, rows)
 
 
+def _host(rows: list[dict]) -> str:
+    columns: Columns = {
+        "layers": lambda r: r["layers"],
+        "visual tokens": lambda r: r["n_visual"],
+        "batch": lambda r: r["batch"],
+        "schedule": lambda r: r["schedule"],
+        "time over the bare model's": _spread,
+        "operators over the bare model's": lambda r: f"{r['operators']:.3f}",
+    }
+    return _table(columns, rows)
+
+
 def _speedup(rows: list[dict]) -> str:
     pruned = [r for r in rows if r["schedule"] != "full"]
     whole = {(r["n_visual"], r["batch"]): r["kv_bytes"] for r in rows if r["schedule"] == "full"}
@@ -180,6 +192,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict]], str]]] = {
     "prediction": ("Predicted and measured", _prediction),
     "speedup": ("Realised speed-up", _speedup),
     "overhead": ("What `vispco.apply` itself costs", _overhead),
+    "host": ("What pruning asks of the host", _host),
     "against": ("Against other ways to prune", _against),
     "search_cost": ("What a step of the search costs", _search_cost),
     "frontier_cost": ("What a frontier costs", _frontier_cost),

@@ -14,6 +14,7 @@ import torch
 import vispco
 from benchmarks import (
     against,
+    host,
     overhead,
     page,
     prediction,
@@ -205,6 +206,15 @@ def test_overhead(tmp_path):
     assert all(
         0 < f["low"] <= f["ratio"] <= f["high"] and f["ms"] is f["bare_ms"] is None for f in figures
     )
+
+
+def test_host(tmp_path):
+    """Pruning asks for more operators, whatever it drops; a bare model for as many as before."""
+    figures = written(host, tmp_path)
+    assert [row["schedule"] for row in figures] == ["50%", "25%", "10%", "steps"]
+    assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in figures)
+    once, *others, steps = (row["operators"] for row in figures)
+    assert 1 < once < steps and set(others) == {once}
 
 
 def test_speedup(tmp_path):

@@ -707,6 +707,17 @@ def test_smoke_run_from_end_to_end(tmp_path, capsys):
     assert main([*arguments, "--claims", "percentile", "hypervolume"]) == 0
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == set()
+    # One method of the race again: all that changes is the command.
+    assert main([*arguments, "--claims", "winner", "--methods", "auto"]) == 0
+    whole = json.loads(before["winner.json"])
+    again = json.loads((folder / "winner.json").read_text())
+        json.loads(before["winner.json"]),
+        json.loads((folder / "winner.json").read_text()),
+    )
+    assert again["command"] == f"{whole['command']}; the same with --methods auto"
+    assert {k: again[k] for k in again if k not in ("command", "sha256")} == {
+        k: whole[k] for k in whole if k not in ("command", "sha256")
+    }
 
 
 @pytest.mark.parametrize(
@@ -714,6 +725,9 @@ def test_smoke_run_from_end_to_end(tmp_path, capsys):
     [
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--workers", "0"], "--workers must be at least 1"),
+        (["--methods", "fastvv"], "fastvv is not in the race"),
+        (["--methods", "auto"], "add --claims winner"),
+        (["--methods", "auto", "--claims", "winner"], "has no race of size quick"),
     ],
 )
 def test_bad_arguments_get_one_line(arguments, message, tmp_path, capsys):

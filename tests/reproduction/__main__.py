@@ -18,7 +18,7 @@ from vispco.utils.console import output_folder
 from . import jobs
 from .cache import Cache
 from .claims import CLAIMS
-from .report import conclude, write
+from .report import conclude, load, write
 from .sizes import SIZES, Size
 
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.claims,
             options.workers,
             options.fresh,
+            options.methods,
         )
         return 0
     except SystemExit as stop:
@@ -72,15 +73,18 @@ def reproduce(
     names: Sequence[str] | None = None,
     workers: int = 2,
     fresh: bool = False,
+    methods: Sequence[str] | None = None,
 ) -> dict[str, dict]:
     """Run the claims, write tables and figures to `output`; returns {claim: result}.
 
     folder: of the cache. Other claims' results in `output` stay, and are in the report with the
-    command that made them. Raises ValueError for a bad argument, before anything runs.
+    command that made them. methods: these alone race each other, and the rows of the others in
+    `output` stay. Raises ValueError for a bad argument, before anything runs.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     names = list(names or CLAIMS)
+    size, before = racing(size, methods, names, output) if methods else (size, None)
     require_matplotlib()
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -90,11 +94,43 @@ def reproduce(
         jobs.announce(todo, workers)
         found = jobs.run(todo, size, Path(folder), workers)
         results = {name: conclude(name, found.get(name, []), size) for name in names}
+        if before:
+            results = {"winner": again(before, found["winner"], size, methods or ())}
         write(results, place)
     for name, result in results.items():
         print(f"{name:12} {result['verdict']:12} {result['measured']}")
     print(f"{time.perf_counter() - started:.0f} s; {place / 'README.md'}", file=sys.stderr)
     return results
+
+
+def racing(
+    size: Size, methods: Sequence[str], names: Sequence[str], output: Path
+) -> tuple[Size, dict]:
+    """The size with these methods alone in the race, and the race's result so far."""
+    own = {n: [m for m in w.methods if m in methods] for n, w in size.winners.items()}
+    if unknown := set(methods) - {m for each in own.values() for m in each}:
+        raise ValueError(f"--methods: {', '.join(sorted(unknown))} is not in the race")
+    if list(names) != ["winner"]:
+        raise ValueError("--methods is of the race alone: add --claims winner")
+    before = load(output).get("winner")
+    if before is None or before["size"] != size.name:
+        raise ValueError(f"--methods: {output} has no race of size {size.name}: run it whole first")
+    some = {
+        n: replace(w, methods=tuple(own[n]), smaller=False)
+        for n, w in size.winners.items()
+        if own[n]
+    }
+    return replace(size, winners=some), before
+
+
+def again(before: dict, found: list[dict], size: Size, methods: Sequence[str]) -> dict:
+    """The race's result with the rows of `methods` as they were found now."""
+    new = {(row["testbed"], row["method"]): row for row in found}
+    rows = [new.pop((row["testbed"], row["method"]), row) for row in before["rows"]]
+    result = conclude("winner", [*rows, *new.values()], size)
+    kept = {name: before[name] for name in ("seeds", "calibration", "test", "versions")}
+    command = f"{before['command']}; the same with --methods {' '.join(methods)}"
+    return {**result, **kept, "command": command}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,6 +174,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=CLAIMS,
         metavar="NAME",
         help=f"only these: {', '.join(CLAIMS)}",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="of the race (--claims winner), these alone, in a folder with the rows of the others",
     )
     parser.add_argument("--seeds", type=int, help="of every search, instead of the size's")
     parser.add_argument(

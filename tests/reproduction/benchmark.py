@@ -24,7 +24,6 @@ from .cache import MEASURING, SEARCHING, SHRINKING, Cache, code
 from .deep import deepen
 from .measure import Answers, Questions, ask
 
-
 #: Where models run, such as "cuda". What one device has measured is not taken for another's.
 DEVICE = os.environ.get("VISPCO_REPRODUCTION_DEVICE", "cpu")
 

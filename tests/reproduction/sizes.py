@@ -51,7 +51,8 @@ class Setting:
 @dataclass(frozen=True)
 class Winner:
     """What the race of the methods is given on one testbed: methods, budgets, seeds, calibration
-    questions, held-out questions, questions in a batch, and refinement a budget."""
+    questions, held-out questions, questions in a batch, refinement a budget, and whether smaller
+    pictures take part."""
 
     methods: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -60,6 +61,7 @@ class Winner:
     test: int = 320
     batch: int = 16
     refinement: int = 4
+    smaller: bool = True
 
 
 @dataclass(frozen=True)

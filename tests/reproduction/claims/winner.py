@@ -41,7 +41,8 @@ def pieces(size: Size) -> list[Piece]:
             each = PROFILE[name] * profiles + search * searches + len(own.budgets) * own.test
             passes = int(own.seeds * each)
             found.append(Piece({"testbed": name, "method": method}, passes, name))
-        found.append(Piece({"testbed": name, "method": None}, len(SCALES) * own.test, name))
+        if own.smaller:
+            found.append(Piece({"testbed": name, "method": None}, len(SCALES) * own.test, name))
     return found
 
 
@@ -71,24 +72,18 @@ def run(cache: Cache, size: Size, testbed: str, method: str | None) -> dict:
 
 
 def conclude(rows: list[dict], size: Size) -> dict:
-    """Hypervolumes of all methods, and the ratios of `auto`."""
+    """Hypervolumes of all methods, and the ratios of `auto`.
+
+    rows: what `run` found, or rows of an earlier result.
+    """
     table, verdicts, words = [], [], []
     for testbed in dict.fromkeys(row["testbed"] for row in rows):
-        own = {row["method"]: row for row in rows if row["testbed"] == testbed}
-        volumes = {name: _volumes(row) for name, row in own.items()}
-        means = {name: summary(each)["mean"] for name, each in volumes.items()}
-        ratios = _ratios(testbed, means)
+        own = [_row(row) if "seeds" in row else row for row in rows if row["testbed"] == testbed]
+        ratios = _ratios(testbed, {row["method"]: row["hypervolume"]["mean"] for row in own})
+        table += own
         verdict = all_met(met(ratio >= least) for _, ratio, least in ratios) if ratios else None
         verdicts.append(verdict or NOT_TESTABLE)
         words += [f"{testbed}: auto has {ratio:.3f} times {what}" for what, ratio, _ in ratios]
-        for name, row in own.items():
-            seeds = row.pop("seeds")
-            passes = summary([seed["passes"] for seed in seeds])["mean"]
-            made = {"hypervolume": summary(volumes[name]), "passes": passes}
-            points = [
-                _over_seeds([s["points"][i] for s in seeds]) for i in range(len(seeds[0]["points"]))
-            ]
-            table.append({**row, **made, "points": points, "number": len(seeds)})
     return {
         "seeds": sorted({own.seeds for own in size.winners.values()}),
         "calibration": max((own.questions for own in size.winners.values()), default=0),
@@ -97,6 +92,16 @@ def conclude(rows: list[dict], size: Size) -> dict:
         "rows": table,
         "measured": "; ".join(words) or "no testbed at this size",
     }
+
+
+def _row(found: dict) -> dict:
+    """A row of the result: one method's frontiers of all seeds, together."""
+    row = {name: value for name, value in found.items() if name != "seeds"}
+    seeds = found["seeds"]
+    row |= {"hypervolume": summary(_volumes(found))}
+    row |= {"passes": summary([seed["passes"] for seed in seeds])["mean"]}
+    each = zip(*(seed["points"] for seed in seeds), strict=True)
+    return {**row, "points": list(map(_over_seeds, each)), "number": len(seeds)}
 
 
 def _volumes(row: Mapping) -> list[float]:
