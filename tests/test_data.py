@@ -23,6 +23,7 @@ from PIL import Image
 
 from vispco import data
 from vispco.data import draw, lines as lines_module, parse, reservoir, rows
+from vispco.data.colours import in_rgb
 from vispco.data.film import clock
 from vispco.data.pictures import open_picture, open_video
 
@@ -419,6 +420,18 @@ def test_transparency_of_greys_palettes_and_single_colours():
         image.save(name, **options)
         found = np.asarray(open_picture(name))[0]
         assert found.tolist() == [[255] * 3, [40] * 3], name
+
+
+@pytest.mark.parametrize("kind, options", [("jpeg", {}), ("png", {"transparency": (9, 9, 9)})])
+def test_an_opened_picture_stays_as_it_was(kind, options):
+    """Sideways, and with a colour that is transparent."""
+    turned, file = Image.Exif(), io.BytesIO()
+    turned[0x0112] = 6
+    Image.new("RGB", (4, 2), (9, 9, 9)).save(file, kind, exif=turned, **options)
+    image, untouched = (Image.open(io.BytesIO(file.getvalue())) for _ in range(2))
+    assert in_rgb(image).size == (2, 4)
+    assert image.tobytes() == untouched.tobytes() and image.size == (4, 2)
+    assert image.info == untouched.info and image.getexif()[0x0112] == 6
 
 
 def test_where_the_first_frame_of_a_gif_draws_nothing_is_white():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def check_depth(image: Any) -> None:
 
 
 def in_rgb(image: Any) -> Any:
-    """A PIL picture of any mode in RGB, upright as its EXIF data say.
+    """A PIL picture of any mode in RGB, upright as its EXIF data say. The given one stays as it is.
 
     What is transparent shows white, as browsers and the processors of most models have it: the
     colours that a file hides there are never seen. 16 bits become the nearest 8, from black to
@@ -33,13 +34,15 @@ def in_rgb(image: Any) -> Any:
     from PIL import Image, ImageOps
 
     check_depth(image)
-    # A copy would not know its format and its tags.
-    ImageOps.exif_transpose(image, in_place=True)
-    whole = (0, 0, *image.size)
     # The first frame of a GIF may leave a part of the canvas bare.
-    drawn = image.dispose_extent if image.format == "GIF" else whole
+    bare = image.dispose_extent if image.format == "GIF" else None
+    # Of the file, which a copy does not know.
+    tags = getattr(image, "tag_v2", {})
+    image = ImageOps.exif_transpose(image)
+    whole = (0, 0, *image.size)
+    drawn = bare or whole
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _from_16_bits(image, tags)
     if drawn == whole and not _is_transparent(image):
         return image.convert("RGB")
     seen = image.convert("RGBA").crop(drawn)
@@ -60,11 +63,10 @@ def _is_transparent(image: Any) -> bool:
     return True
 
 
-def _from_16_bits(image: Any) -> Any:
+def _from_16_bits(image: Any, tags: Mapping) -> Any:
     """Grey of 16 bits (or as many as a TIFF says) in 8, with its transparency."""
     from PIL import Image
 
-    tags = getattr(image, "tag_v2", {})
     most = 2 ** tags.get(_BITS, (16,))[0] - 1
     values = np.asarray(image).astype(np.int64)
     grey = ((values.clip(0, most) * 255 + most // 2) // most).astype(np.uint8)
