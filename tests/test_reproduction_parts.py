@@ -759,6 +759,7 @@ def test_seeds_replace_every_size_of_seeds():
     assert {(s.seeds, s.rivals, s.kernel_seeds) for s in size.settings} == {
         (5, 5, 5)
     } and size.depth_seeds == 5
+    assert report.command("winner", sized("deep", 4)).endswith("--seeds 4")
     assert report.command("cost", size).endswith("--seeds 5") and "--seeds" not in report.command(
         "cost", SIZES["quick"]
     )

@@ -84,7 +84,9 @@ def reproduce(
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     names = list(names or CLAIMS)
-    size, before = racing(size, methods, names, output) if methods else (size, None)
+    whole, before = size, None
+    if methods:
+        size, before = racing(size, methods, names, output)
     require_matplotlib()
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -95,7 +97,7 @@ def reproduce(
         found = jobs.run(todo, size, Path(folder), workers)
         results = {name: conclude(name, found.get(name, []), size) for name in names}
         if before:
-            results = {"winner": again(before, found["winner"], size, methods or ())}
+            results = {"winner": again(before, found["winner"], whole, methods or ())}
         write(results, place)
     for name, result in results.items():
         print(f"{name:12} {result['verdict']:12} {result['measured']}")

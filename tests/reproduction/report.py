@@ -55,7 +55,7 @@ def conclude(name: str, rows: list, size: Size) -> dict:
 
 def command(name: str, size: Size) -> str:
     """The command that makes a claim's result."""
-    seeds = "" if size == SIZES[size.name] else f" --seeds {size.settings[0].seeds}"
+    seeds = "" if size == SIZES[size.name] else f" --seeds {size.depth_seeds}"
     return f"python -m tests.reproduction --size {size.name} --claims {name}{seeds}"
 
 
