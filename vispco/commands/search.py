@@ -58,7 +58,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     several = (
         "who ranks the tokens; vispruner+fastv@6: one after the other; fastv,pdrop or auto, with "
         "--start profile: at each layer the best of several; with --before-llm the best of "
-        "several; auto: eight methods, of films those for video among them (default: fastv; with "
+        "several; auto: nine methods, of films those for video among them (default: fastv; with "
         "--before-llm auto, all that can)"
     )
     add("--method", type=methods, help=several)
