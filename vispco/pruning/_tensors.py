@@ -64,9 +64,13 @@ def column_sum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather `index` (B, K) along dim 1 of `x` (B or 1, N, ...)."""
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
+    if len(index) == 1 == len(x):
+        return x.index_select(1, index[0])
+    if x.ndim == 2:
+        return x.expand(len(index), -1).gather(1, index)
+    rows = torch.arange(len(index), device=index.device)[:, None]
     # Copies whole rows. `gather` would look up each number.
-    return x.expand(index.shape[0], *x.shape[1:])[rows, index]
+    return x.expand(len(index), *x.shape[1:])[rows, index]
 
 
 def on_device(x: Any, device: torch.device) -> Any:
