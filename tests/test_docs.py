@@ -241,8 +241,9 @@ def test_the_readmes_figures_are_those_of_the_results():
         for b in (0.12, 0.2, 0.3, 0.5, 0.7)
     ]
     share = round(100 * mean("profile", "passes", 0.2) / mean("gradient", "passes", 0.2))
-    assert gains.count(4) == 2 and max(gains) == 4
-    assert f"by 4 points at two of five budgets, for {share} % of its passes" in text
+    third, second, first = sorted(gains)[-3:]
+    assert second >= 3 > third and min(gains) > -2
+    assert f"by {second} and {first} points at two of five budgets, for {share} % of its" in text
 
 
 def modules():
