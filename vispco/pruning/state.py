@@ -85,7 +85,7 @@ class PassState:
             least = list(map(min, row, least))
         # The last layer with attention before each of them, and what is in between.
         self.heeded = set(range(len(self.counts))) if self.exhaustive else set()
-        for i in self.dropping - self.heeded:
+        for i in self.dropping - self.heeded - {0}:
             between = range(i - 1, -1, -1)
             last = next(filter(self.adapter.attends, between), 0)
             self.heeded.update(range(last, i))
