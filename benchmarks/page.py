@@ -32,6 +32,12 @@ GPU_MARKERS = ("<!-- on a GPU: written by python -m benchmarks.page -->\n", "<!-
 
 #: {heading: what stands below it, of a row}
 Columns = dict[str, Callable[[dict], Any]]
+#: What most tables begin with.
+PROMPT: Columns = {
+    "layers": lambda r: r["layers"],
+    "visual tokens": lambda r: r["n_visual"],
+    "batch": lambda r: r["batch"],
+}
 
 
 def _table(columns: Columns, rows: Sequence[dict]) -> str:
@@ -54,9 +60,7 @@ def _met(rows: Sequence[dict], good: Callable[[dict], bool], what: str) -> str:
 
 def _overhead(rows: list[dict]) -> str:
     columns: Columns = {
-        "layers": lambda r: r["layers"],
-        "visual tokens": lambda r: r["n_visual"],
-        "batch": lambda r: r["batch"],
+        **PROMPT,
         "work": lambda r: r["work"],
         "time over the bare model's": lambda r: _spread(r, digits=4),
     }
@@ -65,9 +69,7 @@ def _overhead(rows: list[dict]) -> str:
 
 def _host(rows: list[dict]) -> str:
     columns: Columns = {
-        "layers": lambda r: r["layers"],
-        "visual tokens": lambda r: r["n_visual"],
-        "batch": lambda r: r["batch"],
+        **PROMPT,
         "schedule": lambda r: r["schedule"],
         "time over the bare model's": _spread,
         "operators over the bare model's": lambda r: f"{r['operators']:.3f}",
@@ -79,9 +81,7 @@ def _speedup(rows: list[dict]) -> str:
     pruned = [r for r in rows if r["schedule"] != "full"]
     whole = {(r["n_visual"], r["batch"]): r["kv_bytes"] for r in rows if r["schedule"] == "full"}
     columns: Columns = {
-        "layers": lambda r: r["layers"],
-        "visual tokens": lambda r: r["n_visual"],
-        "batch": lambda r: r["batch"],
+        **PROMPT,
         "schedule": lambda r: r["schedule"],
         "speed-up": lambda r: f"{r['speedup']:.2f}",
         "of the FLOPs'": lambda r: f"{r['flops_ratio']:.2f}",
@@ -98,9 +98,7 @@ def _speedup(rows: list[dict]) -> str:
 
 def _against(rows: list[dict]) -> str:
     columns: Columns = {
-        "layers": lambda r: r["layers"],
-        "visual tokens": lambda r: r["n_visual"],
-        "batch": lambda r: r["batch"],
+        **PROMPT,
         "schedule": lambda r: r["schedule"],
         "way": lambda r: r["way"],
         "time over the bare model's": _spread,
@@ -115,9 +113,7 @@ def _search_cost(rows: list[dict]) -> str:
     time = "a step at most 3.0x a plain forward pass in time"
     memory = "at most 1.5x the memory of one that keeps its activations"
     columns: Columns = {
-        "layers": lambda r: r["layers"],
-        "visual tokens": lambda r: r["n_visual"],
-        "batch": lambda r: r["batch"],
+        **PROMPT,
         "call": lambda r: r["call"],
         "time over plain": lambda r: _spread(r, digits=2),
         "peak MiB": lambda r: _mib(r["peak_bytes"]),

@@ -84,6 +84,9 @@ def test_every_contender_holds_its_budgets(small, tmp_path):
     page = table(again)
     lines = [line for line in page.splitlines() if line.startswith("| ramp |")]
     assert len(lines) == len(yardstick.TABLES) and all(line.count("±") == 2 for line in lines)
+    assert "On " not in page and {row["device"] for row in again["rows"]} == {"cpu"}
+    elsewhere = [{**row, "device": "some GPU"} for row in rows if row["contender"] == "shared"]
+    assert table({**again, "rows": elsewhere}).endswith("\n\nOn some GPU: shared, seed 0.")
 
 
 def test_the_single_layer_grid_misses_nothing(small, tmp_path):

@@ -131,8 +131,8 @@ def again(before: dict, found: list[dict], size: Size, methods: Sequence[str]) -
     rows = [new.pop((row["testbed"], row["method"]), row) for row in before["rows"]]
     result = conclude("winner", [*rows, *new.values()], size)
     kept = {name: before[name] for name in ("seeds", "calibration", "test", "versions")}
-    command = f"{before['command']}; the same with --methods {' '.join(methods)}"
-    return {**result, **kept, "command": command}
+    more = f"; the same with --methods {' '.join(methods)}"
+    return {**result, **kept, "command": before["command"].removesuffix(more) + more}
 
 
 def _parser() -> argparse.ArgumentParser:

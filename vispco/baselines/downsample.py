@@ -8,7 +8,6 @@ its position embeddings.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..evaluate import Record, grade, record
 from ..flops import CostModel
 from ..pruning._masks import pack
 from ..pruning.context import positions
+from ..pruning.forward import on_device
 from ..registry import adapter_for
 
 
@@ -71,11 +71,9 @@ def evaluate_downsampled(model: nn.Module, prepared: list[PreparedBatch], scale:
         )
     adapter = adapter_for(model)(model)
     cost = CostModel(adapter.dimensions(adapter.config))
-    device: Any = model.device
     grades, small = [], []
     for full in run_teacher(model, prepared):
-        given = {**full.inputs, "labels": full.labels}
-        given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        given = on_device({**full.inputs, "labels": full.labels}, model.device)
         (short,) = prepare(model, [downsample(adapter, given, scale)])
         short = replace(short, log_probs=full.log_probs)
         logits = answer_logits(model, replace(short, inputs=adapter.embedded(short.inputs)))

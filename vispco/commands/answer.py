@@ -16,6 +16,7 @@ from ..latency import timing
 from ..latency.table import LatencyTable, default_lengths, prefills
 from ..latency.timing import in_turns, timed
 from ..pruning import apply
+from ..pruning.forward import on_device
 from ..registry import adapter_for
 from ..utils.console import flops, layers_entered, percent, table, token_grid, tokens
 
@@ -145,11 +146,6 @@ def latency(
     fixed = max(0.0, 1 - float(costs.full(n_visual, n_text)))
     size = {"n_visual": n_visual, "n_text": n_text}
     return {**size, "fixed": fixed, "full_ms": full, "configurations": rows}
-
-
-def on_device(inputs: dict, device: torch.device) -> dict:
-    """The same inputs, tensors moved to a device."""
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
 def side_by_side(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import PruningConfig
 from ..pruning import apply
+from ..pruning.forward import on_device
 from ..registry import adapter_for
 from .figure import INK, clean, require_matplotlib, save
 
@@ -40,7 +41,7 @@ def kept_patches(model, inputs: Mapping[str, Any], config: PruningConfig) -> Kep
     videos are more).
     """
     adapter = adapter_for(model)(model)
-    inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    inputs = on_device(inputs, model.device)
     visual = adapter.visual_mask(inputs["input_ids"], None)  # (1, S)
     if len(visual) != 1 or not bool(visual.any()):
         raise ValueError(

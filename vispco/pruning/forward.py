@@ -5,7 +5,7 @@ A batch here is a `vispco.calibration.PreparedBatch`: A answer tokens in all, lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,11 @@ from ..utils.lazy import Lazy
 from ._arguments import bound
 
 OBJECTIVES = ("kl", "task")
+
+
+def on_device(inputs: Mapping, device: Any) -> dict:
+    """A model's inputs by name, with the tensors among them on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
 def answer_logits(
@@ -36,7 +41,7 @@ def answer_logits(
     if reuses and batch.features.made and isinstance(given, Lazy):
         # The tower's output is known, so its input is not needed.
         given = given.outlines()
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+    inputs = on_device(given, device)
     # As numbers: a tensor could be on another device than the hidden states.
     columns = batch.columns.tolist()
 

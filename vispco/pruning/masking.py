@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ste import Estimator, build_estimator
 from ._attention import Bound, SoftMask
 from ._masks import Packed
-from .context import Heard, take
+from .context import Heard
 from .forward import token_losses
 from .pruner import Pruner
 
@@ -110,7 +110,7 @@ class Masking(Pruner):
         state = self.state
         if state.alone is None:
             state.alone, _ = state.pack((state.policy > 0) & state.prompt.real)
-        hidden = state.alone.without_fillers(take(hidden, state.alone.order))
+        hidden = state.alone.without_fillers(state.alone.gather(hidden))
         return hidden, self._packed(i, given, state.alone)
 
     def _mask(self, i: int, hidden: Tensor, given: dict, target: list[int] | None) -> Tensor:

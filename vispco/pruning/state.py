@@ -117,12 +117,11 @@ class PassState:
         return self.memo[whole][1]
 
     def hear(self, i: int, query: Tensor, key: Tensor, options: dict, again: Any) -> None:
-        """Layer i has handed over queries and keys: keep them if a method may ask (`Heard`)."""
-        if i in self.heeded:
-            past = 0 if self.held is None else key.shape[2] - query.shape[2]
-            heard = self.heard_by(i, query, key[:, :, past:], options, self.projected)
-            heard.past = None if self.held is None else (key[:, :, :past], self.held)
-            heard.again, self.heard = again, heard
+        """Layer i has handed over queries and keys, which a method may ask for: keep them."""
+        past = 0 if self.held is None else key.shape[2] - query.shape[2]
+        heard = self.heard_by(i, query, key[:, :, past:], options, self.projected)
+        heard.past = None if self.held is None else (key[:, :, :past], self.held)
+        heard.again, self.heard = again, heard
         self.projected, self.ran = None, None
 
     def heard_by(self, i: int, query: Tensor, key: Tensor, options: dict, projected: Any) -> Heard:
