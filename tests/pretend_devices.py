@@ -76,6 +76,10 @@ class Away(Tensor):
 def pretending():
     """Inside, `cpu:1`, `cpu:2`, ... are devices."""
     make = torch.tensor
+    # `with torch.device(...)` remembers the functions that make tensors when it is first used. It
+    # must remember `torch.tensor` itself, or models are built on a wrong device ever after.
+    with torch.device(HOST):
+        make(0)
 
     # No mode sees `torch.tensor`.
     def tensor(*args, device=None, **kwargs):

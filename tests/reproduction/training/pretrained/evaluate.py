@@ -1,6 +1,8 @@
 """What testbed-smollm answers, and where its layers read the picture: the tables of its card.
 
     python -m tests.reproduction.training.pretrained.evaluate --output FILE
+    python -m tests.reproduction.training.pretrained.evaluate --output FILE \
+        --tasks digit --examples 1000 --rows "dropped at 0,dropped at 4"
 
 Every row is written as soon as it is measured; the same command goes on from there.
 """
@@ -49,21 +51,28 @@ def batches(items: Sequence[Example], size: int) -> tuple[list[Example], list[di
     return ordered, [collate(part, model=smollm.NAME) for part in parts]
 
 
-def measure(model: Any, items: Sequence[Example], path: Path, size: int = 40) -> dict[str, dict]:
+def measure(
+    model: Any, items: Sequence[Example], path: Path, size: int = 40, only: Sequence[str] = ()
+) -> dict[str, dict]:
     """Accuracy by task, mean and KL of each row; rows that the file has already are kept.
 
-    Raises ValueError if the file is of other weights, types or questions.
+    only: names of rows; none: all. Raises ValueError if the file is of other weights, types or
+    questions, or for a row that there is not.
     """
+    named = dict(configurations(model.config.text_config.num_hidden_layers))
+    if unknown := [name for name in only if name not in named]:
+        raise ValueError(f"no row {unknown[0]!r}: there are {', '.join(named)}")
     ordered, made = batches(items, size)
     whose = {"model": of_model(model), "dtype": str(model.dtype), "examples": len(items)}
+    whose["tasks"] = sorted({item.task for item in items})
     saved = read_json(path, dict) if path.exists() else {**whose, "rows": {}}
     if {name: saved.get(name) for name in whose} != whose:
         raise ValueError(f"{path}: expected the measurements of this model; give another --output")
     rows = saved["rows"]
     rows["majority"] = majority(ordered)
     prepared = run_teacher(model, prepare(model, made))
-    for name, config in configurations(model.config.text_config.num_hidden_layers):
-        if name not in rows:
+    for name, config in named.items():
+        if name not in rows and (name in only or not only):
             record = evaluate(model, prepared, config)
             rows[name] = {**by_task(ordered, record.correct.numpy()), "kl": record.kl}
             shown = " ".join(f"{task} {value:.3f}" for task, value in rows[name].items())
@@ -80,11 +89,18 @@ def main() -> None:
     )
     options.add_argument("--output", required=True, help="a JSON file")
     options.add_argument("--examples", type=int, default=320)
+    options.add_argument("--tasks", default="", help="some of the eight tasks; none: all")
+    options.add_argument("--rows", default="", help="some of the rows; none: all")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
+    tasks, rows = (
+        [name.strip() for name in given.split(",") if name.strip()]
+        for given in (chosen.tasks, chosen.rows)
+    )
     torch.set_num_threads(chosen.threads)
     model, _ = load(smollm.NAME)
-    measure(model, examples("test", chosen.examples), Path(chosen.output))
+    items = examples("test", chosen.examples, tasks=tasks or None)
+    measure(model, items, Path(chosen.output), only=rows)
 
 
 if __name__ == "__main__":
