@@ -84,7 +84,7 @@ def pretending():
     # No mode sees `torch.tensor`.
     def tensor(*args, device=None, **kwargs):
         made = make(*unwrapped(args), **kwargs)
-        return made if device is None else made.to(device)
+        return made.to(torch.empty(0).device if device is None else device)
 
     with mock.patch.object(torch, "tensor", tensor), Pretence():
         yield

@@ -15,6 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from pretend_devices import pretending
 from tests.reproduction.training.evaluate import by_task, majority
 from tests.reproduction.training.pretrained import decoder, english, tower, train, words
 from tests.reproduction.training.pretrained.export import export
@@ -334,8 +335,11 @@ def trained(folder, *options):
     return run, load_file(folder / "model.safetensors")
 
 
-def test_training_goes_on_where_it_was_stopped(installed, tmp_path, monkeypatch):
-    def small(_dtype):
+@pytest.fixture
+def small(installed, monkeypatch):
+    """Training begins from a tiny decoder; returns what makes it."""
+
+    def load(_dtype):
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=len(smollm.tokenizer()),
@@ -351,12 +355,32 @@ def test_training_goes_on_where_it_was_stopped(installed, tmp_path, monkeypatch)
         )
         return LlamaForCausalLM(config).bfloat16().eval(), smollm.tokenizer()
 
-    monkeypatch.setattr(language, "load", small)
+    monkeypatch.setattr(language, "load", load)
     monkeypatch.setattr(train, "own_texts", lambda *_: torch.randint(3, 99, (8, 16)))
-    sizes = ["--tower-steps", "2", "--boards", "2", "--questions", "3", "--rank", "2"]
-    sizes += ["--english-every", "3", "--every", "2"]
-    steps = ["--steps", "6", "--aux-steps", "6", "--save-every", "3"]
-    whole, want = trained(tmp_path / "a", *sizes, *steps)
+    return load
+
+
+SIZES = ["--tower-steps", "2", "--boards", "2", "--questions", "3", "--rank", "2"]
+SIZES += ["--english-every", "3", "--every", "2", "--aux-steps", "6", "--save-every", "3"]
+
+
+def test_training_on_a_device_is_the_same(small, tmp_path):
+    """No tensor is left behind. In between, half precision is rounded elsewhere."""
+    here, want = trained(tmp_path / "here", *SIZES, "--steps", "3")
+    with pretending(), torch.device("cpu:1"):
+        options = [*SIZES, "--steps", "3", "--device", "cpu:1"]
+        there, found = trained(tmp_path / "there", *options)
+        assert there.changes["layers/0/self_attn/q_proj"].A.device == torch.device("cpu:1")
+    for name in ("loss", "aux", "hint"):
+        assert there.log[-1][name] == pytest.approx(here.log[-1][name], rel=1e-3)
+    assert set(found) == set(want)
+    for name, weight in want.items():
+        assert torch.allclose(found[name], weight, atol=1e-2), name
+
+
+def test_training_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch):
+    options = [*SIZES, "--steps", "6"]
+    whole, want = trained(tmp_path / "a", *options)
     assert len(whole.log) == 3 and whole.log[-1]["answers"] > 0
 
     class Stopped(Exception):
@@ -369,8 +393,8 @@ def test_training_goes_on_where_it_was_stopped(installed, tmp_path, monkeypatch)
     save = train.Training.save
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(train.Training, "save", stop)
-        trained(tmp_path / "b", *sizes, *steps)
-    again, found = trained(tmp_path / "b", *sizes, *steps, "--resume")
+        trained(tmp_path / "b", *options)
+    again, found = trained(tmp_path / "b", *options, "--resume")
     assert again.log[-1]["step"] == 6 and set(found) == set(want)
     for name, weight in want.items():
         assert torch.equal(found[name], weight), name

@@ -37,7 +37,7 @@ class CellHeads(nn.Module):
         logits = self.head(F.layer_norm(states, states.shape[-1:])).float()
         parts = logits.split(self.sizes, dim=-1)
         loss = [
-            F.cross_entropy(part.flatten(0, 1), torch.from_numpy(truth).flatten())
+            F.cross_entropy(part.flatten(0, 1), torch.as_tensor(truth).flatten())
             for part, truth in zip(parts, self.truths(boards), strict=True)
         ]
         return torch.stack(loss).mean()

@@ -38,7 +38,7 @@ def save_state(
             prefix = f"optimiser{number}/{index}"
             tensors |= {f"{prefix}/{key}": torch.as_tensor(v) for key, v in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    data = save({key: value.contiguous() for key, value in tensors.items()})
+    data = save({key: value.cpu().contiguous() for key, value in tensors.items()})
     check = _checksum(data)
     write_text(folder / f"{check}.safetensors", data)
     state = {"step": step, "tensors": check, "curriculum": ladder.state(), "log": log}

@@ -115,7 +115,7 @@ def draw_windows(rng: np.random.Generator, rows: int, layers: int, early: float)
     opens = rng.choice([0, 3, 6], p=[0.35, 0.3, 0.35], size=rows)
     drop = int(rng.choice([layers, 26, 22], p=[0.3, 0.2, 0.5]))
     closes = np.where(rng.random(rows) < early, rng.integers(0, 22, size=rows), layers)
-    return Windows(torch.from_numpy(opens), torch.from_numpy(closes), drop)
+    return Windows(torch.as_tensor(opens), torch.as_tensor(closes), drop)
 
 
 def hits(logits: Tensor, trees: Trees, counted: Tensor) -> dict[int, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -13,10 +12,10 @@ from vispco.utils.files import write_text
 
 def export(changes: nn.ModuleDict, eyes: nn.Module, path: Path) -> None:
     """Write the file that `vispco.testbed.smollm.build` reads."""
-    tensors = {name: weight.half().contiguous() for name, weight in eyes.state_dict().items()}
+    tensors = {name: weight.half().cpu().contiguous() for name, weight in eyes.state_dict().items()}
     for name, change in changes.items():
         matrix = name.replace("/", ".")
         for part, weight in (("A", change.A), ("B", change.B)):
-            tensors[f"lora.{matrix}.{part}"] = weight.detach().to(torch.float16).contiguous()
+            tensors[f"lora.{matrix}.{part}"] = weight.detach().half().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, save(tensors))

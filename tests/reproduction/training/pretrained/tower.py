@@ -35,7 +35,8 @@ class Eyes(nn.Module):
 
     def forward(self, images: np.ndarray) -> Tensor:
         """Visual tokens (B, 64, width) of pictures (B, 64, 64, 3) uint8."""
-        pixels = image_inputs("testbed-llava", images)["pixel_values"]
+        device = self.multi_modal_projector.linear_1.weight.device
+        pixels = image_inputs("testbed-llava", images)["pixel_values"].to(device)
         states = self.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         return self.multi_modal_projector(states[:, 1:])
 
@@ -129,10 +130,10 @@ def train_tower(
         drawn = scenes.sample(rng, boards, "train")
         images, *labels = pictures.draw(rng, easy)
         colour, kind = (
-            torch.from_numpy(np.concatenate([own, other]))
+            torch.as_tensor(np.concatenate([own, other]))
             for own, other in zip(contents(drawn), labels, strict=True)
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             visual = eyes(np.concatenate([scenes.render(rng, drawn), images]))
         loss, right = _loss(visual.float(), colour, kind, meanings)
         loss.backward()

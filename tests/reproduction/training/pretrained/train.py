@@ -54,6 +54,7 @@ class Training:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, Path(args.output)
         model, tokenizer = language.load(torch.bfloat16)
+        model.to(args.device)
         self.decoder, self.tokenizer = model.model, tokenizer
         self.layers = len(self.decoder.layers)
         self.texts = own_texts(model, self.folder / "english.json", args.seed)
@@ -84,7 +85,7 @@ class Training:
         if not path.exists():
             meanings = Meanings(model.get_input_embeddings().weight.detach())
             train_tower(eyes, meanings, self.args.seed, self.args.tower_steps)
-            save_file(eyes.state_dict(), path)
+            save_file({name: weight.cpu() for name, weight in eyes.state_dict().items()}, path)
         eyes.load_state_dict(load_file(path))
         return eyes.eval().requires_grad_(False)
 
@@ -123,7 +124,7 @@ class Training:
         weight = max(0.0, min(1.0, 2 - 2 * step / args.aux_steps))
         (loss + weight * (args.aux * aux + args.hint * hint)).backward()
         if step % args.english_every == 0:
-            rows = torch.from_numpy(rng.integers(0, len(self.texts), size=4))
+            rows = torch.as_tensor(rng.integers(0, len(self.texts), size=4))
             self.english = english_loss(self.decoder, self.changes, self.texts[rows])
             (args.english * self.english).backward()
         self._update(step)
@@ -184,7 +185,7 @@ class Training:
 
 
 def train(args: argparse.Namespace) -> Training:
-    """Run the recipe."""
+    """Run the recipe, on PyTorch's default device."""
     torch.set_num_threads(args.threads)
     keep_memory()
     Path(args.output).mkdir(parents=True, exist_ok=True)
@@ -226,6 +227,7 @@ def parser() -> argparse.ArgumentParser:
     add("--hint", type=float, default=0.2, help="first weight of the half-way objective")
     add("--english", type=float, default=2.0, help="weight of the loss on English")
     add("--english-every", type=int, default=8, help="steps between two losses on English")
+    add("--device", default="cpu", help="where to train, such as cuda")
     add("--threads", type=int, default=2)
     add("--every", type=int, default=20, help="steps between log lines")
     add("--save-every", type=int, default=100, help="steps between resumable states")
@@ -235,12 +237,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Train, write what the testbed loads, and how it went."""
     args = parser().parse_args()
-    run = train(args)
     output = Path(args.output)
-    export(run.changes, run.eyes, output / "model.safetensors")
-    with unchanged(run.changes):
-        before = paragraph_loss(run.decoder, run.tokenizer)
-    english = {"before": before, "after": paragraph_loss(run.decoder, run.tokenizer)}
+    # What is made in here is made there.
+    with torch.device(args.device):
+        run = train(args)
+        export(run.changes, run.eyes, output / "model.safetensors")
+        with unchanged(run.changes):
+            before = paragraph_loss(run.decoder, run.tokenizer)
+        english = {"before": before, "after": paragraph_loss(run.decoder, run.tokenizer)}
     print(f"loss on English, before and after: {english}; saved to {output}", flush=True)
     log = {"arguments": vars(args), "english": english, "curves": run.log}
     write_json(output / "training_log.json", log)

@@ -125,5 +125,5 @@ def stack(trees: Sequence[Tree], filler: int) -> Trees:
         target=column("target", NONE),
         hint=column("hint", NONE),
         family=column("family", -1),
-        seen=torch.from_numpy(seen),
+        seen=torch.as_tensor(seen),
     )
