@@ -10,6 +10,7 @@ Every row is written as soon as it is measured; the same command goes on from th
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vispco.testbed import Example, collate, examples, load, smollm
 from vispco.utils.digest import of_model
 from vispco.utils.files import read_json, write_json
 
+from ...command import told
 from ..evaluate import by_task, majority
 
 METHODS = ("fastv", "pdrop", "sparsevlm", "visionzip", "divprune", "random", "strided")
@@ -81,8 +83,8 @@ def measure(
     return rows
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line; returns the exit code: 0, or 2 with one line on stderr."""
     options = argparse.ArgumentParser(
         prog="python -m tests.reproduction.training.pretrained.evaluate",
         description=__doc__.split(":")[0] + ".",
@@ -98,10 +100,13 @@ def main() -> None:
         for given in (chosen.tasks, chosen.rows)
     )
     torch.set_num_threads(chosen.threads)
-    model, _ = load(smollm.NAME)
-    items = examples("test", chosen.examples, tasks=tasks or None)
-    measure(model, items, Path(chosen.output), only=rows)
+
+    def action() -> None:
+        items = examples("test", chosen.examples, tasks=tasks or None)
+        measure(load(smollm.NAME)[0], items, Path(chosen.output), only=rows)
+
+    return told(action)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
