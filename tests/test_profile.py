@@ -18,14 +18,14 @@ from vispco.budget import Budget
 from vispco.calibration import prepare, run_teacher
 from vispco.evaluate import grade
 from vispco.flops import CostModel, Dimensions
-from vispco.profiling import has_films, predicted
+from vispco.profiling import average, has_films, predicted
 from vispco.profiling.measure import AUTO, AUTO_FILMS
 from vispco.profiling.race import Race
 from vispco.pruning import apply
 from vispco.registry import adapter_for, build_method
 from vispco.schedule import ramp
 from vispco.solvers.alone import best_alone
-from vispco.solvers.plan import fill, offspring, plans, random_plans, staircases, steps
+from vispco.solvers.plan import SCALE, fill, offspring, plans, random_plans, staircases, steps
 from vispco.solvers.problem import Problem
 from vispco.testbed import video
 from vispco.testbed.model import VIDEO
@@ -212,6 +212,28 @@ def test_the_prediction_is_the_largest_drop_of_each_answer(seed, data):
     assert found == pytest.approx(sum(worst) / 3, abs=1e-9)
 
 
+positive = st.floats(0, 30)
+
+
+@given(losses=st.lists(positive, min_size=1, max_size=8), scale=st.floats(0.1, 50))
+def test_the_exponential_mean_is_between_the_least_loss_and_the_mean(losses, scale):
+    own = torch.tensor(losses, dtype=torch.float64)
+    found = float(average(own, scale))
+    by_hand = -scale * math.log(sum(math.exp(-x / scale) for x in losses) / len(losses))
+    assert found == pytest.approx(by_hand, abs=1e-9)
+    assert min(losses) - 1e-9 <= found <= float(average(own)) + 1e-9
+    assert float(average(own)) == pytest.approx(sum(losses) / len(losses))
+    # The larger the scale, the nearer to the mean.
+    assert found <= float(average(own, 2 * scale)) + 1e-9
+
+
+@given(rest=st.lists(st.floats(0, 10), min_size=1, max_size=8), lost=st.floats(40, 1e6))
+def test_a_lost_answer_counts_the_same_however_far_it_is_lost(rest, lost):
+    own = torch.tensor([[*rest, lost], [*rest, math.inf]], dtype=torch.float64)
+    near, far = average(own, 1.0).tolist()
+    assert near == pytest.approx(far, abs=1e-6) and math.isfinite(far)
+
+
 def test_between_measurements_it_neither_rises_nor_leaves_their_range():
     table = made().table(64)
     assert (table[1:, 1:] <= table[1:, :-1] + 1e-9).all() and (table[:, -1] == 0).all()
@@ -325,9 +347,9 @@ def test_the_best_plan_is_the_best_there_is(seed):
         if list(row) == sorted(row, reverse=True)
     ]
     every = torch.tensor([[6, *row] for row in every])
-    best = predicted(table, every[own.fits(every)] / 6).min()
+    best = predicted(table, every[own.fits(every)] / 6, SCALE).min()
     found = plans(table, own, seed)
-    losses = predicted(table, found / 6)
+    losses = predicted(table, found / 6, SCALE)
     assert (losses[1:] >= losses[:-1]).all()
     assert float(losses[0]) == pytest.approx(float(best), abs=1e-9)
 

@@ -12,4 +12,4 @@ from .measure import (
     named_methods as named_methods,
     profile as profile,
 )
-from .record import Profile as Profile, predicted as predicted
+from .record import Profile as Profile, average as average, predicted as predicted

@@ -249,10 +249,11 @@ def _losses(given: Any) -> tuple[float, ...]:
     return tuple(map(float, losses))
 
 
-def predicted(table: Tensor, ratios: Tensor) -> Tensor:
+def predicted(table: Tensor, ratios: Tensor, scale: float = math.inf) -> Tensor:
     """The mean over the answer tokens of the largest loss of a drop: (C,), see `Profile.predict`.
 
     table: (L, parts + 1, A) losses of one drop. ratios: (C, L) kept shares of the tokens.
+    scale: of the mean, see `average`.
     """
     before = torch.cat([torch.ones_like(ratios[:, :1]), ratios[:, :-1]], 1)
     places = (ratios * (table.shape[1] - 1)).round().long()
@@ -260,4 +261,21 @@ def predicted(table: Tensor, ratios: Tensor) -> Tensor:
     for k in range(len(table)):
         drops = (ratios[:, k] < before[:, k])[:, None]
         worst = torch.where(drops, torch.maximum(worst, table[k, places[:, k]]), worst)
-    return worst.mean(-1)
+    return average(worst, scale)
+
+
+def average(losses: Tensor, scale: float = math.inf) -> Tensor:
+    """The exponential mean of losses (..., A) in nats, which counts no token for much above scale.
+
+        -scale log mean exp(-loss / scale)
+
+    Between the least loss (scale 0) and the mean (scale infinity). A token that is answered wrongly
+    may lose 4 nats or 20: chance decides, and a few such tokens decide the mean of a small sample.
+
+    >>> losses = torch.tensor([0.1, 0.1, 20.0])
+    >>> [round(float(average(losses, scale)), 2) for scale in (4, math.inf)]
+    [1.71, 6.73]
+    """
+    if math.isinf(scale):
+        return losses.mean(-1)
+    return -scale * ((-losses / scale).logsumexp(-1) - math.log(losses.shape[-1]))

@@ -1,6 +1,7 @@
 """Plan: schedules of few drops that a profile likes best, for any budget, without a forward pass.
 
 A plan is a staircase: tokens are dropped before one to a few layers, the last drop may take all.
+g_k(n) is the exponential mean of the answers' losses (`vispco.profiling.average`).
 
 1.  Dynamic programming over (layer, tokens) gives the plans of least
 
@@ -22,10 +23,13 @@ import torch
 from torch import Tensor
 
 from ..budget import Budget
-from ..profiling import predicted
+from ..profiling import average, predicted
 
 #: Most drops of a plan.
 DROPS = 6
+#: Plans are compared by the exponential mean of their answers' losses, with this scale in nats. It
+#: ranks them better than the mean, which a few answers decide.
+SCALE = 4.0
 #: Plans that live at a time, and generations.
 POPULATION, GENERATIONS = 48, 30
 
@@ -37,15 +41,21 @@ def plans(table: Tensor, limit: Budget, seed: int = 0, *, drops: int = DROPS) ->
     of a plan, the last one included.
     """
     generator = torch.Generator().manual_seed(seed)
-    chains = cheapest(table.mean(-1), limit)
+    chains = cheapest(average(table, SCALE), limit)
     chains = chains[[len(steps(row, limit.tokens)) <= drops for row in chains.tolist()]]
     drawn = random_plans(limit, POPULATION, drops, generator)
     found = fill(torch.cat([chains, single_drops(limit), drawn]), limit, generator)
     for _ in range(GENERATIONS):
-        found = found[predicted(table, found / limit.tokens).argsort(stable=True)[: 2 * POPULATION]]
+        found = fittest(table, found, limit)
         children = offspring(found[:POPULATION], limit, POPULATION, drops, generator)
         found = torch.cat([found, fill(children, limit, generator)]).unique(dim=0)
-    return found[predicted(table, found / limit.tokens).argsort(stable=True)[: 2 * POPULATION]]
+    return fittest(table, found, limit)
+
+
+def fittest(table: Tensor, counts: Tensor, limit: Budget) -> Tensor:
+    """The plans (C, L) of least predicted loss, the first the least."""
+    losses = predicted(table, counts / limit.tokens, SCALE)
+    return counts[losses.argsort(stable=True)[: 2 * POPULATION]]
 
 
 def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) -> Tensor:

@@ -27,7 +27,7 @@ from ..utils.distributed import total
 from ..utils.journal import Journal
 from .alone import best_alone, reachable
 from .evaluator import Evaluator
-from .plan import DROPS, fill, offspring, plans, steps
+from .plan import DROPS, SCALE, fill, offspring, plans, steps
 from .problem import Problem, Start
 from .refine import nearby
 from .several import Several
@@ -198,7 +198,7 @@ class Planned:
         return part
 
     def _prior(self, ratios: Tensor) -> Tensor:
-        return log_loss(predicted(self.table, ratios.double()))
+        return log_loss(predicted(self.table, ratios.double(), SCALE))
 
     def propose(self, i: int, generator: torch.Generator) -> Tensor:
         """Candidates (C, L) on budget i: plans, what is near the best, and random ones."""
