@@ -265,7 +265,7 @@ def predicted(table: Tensor, ratios: Tensor, scale: float = math.inf) -> Tensor:
 
 
 def average(losses: Tensor, scale: float = math.inf) -> Tensor:
-    """The exponential mean of losses (..., A) in nats, which counts no token for much above scale.
+    """The exponential mean of losses (..., A) in nats: a lost token counts the same, however far.
 
         -scale log mean exp(-loss / scale)
 
