@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from tests.reproduction import calibration, conditioned, contenders, yardstick
+from tests.reproduction import calibration, conditioned, contenders, predictions, yardstick
 from tests.reproduction.cache import Cache
 from tests.reproduction.contenders import CONTENDERS, few_drops
 from tests.reproduction.searches import by_start
@@ -183,6 +183,30 @@ def test_searches_with_few_and_with_many_questions_cost_the_same(tmp_path, monke
     assert capsys.readouterr().out.count("\n") == 4
     bad = ["--output", str(tmp_path / "none.json"), "--table"]
     assert calibration.main(bad) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_predictions_are_ranked_against_measurements(tmp_path, monkeypatch, capsys):
+    for name, value in {"QUESTIONS": 8, "BATCH": 4}.items():
+        monkeypatch.setattr(predictions, name, value)
+    file = tmp_path / "found.json"
+    asked = ["--budgets", "0.3", "0.6", "--schedules", "6", "--seeds", "0", "1"]
+    asked += ["--cache", str(tmp_path), "--output", str(file)]
+    assert predictions.main(asked) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == 2 * 2 * len(predictions.SCALES)
+    assert all(-1 <= row["correlation"] <= 1 and row["schedules"] == 6 for row in rows)
+    assert capsys.readouterr().out.count("\n") == 2 + len(predictions.SCALES)
+    for bad in (["--seeds", "-1"], ["--schedules", "1"]):
+        assert predictions.main([*asked, *bad]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@given(st.permutations(range(6)))
+def test_ranks_are_alike_whatever_the_values(order):
+    """By Spearman's own formula: 1 - 6 sum d^2 / (n^3 - n)."""
+    a, b = torch.arange(6.0), torch.tensor(order, dtype=torch.float64)
+    by_hand = 1 - 6 * float((a - b).square().sum()) / (6**3 - 6)
+    assert predictions.ranked_alike(a.exp(), b**3) == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_one_schedule_per_question_is_on_each_ones_budget(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,14 @@ SCALES = (1.0, 2.0, 4.0, 8.0, None)
 def measure(
     model: str, seeds: Sequence[int], cache: Path, count: int, budgets: Sequence[float]
 ) -> dict:
-    """Rank correlations of predicted and measured losses, by seed, budget and scale."""
+    """Rank correlations of predicted and measured losses, by seed, budget and scale.
+
+    Raises ValueError for a negative seed, or less than two schedules.
+    """
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be numbers from 0 on, got {list(seeds)}")
+    if count < 2:
+        raise ValueError(f"a rank correlation needs two schedules or more, got {count}")
     rows = []
     for seed in seeds:
         sizes = {"calibration": QUESTIONS, "test": BATCH, "batch": BATCH, "seed": seed}
