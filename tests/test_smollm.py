@@ -368,8 +368,7 @@ def test_training_on_a_device_is_the_same(small, tmp_path):
     """No tensor is left behind. In between, half precision is rounded elsewhere."""
     here, want = trained(tmp_path / "here", *SIZES, "--steps", "3")
     with pretending(), torch.device("cpu:1"):
-        options = [*SIZES, "--steps", "3", "--device", "cpu:1"]
-        there, found = trained(tmp_path / "there", *options)
+        there, found = trained(tmp_path / "there", *SIZES, "--steps", "3")
         assert there.changes["layers/0/self_attn/q_proj"].A.device == torch.device("cpu:1")
     for name in ("loss", "aux", "hint"):
         assert there.log[-1][name] == pytest.approx(here.log[-1][name], rel=1e-3)

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from vispco import Profile, Profiled, profile
 from vispco.profiling import predicted
+from vispco.solvers.profiled import drawn
 
 from . import command
 from .cache import Cache
 from .claims.base import spread
 from .contenders import FEW, few_drops
 from .markdown import markdown
-from .yardstick import BATCH, BUDGETS, QUESTIONS, SHALLOW, Draw
+from .yardstick import BATCH, BUDGETS, QUESTIONS, SHALLOW, Draw, check_seeds
 
 #: Of the exponential mean, in nats; None: the plain one.
 SCALES = (1.0, 2.0, 4.0, 8.0, None)
@@ -38,8 +39,7 @@ def measure(
 
     Raises ValueError for a negative seed, or less than two schedules.
     """
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"seeds must be numbers from 0 on, got {list(seeds)}")
+    check_seeds(seeds)
     if count < 2:
         raise ValueError(f"a rank correlation needs two schedules or more, got {count}")
     rows = []
@@ -64,9 +64,7 @@ def measure(
 def _profile(benchmark: Draw) -> Profile:
     """The profile that a search with the benchmark's seed begins with."""
     batches = benchmark.calibration.batches
-    drawn = torch.Generator().manual_seed(benchmark.seed)
-    order = torch.randperm(len(batches), generator=drawn).tolist()
-    part = order[: math.ceil(Profiled.questions / BATCH)]
+    part = drawn(benchmark.calibration.prepared, Profiled.questions, benchmark.seed)
 
     def make() -> dict:
         return profile(benchmark.model, [batches[i] for i in part], benchmark.method).to_dict()

@@ -72,8 +72,7 @@ def measure(
     """
     if unknown := [name for name in only if name not in CONTENDERS]:
         raise ValueError(f"no contender {unknown[0]!r}: there are {', '.join(CONTENDERS)}")
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"seeds must be numbers from 0 on, got {list(seeds)}")
+    check_seeds(seeds)
     result = _load(output, model, method)
     for seed in seeds:
         sizes = {"calibration": QUESTIONS, "test": HELD_OUT, "batch": BATCH, "seed": seed}
@@ -95,6 +94,12 @@ def measure(
             took = time.perf_counter() - started
             print(f"seed {seed}, {name}: {found.passes:,.0f} passes, {took:.0f} s", file=sys.stderr)
     return result
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError unless there is a seed, and all are numbers from 0 on."""
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be numbers from 0 on, got {list(seeds)}")
 
 
 def _load(output: Path, model: str, method: str) -> dict:

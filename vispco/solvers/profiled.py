@@ -190,12 +190,7 @@ class Planned:
 
     def _part(self) -> list[int]:
         """The numbers of the batches of the profile."""
-        prepared, part = self.problem.prepared, list[int]()
-        drawn = torch.Generator().manual_seed(self.seed)
-        for i in torch.randperm(len(prepared), generator=drawn).tolist():
-            if _size([prepared[j] for j in part]) < self.options.questions:
-                part.append(i)
-        return part
+        return drawn(self.problem.prepared, self.options.questions, self.seed)
 
     def _prior(self, ratios: Tensor) -> Tensor:
         return log_loss(predicted(self.table, ratios.double(), SCALE))
@@ -223,6 +218,15 @@ class Planned:
             if len(filled):
                 return filled[0].tolist()
         return limit.harden(ratios)
+
+
+def drawn(prepared: Sequence[PreparedBatch], questions: int, seed: int) -> list[int]:
+    """Numbers of batches drawn at random, until they hold so many questions."""
+    part, generator = list[int](), torch.Generator().manual_seed(seed)
+    for i in torch.randperm(len(prepared), generator=generator).tolist():
+        if _size([prepared[j] for j in part]) < questions:
+            part.append(i)
+    return part
 
 
 def _counts(ratios: Tensor, limit: Budget) -> Tensor:

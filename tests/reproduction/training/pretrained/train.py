@@ -54,7 +54,7 @@ class Training:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, Path(args.output)
         model, tokenizer = language.load(torch.bfloat16)
-        model.to(args.device)
+        model.to(torch.get_default_device())
         self.decoder, self.tokenizer = model.model, tokenizer
         self.layers = len(self.decoder.layers)
         self.texts = own_texts(model, self.folder / "english.json", args.seed)
