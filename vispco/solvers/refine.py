@@ -58,6 +58,7 @@ def refine(
     allowed = min(passes, rounds * sum(evaluators[i].samples for i in unsolved))
     most_passes = _spent(evaluators) + allowed
     tried = [0] * len(limits)
+    share(evaluators, limits)
     while unsolved:
         surrogate = _fitted(evaluators, prior)
         promising = []
@@ -75,6 +76,7 @@ def refine(
             if _spent(evaluators) + evaluator.samples > most_passes:
                 return
             (loss,) = evaluator.losses([schedule])
+            share(evaluators, limits)
             tried[i] += 1
             if callback:
                 best = evaluator.best_loss
@@ -83,18 +85,29 @@ def refine(
                 )
 
 
+def share(evaluators: Sequence[Evaluator], limits: Sequence[Budget]) -> None:
+    """Let each budget know the best schedule of the others that is within it: this costs nothing.
+
+    So a larger budget is never worse off than a smaller one.
+    """
+    best = [(evaluator.best_loss, evaluator.best, evaluator) for evaluator in evaluators]
+    for loss, schedule, owner in best:
+        for evaluator, limit in zip(evaluators, limits, strict=True):
+            counts = [round(ratio * limit.tokens) for ratio in schedule]
+            if loss < evaluator.best_loss and limit.holds(counts):
+                evaluator.records[schedule] = owner.records[schedule]
+
+
 def _spent(evaluators: Sequence[Evaluator]) -> int:
     return sum(evaluator.passes for evaluator in evaluators)
 
 
 def _fitted(evaluators: Sequence[Evaluator], prior: Prior | None) -> Surrogate:
     """The surrogate of all measurements at all budgets."""
-    schedules: list[Schedule] = []
-    losses: list[float] = []
+    losses: dict[Schedule, float] = {}
     for evaluator in evaluators:
-        schedules += evaluator.records
-        losses += map(evaluator.loss, evaluator.records.values())
-    return Surrogate(torch.tensor(schedules), losses, prior)
+        losses |= {schedule: evaluator.loss(own) for schedule, own in evaluator.records.items()}
+    return Surrogate(torch.tensor(list(losses)), list(losses.values()), prior)
 
 
 def _most_promising(
