@@ -322,6 +322,7 @@ def test_plans_are_schedules_of_few_drops(seed, share, first):
 
 @given(seed=st.integers(0, 999), share=shares, first=st.integers(0, 2))
 def test_filled_plans_are_within_the_budget_and_no_step_can_rise(seed, share, first):
+    """An exit stays where it is, and keeps nothing."""
     own = limit(share, first)
     counts, g = random_counts(seed, own)
     filled = fill(counts, own, g)
@@ -330,10 +331,15 @@ def test_filled_plans_are_within_the_budget_and_no_step_can_rise(seed, share, fi
         stairs = steps(row, TOKENS)
         assert len(stairs) <= 4
         for layer, tokens in stairs.items():
+            if not tokens:
+                continue
             higher = torch.tensor(
                 [n + 1 if n == tokens and i >= layer else n for i, n in enumerate(row)]
             )
             assert not own.fits(higher[None]).item() or tokens == [TOKENS, *row][layer]
+    for row in counts:
+        for alone in fill(row[None], own, g):
+            assert (alone[row == 0] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(5))

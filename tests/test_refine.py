@@ -76,6 +76,26 @@ def test_moves_are_schedules(data, first, seed):
     check_schedules(moved, first)
 
 
+@given(rounds=st.integers(0, 2), seed=st.integers(0, 99), data=st.data())
+def test_a_larger_budget_is_never_worse_off(rounds, seed, data):
+    """What a smaller one has found is within it, too: that costs nothing."""
+    limits = [limit(budget) for budget in (0.2, 0.5, 0.8)]
+    target = data.draw(schedules())[0].tolist()
+    evaluators = [Known(target) for _ in limits]
+    for evaluator, own in zip(evaluators, limits, strict=True):
+        evaluator.losses([tuple(own.harden(data.draw(schedules(1))[0]))])
+    first = [evaluator.best_loss for evaluator in evaluators]
+    refine(evaluators, limits, rounds, seed)
+    found = [evaluator.best_loss for evaluator in evaluators]
+    assert found == sorted(found, reverse=True)
+    assert all(new <= old for new, old in zip(found, first, strict=True))
+    for evaluator, own in zip(evaluators, limits, strict=True):
+        assert own.holds([round(ratio * TOKENS) for ratio in evaluator.best])
+    # Each has one schedule of its own, and the refinement's.
+    assert sum(evaluator.passes for evaluator in evaluators) <= 32 * 3 * (1 + rounds)
+    assert sum(len(evaluator.asked) for evaluator in evaluators) <= 3 * (1 + rounds)
+
+
 def test_every_schedule_can_be_reached():
     """From one step, moves lead to steps at every layer, and to keeping everything."""
     start = torch.tensor([1.0] * 5 + [0.5] * 5, dtype=torch.float64)

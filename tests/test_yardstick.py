@@ -13,6 +13,7 @@ from tests.reproduction.contenders import CONTENDERS, few_drops
 from tests.reproduction.searches import by_start
 from tests.reproduction.yardstick import Draw, main, measure, table
 from vispco import PruningConfig, count_flops, evaluate, testbed
+from vispco.baselines import random_schedules
 from vispco.budget import Budget
 from vispco.flops import CostModel, Dimensions
 from vispco.solvers import plan
@@ -38,7 +39,13 @@ def small(monkeypatch):
     """Eight questions and few draws."""
     for name, value in {"QUESTIONS": 8, "BATCH": 4, "HELD_OUT": 8}.items():
         monkeypatch.setattr(yardstick, name, value)
-    for name, value in {"DENSE": 2, "FEW": 4, "FINALS": 2, "TIMES": 1}.items():
+    for name, value in {
+        "DENSE": 3,
+        "DENSE_FINALS": 2,
+        "FEW": 4,
+        "FEW_FINALS": 2,
+        "TIMES": 1,
+    }.items():
         monkeypatch.setattr(contenders, name, value)
     for name, value in TINY.items():
         monkeypatch.setitem(contenders.SEARCHES, name, value)
@@ -104,6 +111,16 @@ def test_the_single_layer_grid_misses_nothing(small, tmp_path):
         assert benchmark.kl(found.configs[budget]) == min(losses)
 
 
+def test_screened_are_measured_on_a_part_and_the_best_on_all(small, tmp_path):
+    benchmark = tiny(tmp_path)
+    found = contenders.random_dense(benchmark, [0.5], 0)
+    drawn = random_schedules("fastv", benchmark.limit(0.5), 3, 0)
+    by_part = sorted(drawn, key=lambda config: benchmark.answers(config, part=[0]).kl)
+    assert found.configs[0.5] == min(by_part[:2], key=benchmark.kl)
+    # Three on one batch of four, two on all eight questions, and the full model.
+    assert found.passes == 3 * 4 + 2 * 8 + 8
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000), share=st.floats(0.2, 0.9))
 def test_random_plans_of_few_drops_are_on_the_budget(seed, share):
@@ -161,6 +178,7 @@ def test_bad_arguments_get_one_line(small, tmp_path, capsys):
     for arguments, message in (
         (["--only", "best"], "no contender 'best'"),
         (["--seeds", "-1"], "seeds must be numbers from 0 on"),
+        (["--budgets", "0.01", "--output", f"{output}.other"], "no budget is reachable: fastv nee"),
         ([], "is of another model"),
     ):
         given_ = ["--model", "testbed-llava", "--threads", "1", "--output", str(output)]

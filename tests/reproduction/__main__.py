@@ -146,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         choices=SIZES,
         default="quick",
         help="quick: within an hour on 2 cores (default); deep: the race of all methods on "
-        "testbed-smollm, for --claims winner and a folder of its own, two hours; standard: 5 "
-        "seeds, 500 random configurations per budget, hours; full: 640 random configurations at "
-        "nine budgets "
-        "for every method, 512 held-out questions, a day and more; smoke: seconds",
+        "testbed-smollm, for --claims winner and a folder of its own, two hours; standard: 3 "
+        "seeds, 160 random configurations per budget, hours; full: 5 seeds, 640 random "
+        "configurations at nine budgets for every method, 512 held-out "
+        "questions, a day and more; smoke: seconds",
     )
     parser.add_argument(
         "--output",

@@ -6,6 +6,7 @@ pass over the calibration questions is among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,12 +29,13 @@ SEARCHES: dict[str, tuple[dict[str, Any], int]] = {
     "ramp-refined": ({"name": "ramp"}, 12),
     "gradient": ({"name": "gradient", "steps": 20}, 6),
     "shared": ({"name": "shared", "steps": 60}, 6),
-    "profile": ({"name": "profile"}, 4),
+    "profile": ({"name": "profile"}, 3),
     "profile-lean": ({"name": "profile"}, 0),
 }
-#: Random schedules per budget: of drops at all layers, and of few drops; of these, how many are
-#: measured on all questions.
-DENSE, FEW, FINALS = 64, 200, 6
+#: Random schedules per budget: of drops at all layers, and of few drops.
+DENSE, FEW = 640, 200
+#: Of these, how many are measured on all questions; the others on a sixth of them, or on a half.
+DENSE_FINALS, FEW_FINALS = 24, 6
 #: Most drops of a random schedule of few drops, beside its exit.
 DROPS = 3
 #: Passes of NSGA-II and TPE, in those of `profile`.
@@ -70,22 +72,31 @@ def random_dense(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> F
         budget: random_schedules(benchmark.method, benchmark.limit(budget), DENSE, seed)
         for budget in budgets
     }
-    return _best(benchmark, offers)
+    return _screened(benchmark, offers, 6, DENSE_FINALS)
 
 
 def random_few(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
-    """The best random schedule of few drops: screened on half of the questions, the best on all."""
-    batches = len(benchmark.calibration.prepared)
-    part, screened, offers = list(range((batches + 1) // 2)), 0, {}
+    """The best random schedule of few drops."""
+    offers = {}
     for budget in budgets:
         drawn = few_drops(benchmark.limit(budget), FEW, torch.Generator().manual_seed(seed))
         ratios = (drawn.double() / benchmark.tokens).tolist()
-        configs = [benchmark.config(own) for own in ratios]
-        losses = {c.keep_ratios: benchmark.answers(c, part=part).kl for c in configs}
+        offers[budget] = [benchmark.config(own) for own in ratios]
+    return _screened(benchmark, offers, 2, FEW_FINALS)
+
+
+def _screened(
+    benchmark: Benchmark, offers: Mapping[float, Sequence[PruningConfig]], of: int, finals: int
+) -> Found:
+    """The best of many: all are measured on one in `of` batches, the best `finals` on all."""
+    batches = len(benchmark.calibration.prepared)
+    part, screened, best = list(range(math.ceil(batches / of))), 0, {}
+    for budget, own in offers.items():
+        by_ratios = {config.keep_ratios: config for config in own}
+        losses = {r: benchmark.answers(c, part=part).kl for r, c in by_ratios.items()}
         screened += len(losses) * len(benchmark.calibration.rows(part))
-        best = sorted(losses, key=losses.__getitem__)[:FINALS]
-        offers[budget] = [benchmark.config(own) for own in best]
-    found = _best(benchmark, offers)
+        best[budget] = [by_ratios[r] for r in sorted(losses, key=losses.__getitem__)[:finals]]
+    found = _best(benchmark, best)
     return Found(found.configs, found.passes + screened)
 
 

@@ -22,7 +22,7 @@ BATCH = 4
 class FromPlan(Profiled):
     """A profile, its best plan of each budget, then `steps` of the gradient from there."""
 
-    steps: int = 24
+    steps: int = 16
 
     def solver(self, problem, limits, seed):
         return PlannedDescent(self, problem, limits, seed)

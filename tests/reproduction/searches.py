@@ -9,20 +9,24 @@ import torch
 
 from vispco import Frontier, search
 from vispco.config import PruningConfig
+from vispco.profiling import Profile, profile
+from vispco.solvers.plan import plans
+from vispco.solvers.profiled import PARTS, drawn
 from vispco.utils.digest import key
 
 from .benchmark import Benchmark
 from .cache import SEARCHING, code
 from .paper import GRID
-from .sizes import TENTHS, Setting, Size
+from .sizes import Setting, Size
 
 #: The cheap frontier may cost 1 / CHEAP of a grid of GRID configurations.
 CHEAP = 40
 #: The refined one may cost, at every budget, 1 / SAVING of random search with RIVAL schedules.
 SAVING, RIVAL = 10, 160
-#: The thorough one may cost, at every budget, 1 / SHARE of random search with POOL schedules.
-SHARE, POOL = 8, 500
-#: Share of the passes that the gradient gets; the rest is refinement's, ROUNDS a budget at most.
+#: Questions of its profile, at most.
+PROFILED = 32
+#: Share of the passes that the paper's predictor gets; the rest is refinement's, ROUNDS a budget at
+#: most.
 GRADIENT = 0.2
 ROUNDS = 100
 #: What `history` keeps of each step.
@@ -47,12 +51,28 @@ class Found:
 
 
 def cheap(benchmark: Benchmark, setting: Setting, size: Size, seed: int) -> Found:
-    """The frontier in one shared run of 1/40 of the grid's cost, as it comes out, unmeasured.
+    """The frontier planned from a profile of 1/40 of the grid's cost, as it comes out, unmeasured.
 
     It has all budgets that anybody asks for: the frontier's, and the setting's.
     """
+    questions = _affordable(benchmark, GRID * len(benchmark.calibration) // CHEAP)
+    budgets = _all_budgets(benchmark, setting, size)
+
+    def make() -> dict:
+        found, planned = _profiled(benchmark, questions, seed), []
+        table = found.table(min(benchmark.tokens, PARTS))
+        for budget in budgets:
+            counts = plans(table, benchmark.limit(budget), seed)[0]
+            planned.append([budget, (counts / benchmark.tokens).tolist()])
+        return {"configs": planned, "passes": found.forward_passes}
+
+    return _found(benchmark, "cheap", make, questions=questions, seed=seed, budgets=budgets)
+
+
+def cheap_predictor(benchmark: Benchmark, setting: Setting, size: Size, seed: int) -> Found:
+    """The paper's predictor at the cost of `cheap`: one run of gradient steps for all budgets."""
     n = len(benchmark.calibration)
-    budgets = benchmark.reachable(sorted({*size.frontier_budgets, *setting.budgets}))
+    budgets = _all_budgets(benchmark, setting, size)
     steps = max(1, int((GRID * n / CHEAP - n) // (3 * size.batch)))
 
     def make() -> dict:
@@ -60,67 +80,41 @@ def cheap(benchmark: Benchmark, setting: Setting, size: Size, seed: int) -> Foun
         hardened = [[b, benchmark.limit(b).harden(shared.ratios(b))] for b in budgets]
         return {"configs": hardened, "passes": shared.meta["forward_passes"]}
 
-    return _found(benchmark, "cheap", make, steps=steps, seed=seed, budgets=budgets)
+    return _found(benchmark, "cheap predictor", make, steps=steps, seed=seed, budgets=budgets)
 
 
-def refined(
-    benchmark: Benchmark,
-    budgets: Sequence[float],
-    seed: int,
-    batch: int,
-    also: Sequence[float] = TENTHS,
-) -> Found:
-    """A shared run, then refinement at all budgets together.
+def _all_budgets(benchmark: Benchmark, setting: Setting, size: Size) -> list[float]:
+    return benchmark.reachable(sorted({*size.frontier_budgets, *setting.budgets}))
 
-    It costs at most 1/10 of random best-of-160 a budget. also: budgets that nobody asks for;
-    neighbours help each other, and each pays for itself.
+
+def refined(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
+    """The library's default search: profile, plan, refine.
+
+    It costs at most 1/10 of random best-of-160 a budget.
     """
-    each = RIVAL * len(benchmark.calibration) // SAVING
-    return _refined(benchmark, sorted({*budgets, *also}), seed, batch, each, GRADIENT)
-
-
-def thorough(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int) -> Found:
-    """The same as `refined` with more refinement, at the budgets asked for alone.
-
-    It costs at most 1/8 of 500 random configurations a budget.
-    """
-    each = POOL * len(benchmark.calibration) // SHARE
-    return _refined(benchmark, budgets, seed, batch, each, GRADIENT / 2)
-
-
-def ungraded(
-    benchmark: Benchmark, budgets: Sequence[float], seed: int, also: Sequence[float] = TENTHS
-) -> Found:
-    """Refinement from a ramp, without a gradient, at the cost of `refined`."""
-    n = len(benchmark.calibration)
-    budgets = benchmark.reachable(sorted({*budgets, *also}))
-    allowed = RIVAL * n // SAVING * len(budgets)
-    # The full model is measured, and the ramp of every budget.
-    left = {"rounds": ROUNDS, "passes": allowed - n - n * len(budgets)}
+    n, budgets = len(benchmark.calibration), benchmark.reachable(budgets)
+    allowed = _allowed(benchmark, budgets)
+    questions = min(PROFILED, _affordable(benchmark, allowed // 2))
 
     def make() -> dict:
-        return _points(_search(benchmark, budgets, "ramp", seed, refinement=left))
+        found = _profiled(benchmark, questions, seed)
+        # The full model is measured again, and a plan and the ramp of every budget.
+        left = allowed - found.forward_passes - n * (1 + 2 * len(budgets))
+        start = {"name": "profile", "profile": found}
+        how = {"refinement": {"rounds": ROUNDS, "passes": max(0, left)}}
+        points = _points(_search(benchmark, budgets, start, seed, **how))
+        return {**points, "passes": points["passes"] + found.forward_passes}
 
-    options = {"rounds": ROUNDS, "allowed": allowed, "seed": seed, "budgets": budgets}
-    return _found(benchmark, "ungraded", make, **options)
+    options = {"rounds": ROUNDS, "allowed": allowed, "questions": questions, "seed": seed}
+    options["budgets"] = budgets
+    return _found(benchmark, "refined", make, **options)
 
 
-def _refined(
-    benchmark: Benchmark,
-    budgets: Sequence[float],
-    seed: int,
-    batch: int,
-    each: int,
-    gradient: float,
-) -> Found:
-    """A shared run, then refinement.
-
-    each: forward passes that one budget may cost. gradient: share of these for the shared run.
-    """
-    n = len(benchmark.calibration)
-    budgets = benchmark.reachable(budgets)
-    allowed = each * len(budgets)
-    steps = max(1, int(gradient * allowed // (3 * batch)))
+def predictor(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int) -> Found:
+    """The paper's predictor for all budgets, then refinement, at the cost of `refined`."""
+    n, budgets = len(benchmark.calibration), benchmark.reachable(budgets)
+    allowed = _allowed(benchmark, budgets)
+    steps = max(1, int(GRADIENT * allowed // (3 * batch)))
 
     def make() -> dict:
         shared = _shared(benchmark, steps, seed)
@@ -129,7 +123,42 @@ def _refined(
         return _points(shared.frontier(budgets, {"rounds": ROUNDS, "passes": left}, seed))
 
     options = {"steps": steps, "rounds": ROUNDS, "allowed": allowed, "seed": seed}
-    return _found(benchmark, "refined", make, budgets=budgets, **options)
+    return _found(benchmark, "predictor", make, budgets=budgets, **options)
+
+
+def refined_ramp(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
+    """Refinement from a ramp, with neither profile nor gradient, at the cost of `refined`."""
+    n, budgets = len(benchmark.calibration), benchmark.reachable(budgets)
+    allowed = _allowed(benchmark, budgets)
+    # The full model is measured, and the ramp of every budget.
+    left = {"rounds": ROUNDS, "passes": allowed - n - n * len(budgets)}
+
+    def make() -> dict:
+        return _points(_search(benchmark, budgets, "ramp", seed, refinement=left))
+
+    options = {"rounds": ROUNDS, "allowed": allowed, "seed": seed, "budgets": budgets}
+    return _found(benchmark, "refined ramp", make, **options)
+
+
+def _allowed(benchmark: Benchmark, budgets: Sequence[float]) -> int:
+    """Forward passes that a refined search may cost for these budgets together."""
+    return RIVAL * len(benchmark.calibration) // SAVING * len(budgets)
+
+
+def _affordable(benchmark: Benchmark, passes: int) -> int:
+    """Questions in whole batches, one at least, whose profile costs at most so many passes.
+
+    At most six measurements at a layer cost 3 L passes of a question, the full model one.
+    """
+    batch = len(benchmark.calibration.prepared[0])
+    return max(1, passes // (1 + 3 * benchmark.layers) // batch) * batch
+
+
+def _profiled(benchmark: Benchmark, questions: int, seed: int) -> Profile:
+    """A profile of the benchmark's method on some of its calibration questions."""
+    asked = benchmark.calibration
+    part = drawn(asked.prepared, questions, seed)
+    return profile(benchmark.model, [asked.batches[i] for i in part], benchmark.method)
 
 
 def by_start(

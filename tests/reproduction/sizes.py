@@ -87,6 +87,7 @@ class Size:
     depth_questions: int = 64
     depth_pool: int = 60
     depth_seeds: int = 2
+    depth_also: tuple[float, ...] = FIVE
     kernel_steps: int = 20
     transfer_budget: float = 0.4
     transfer_tasks: int = 8
@@ -151,6 +152,7 @@ SIZES = {
         depth_questions=8,
         depth_pool=4,
         depth_seeds=1,
+        depth_also=(),
         kernel_steps=2,
         transfer_tasks=2,
         transfer_methods=2,
@@ -184,13 +186,13 @@ SIZES = {
     "standard": Size(
         "standard",
         _settings(
-            (TENTHS, 5, 500, 50, 20, 5, 5),
-            (FIVE, 5, 500, 50, 20, 5, 5),
-            (PAIR, 5, 500, 50, 10, 5, 0),
-            (PAIR, 5, 500, 50, 10, 5, 0),
+            (TENTHS, 3, 160, 20, 20, 1, 3),
+            (FIVE, 3, 160, 20, 10, 1, 3),
+            (PAIR, 3, 160, 20, 10, 1, 0),
+            None,
         ),
-        _winners(5, _DEEP),
-        **{**_HOUR, "depth_seeds": 5, "transfer_testbeds": 2},
+        _winners(3, _DEEP),
+        **{**_HOUR, "depth_seeds": 3, "transfer_testbeds": 2},
         convergence_pairs=_ALL,
         estimator_questions=64,
         estimator_seeds=3,

@@ -78,6 +78,8 @@ def measure(
         sizes = {"calibration": QUESTIONS, "test": HELD_OUT, "batch": BATCH, "seed": seed}
         benchmark = Draw(model, method, Cache(cache), **sizes)
         own = benchmark.reachable(budgets or BUDGETS.get(model, SHALLOW))
+        if not own:
+            raise ValueError(f"no budget is reachable: {method} needs {benchmark.least:.3g}")
         for name in only or CONTENDERS:
             started = time.perf_counter()
             try:
@@ -168,13 +170,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", default="fastv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--only", default="", help=f"some of {','.join(CONTENDERS)}")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=(), metavar="SHARE", help="default: the model's"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(".reproduction"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     only = [name.strip() for name in options.only.split(",") if name.strip()]
     own = options.model, options.method, options.seeds, options.output, options.cache
-    return command.tabled(options, lambda: measure(*own, only), table)
+    return command.tabled(options, lambda: measure(*own, only, options.budgets), table)
 
 
 if __name__ == "__main__":

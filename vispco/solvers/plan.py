@@ -91,10 +91,10 @@ def cheapest(losses: Tensor, limit: Budget, prices: int = 48, levels: int = 64) 
 
 
 def single_drops(limit: Budget) -> Tensor:
-    """Every plan that drops all tokens before one layer (C, L)."""
+    """Every plan that drops all tokens before one layer, or all but one (C, L)."""
     layers = torch.arange(limit.layers)
     at = torch.arange(limit.first_layer, limit.layers)[:, None]
-    return torch.where(layers < at, limit.tokens, 0)
+    return torch.cat([torch.where(layers < at, limit.tokens, left) for left in (0, 1)])
 
 
 def random_plans(limit: Budget, count: int, drops: int, generator: torch.Generator) -> Tensor:
@@ -179,11 +179,11 @@ def fill(counts: Tensor, limit: Budget, generator: torch.Generator) -> Tensor:
     """Plans (C, L) brought onto the limit, steps as steps; those that cannot be are left out.
 
     Above the limit, all levels are lowered by one factor. Then one step after the other, in random
-    order, is raised as far as the limit allows.
+    order, is raised as far as the limit allows. From its exit on, a plan keeps nothing.
     """
     before = torch.cat([torch.full_like(counts[:, :1], limit.tokens), counts[:, :-1]], 1)
     number = (counts < before).cumsum(1)  # (C, L): the step that each layer stands on
-    dropped = number > 0
+    dropped, rises = number > 0, counts > 0
 
     def scaled(s: Tensor) -> Tensor:
         return torch.where(dropped, (counts * s).floor().long(), counts)
@@ -197,7 +197,7 @@ def fill(counts: Tensor, limit: Budget, generator: torch.Generator) -> Tensor:
         low, high = torch.where(within, middle, low), torch.where(within, high, middle)
     counts = scaled(low)
     kept = limit.fits(counts)
-    counts, number = counts[kept], number[kept]
+    counts, number = counts[kept], (number * rises)[kept]
     if not len(counts):
         return counts
     first_to_last = list(range(1, int(number.max()) + 1))

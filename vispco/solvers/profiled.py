@@ -2,11 +2,14 @@
 
     profile   g_k(n), the loss of n tokens from layer k on, on a part of the data (`vispco.profile`)
     plan      staircases of least predicted loss on each budget      (`vispco.solvers.plan`)
+    exit      of the best plan, moved while a part of the data is answered better
+              (`vispco.solvers.exits`)
     refine    what is measured of them corrects what is expected: the prediction is the prior of the
               surrogate (`vispco.solvers.refine`)
 
-The rule that costs nothing (`vispco.schedule.ramp`) is measured beside the best plan of each
-budget: a profile of single drops does not know how drops interact.
+A profile of single drops does not know how drops interact. So two more schedules are measured
+beside the best plan of each budget: the same with its exit moved, and the rule that costs nothing
+(`vispco.schedule.ramp`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from ..utils.digest import key
 from ..utils.distributed import total
 from ..utils.journal import Journal
 from .alone import best_alone, reachable
-from .evaluator import Evaluator
+from .evaluator import Evaluator, Schedule
+from .exits import walked
 from .plan import DROPS, SCALE, fill, offspring, plans, steps
 from .problem import Problem, Start
 from .refine import nearby
@@ -43,7 +47,7 @@ class Profiled(Start):
 
     questions: calibration questions of the profile, in whole batches, drawn at random.
     measurements: most measurements of the profile at one layer, see `vispco.profile`.
-    rule: whether the ramp of each budget is measured, too.
+    rule: whether the ramp of each budget, and its plan with other exits, are measured, too.
     profile: one that was measured before, of the same model, method and objective; None: measured.
     alone: of several methods, the profile of the one that is searched alone, too. None: it is
         chosen (`vispco.solvers.alone`) and measured, unless `rule` is False.
@@ -160,7 +164,9 @@ class Planned:
             if not len(found):
                 raise ValueError(f"no plan from layer {limit.first_layer} on holds {limit.value!r}")
             self.plans.append(found)
-            begin = {tuple((found[0] / limit.tokens).tolist())}
+            begin = {_ratios(found[0], limit)}
+            if self.options.rule:
+                begin.add(self._other_exit(found[0], limit, evaluator))
             if self.options.rule and self.problem.kernel.free:
                 begin.add(tuple(limit.harden(ramp(limit))))
             evaluator.losses(sorted(begin))
@@ -187,6 +193,21 @@ class Planned:
         own = replace(self.options, profile=given, alone=None)
         self.rival = rival = Planned(own, one, limits, self.seed)
         return [(one, rival, limits)], spent
+
+    def _other_exit(self, plan: Tensor, limit: Budget, evaluator: Evaluator) -> Schedule:
+        """The plan (L,) with the exit that loses least, on the profile's part of the data."""
+        part = self._part()
+        # All of the data is not measured twice.
+        whole = _size([evaluator.prepared[i] for i in part]) == evaluator.samples
+        known: dict[Schedule, float] = {}
+
+        def loss(counts: Tensor) -> float:
+            schedule = _ratios(counts, limit)
+            if schedule not in known:
+                (known[schedule],) = evaluator.losses([schedule], None if whole else part)
+            return known[schedule]
+
+        return _ratios(walked(plan, limit, loss, self.drops), limit)
 
     def _part(self) -> list[int]:
         """The numbers of the batches of the profile."""
@@ -227,6 +248,11 @@ def drawn(prepared: Sequence[PreparedBatch], questions: int, seed: int) -> list[
         if _size([prepared[j] for j in part]) < questions:
             part.append(i)
     return part
+
+
+def _ratios(counts: Tensor, limit: Budget) -> Schedule:
+    """Keep ratios of whole tokens (L,)."""
+    return tuple((counts / limit.tokens).tolist())
 
 
 def _counts(ratios: Tensor, limit: Budget) -> Tensor:

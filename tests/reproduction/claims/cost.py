@@ -13,13 +13,15 @@ from vispco.schedule import ramp
 
 from ..benchmark import Benchmark
 from ..cache import Cache
-from ..searches import RIVAL, SAVING, cheap, refined, thorough, ungraded
+from ..searches import RIVAL, SAVING, cheap, predictor, refined, refined_ramp
 from ..sizes import Setting, Size
 from ..stats import chance_to_win, compare, expected_best, expected_held_out, summary
 from .base import MET, NOT_TESTABLE, Piece, all_met, benchmark_of, met, named, setting_of
 from .percentile import pool
 
 TITLE = "The same cost in other hands"
+#: Other searches of the library, at the same cost.
+PREDICTOR, RAMP = "the paper's predictor, refined", "a refined ramp"
 DRAWS = (10, 20, 40, 80, 160, 320, 640)
 DIFFERENCE = 0.02  # of the median: below it the random configurations of a budget are all alike
 TARGET = (
@@ -59,28 +61,18 @@ def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> d
     }
     if budget not in budgets:
         return {**head, "reachable": False, "least": benchmark.least}
-    found = [refined(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
-    passes = max(f.each for f in found)
-    rows = [_row(benchmark, "learned", [f.configs[budget] for f in found], passes)]
-    quick = [cheap(benchmark, setting, size, seed) for seed in range(setting.seeds)]
-    rows.append(
-        _row(benchmark, "learned, cheap", [f.configs[budget] for f in quick], quick[0].each)
-    )
-    slow = [thorough(benchmark, budgets, seed, size.batch) for seed in range(setting.seeds)]
-    rows.append(
-        _row(
-            benchmark,
-            "learned, thorough",
-            [f.configs[budget] for f in slow],
-            max(f.each for f in slow),
-        )
-    )
-    blind = [ungraded(benchmark, budgets, seed) for seed in range(setting.seeds)]
-    rows.append(
-        _row(
-            benchmark, "no gradient", [f.configs[budget] for f in blind], max(f.each for f in blind)
-        )
-    )
+    seeds = range(setting.seeds)
+    searches = {
+        "learned": [refined(benchmark, budgets, seed) for seed in seeds],
+        "learned, cheap": [cheap(benchmark, setting, size, seed) for seed in seeds],
+        PREDICTOR: [predictor(benchmark, budgets, seed, size.batch) for seed in seeds],
+        RAMP: [refined_ramp(benchmark, budgets, seed) for seed in seeds],
+    }
+    rows = [
+        _row(benchmark, name, [f.configs[budget] for f in own], max(f.each for f in own))
+        for name, own in searches.items()
+    ]
+    passes = rows[0]["passes"]
     rows += [
         _row(benchmark, name, configs, passes)
         for name, configs in _rivals(benchmark, budget, passes, setting)
@@ -251,8 +243,7 @@ def conclude(rows: list[dict], size: Size) -> dict:
                 "rivals": row["rows"],
                 "coarse": row["coarse"],
                 "against": against,
-                "thorough": compare(by_name["learned, thorough"]["kl"], [rival["mean"]]),
-                "no gradient": compare(ours["kl"], by_name["no gradient"]["kl"]),
+                "within": {n: compare(ours["kl"], by_name[n]["kl"]) for n in (PREDICTOR, RAMP)},
                 "differs": differs,
                 "verdict": verdict,
             }
@@ -270,20 +261,14 @@ def _measured(rows: list[dict], table: list[dict]) -> str:
         outcomes = [t["against"][name] for t in known if name in t["against"]]
         worse.append(f"{name} at {outcomes.count('worse')} of {len(outcomes)}")
     share = max((t["share_of_random_cost"] for t in known), default=1)
-    slow = [
-        RIVAL * row["n_calibration"] / one["passes"]
-        for row in rows
-        if row["reachable"]
-        for one in row["rows"]
-        if one["name"] == "learned, thorough"
-    ]
-    lost = sum(t["thorough"] == "worse" for t in known)
-    blind = [t["no gradient"] for t in known]
-    without = [f"{how} at {blind.count(how)}" for how in ("better", "equal", "worse")]
+    within = []
+    for name in (PREDICTOR, RAMP):
+        own = [t["within"][name] for t in known]
+        counts = ", ".join(f"{how} at {own.count(how)}" for how in ("better", "equal", "worse"))
+        within.append(f"than {name}, {counts}")
     return (
         f"met at {good} of {len(tested)} (testbed, method, budget), at "
         f"{len(known) - len(tested)} the pool is too small to tell; worse than {', '.join(worse)}; "
         f"cost at most 1/{1 / share:.1f} of best-of-{RIVAL}; "
-        f"with 1/{min(slow, default=1):.1f} of it, worse at {lost} of {len(known)}; "
-        f"than refinement of a ramp without a gradient, {', '.join(without)}"
+        f"{'; '.join(within)}"
     )

@@ -15,8 +15,8 @@ GREY = "#8a8a8a"
 LOOKS = {
     "learned": (BLUE, "o"),
     "learned, cheap": (BLUE, "o"),
-    "learned, thorough": (BLUE, "o"),
-    "no gradient": ("#555555", "X"),
+    "the paper's predictor, refined": ("#555555", "X"),
+    "a refined ramp": (SKY, "p"),
     "NSGA-II": (RED, "s"),
     "TPE": (PINK, "D"),
     "a ramp, no search": (INK, "h"),

@@ -96,7 +96,7 @@ def _mark(axes, passes: float, height: float, name: str) -> None:
     colour, marker = LOOKS[name]
     look = {"color": colour, "marker": marker, "markersize": 6, **DOT}
     if name not in RULES:
-        label = "learned, at three costs" if name.startswith("learned") else name
+        label = "learned, at two costs" if name.startswith("learned") else name
         axes.plot(passes, height, label=label, **look)
         return
     axes.plot(passes, height, **look)

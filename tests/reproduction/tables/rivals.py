@@ -8,6 +8,7 @@ from statistics import fmean
 from vispco.utils.console import percent
 
 from ..claims.base import spread
+from ..claims.cost import PREDICTOR, RAMP
 from .base import (
     HEAD,
     HEAD_BUDGET,
@@ -38,10 +39,13 @@ _HYPERVOLUME: Columns = {
     "ratio to hindsight of half on half": _ratio("halves"),
     "passes": lambda row: f"{row['passes']:,}",
     "of the 700-point grid's cost": lambda row: one_in(row["share_of_grid_cost"]),
+    "the paper's predictor: ratio to hindsight": _ratio("predictor"),
     "refined: ratio to hindsight (cost)": lambda row: (
         f"{_ratio('refined')(row)} ({one_in(row['refined_share'])})"
+        if row["refined_share"]
+        else NOTHING
     ),
-    "the same without the gradient": _ratio("ungraded"),
+    "a refined ramp": lambda row: _ratio("refined_ramp")(row) if row["refined_share"] else NOTHING,
     "a ramp, no search": lambda row: f"{row['ratio_ramp']:.3f}",
     "verdict": lambda row: row["verdict"],
 }
@@ -112,6 +116,10 @@ def _kl_of(name: str) -> Callable[[dict], str]:
     return cell
 
 
+def _within(name: str) -> Callable[[dict], str]:
+    return lambda row: f"{_kl_of(name)(row)} ({row['within'][name]})"
+
+
 def _accuracy_of(name: str) -> Callable[[dict], str]:
     def cell(row: dict) -> str:
         rival = _rival(row, name)
@@ -153,33 +161,28 @@ def _verdict(row: dict) -> str:
     return "pool too small" if row["differs"] else "configurations do not differ"
 
 
-_FIT, _RAMP = "FitPrune's fit", "a ramp, no search"
+_FIT, _RULE = "FitPrune's fit", "a ramp, no search"
 _COST: Columns = {
     **HEAD_BUDGET,
     "passes a budget (of random best-of-160)": lambda row: (
         f"{row['passes']:,.0f} ({one_in(row['share_of_random_cost'])})"
     ),
     "learned": _kl_of("learned"),
-    "without the gradient (learned is)": lambda row: (
-        f"{_kl_of('no gradient')(row)} ({row['no gradient']})"
-    ),
+    **{f"{name} (learned is)": _within(name) for name in (PREDICTOR, RAMP)},
     "learned, cheap": _kl_of("learned, cheap"),
     "random best of 10": _best_of_ten,
     "random best of 160 (or all)": _pool_kl,
     "chance to beat it": lambda row: percent(row["won"]["mean"], 0),
-    **{name: _kl_of(name) for name in ("NSGA-II", "TPE", "greedy per layer", _FIT, _RAMP)},
-    "learned, thorough (than best of 160)": lambda row: (
-        f"{_kl_of('learned, thorough')(row)} ({row['thorough']})"
-    ),
+    **{name: _kl_of(name) for name in ("NSGA-II", "TPE", "greedy per layer", _FIT, _RULE)},
     "verdict": _verdict,
 }
 _ACCURACY: Columns = {
     **HEAD_BUDGET,
     "learned": _accuracy_of("learned"),
-    "without the gradient": _accuracy_of("no gradient"),
+    **{name: _accuracy_of(name) for name in (PREDICTOR, RAMP)},
     "learned, cheap": _accuracy_of("learned, cheap"),
     "random best of 160 (or all)": _pool_accuracy,
-    **{name: _accuracy_of(name) for name in ("NSGA-II", "TPE", "greedy per layer", _FIT, _RAMP)},
+    **{name: _accuracy_of(name) for name in ("NSGA-II", "TPE", "greedy per layer", _FIT, _RULE)},
     "VTW's rule": _accuracy_of("VTW's rule"),
     **{name: _coarse(name) for name in ("pooled", "strided", "random tokens", "smaller pictures")},
 }
@@ -202,7 +205,8 @@ _DEPTH: Columns = {
     "layers": lambda row: row["layers"],
     "budget": lambda row: row["budget"],
     "learned KL": lambda row: kl(row["kl"]),
-    "without the gradient": lambda row: kl(row["ungraded"]),
+    "the paper's predictor, refined": lambda row: kl(row["predictor"]),
+    "a refined ramp": lambda row: kl(row["ramp"]),
     "passes": lambda row: f"{row['passes']:,.0f}",
     "random of equal cost": lambda row: f"{row['random_equal']['mean']:.4f}",
     "random best of all": _random_most,
