@@ -23,8 +23,11 @@ from .sizes import Setting, Size
 CHEAP = 40
 #: The refined one may cost, at every budget, 1 / SAVING of random search with RIVAL schedules.
 SAVING, RIVAL = 10, 160
-#: Questions of its profile, at most.
-PROFILED = 32
+#: Questions of its profile, at most; and schedules that it measures on these at each budget before
+#: the refinement, at most.
+PROFILED, COMPARED = 32, 6
+#: The thorough one may cost, at every budget, 1 / SHARE of random search with POOL schedules.
+SHARE, POOL = 8, 500
 #: Share of the passes that the paper's predictor gets; the rest is refinement's, ROUNDS a budget at
 #: most.
 GRADIENT = 0.2
@@ -98,8 +101,9 @@ def refined(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
 
     def make() -> dict:
         found = _profiled(benchmark, questions, seed)
-        # The full model is measured again, and a plan and the ramp of every budget.
-        left = allowed - found.forward_passes - n * (1 + 2 * len(budgets))
+        # The full model is measured again; at every budget a plan, its best exit and the ramp.
+        begin = 3 * n + COMPARED * questions
+        left = allowed - found.forward_passes - n - begin * len(budgets)
         start = {"name": "profile", "profile": found}
         how = {"refinement": {"rounds": ROUNDS, "passes": max(0, left)}}
         points = _points(_search(benchmark, budgets, start, seed, **how))
@@ -112,9 +116,30 @@ def refined(benchmark: Benchmark, budgets: Sequence[float], seed: int) -> Found:
 
 def predictor(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int) -> Found:
     """The paper's predictor for all budgets, then refinement, at the cost of `refined`."""
+    allowed = _allowed(benchmark, benchmark.reachable(budgets))
+    return _predicted(benchmark, budgets, seed, batch, allowed, GRADIENT)
+
+
+def thorough(benchmark: Benchmark, budgets: Sequence[float], seed: int, batch: int) -> Found:
+    """The same as `predictor` with more refinement.
+
+    It costs at most 1/8 of 500 random configurations a budget.
+    """
+    allowed = POOL * len(benchmark.calibration) // SHARE * len(benchmark.reachable(budgets))
+    return _predicted(benchmark, budgets, seed, batch, allowed, GRADIENT / 2)
+
+
+def _predicted(
+    benchmark: Benchmark,
+    budgets: Sequence[float],
+    seed: int,
+    batch: int,
+    allowed: int,
+    gradient: float,
+) -> Found:
+    """allowed: forward passes for all budgets. gradient: the predictor's share of these."""
     n, budgets = len(benchmark.calibration), benchmark.reachable(budgets)
-    allowed = _allowed(benchmark, budgets)
-    steps = max(1, int(GRADIENT * allowed // (3 * batch)))
+    steps = max(1, int(gradient * allowed // (3 * batch)))
 
     def make() -> dict:
         shared = _shared(benchmark, steps, seed)
@@ -148,10 +173,10 @@ def _allowed(benchmark: Benchmark, budgets: Sequence[float]) -> int:
 def _affordable(benchmark: Benchmark, passes: int) -> int:
     """Questions in whole batches, one at least, whose profile costs at most so many passes.
 
-    At most six measurements at a layer cost 3 L passes of a question, the full model one.
+    Six measurements at a layer, and the full model, cost at most 3 L + 7 passes of a question.
     """
     batch = len(benchmark.calibration.prepared[0])
-    return max(1, passes // (1 + 3 * benchmark.layers) // batch) * batch
+    return max(1, passes // (7 + 3 * benchmark.layers) // batch) * batch
 
 
 def _profiled(benchmark: Benchmark, questions: int, seed: int) -> Profile:

@@ -34,12 +34,20 @@ TARGET = (
 
 
 def pieces(size: Size) -> list[Piece]:
-    """One per setting and budget: the pools are there already."""
+    """First the searches, one per setting and seed; then one per setting and budget.
+
+    The pools are there already.
+    """
     per = RIVAL // SAVING * size.calibration
-    return [
+    searches = [
+        Piece({**named(s), "seed": seed}, 3 * per * len(s.budgets), s.testbed)
+        for s in size.settings
+        for seed in range(s.seeds)
+    ]
+    return searches + [
         Piece(
             {**named(s), "budget": b},
-            (3 * s.rivals + s.seeds) * (per + size.test) + 15 * size.test + 10 * size.calibration,
+            3 * s.rivals * (per + size.test) + 15 * size.test + 10 * size.calibration,
             s.testbed,
         )
         for s in size.settings
@@ -47,11 +55,18 @@ def pieces(size: Size) -> list[Piece]:
     ]
 
 
-def run(cache: Cache, size: Size, testbed: str, method: str, budget: float) -> dict:
-    """Everybody at one budget of one setting."""
+def run(
+    cache: Cache, size: Size, testbed: str, method: str, budget: float | None = None, seed: int = 0
+) -> dict | None:
+    """Everybody at one budget of one setting; with a seed instead of a budget only the searches."""
     setting = setting_of(size, testbed, method)
     benchmark = benchmark_of(setting, cache, size)
     budgets = benchmark.reachable(setting.budgets)
+    if budget is None:
+        refined(benchmark, budgets, seed)
+        predictor(benchmark, budgets, seed, size.batch)
+        refined_ramp(benchmark, budgets, seed)
+        return None
     head = {
         "testbed": testbed,
         "method": method,
@@ -205,12 +220,12 @@ def _flat(benchmark: Benchmark, budget: float) -> torch.Tensor:
     return torch.full((benchmark.layers,), count / limit.tokens, dtype=torch.float64)
 
 
-def conclude(rows: list[dict], size: Size) -> dict:
+def conclude(rows: list[dict | None], size: Size) -> dict:
     """Learned against random best-of-160 and the searchers, at every budget where configurations
     differ.
     """
     table, outcomes = [], []
-    for row in rows:
+    for row in filter(None, rows):
         if not row["reachable"]:
             table.append({**row, "verdict": "not reachable"})
             continue
@@ -248,10 +263,10 @@ def conclude(rows: list[dict], size: Size) -> dict:
                 "verdict": verdict,
             }
         )
-    return {"verdict": all_met(outcomes), "rows": table, "measured": _measured(rows, table)}
+    return {"verdict": all_met(outcomes), "rows": table, "measured": _measured(table)}
 
 
-def _measured(rows: list[dict], table: list[dict]) -> str:
+def _measured(table: list[dict]) -> str:
     """All budgets in one sentence."""
     known = [t for t in table if t["verdict"] != "not reachable" and t["differs"]]
     tested = [t for t in table if t["verdict"] in ("met", "missed")]

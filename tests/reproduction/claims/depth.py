@@ -8,7 +8,7 @@ from vispco.baselines.searchers import random_schedules
 
 from ..benchmark import Benchmark
 from ..cache import Cache
-from ..searches import RIVAL, SAVING, predictor, refined, refined_ramp
+from ..searches import RIVAL, SAVING, predictor, refined_ramp
 from ..sizes import Size
 from ..stats import expected_best, summary
 from .base import MET, NOT_TESTABLE, Piece, all_met, met
@@ -16,21 +16,20 @@ from .base import MET, NOT_TESTABLE, Piece, all_met, met
 TITLE = "Depth"
 EQUAL = RIVAL // SAVING
 TARGET = (
-    "On the testbed deepened to 8, 16, 24 and 32 layers, the learned configuration is no worse "
+    "On the testbed deepened to 8, 16, 24 and 32 layers, what the paper's predictor learns, "
+    "refined, is no worse "
     "than random search of "
     f"equal cost (best of {EQUAL}) at any depth, and its lead does not shrink from the shallowest "
     "to the deepest."
 )
 METHOD, LEAST = "fastv", 1e-3
-#: Other searches of equal cost.
-RIVALS = {"predictor": "the paper's predictor, refined", "ramp": "a refined ramp"}
 
 
 def pieces(size: Size) -> list[Piece]:
     """One per depth."""
     pools, searches = (
         size.depth_pool * len(size.depth_budgets),
-        3 * size.depth_seeds * EQUAL * len({*size.depth_budgets, *size.depth_also}),
+        2 * size.depth_seeds * EQUAL * len({*size.depth_budgets, *size.depth_also}),
     )
     return [
         Piece({"factor": f}, (pools + searches) * size.depth_questions, depth=f)
@@ -49,13 +48,10 @@ def run(cache: Cache, size: Size, factor: int) -> dict:
         factor=factor,
     )
     budgets, rows = benchmark.reachable(size.depth_budgets), []
-    # Several budgets share what a profile or a predictor costs.
+    # Neighbouring budgets help each other, and each pays for itself.
     shared, seeds = sorted({*size.depth_budgets, *size.depth_also}), range(size.depth_seeds)
-    found = [refined(benchmark, shared, seed) for seed in seeds]
-    rivals = {
-        "predictor": [predictor(benchmark, shared, seed, size.batch) for seed in seeds],
-        "ramp": [refined_ramp(benchmark, shared, seed) for seed in seeds],
-    }
+    found = [predictor(benchmark, shared, seed, size.batch) for seed in seeds]
+    blind = [refined_ramp(benchmark, shared, seed) for seed in seeds]
     for budget in budgets:
         configs = random_schedules(
             METHOD, benchmark.limit(budget), size.depth_pool, seed=round(1000 * budget)
@@ -69,10 +65,7 @@ def run(cache: Cache, size: Size, factor: int) -> dict:
                 "budget": budget,
                 "kl": [benchmark.kl(f.configs[budget]) for f in found],
                 "passes": max(f.each for f in found),
-                **{
-                    name: [benchmark.kl(f.configs[budget]) for f in own]
-                    for name, own in rivals.items()
-                },
+                "ungraded": [benchmark.kl(f.configs[budget]) for f in blind],
                 "random": [
                     expected_best(values, n) | {"passes": n * len(benchmark.calibration)}
                     for n in draws
@@ -103,8 +96,8 @@ def conclude(rows: list[dict], size: Size) -> dict:
                     "random_equal": equal,
                     "random_most": most,
                     "random": one["random"],
-                    **{name: summary(one[name]) for name in RIVALS},
-                    **{f"gain_{name}": _ratio(summary(one[name]), ours) for name in RIVALS},
+                    "ungraded": summary(one["ungraded"]),
+                    "gain": _ratio(summary(one["ungraded"]), ours),
                     "lead": _ratio(equal, ours),
                     "lead_most": _ratio(most, ours),
                     "verdict": met(_ratio(equal, ours) >= 0.99),
@@ -120,6 +113,7 @@ def conclude(rows: list[dict], size: Size) -> dict:
     if len(depths) < 2:
         return {**made, "verdict": NOT_TESTABLE, "measured": "one depth only at this size"}
     leads = {d: geometric_mean(t["lead"] for t in table if t["layers"] == d) for d in depths}
+    gains = {d: geometric_mean(t["gain"] for t in table if t["layers"] == d) for d in depths}
     grown = met(leads[depths[-1]] >= leads[depths[0]])
     return {
         **made,
@@ -127,14 +121,9 @@ def conclude(rows: list[dict], size: Size) -> dict:
         "measured": "KL of random search of equal cost over ours: "
         + ", ".join(f"{leads[d]:.2f} at {d} layers" for d in depths)
         + ("" if grown == MET else " (shrinks)")
-        + "".join(f"; of {RIVALS[name]}: {_gains(table, depths, name)}" for name in RIVALS),
+        + "; of the same search without its gradient: "
+        + ", ".join(f"{gain:.2f}" for gain in gains.values()),
     }
-
-
-def _gains(table: list[dict], depths: list[int], name: str) -> str:
-    """A rival's KL over ours, by depth."""
-    each = ([t[f"gain_{name}"] for t in table if t["layers"] == depth] for depth in depths)
-    return ", ".join(f"{geometric_mean(gains):.2f}" for gains in each)
 
 
 def _ratio(theirs: dict, ours: dict) -> float:

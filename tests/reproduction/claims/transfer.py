@@ -7,7 +7,7 @@ from vispco.testbed import TASKS
 from ..benchmark import Benchmark
 from ..cache import Cache
 from ..measure import Questions
-from ..searches import refined
+from ..searches import predictor
 from ..sizes import METHODS, Size
 from .base import MEASURED, Piece
 
@@ -62,7 +62,9 @@ def _tasks(cache: Cache, size: Size, testbed: str) -> dict:
             task: benchmark.questions("test", size.transfer_questions, tasks=[task])
             for task in tasks
         }
-        config = refined(benchmark, [size.transfer_budget], 0).configs[size.transfer_budget]
+        config = predictor(benchmark, [size.transfer_budget], 0, size.batch).configs[
+            size.transfer_budget
+        ]
         rows[source] = {
             "tokens": config.tokens(benchmark.tokens),
             "accuracy": [benchmark.answers(config, asked[task]).accuracy for task in tasks],
@@ -81,7 +83,9 @@ def _methods(cache: Cache, size: Size, testbed: str) -> dict:
     }
     rows = {}
     for source, benchmark in benchmarks.items():
-        config = refined(benchmark, [size.transfer_budget], 0).configs[size.transfer_budget]
+        config = predictor(benchmark, [size.transfer_budget], 0, size.batch).configs[
+            size.transfer_budget
+        ]
         first = {m: a.first_layer for m, a in benchmarks.items()}
         moved = {
             m: a.config([1.0] * first[m] + list(config.keep_ratios[first[m] :]))
